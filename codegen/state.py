@@ -1,0 +1,180 @@
+"""What the lowering of one kernel knows: the builder, the launch parameters, and where every value lives."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lowbitvm import dtypes
+from lowbitvm.codegen.ptx import Builder, Operand
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.ir import Array, Op, Program, walk
+from lowbitvm.layout import Layout
+from lowbitvm.targets import MmaAtom, Target
+
+SHARED_ALIGNMENT = 128
+SCALAR_INSTRUCTIONS = {"add": "add.s32", "sub": "sub.s32", "mul": "mul.lo.s32", "max": "max.s32", "min": "min.s32"}
+
+
+@dataclass
+class State:
+    """Mutable state of one lowering. A tile's value is a list of registers, one per register index of its layout."""
+
+    program: Program
+    target: Target
+    atom: MmaAtom | None
+    warps: int
+    layouts: dict[Op, Layout]
+    builder: Builder = field(default_factory=Builder)
+    values: dict[Op, list[Operand]] = field(default_factory=dict)
+    shared_bytes: int = 0  # dynamic shared memory of the kernel
+    loop_depth: int = 0
+
+    def __post_init__(self) -> None:
+        walked = list(walk(self.program.body))
+        self.assigned = {op.operands[0] for op in walked if op.kind == "assign"}
+        self.stored = {op.array for op in walked if op.kind == "store"}
+        self.uses: dict[Op, int] = {}
+        for op in walked:
+            for operand in op.operands:
+                self.uses[operand] = self.uses.get(operand, 0) + 1
+        self.parameters = entry_parameters(self.program)
+        self._load_parameters()
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
+
+    def _load_parameters(self) -> None:
+        b = self.builder
+        self.registers: dict[str, str] = {}
+        for kind, name in self.parameters:
+            if kind == "u64":
+                raw = b.op("ld.param.u64", "rd", f"[{name}]")
+                self.registers[name] = b.op("cvta.to.global.u64", "rd", raw)
+            else:
+                self.registers[name] = b.op("ld.param.u32", "r", f"[{name}]")
+        self.tid = b.op("mov.u32", "r", "%tid.x")
+        self.smem = b.op("mov.u32", "r", "smem")
+
+    def pointer(self, array: Array, part: str = "") -> str:
+        """The global address register of an array, or of a packed weight's words, scales or zeros."""
+        return self.registers[parameter_name(array, part)]
+
+    def size(self, dim: str) -> str:
+        """The register of a runtime size."""
+        return self.registers[f"size_{dim}"]
+
+    def allocate_shared(self, size: int, op: Op) -> int:
+        """The offset of `size` bytes of dynamic shared memory, 128-byte aligned. Raises SHARED_MEMORY_EXCEEDED."""
+        offset = -(-self.shared_bytes // SHARED_ALIGNMENT) * SHARED_ALIGNMENT
+        if offset + size > self.target.shared_per_block:
+            raise LowbitvmError(
+                "SHARED_MEMORY_EXCEEDED",
+                f"the tiles need {offset + size} bytes of shared memory, {self.target.name} has "
+                f"{self.target.shared_per_block} per block",
+                "use smaller tiles or fewer stages",
+                op.location,
+            )
+        self.shared_bytes = offset + size
+        return offset
+
+    # -- scalars: known numbers stay Python ints ---------------------------------------------------------------------
+
+    def scalar(self, kind: str, a: Operand, b: Operand) -> Operand:
+        """An i32 scalar operation, folded where it can be."""
+        if isinstance(a, int) and isinstance(b, int):
+            return _fold(kind, a, b)
+        if (kind == "add" and b == 0) or (kind in ("mul", "floordiv") and b == 1) or (kind == "sub" and b == 0):
+            return a
+        if (kind == "add" and a == 0) or (kind == "mul" and a == 1):
+            return b
+        if kind == "mul" and 0 in (a, b):
+            return 0
+        if kind in SCALAR_INSTRUCTIONS:
+            first, second = (b, a) if isinstance(a, int) and kind != "sub" else (a, b)
+            return self.builder.op(SCALAR_INSTRUCTIONS[kind], "r", first, second)
+        return self._divide(kind, a, b)
+
+    def _divide(self, kind: str, a: Operand, b: Operand) -> str:
+        """Floor division and modulo from PTX's truncating ones: r = a % b, corrected by b where the signs differ."""
+        build = self.builder
+        if isinstance(a, int):
+            a = build.op("mov.b32", "r", a)
+        remainder = build.op("rem.s32", "r", a, b)
+        signs = build.op("xor.b32", "r", remainder, b)
+        negative = build.op("setp.lt.s32", "p", signs, 0)
+        wrong = build.op("setp.ne.and.s32", "p", remainder, 0, negative)
+        correction = build.op("selp.b32", "r", b, 0, wrong)
+        modulo = build.op("add.s32", "r", remainder, correction)
+        if kind == "mod":
+            return modulo
+        whole = build.op("sub.s32", "r", a, modulo)
+        return build.op("div.s32", "r", whole, b)
+
+    def linear(self, source: str, images: Sequence[int]) -> Operand:
+        """The XOR of images[i] over the set bits i of a register: a GF(2)-linear map in the fewest shifts and masks.
+
+        Bits that move by the same distance share one mask and shift.
+        """
+        masks: dict[int, int] = {}
+        for i, image in enumerate(images):
+            for j in range(image.bit_length()):
+                if image >> j & 1:
+                    masks[j - i] = masks.get(j - i, 0) | 1 << i
+        result: Operand = 0
+        for distance, mask in masks.items():
+            term: Operand = self.builder.op("and.b32", "r", source, mask)
+            if distance:
+                term = self.builder.op("shl.b32" if distance > 0 else "shr.u32", "r", term, abs(distance))
+            result = term if result == 0 else self.builder.op("xor.b32", "r", result, term)
+        return result
+
+
+def parameter_name(array: Array, part: str = "") -> str:
+    """The PTX parameter of an array; `part` is "words", "scales" or "zeros" for a packed weight."""
+    return f"{array.name}_{part}" if part else array.name
+
+
+def entry_parameters(program: Program) -> list[tuple[str, str]]:
+    """(PTX type, name) of every parameter in order: a pointer per array and part, then the sizes."""
+    parameters: list[tuple[str, str]] = []
+    for array in program.arrays:
+        if isinstance(array.element, Format):
+            parts = ["words", "scales", *(["zeros"] if array.element.zero is not None else [])]
+            parameters += [("u64", parameter_name(array, part)) for part in parts]
+        else:
+            parameters.append(("u64", parameter_name(array)))
+    return parameters + [("u32", f"size_{dim}") for dim in program.dims]
+
+
+def divisor(op: Op) -> int:
+    """A number that certainly divides an i32 scalar: 0 for the constant 0."""
+    if op.kind == "constant":
+        value = op.attributes["value"]
+        return abs(value) if isinstance(value, int) else 1
+    if op.kind == "mul":
+        return divisor(op.operands[0]) * divisor(op.operands[1])
+    if op.kind in ("add", "sub"):
+        return math.gcd(divisor(op.operands[0]), divisor(op.operands[1]))
+    if op.kind == "range":
+        return math.gcd(divisor(op.operands[0]), op.integer("step"))
+    return 1
+
+
+def invariant(op: Op, loop: Op) -> bool:
+    """Whether an i32 scalar keeps its value while `loop` runs."""
+    inside = set(walk(loop.body))
+    return (op is not loop and op not in inside) or (op.kind == "constant")
+
+
+def _fold(kind: str, a: int, b: int) -> int:
+    if kind in ("floordiv", "mod"):
+        return a // b if kind == "floordiv" else a % b
+    return {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b)}[kind]
+
+
+def size_bytes(dtype: dtypes.DType) -> int:
+    """Bytes of one element in memory."""
+    return dtype.bits // 8

@@ -1,0 +1,89 @@
+"""lowbitvm: matrix multiplication at any bit width on NVIDIA GPUs, compiled from a Python DSL to PTX."""
+
+from typing import TYPE_CHECKING, Any
+
+from lowbitvm.dsl import (
+    Kernel,
+    Packed,
+    Tensor,
+    Value,
+    dequant,
+    dot,
+    exp,
+    expand_dims,
+    full,
+    kernel,
+    load,
+    maximum,
+    minimum,
+    packed,
+    program_id,
+    sqrt,
+    store,
+    zeros,
+)
+from lowbitvm.dsl import record_range as range
+from lowbitvm.dsl import reduce_max as max
+from lowbitvm.dsl import reduce_sum as sum
+from lowbitvm.dtypes import bf16, f16, f32, i4, i32, u4
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.interpret import interpret
+from lowbitvm.pack import PackedWeight, pack, quantize
+from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.launch import launch
+from lowbitvm.runtime.linear import compile_linear
+
+if TYPE_CHECKING:
+    from lowbitvm.ops import linear as linear
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "linear":  # the one name that needs torch
+        from lowbitvm.ops import linear
+
+        return linear
+    raise AttributeError(f"module 'lowbitvm' has no attribute {name!r}")
+
+
+__all__ = [
+    "CompiledKernel",
+    "Format",
+    "Kernel",
+    "LowbitvmError",
+    "Packed",
+    "PackedWeight",
+    "Tensor",
+    "Value",
+    "bf16",
+    "compile_linear",
+    "dequant",
+    "dot",
+    "exp",
+    "expand_dims",
+    "f16",
+    "f32",
+    "full",
+    "i4",
+    "i32",
+    "interpret",
+    "kernel",
+    "launch",
+    "linear",
+    "load",
+    "max",
+    "maximum",
+    "minimum",
+    "pack",
+    "packed",
+    "program_id",
+    "quantize",
+    "range",
+    "sqrt",
+    "store",
+    "sum",
+    "u4",
+    "zeros",
+]

@@ -1,0 +1,131 @@
+"""The `lowbitvm` command."""
+
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime import assemble, driver, emulator
+from lowbitvm.runtime.linear import compile_linear
+from lowbitvm.targets import TARGETS
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
+
+
+class _Group(click.Group):
+    """Prints a LowbitvmError as one line instead of a trace."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except LowbitvmError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="lowbitvm")
+def main() -> None:
+    """Low-bit matrix multiplication kernels for NVIDIA GPUs, compiled and run with or without one."""
+
+
+@main.command()
+@click.option("--text", default=TEXT, show_default=True, help="What the language model reads.")
+@click.option("--device", default=None, help="cuda or emulator:TARGET; the GPU if there is one, else emulator:sm_80.")
+def demo(text: str, device: str | None) -> None:
+    """Runs the first block of SmolLM2-135M with its 4-bit weights and checks every layer."""
+    if importlib.util.find_spec("torch") is None:
+        raise LowbitvmError("TOOL_MISSING", "the demo needs torch", "pip install 'lowbitvm[torch,load]'")
+    from lowbitvm import demo as runner  # imports torch, which the other commands do without
+
+    console = Console()
+    raise SystemExit(runner.main(text, device or runner.default_device(), console))
+
+
+@main.command("compile")
+@click.option("--weights", required=True, help="Number format of the weights: u4 or i4.")
+@click.option("--group", default="128", show_default=True, help="32, 64, 128, channel or tensor.")
+@click.option("--zero", default="none", show_default=True, type=click.Choice(["none", "int", "float", "offset"]))
+@click.option("--scale", default="f16", show_default=True, type=click.Choice(["f16", "bf16", "f32"]))
+@click.option("--act", default="f16", show_default=True, type=click.Choice(["f16", "bf16"]))
+@click.option("--target", default="sm_80", show_default=True, help=", ".join(TARGETS))
+@click.option("--bm", type=int, help="Rows of x per block.")
+@click.option("--bn", type=int, help="Output features per block.")
+@click.option("--bk", type=int, help="k per pipeline stage.")
+@click.option("--stages", type=int, help="Pipeline stages, 2 to 5.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory.")
+def compile_command(
+    output: Path, group: str, zero: str, weights: str, act: str, target: str, **options: object
+) -> None:
+    """Writes the linear kernel's .ptx, .cubin and .json (resources) to a directory."""
+    name = f"linear-{weights}-{group}-{zero}-{act}-{target}"
+    with Progress(transient=True) as progress:
+        progress.add_task(f"compiling {name}", total=None)
+        kernel = compile_linear(
+            weights,
+            group=int(group) if group.isdigit() else group,
+            zero=None if zero == "none" else zero,
+            act=act,
+            target=target,
+            **options,  # type: ignore[arg-type]  # click has checked their types
+        )
+        resources = {
+            "entry": kernel.code.entry,
+            "target": target,
+            "threads": kernel.code.threads,
+            "registers": kernel.registers,
+            "spills": kernel.spills,
+            "shared": kernel.shared,
+            "parameters": [f"{kind} {parameter}" for kind, parameter in kernel.code.parameters],
+            "trace_ms": round(kernel.trace_ms, 3),
+            "assemble_ms": round(kernel.assemble_ms, 3),
+        }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.ptx").write_text(kernel.ptx)
+    (output / f"{name}.cubin").write_bytes(kernel.cubin)
+    (output / f"{name}.json").write_text(json.dumps(resources, indent=2) + "\n")
+    click.echo(f"{output / name}.{{ptx,cubin,json}}: {kernel.registers} registers, {kernel.spills} bytes of spills")
+
+
+@main.command()
+def doctor() -> None:
+    """Says what is installed, which GPUs there are, and which executors work."""
+    table = Table("part", "state", title="lowbitvm doctor")
+    for package in ("numpy", "torch", "cuda-bindings", "nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "gguf"):
+        table.add_row(package, _version(package))
+    table.add_row("executor: interpreter", "works")
+    table.add_row("executor: emulator", _state(_emulator))
+    table.add_row("assembler", _state(assemble.assembler_version))
+    table.add_row("executor: GPU", _state(_gpus))
+    Console().print(table)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _state(check: Callable[[], str]) -> str:
+    try:
+        return check()
+    except LowbitvmError as error:
+        return str(error)
+
+
+def _emulator() -> str:
+    emulator.load(".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry nothing() { ret; }").launch(
+        "nothing", grid=(1, 1, 1), block=(32, 1, 1), args=[]
+    )
+    return "works"
+
+
+def _gpus() -> str:
+    return ", ".join(f"GPU {index}: {driver.device_target(index)}" for index in range(driver.device_count()))

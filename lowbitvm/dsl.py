@@ -1,0 +1,525 @@
+"""The Python DSL: running a kernel's body once records it as a tile IR program, with source locations.
+
+Python's own `if` and `for` happen while recording; `range` is recorded as a loop. Arithmetic is on f32 and i32, other
+dtypes are loaded, stored and cast.
+"""
+
+import inspect
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowbitvm import dtypes
+from lowbitvm.dtypes import DType
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.ir import Array, Attribute, Op, Program
+from lowbitvm.verify import verify
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.compiled import CompiledKernel
+
+Scalar = int | float
+_recording = threading.local()
+_THIS_FILE = str(Path(__file__))
+
+
+class Recorder:
+    """Collects the ops of one kernel; `blocks` is the stack of open blocks, the innermost last."""
+
+    def __init__(self) -> None:
+        self.blocks: list[list[Op]] = [[]]
+        self.home: dict[Op, list[Op]] = {}
+
+    def add(self, op: Op) -> Op:
+        """Appends an op to the innermost open block, after checking that its operands are still alive."""
+        op.location = _caller()
+        for operand in op.operands:
+            if not any(self.home[operand] is block for block in self.blocks):
+                raise LowbitvmError(
+                    "VALUE_ESCAPES_LOOP",
+                    f"the {operand.kind} made inside lb.range at {operand.location} is used after the loop",
+                    "make the tile before the loop and update it inside with +=",
+                    op.location,
+                )
+        if op.dtype == dtypes.i32 and not op.shape and op.kind != "range":
+            self._add_scalar(op)
+        else:
+            self.blocks[-1].append(op)
+            self.home[op] = self.blocks[-1]
+        return op
+
+    def _add_scalar(self, op: Op) -> None:
+        """Puts index arithmetic before every open loop that it does not depend on."""
+        alive = [at for at, block in enumerate(self.blocks) for x in op.operands if self.home[x] is block]
+        block = self.blocks[max(alive, default=0)]
+        block.insert(len(block) - (block is not self.blocks[-1]), op)  # before the open loop, which is its last op
+        self.home[op] = block
+
+
+def _recorder() -> Recorder:
+    recorder = getattr(_recording, "recorder", None)
+    if recorder is None:
+        raise LowbitvmError(
+            "KERNEL_INVALID",
+            f"lb.{sys._getframe(1).f_code.co_name} was called outside a kernel",
+            "call it in the body of a function decorated with lb.kernel",
+            _caller(),
+        )
+    assert isinstance(recorder, Recorder)
+    return recorder
+
+
+def _caller() -> str:
+    """file:line of the innermost frame that is the user's, not this file's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == _THIS_FILE:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _invalid(problem: str, fix: str) -> LowbitvmError:
+    return LowbitvmError("KERNEL_INVALID", problem, fix, _caller())
+
+
+class Value:
+    """A recorded scalar (`shape == ()`) or tile. `+=` and `set` overwrite it in place, all other operators make a new one."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tile's shape, () for a scalar."""
+        return self.op.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        assert self.op.dtype is not None
+        return self.op.dtype
+
+    def to(self, dtype: DType) -> "Value":
+        """The tile with every element rounded to nearest even in `dtype`; float to i32 truncates."""
+        return self if dtype == self.dtype else _record("cast", dtype, self.shape, (self,))
+
+    @property
+    def T(self) -> "Value":
+        """The transposed tile of a rank-2 tile."""
+        if len(self.shape) != 2:
+            raise _invalid(f".T of a tile of shape {self.shape}", "transpose tiles of rank 2 only")
+        return _record("transpose", self.dtype, self.shape[::-1], (self,))
+
+    def __add__(self, other: "Value | Scalar") -> "Value":
+        return _binary("add", self, other)
+
+    def __radd__(self, other: Scalar) -> "Value":
+        return _binary("add", other, self)
+
+    def __sub__(self, other: "Value | Scalar") -> "Value":
+        return _binary("sub", self, other)
+
+    def __rsub__(self, other: Scalar) -> "Value":
+        return _binary("sub", other, self)
+
+    def __mul__(self, other: "Value | Scalar") -> "Value":
+        return _binary("mul", self, other)
+
+    def __rmul__(self, other: Scalar) -> "Value":
+        return _binary("mul", other, self)
+
+    def __truediv__(self, other: "Value | Scalar") -> "Value":
+        return _binary("div", self, other)
+
+    def __rtruediv__(self, other: Scalar) -> "Value":
+        return _binary("div", other, self)
+
+    def __floordiv__(self, other: "Value | Scalar") -> "Value":
+        return _binary("floordiv", self, other)
+
+    def __mod__(self, other: "Value | Scalar") -> "Value":
+        return _binary("mod", self, other)
+
+    def __neg__(self) -> "Value":
+        return _binary("sub", 0, self)
+
+    def __iadd__(self, other: "Value | Scalar") -> "Value":
+        return self.set(self + other)
+
+    def __isub__(self, other: "Value | Scalar") -> "Value":
+        return self.set(self - other)
+
+    def __imul__(self, other: "Value | Scalar") -> "Value":
+        return self.set(self * other)
+
+    def set(self, value: "Value") -> "Value":
+        """Overwrites the tile with another of its shape and dtype; returns the tile."""
+        if value.shape != self.shape:
+            raise LowbitvmError(
+                "SHAPE_MISMATCH",
+                f"a tile of shape {self.shape} is updated with one of shape {value.shape}",
+                "make both shapes equal",
+                _caller(),
+            )
+        if self.dtype == dtypes.i32 and not self.shape:
+            raise _invalid("an i32 scalar is updated in place", "derive it from the index of lb.range")
+        _recorder().add(Op("assign", None, (), (self.op, value.op)))
+        return self
+
+    def __bool__(self) -> bool:
+        raise _invalid("a recorded value has no truth value", "use lb.where, or decide on a Python number")
+
+    def __iter__(self) -> Iterator["Value"]:
+        raise _invalid("a recorded value cannot be iterated", "use lb.range for loops")
+
+
+class Tensor:
+    """A dense array parameter; its sizes are i32 scalars known at launch."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        assert isinstance(self.array.element, DType)
+        return self.array.element
+
+    @property
+    def shape(self) -> tuple[Value, ...]:
+        """One i32 scalar per dimension."""
+        return tuple(_dimension(self.array, axis) for axis in range(len(self.array.dims)))
+
+
+@dataclass(frozen=True)
+class PackedPart:
+    """The scales or zeros of a packed weight, to be handed to `dequant`."""
+
+    array: Array
+    part: str
+
+
+class Packed:
+    """A packed weight parameter of shape (out_features, in_features)."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.scales = PackedPart(array, "scales")
+        self.zeros = PackedPart(array, "zeros") if self.format.zero is not None else None
+
+    @property
+    def format(self) -> Format:
+        """The packed format."""
+        assert isinstance(self.array.element, Format)
+        return self.array.element
+
+    @property
+    def shape(self) -> tuple[Value, ...]:
+        """(out_features, in_features) as i32 scalars."""
+        return tuple(_dimension(self.array, axis) for axis in range(2))
+
+
+def _dimension(array: Array, axis: int) -> Value:
+    return _record("dimension", dtypes.i32, (), array=array, axis=axis)
+
+
+def _record(
+    kind: str,
+    dtype: DType | None,
+    shape: tuple[int, ...] = (),
+    operands: tuple[Value, ...] = (),
+    array: Array | None = None,
+    **attributes: Attribute,
+) -> Value:
+    op = Op(kind, dtype, shape, tuple(operand.op for operand in operands), array, attributes)
+    return Value(_recorder().add(op))
+
+
+def _constant(value: Scalar, dtype: DType) -> Value:
+    if dtype.is_integer and not isinstance(value, int):
+        raise LowbitvmError(
+            "DTYPE_MISMATCH", f"the number {value} meets a value of {dtype.name}", "use a whole number", _caller()
+        )
+    return _record("constant", dtype, value=value)
+
+
+def _pair(left: Value | Scalar, right: Value | Scalar) -> tuple[Value, Value]:
+    """Both operands as recorded values of one dtype and shape."""
+    if not isinstance(left, Value):
+        assert isinstance(right, Value)
+        left = _constant(left, right.dtype)
+    if not isinstance(right, Value):
+        right = _constant(right, left.dtype)
+    if left.dtype != right.dtype:
+        raise LowbitvmError(
+            "DTYPE_MISMATCH",
+            f"one operation on {left.dtype.name} and {right.dtype.name}",
+            f"cast one of them, as in .to(lb.{left.dtype.name})",
+            _caller(),
+        )
+    shape = _broadcast_shape(left.shape, right.shape)
+    return _broadcast(left, shape), _broadcast(right, shape)
+
+
+def _broadcast_shape(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    rank = max(len(left), len(right))
+    pairs = list(zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True))
+    if any(a != b and 1 not in (a, b) for a, b in pairs):
+        raise LowbitvmError(
+            "SHAPE_MISMATCH", f"tiles of shapes {left} and {right} do not broadcast", "make the shapes equal", _caller()
+        )
+    return tuple(max(a, b) for a, b in pairs)
+
+
+def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
+    return value if value.shape == shape else _record("broadcast", value.dtype, shape, (value,))
+
+
+def _binary(kind: str, left: Value | Scalar, right: Value | Scalar) -> Value:
+    a, b = _pair(left, right)
+    return _record(kind, a.dtype, a.shape, (a, b))
+
+
+def program_id(axis: int) -> Value:
+    """The block's index along grid axis 0, 1 or 2, an i32 scalar."""
+    return _record("program_id", dtypes.i32, axis=axis)
+
+
+def full(shape: tuple[int, ...], value: Scalar, dtype: DType = dtypes.f32) -> Value:
+    """A tile filled with one number."""
+    return _record("full", dtype, tuple(shape), value=value)
+
+
+def zeros(shape: tuple[int, ...], dtype: DType = dtypes.f32) -> Value:
+    """A tile of zeros."""
+    return full(shape, 0, dtype)
+
+
+def load(source: Tensor | Packed, offsets: tuple[Value | int, ...], shape: tuple[int, ...], other: Scalar = 0) -> Value:
+    """The tile of `shape` at `offsets` (in elements); elements beyond the array are `other`.
+
+    From a Packed weight the result is a tile of codes (rows, in_features) for `dequant`, of zeros beyond the array.
+    """
+    array = source.array
+    dtype = source.dtype if isinstance(source, Tensor) else dtypes.get(source.format.dtype)
+    return _record("load", dtype, tuple(shape), _offsets(array, offsets), array, other=other)
+
+
+def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:
+    """Writes a tile at `offsets`; elements beyond the array are dropped."""
+    _record("store", None, value.shape, (value, *_offsets(target.array, offsets)), target.array)
+
+
+def _offsets(array: Array, offsets: tuple[Value | int, ...]) -> tuple[Value, ...]:
+    if len(offsets) != len(array.dims):
+        raise LowbitvmError(
+            "SHAPE_MISMATCH",
+            f"{len(offsets)} offsets for {array.name}, which has {len(array.dims)} dimensions",
+            "give one offset per dimension",
+            _caller(),
+        )
+    return tuple(
+        offset if isinstance(offset, Value) else _record("constant", dtypes.i32, value=offset) for offset in offsets
+    )
+
+
+def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -> Value:
+    """The real values of a tile of codes: q * s, (q - z) * s or q * s + m, as the format says; exact, typed f32."""
+    array = codes.op.array
+    expected = array is not None and isinstance(array.element, Format) and array.element.zero is not None
+    if codes.op.kind != "load" or scales.array is not array or (zeros is not None) != expected:
+        raise _invalid(
+            "dequant takes the codes, scales and zeros of one packed weight",
+            "pass lb.load(w, ...), w.scales, w.zeros of the same w",
+        )
+    return _record("dequant", dtypes.f32, codes.shape, (codes,), array)
+
+
+def dot(a: Value, b: Value) -> Value:
+    """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
+
+    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight. Products are exact; the sum over k is f32's.
+    """
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
+        raise LowbitvmError(
+            "SHAPE_MISMATCH", f"dot of tiles {a.shape} and {b.shape}", "make a (m, k) and b (k, n)", _caller()
+        )
+    return _record("dot", dtypes.f32, (a.shape[0], b.shape[1]), (a, b))
+
+
+def _unary(kind: str, value: Value) -> Value:
+    return _record(kind, value.dtype, value.shape, (value,))
+
+
+def exp(value: Value) -> Value:
+    """e to the power of each f32 element."""
+    return _unary("exp", value)
+
+
+def sqrt(value: Value) -> Value:
+    """The square root of each f32 element, rounded to nearest."""
+    return _unary("sqrt", value)
+
+
+def maximum(left: Value | Scalar, right: Value | Scalar) -> Value:
+    """The larger of each pair; a NaN loses against a number."""
+    return _binary("max", left, right)
+
+
+def minimum(left: Value | Scalar, right: Value | Scalar) -> Value:
+    """The smaller of each pair; a NaN loses against a number."""
+    return _binary("min", left, right)
+
+
+def reduce_sum(value: Value, axis: int) -> Value:
+    """The sum along one axis, which disappears from the shape."""
+    return _reduce("sum", value, axis)
+
+
+def reduce_max(value: Value, axis: int) -> Value:
+    """The maximum along one axis, which disappears from the shape."""
+    return _reduce("max", value, axis)
+
+
+def _reduce(kind: str, value: Value, axis: int) -> Value:
+    rank = len(value.shape)
+    if not -rank <= axis < rank:
+        raise LowbitvmError(
+            "SHAPE_MISMATCH", f"axis {axis} of a tile of rank {rank}", f"use an axis below {rank}", _caller()
+        )
+    axis %= rank
+    return _record("reduce", value.dtype, value.shape[:axis] + value.shape[axis + 1 :], (value,), how=kind, axis=axis)
+
+
+def expand_dims(value: Value, axis: int) -> Value:
+    """The same tile with a dimension of size 1 inserted at `axis`."""
+    return _record("expand", value.dtype, (*value.shape[:axis], 1, *value.shape[axis:]), (value,), axis=axis)
+
+
+def record_range(start: Value | int, stop: Value | int, step: int, stages: int = 2) -> Iterator[Value]:
+    """A recorded loop over start, start + step, ... below stop; loads that feed a `dot` run `stages` deep ahead."""
+    recorder = _recorder()
+    if step <= 0 or not 2 <= stages <= 5:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"lb.range with step {step}, {stages} stages", "use step > 0, 2 to 5 stages", _caller()
+        )
+    bounds = tuple(
+        bound if isinstance(bound, Value) else _record("constant", dtypes.i32, value=bound) for bound in (start, stop)
+    )
+    loop = Op("range", dtypes.i32, (), tuple(b.op for b in bounds), attributes={"step": step, "stages": stages})
+    recorder.add(loop)
+    recorder.blocks.append(loop.body)
+    recorder.home[loop] = loop.body  # the index lives inside the loop only
+    yield Value(loop)
+    assert recorder.blocks.pop() is loop.body
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parameter's declaration: dimension names and, unless given when compiling, its dtype."""
+
+    dims: tuple[str, ...]
+    dtype: DType | None = None
+    packed: bool = False
+
+
+def packed(dims: str) -> Spec:
+    """Declares a packed weight parameter, as in `w=lb.packed("n k")`."""
+    return Spec(tuple(dims.split()), packed=True)
+
+
+class Kernel:
+    """A DSL function with its parameter declarations; `compile` records and lowers it, `trace` records only."""
+
+    def __init__(self, function: Callable[..., None], specs: Mapping[str, Spec]) -> None:
+        self.function, self.specs = function, dict(specs)
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        parameters = inspect.signature(function).parameters.values()
+        self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        if tensors != list(self.specs):
+            raise _invalid(
+                f"{self.__name__} takes {tensors}, but its decorator declares {list(self.specs)}",
+                "declare every positional parameter, in order",
+            )
+
+    def trace(self, *, divisible: Mapping[str, int] | None = None, **arguments: Any) -> Program:
+        """Records the kernel as a verified tile IR program.
+
+        `arguments` gives each packed parameter its Format, each parameter declared without dtype its DType (or None to
+        leave an optional parameter out), and every keyword-only constant its value. `divisible` promises divisors of
+        dimensions, which allows wide accesses, as in {"k": 8}.
+        """
+        arrays = {name: self._array(name, spec, arguments) for name, spec in self.specs.items()}
+        constants = {**self.constants, **{k: v for k, v in arguments.items() if k not in self.specs}}
+        unknown = constants.keys() - self.constants.keys()
+        missing = [name for name, value in constants.items() if value is inspect.Parameter.empty]
+        if unknown or missing:
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"{self.__name__} got the constants {sorted(unknown)}, which it does not take, and misses {missing}",
+                f"give exactly {list(self.constants)}",
+            )
+        present = tuple(array for array in arrays.values() if array is not None)
+        program = Program(
+            self.__name__, present, self._record(arrays, constants), tuple(sorted((divisible or {}).items()))
+        )
+        verify(program)
+        return program
+
+    def _record(self, arrays: Mapping[str, Array | None], constants: Mapping[str, Any]) -> tuple[Op, ...]:
+        outer = getattr(_recording, "recorder", None)
+        _recording.recorder = recorder = Recorder()
+        try:
+            self.function(*(_handle(array) for array in arrays.values()), **constants)
+        finally:
+            _recording.recorder = outer
+        return tuple(recorder.blocks[0])
+
+    def _array(self, name: str, spec: Spec, arguments: Mapping[str, Any]) -> Array | None:
+        element = arguments.get(name, spec.dtype)
+        if name in arguments and element is None:
+            return None
+        if isinstance(element, str):
+            element = Format.parse(element) if spec.packed else dtypes.get(element)
+        if not isinstance(element, Format if spec.packed else DType):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"parameter {name} of {self.__name__} was given {element!r}",
+                f"pass {name}={'lb.Format(...)' if spec.packed else 'a dtype such as lb.f16'}",
+            )
+        return Array(name, spec.dims, element)
+
+    def compile(
+        self, target: str, *, warps: int = 4, divisible: Mapping[str, int] | None = None, **arguments: Any
+    ) -> "CompiledKernel":
+        """Compiles for a GPU target such as "sm_80", without a GPU; `warps` is the number of warps of a block.
+
+        See `trace` for the other arguments. Raises TARGET_UNKNOWN, KERNEL_UNSUPPORTED, SHARED_MEMORY_EXCEEDED.
+        """
+        # Kernels are declared below the runtime and compiled through it: the one upward import.
+        from lowbitvm.runtime.compiled import compile_program
+
+        started = time.perf_counter()
+        return compile_program(self.trace(divisible=divisible, **arguments), target, warps, started)
+
+
+def _handle(array: Array | None) -> Tensor | Packed | None:
+    if array is None:
+        return None
+    return Packed(array) if isinstance(array.element, Format) else Tensor(array)
+
+
+def kernel(**specs: tuple[str, DType | None] | Spec) -> Callable[[Callable[..., None]], Kernel]:
+    """Declares a kernel: per positional parameter its dimension names and dtype, `("m k", lb.f16)` or `packed("n k")`.
+
+    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch.
+    """
+    declared = {
+        name: spec if isinstance(spec, Spec) else Spec(tuple(spec[0].split()), spec[1]) for name, spec in specs.items()
+    }
+    return lambda function: Kernel(function, declared)

@@ -1,0 +1,198 @@
+"""Executor (a): what a tile IR program means, in numpy.
+
+Tiles are numpy arrays of their dtype, except a dequantised weight, which is exact in float64. `dot` multiplies and sums
+in float64 and rounds once to f32. All other arithmetic is that of f32 and i32.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from lowbitvm import dtypes
+from lowbitvm.dtypes import DType
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.ir import Array, Op, Program
+from lowbitvm.pack import PackedWeight
+
+NumpyArray = np.ndarray[Any, Any]
+Argument = NumpyArray | PackedWeight
+
+
+def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Argument]) -> None:
+    """Runs every block of the grid, one after another; arrays that the program stores to are changed in place.
+
+    `arguments` has a numpy array, or PackedWeight of numpy arrays, per array of the program. Raises SHAPE_MISMATCH and
+    DTYPE_MISMATCH where they do not fit its declaration.
+    """
+    sizes = bind_sizes(program, arguments)
+    weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight)}
+    for block in product(*(range(count) for count in grid)):
+        _Block(arguments, weights, sizes, block).run(program.body)
+
+
+def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]:
+    """The runtime size of every dimension name.
+
+    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID, SHAPE_MISMATCH and, where a promise of
+    `divisible` is broken, SHAPE_MISMATCH.
+    """
+    if arguments.keys() != {array.name for array in program.arrays}:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"{program.name} takes {[array.name for array in program.arrays]}, got {list(arguments)}",
+            "pass exactly these",
+        )
+    sizes: dict[str, int] = {}
+    for array in program.arrays:
+        shape = tuple(arguments[array.name].shape)
+        if len(shape) != len(array.dims):
+            raise LowbitvmError(
+                "SHAPE_MISMATCH", f"{array.name} has shape {shape}, declared {array}", "pass an array of that rank"
+            )
+        for dim, size in zip(array.dims, shape, strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise LowbitvmError(
+                    "SHAPE_MISMATCH", f"{dim} is {sizes[dim]} and, in {array.name}, {size}", f"make every {dim} equal"
+                )
+    for dim, divisor in program.divisible:
+        if sizes[dim] % divisor:
+            raise LowbitvmError(
+                "SHAPE_MISMATCH",
+                f"{dim} is {sizes[dim]}, but the kernel was compiled for multiples of {divisor}",
+                "compile without divisible",
+            )
+    return sizes
+
+
+def _dense(weight: PackedWeight) -> NumpyArray:
+    return np.asarray(weight.dequantize(), np.float64)
+
+
+class _Block:
+    """One block of the grid: the value of every op so far."""
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Argument],
+        weights: Mapping[str, NumpyArray],
+        sizes: Mapping[str, int],
+        block: tuple[int, ...],
+    ) -> None:
+        self.arguments, self.weights, self.sizes, self.block = arguments, weights, sizes, block
+        self.values: dict[Op, Any] = {}
+
+    def run(self, ops: Sequence[Op]) -> None:
+        for op in ops:
+            if op.kind == "range":
+                start, stop = (int(self.values[x]) for x in op.operands)
+                for index in range(start, stop, op.integer("step")):
+                    self.values[op] = np.int32(index)
+                    self.run(op.body)
+            elif op.kind == "assign":
+                target, value = op.operands
+                self.values[target] = self.values[value]
+            elif op.kind == "store":
+                self._store(op)
+            else:
+                with np.errstate(all="ignore"):
+                    self.values[op] = EVALUATE[op.kind](self, op)
+
+    def _window(self, array: Array, offsets: Sequence[Op], shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+        """Per axis: the slice of the tile inside the array, and the same elements as a slice of the array."""
+        for dim, offset, size in zip(array.dims, offsets, shape, strict=True):
+            start = int(self.values[offset])
+            low, high = max(start, 0), min(start + size, self.sizes[dim])
+            high = max(low, high)
+            yield slice(low - start, high - start), slice(low, high)
+
+    def load(self, op: Op) -> NumpyArray:
+        assert op.array is not None and op.dtype is not None
+        packed = isinstance(op.array.element, Format)
+        source = self.weights[op.array.name] if packed else self.arguments[op.array.name]
+        assert isinstance(source, np.ndarray)
+        tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
+        inside, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
+        tile[inside] = source[place]
+        return tile
+
+    def _store(self, op: Op) -> None:
+        assert op.array is not None
+        value, *offsets = op.operands
+        target = self.arguments[op.array.name]
+        assert isinstance(target, np.ndarray)
+        inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
+        target[place] = self.values[value][inside]
+
+    def operands(self, op: Op) -> list[Any]:
+        return [self.values[operand] for operand in op.operands]
+
+
+def _numpy(dtype: DType | None) -> np.dtype[Any]:
+    assert dtype is not None
+    return dtype.numpy
+
+
+def _elementwise(function: Callable[..., Any]) -> Callable[[_Block, Op], Any]:
+    return lambda block, op: np.asarray(function(*block.operands(op)), _numpy(op.dtype))
+
+
+def _cast(block: _Block, op: Op) -> NumpyArray:
+    (value,) = block.operands(op)
+    if op.dtype == dtypes.i32 and np.asarray(value).dtype.kind == "f":
+        value = np.clip(np.nan_to_num(np.trunc(value.astype(np.float64)), nan=0.0), -(2.0**31), 2.0**31 - 1)
+    return np.asarray(value).astype(_numpy(op.dtype))
+
+
+def _broadcast(block: _Block, op: Op) -> NumpyArray:
+    return np.broadcast_to(block.operands(op)[0], op.shape)
+
+
+def _reduce(block: _Block, op: Op) -> NumpyArray:
+    (value,) = block.operands(op)
+    function = np.sum if op.attributes["how"] == "sum" else np.fmax.reduce
+    return np.asarray(function(value, axis=op.integer("axis")), _numpy(op.dtype))
+
+
+def _dot(block: _Block, op: Op) -> NumpyArray:
+    a, b = block.operands(op)
+    return np.asarray(a.astype(np.float64) @ b, np.float32)
+
+
+def _size(block: _Block, op: Op) -> np.int32:
+    assert op.array is not None
+    return np.int32(block.sizes[op.array.dims[op.integer("axis")]])
+
+
+def _program_id(block: _Block, op: Op) -> np.int32:
+    axis = op.integer("axis")
+    return np.int32(block.block[axis] if axis < len(block.block) else 0)
+
+
+# A load of codes yields the dequantised weights at once (zero beyond the array), so `dequant` passes them on.
+EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
+    "program_id": _program_id,
+    "dimension": _size,
+    "constant": lambda block, op: _numpy(op.dtype).type(op.attributes["value"]),
+    "full": lambda block, op: np.full(op.shape, op.attributes["value"], _numpy(op.dtype)),
+    "load": _Block.load,
+    "cast": _cast,
+    "broadcast": _broadcast,
+    "expand": lambda block, op: np.expand_dims(block.operands(op)[0], op.integer("axis")),
+    "transpose": lambda block, op: block.operands(op)[0].T,
+    "reduce": _reduce,
+    "dequant": lambda block, op: block.operands(op)[0],
+    "dot": _dot,
+    "add": _elementwise(np.add),
+    "sub": _elementwise(np.subtract),
+    "mul": _elementwise(np.multiply),
+    "div": _elementwise(np.divide),
+    "max": _elementwise(np.fmax),
+    "min": _elementwise(np.fmin),
+    "floordiv": _elementwise(np.floor_divide),
+    "mod": _elementwise(np.mod),
+    "exp": _elementwise(np.exp),
+    "sqrt": _elementwise(np.sqrt),
+}

@@ -1,0 +1,1 @@
+"""Prebuilt kernels, written in the DSL."""

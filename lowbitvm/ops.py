@@ -1,0 +1,154 @@
+"""torch operators."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from lowbitvm import dtypes
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.pack import PackedWeight
+from lowbitvm.runtime import driver
+from lowbitvm.runtime.linear import run_linear
+from lowbitvm.targets import get
+
+_library = torch.library.Library("lowbitvm", "DEF")
+_library.define(
+    "linear(Tensor x, Tensor words, Tensor scales, Tensor? zeros, Tensor? bias, str format, int out_features,"
+    " int in_features) -> Tensor"
+)
+
+
+def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x (..., in_features) in f16 or bf16 times the weight, transposed, plus bias (out_features): (..., out_features).
+
+    CUDA tensors run on their GPU, on the current stream. CPU tensors are multiplied exactly, in float64, and rounded
+    once; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) they go through PTX and the emulator instead.
+    Raises DTYPE_MISMATCH, SHAPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH; a backward pass through it raises
+    GRADIENT_UNSUPPORTED.
+    """
+    if not dtypes.is_tensor(weight.words):
+        raise LowbitvmError("DEVICE_MISMATCH", "the weight holds numpy arrays", "pack torch tensors")
+    operator = torch.ops.lowbitvm.linear
+    parts = (weight.words, weight.scales, weight.zeros)
+    result: torch.Tensor = operator(x, *parts, bias, str(weight.format), weight.out_features, weight.in_features)
+    return result
+
+
+def _check(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> None:
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        raise LowbitvmError("DTYPE_MISMATCH", f"x is {x.dtype}", "cast it to float16 or bfloat16")
+    if x.dim() == 0 or x.shape[-1] != weight.in_features:
+        raise LowbitvmError(
+            "SHAPE_MISMATCH",
+            f"x has shape {tuple(x.shape)}, the weight {weight.in_features} in_features",
+            "make the last dimension of x equal in_features",
+        )
+    if bias is not None and (bias.shape != (weight.out_features,) or bias.dtype != x.dtype):
+        raise LowbitvmError(
+            "SHAPE_MISMATCH" if bias.dtype == x.dtype else "DTYPE_MISMATCH",
+            f"bias is {bias.dtype} of shape {tuple(bias.shape)}, x is {x.dtype}, out_features {weight.out_features}",
+            "pass a bias (out_features) in the dtype of x",
+        )
+    tensors = {"x": x, "weight": weight.words, "scales": weight.scales, "zeros": weight.zeros, "bias": bias}
+    devices = {str(tensor.device) for tensor in tensors.values() if tensor is not None}
+    if len(devices) > 1:
+        raise LowbitvmError(
+            "DEVICE_MISMATCH", f"tensors on {sorted(devices)}", "move all to one device with .to(device)"
+        )
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise LowbitvmError(
+                "TENSOR_NOT_CONTIGUOUS", f"{name} has strides {tensor.stride()}", "call .contiguous() on it"
+            )
+
+
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def _weight(parts: Parts, fmt: str, out_features: int, in_features: int) -> PackedWeight:
+    return PackedWeight(*parts, Format.parse(fmt), out_features, in_features)
+
+
+def _linear_cpu(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fmt: str,
+    out_features: int,
+    in_features: int,
+) -> torch.Tensor:
+    weight = _weight((words, scales, zeros), fmt, out_features, in_features)
+    _check(x, weight, bias)
+    device = os.environ.get("LOWBITVM_DEVICE", "")
+    if not device:
+        return _reference(x, weight, bias)
+    if not device.startswith("emulator:"):
+        raise LowbitvmError(
+            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or unset it"
+        )
+    return _run(x, weight, bias, get(device.removeprefix("emulator:")).name)
+
+
+def _linear_cuda(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fmt: str,
+    out_features: int,
+    in_features: int,
+) -> torch.Tensor:
+    weight = _weight((words, scales, zeros), fmt, out_features, in_features)
+    _check(x, weight, bias)
+    return _run(x, weight, bias, driver.device_target(x.device.index))
+
+
+def _run(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, target: str) -> torch.Tensor:
+    y = x.new_empty((*x.shape[:-1], weight.out_features))
+    rows = x.numel() // weight.in_features if weight.in_features else y.numel() // max(1, weight.out_features)
+    run_linear(x.view(rows, weight.in_features), weight, bias, y.view(rows, weight.out_features), target)
+    return y
+
+
+def _reference(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """The exact product, summed in float64 and rounded to x's dtype."""
+    exact = x.double() @ weight.dequantize().double().T
+    if bias is not None:
+        exact = exact + bias.double()
+    if x.dtype == torch.float16:  # torch rounds float64 to f16 twice, numpy once
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(exact.numpy().astype(np.float16))
+    return exact.to(x.dtype)
+
+
+def _linear_fake(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fmt: str,
+    out_features: int,
+    in_features: int,
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _backward(context: Any, *gradients: torch.Tensor) -> None:
+    raise LowbitvmError(
+        "GRADIENT_UNSUPPORTED",
+        "a backward pass reached lowbitvm.linear",
+        "run it under torch.no_grad() or detach its result",
+    )
+
+
+_library.impl("linear", _linear_cpu, "CPU")
+_library.impl("linear", _linear_cuda, "CUDA")
+torch.library.register_fake("lowbitvm::linear", _linear_fake, lib=_library)
+torch.library.register_autograd("lowbitvm::linear", _backward, lib=_library)

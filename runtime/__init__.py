@@ -1,0 +1,1 @@
+"""Assembles, caches, launches and emulates the PTX that lowbitvm.codegen writes."""

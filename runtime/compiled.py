@@ -1,0 +1,119 @@
+"""A compiled kernel: its PTX, its cubin, what the assembler says of it, and how it is launched."""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lowbitvm import codegen
+from lowbitvm.codegen import Ptx
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.interpret import bind_sizes
+from lowbitvm.ir import Program
+from lowbitvm.runtime import cache
+from lowbitvm.runtime.assemble import Assembly, assemble, assembler_version, disassemble
+from lowbitvm.runtime.cache import Cache, Entry
+from lowbitvm.runtime.emulator import Module, load
+
+WARPS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledKernel:
+    """A kernel for one target. It is assembled when its cubin or a number that the assembler gives is first asked for."""
+
+    program: Program = field(repr=False)
+    target: str
+    code: Ptx = field(repr=False)
+    trace_ms: float  # from the Python function to PTX text
+    cache: Cache | None = field(default=None, repr=False)
+
+    @property
+    def ptx(self) -> str:
+        """The PTX text."""
+        return self.code.text
+
+    @functools.cached_property
+    def _assembled(self) -> tuple[Assembly, float]:
+        start = time.perf_counter()
+        version = assembler_version()
+        key = cache.key(self.ptx, self.target, version)
+        entry = self.cache.get(key) if self.cache is not None else None
+        if entry is not None:
+            assembly = Assembly(entry.cubin, log="", **entry.resources)
+        else:
+            assembly = assemble(self.ptx, self.target)
+            if self.cache is not None:
+                names = ("registers", "spills", "stack", "shared")
+                self.cache.put(key, Entry(self.ptx, assembly.cubin, {name: getattr(assembly, name) for name in names}))
+        return assembly, 1e3 * (time.perf_counter() - start)
+
+    @property
+    def cubin(self) -> bytes:
+        """The machine code, an ELF file. Raises ASSEMBLER_MISSING where nvJitLink is not installed."""
+        return self._assembled[0].cubin
+
+    @property
+    def assemble_ms(self) -> float:
+        """Milliseconds from PTX text to cubin."""
+        return self._assembled[1]
+
+    @property
+    def registers(self) -> int:
+        """32-bit registers per thread."""
+        return self._assembled[0].registers
+
+    @property
+    def spills(self) -> int:
+        """Bytes of spill stores and loads per thread."""
+        return self._assembled[0].spills
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory per block, all of it dynamic."""
+        return self.code.shared
+
+    def sass(self) -> str:
+        """The disassembly. Raises TOOL_MISSING without the extra `sass`."""
+        return disassemble(self.cubin)
+
+    @functools.cached_property
+    def emulated(self) -> Module:
+        """The PTX, loaded into the emulator."""
+        return load(self.ptx)
+
+    def parameters(self, arguments: Mapping[str, Any]) -> list[Any]:
+        """The launch arguments in the order of the PTX parameters: arrays, then sizes as ints.
+
+        Raises SHAPE_MISMATCH, DTYPE_MISMATCH and ARGUMENT_INVALID where they do not fit the program.
+        """
+        sizes = bind_sizes(self.program, arguments)
+        values: list[Any] = []
+        for array in self.program.arrays:
+            value = arguments[array.name]
+            if isinstance(array.element, Format):
+                values += [part for part in (value.words, value.scales, value.zeros) if part is not None]
+            else:
+                values.append(value)
+        return values + [sizes[dim] for dim in self.program.dims]
+
+
+def compile_program(
+    program: Program, target: str, warps: int, started: float | None = None, cache: Cache | None = None
+) -> CompiledKernel:
+    """Lowers a program for a target; `warps` per block is one of WARPS.
+
+    `started` is the time.perf_counter() at which recording began, for `trace_ms`.
+    """
+    if warps not in WARPS:
+        raise LowbitvmError("ARGUMENT_INVALID", f"{warps} warps per block", f"use one of {WARPS}")
+    started = time.perf_counter() if started is None else started
+    code = codegen.compile_kernel(program, target, warps)
+    return CompiledKernel(program, target, code, 1e3 * (time.perf_counter() - started), cache)
+
+
+def launch_grid(sizes: Sequence[int], tile: Sequence[int]) -> tuple[int, ...]:
+    """Blocks per axis that cover `sizes` with tiles."""
+    return tuple(-(-size // step) for size, step in zip(sizes, tile, strict=True))

@@ -1,0 +1,13 @@
+"""The PTX emulator: runs PTX text on the CPU, bit for bit, and reports races, bad accesses and traffic.
+
+    module = emulator.load(ptx_text)
+    report = module.launch("entry", grid=(4, 1, 1), block=(128, 1, 1), args=[x, y, 4096])
+
+It reads PTX and knows nothing of the compiler that wrote it.
+"""
+
+from lowbitvm.runtime.emulator.launch import Module, load, output
+from lowbitvm.runtime.emulator.parse import PtxError
+from lowbitvm.runtime.emulator.report import ArrayTraffic, Counters, EmulatorError, Finding, Report
+
+__all__ = ["ArrayTraffic", "Counters", "EmulatorError", "Finding", "Module", "PtxError", "Report", "load", "output"]

@@ -1,0 +1,237 @@
+/* The emulator's machine: decoded instructions, warps, memory, and what the executing files share.
+ *
+ * A register is one slot of 128 bytes (32 lanes x u32; 16-bit values use the low half, upper half zero) or two
+ * slots (32 lanes x u64); a predicate is a lane mask in the first u32 of its slot. Constants, parameters' addresses
+ * and special registers are slots too, so that every operand is a slot number. `undefined[slot]` is the mask of lanes
+ * whose value was never written. */
+#ifndef EMULATOR_CORE_H
+#define EMULATOR_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int8_t i8;
+typedef int16_t i16;
+typedef int32_t i32;
+typedef int64_t i64;
+
+#define LANES 32
+#define FULL 0xFFFFFFFFu
+#define SLOT_BYTES 128
+#define NO_GUARD 0xFFFF
+#define MAX_OPERANDS 24
+#define MAX_WARPS 32
+#define MAX_STACK 256
+#define BARRIERS 16
+
+/* Hot loops are built twice where the compiler can choose at load time. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTOR __attribute__((target_clones("arch=haswell", "default")))
+#else
+#define VECTOR
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT
+#endif
+
+/* Operand order: destinations, then sources. `mod` is the handler's own, see each handler. */
+typedef struct {
+    u16 op, guard;
+    u16 operand[MAX_OPERANDS];
+    u8 negated, dsts, srcs, spare;
+    u32 wide; /* bit n: operand n is a 64-bit register */
+    i32 target, reconverge;
+    u32 mod[4];
+    i64 offset;
+} Insn;
+
+typedef struct Machine Machine;
+typedef struct Warp Warp;
+typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
+
+enum { OWN_UNDEFINED = 1, CONTROL = 2 }; /* handler propagates `undefined` itself; handler sees active == 0 too */
+typedef struct {
+    const char *name;
+    Handler run;
+    u32 flags;
+} Opcode;
+
+typedef struct {
+    i32 pc, reconverge; /* reconverge -1: at exit */
+    u32 mask;
+} Path;
+
+/* One cp.async instruction whose bytes have not landed yet. */
+typedef struct {
+    u32 lanes, size;
+    u32 address[LANES];
+    u32 group[LANES];
+    u8 data[LANES][16];
+} Copy;
+
+enum { RUNNING, WAITING, DONE };
+
+struct Warp {
+    Machine *m;
+    u8 *slots;
+    u32 *undefined;
+    u32 index, live, mask;
+    i32 pc, reconverge;
+    Path stack[MAX_STACK];
+    u32 depth;
+    u8 state, barrier;
+    Copy *copies;
+    u32 copy_count, copy_capacity;
+    u32 group[LANES]; /* cp.async groups this lane has committed */
+    u32 clock[MAX_WARPS]; /* vector clock: what this warp has seen of each warp */
+    u32 converged; /* clock of the last __syncwarp or barrier */
+};
+
+typedef struct {
+    u8 *data;
+    u64 base, size;
+    u8 uninitialised, writable;
+    u32 *writer; /* per byte: 1 + the block that wrote it, 0 untouched; NULL until needed */
+    u64 read, written;
+} Array;
+
+typedef struct {
+    u32 arrived, threads, expected;
+    u32 waiting; /* mask of warps */
+} Barrier;
+
+/* Findings: what, where, and one number of context. */
+enum {
+    F_BOUNDS_GLOBAL, F_BOUNDS_SHARED, F_BOUNDS_PARAM, F_MISALIGNED, F_UNINITIALISED_SHARED, F_UNINITIALISED_GLOBAL,
+    F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
+    F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT
+};
+enum { CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32 };
+
+typedef struct {
+    i32 kind, pc;
+    u32 block, warp, lane, other; /* other: kind-specific (thread or block on the other side, warp mask) */
+    u64 address, size;
+} Finding;
+
+#define MAX_FINDINGS 1024
+
+typedef struct {
+    u64 mma, shared_wavefronts, shared_ideal, global_sectors;
+} Counters;
+
+struct Machine {
+    const Insn *code;
+    Handler *handler;
+    const u32 *flags;
+    u32 count, slots;
+    const u8 *image; /* initial slots */
+    const u32 *initial_undefined;
+    const i32 *specials; /* pairs (special register, slot) */
+    u32 special_count;
+    u32 grid[3], block[3], threads, warps, block_index;
+    Array *arrays;
+    u32 array_count;
+    u8 *shared;
+    u32 shared_size;
+    u8 *params;
+    u32 params_size;
+    Warp *warp;
+    Barrier barrier[BARRIERS];
+    u32 clock, epoch; /* epoch: every warp has seen everything stamped before it */
+    u32 *shared_write, *shared_read, *byte_write, *byte_read; /* shadow.c */
+    u32 partial; /* a barrier joined only some of the warps since `epoch` */
+    u32 checks, collect, numerics, fraction_bits, group_size;
+    u64 random, steps, step_limit;
+    u64 *executed; /* per instruction */
+    Counters counters;
+    Finding *finding;
+    u32 finding_count;
+    bool stop, failed;
+};
+
+#define SLOT(n) ((void *)(w->slots + (size_t)SLOT_BYTES * i->operand[n]))
+#define LANEWISE(...)                                               \
+    if (active == FULL) {                                           \
+        INDEPENDENT for (int l = 0; l < LANES; l++) { __VA_ARGS__ } \
+    } else {                                                        \
+        INDEPENDENT for (int l = 0; l < LANES; l++) {               \
+            if (active >> l & 1) { __VA_ARGS__ }                    \
+        }                                                           \
+    }
+#define EACH(mask, l) for (u32 rest_ = (mask), l; rest_ && (l = (u32)__builtin_ctz(rest_), 1); rest_ &= rest_ - 1)
+
+static inline void set_undefined(Warp *w, u32 slot, u32 active, u32 undefined) {
+    w->undefined[slot] = (w->undefined[slot] & ~active) | (undefined & active);
+}
+static inline void set_predicate(Warp *w, u32 slot, u32 active, u32 value) {
+    u32 *p = (u32 *)(w->slots + (size_t)SLOT_BYTES * slot);
+    *p = (*p & ~active) | (value & active);
+}
+static inline u32 get_predicate(const Warp *w, u32 slot) {
+    return *(const u32 *)(w->slots + (size_t)SLOT_BYTES * slot);
+}
+/* setp writes p and, after it, q = !p; mod[0]: 0 plain, 1 and, 2 or, 3 xor with predicate c; mod[1]: negate c;
+ * mod[2]: q is there. */
+static inline void finish_setp(Warp *w, const Insn *i, u32 active, u32 p) {
+    u32 q = ~p;
+    if (i->mod[0]) {
+        u32 c = get_predicate(w, i->operand[i->dsts + 2]) ^ (i->mod[1] ? FULL : 0);
+        p = i->mod[0] == 1 ? p & c : i->mod[0] == 2 ? p | c : p ^ c;
+        q = i->mod[0] == 1 ? q & c : i->mod[0] == 2 ? q | c : q ^ c;
+    }
+    set_predicate(w, i->operand[0], active, p);
+    if (i->mod[2]) set_predicate(w, i->operand[1], active, q);
+}
+/* Operand n of one lane, zero-extended, whatever the register's width. */
+static inline u64 get_lane(const Warp *w, const Insn *i, u32 n, u32 lane) {
+    const u8 *slot = w->slots + (size_t)SLOT_BYTES * i->operand[n];
+    return i->wide >> n & 1 ? ((const u64 *)slot)[lane] : ((const u32 *)slot)[lane];
+}
+static inline void set_lane(const Warp *w, const Insn *i, u32 n, u32 lane, u64 value) {
+    u8 *slot = w->slots + (size_t)SLOT_BYTES * i->operand[n];
+    if (i->wide >> n & 1) ((u64 *)slot)[lane] = value;
+    else ((u32 *)slot)[lane] = (u32)value;
+}
+static inline u64 next_random(Machine *m) { /* xorshift64* */
+    m->random ^= m->random >> 12, m->random ^= m->random << 25, m->random ^= m->random >> 27;
+    return m->random * 0x2545F4914F6CDD1Dull;
+}
+
+/* control.c */
+void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 other);
+void run_grid(Machine *m, int (*interrupted)(void));
+
+/* shadow.c: shared memory's access history */
+void shadow_reset(Machine *m);
+void shadow_read(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
+void shadow_write(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
+void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size);
+void shadow_barrier(Machine *m, u32 warps);
+
+/* traffic.c: bank conflicts and sectors */
+void count_shared(Machine *m, u32 active, const u32 *address, u32 size);
+void count_global(Machine *m, u32 active, const u64 *address, u32 size);
+
+/* copies.c: cp.async */
+void copies_reset(Warp *w);
+void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
+
+/* memory.c */
+u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, bool write);
+u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
+
+extern const Opcode integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[], warp_ops[], mma_ops[];
+
+#endif

@@ -1,0 +1,293 @@
+/* Integer arithmetic, logic, shifts, bit fields, comparisons and moves, one function per operation and width. */
+#include "core.h"
+
+/* S: slot type, U/I: unsigned and signed type of the width, M: type wide enough to multiply without C overflow. */
+#define WIDTHS(G, X) G(X, 16, u32, u16, i16, u32) G(X, 32, u32, u32, i32, u32) G(X, 64, u64, u64, i64, u64)
+
+#define BINARY_OPS(X, W, S, U, I, M)                                          \
+    X(add_b##W, S, U, U, (M)a + b)                                            \
+    X(sub_b##W, S, U, U, (M)a - b)                                            \
+    X(mul_lo_b##W, S, U, U, (M)a * b)                                         \
+    X(min_u##W, S, U, U, a < b ? a : b)                                       \
+    X(min_s##W, S, U, I, a < b ? a : b)                                       \
+    X(max_u##W, S, U, U, a > b ? a : b)                                       \
+    X(max_s##W, S, U, I, a > b ? a : b)                                       \
+    X(and_b##W, S, U, U, a & b)                                               \
+    X(or_b##W, S, U, U, a | b)                                                \
+    X(xor_b##W, S, U, U, a ^ b)                                               \
+    X(div_u##W, S, U, U, b ? a / b : (U)-1)                                   \
+    X(div_s##W, S, U, I, b == 0 ? -1 : b == -1 ? (I)(0 - (M)a) : a / b)       \
+    X(rem_u##W, S, U, U, b ? a % b : a)                                       \
+    X(rem_s##W, S, U, I, b == 0 ? a : b == -1 ? 0 : a % b)
+
+#define UNARY_OPS(X, W, S, U, I, M)      \
+    X(not_b##W, S, U, U, ~a)             \
+    X(neg_b##W, S, U, U, 0 - (M)a)       \
+    X(cnot_b##W, S, U, U, a == 0)        \
+    X(abs_s##W, S, U, I, a < 0 ? 0 - (M)a : (M)a) \
+    X(mov_b##W, S, U, U, a)
+
+/* The shift count is always a 32-bit register; counts of the width and above give 0 or the sign. */
+#define SHIFT_OPS(X, W, S, U, I, M)                              \
+    X(shl_b##W, S, U, U, n >= W ? 0 : (M)a << n)                 \
+    X(shr_u##W, S, U, U, n >= W ? 0 : a >> n)                    \
+    X(shr_s##W, S, U, I, n >= W ? (a < 0 ? -1 : 0) : a >> n)
+
+#define MAD_OPS(X, W, S, U, I, M) X(mad_lo_b##W, S, U, (M)a * b + c)
+
+#define COMPARE_OPS(X, W, S, U, I, M)                                          \
+    X(setp_eq_b##W, S, U, a == b) X(setp_ne_b##W, S, U, a != b)                \
+    X(setp_lt_u##W, S, U, a < b) X(setp_le_u##W, S, U, a <= b)                 \
+    X(setp_gt_u##W, S, U, a > b) X(setp_ge_u##W, S, U, a >= b)                 \
+    X(setp_lt_s##W, S, I, a < b) X(setp_le_s##W, S, I, a <= b)                 \
+    X(setp_gt_s##W, S, I, a > b) X(setp_ge_s##W, S, I, a >= b)
+
+/* Results whose width differs from the sources': mul.wide and mul.hi. D: slot of the result, T: its type. */
+#define MIXED_OPS(X)                                                                        \
+    X(mul_wide_u16, u32, u32, u16, (u32)a * b) X(mul_wide_s16, u32, u32, i16, (i32)a * b)   \
+    X(mul_wide_u32, u64, u32, u32, (u64)a * b) X(mul_wide_s32, u64, u32, i32, (i64)a * b)   \
+    X(mul_hi_u16, u32, u32, u16, ((u32)a * b) >> 16)                                        \
+    X(mul_hi_s16, u32, u32, i16, (u16)(((i32)a * b) >> 16))                                 \
+    X(mul_hi_u32, u32, u32, u32, ((u64)a * b) >> 32)                                        \
+    X(mul_hi_s32, u32, u32, i32, ((i64)a * b) >> 32)                                        \
+    X(mul_hi_u64, u64, u64, u64, ((unsigned __int128)a * b) >> 64)                          \
+    X(mul_hi_s64, u64, u64, i64, ((__int128)a * b) >> 64)
+#define MIXED_MAD_OPS(X)                                                                                   \
+    X(mad_wide_u16, u32, u32, u16, (u32)a * b + c) X(mad_wide_s16, u32, u32, i16, (u32)((i32)a * b) + c)   \
+    X(mad_wide_u32, u64, u32, u32, (u64)a * b + c) X(mad_wide_s32, u64, u32, i32, (u64)((i64)a * b) + c)   \
+    X(mad_hi_u32, u32, u32, u32, (u32)(((u64)a * b) >> 32) + c)                                            \
+    X(mad_hi_s32, u32, u32, i32, (u32)(((i64)a * b) >> 32) + c)
+
+#define DEFINE_BINARY(name, S, U, T, expression)                 \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        S *d = SLOT(0);                                          \
+        const S *x = SLOT(1), *y = SLOT(2);                      \
+        LANEWISE(T a = (T)x[l]; T b = (T)y[l]; d[l] = (U)(expression);) \
+    }
+#define DEFINE_UNARY(name, S, U, T, expression)                  \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        S *d = SLOT(0);                                          \
+        const S *x = SLOT(1);                                    \
+        LANEWISE(T a = (T)x[l]; d[l] = (U)(expression);)         \
+    }
+#define DEFINE_SHIFT(name, S, U, T, expression)                  \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        S *d = SLOT(0);                                          \
+        const S *x = SLOT(1);                                    \
+        const u32 *y = SLOT(2);                                  \
+        LANEWISE(T a = (T)x[l]; u32 n = y[l]; d[l] = (U)(expression);) \
+    }
+#define DEFINE_MAD(name, S, U, expression)                       \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        S *d = SLOT(0);                                          \
+        const S *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);        \
+        LANEWISE(U a = (U)x[l]; U b = (U)y[l]; U c = (U)z[l]; d[l] = (U)(expression);) \
+    }
+#define DEFINE_MIXED(name, D, S, T, expression)                  \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        D *d = SLOT(0);                                          \
+        const S *x = SLOT(1), *y = SLOT(2);                      \
+        LANEWISE(T a = (T)x[l]; T b = (T)y[l]; d[l] = (D)(expression);) \
+    }
+#define DEFINE_MIXED_MAD(name, D, S, T, expression)              \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        D *d = SLOT(0);                                          \
+        const S *x = SLOT(1), *y = SLOT(2);                      \
+        const D *z = SLOT(3);                                    \
+        LANEWISE(T a = (T)x[l]; T b = (T)y[l]; D c = z[l]; d[l] = (D)(expression);) \
+    }
+
+#define DEFINE_COMPARE(name, S, T, expression)                    \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        const S *x = SLOT(i->dsts), *y = SLOT(i->dsts + 1);       \
+        u32 p = 0;                                                \
+        for (int l = 0; l < LANES; l++) {                         \
+            T a = (T)x[l], b = (T)y[l];                           \
+            p |= (u32)(expression) << l;                          \
+        }                                                         \
+        finish_setp(w, i, active, p);                             \
+    }
+
+#define EXPAND_BINARY(X, ...) BINARY_OPS(X, __VA_ARGS__)
+#define EXPAND_UNARY(X, ...) UNARY_OPS(X, __VA_ARGS__)
+#define EXPAND_SHIFT(X, ...) SHIFT_OPS(X, __VA_ARGS__)
+#define EXPAND_MAD(X, ...) MAD_OPS(X, __VA_ARGS__)
+#define EXPAND_COMPARE(X, ...) COMPARE_OPS(X, __VA_ARGS__)
+WIDTHS(EXPAND_BINARY, DEFINE_BINARY)
+WIDTHS(EXPAND_UNARY, DEFINE_UNARY)
+WIDTHS(EXPAND_SHIFT, DEFINE_SHIFT)
+WIDTHS(EXPAND_MAD, DEFINE_MAD)
+WIDTHS(EXPAND_COMPARE, DEFINE_COMPARE)
+MIXED_OPS(DEFINE_MIXED)
+MIXED_MAD_OPS(DEFINE_MIXED_MAD)
+
+/* lop3: mod[0] is the truth table, bit a<<2 | b<<1 | c. */
+VECTOR static void lop3_b32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    u32 k[8];
+    for (int bit = 0; bit < 8; bit++) k[bit] = i->mod[0] >> bit & 1 ? FULL : 0;
+    LANEWISE(u32 a = x[l]; u32 b = y[l]; u32 c = z[l]; /* select by c, then b, then a */
+             u32 p = (k[1] & c) | (k[0] & ~c); u32 q = (k[3] & c) | (k[2] & ~c);
+             u32 r = (k[5] & c) | (k[4] & ~c); u32 s = (k[7] & c) | (k[6] & ~c);
+             d[l] = (a & ((b & s) | (~b & r))) | (~a & ((b & q) | (~b & p)));)
+}
+
+static u32 permute(u32 a, u32 b, u32 selector, u32 mode) {
+    u8 bytes[8];
+    u32 result = 0, s = selector & 3;
+    for (u32 n = 0; n < 4; n++) bytes[n] = (u8)(a >> 8 * n), bytes[n + 4] = (u8)(b >> 8 * n);
+    for (u32 n = 0; n < 4; n++) {
+        u32 index, nibble = selector >> 4 * n & 15;
+        u8 byte;
+        switch (mode) {
+        case 1: index = s + n; break;                          /* f4e */
+        case 2: index = (s - n) & 7; break;                    /* b4e */
+        case 3: index = s; break;                              /* rc8 */
+        case 4: index = n > s ? n : s; break;                  /* ecl */
+        case 5: index = n < s ? n : s; break;                  /* ecr */
+        case 6: index = (s & 1) * 2 + (n & 1); break;          /* rc16 */
+        default: index = nibble & 7;
+        }
+        byte = bytes[index];
+        if (mode == 0 && nibble & 8) byte = byte & 0x80 ? 0xFF : 0;
+        result |= (u32)byte << 8 * n;
+    }
+    return result;
+}
+static void prmt_b32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    LANEWISE(d[l] = permute(x[l], y[l], z[l], i->mod[0]);)
+}
+
+/* shf: mod[0]: 0 left, 1 right; mod[1]: 0 clamp, 1 wrap. */
+VECTOR static void shf_b32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    const u32 right = i->mod[0], wrap = i->mod[1];
+    LANEWISE(u64 pair = (u64)y[l] << 32 | x[l]; u32 n = wrap ? z[l] & 31 : z[l] > 32 ? 32 : z[l];
+             d[l] = right ? (u32)(pair >> n) : (u32)((pair << n) >> 32);)
+}
+
+#define BITFIELD(W, U, I)                                                                          \
+    static U extract_u##W(U a, u32 position, u32 length) {                                         \
+        if (length == 0 || position >= W) return 0;                                                \
+        return a >> position & (length >= W ? (U)-1 : ((U)1 << length) - 1);                       \
+    }                                                                                              \
+    static U extract_s##W(U a, u32 position, u32 length) {                                         \
+        u32 last = position + length - 1 < W - 1 ? position + length - 1 : W - 1;                  \
+        bool sign;                                                                                 \
+        if (length == 0) return 0;                                                                 \
+        sign = a >> last & 1;                                                                      \
+        if (position >= W) return sign ? (U)-1 : 0;                                                \
+        a = extract_u##W(a, position, length);                                                     \
+        if (sign && last - position + 1 < W) a |= (U)-1 << (last - position + 1);                  \
+        return a;                                                                                  \
+    }                                                                                              \
+    static U insert_b##W(U a, U b, u32 position, u32 length) {                                     \
+        U mask = length >= W ? (U)-1 : ((U)1 << length) - 1;                                       \
+        if (position >= W) return b;                                                               \
+        return (b & ~(mask << position)) | (a & mask) << position;                                 \
+    }                                                                                              \
+    static void bfe_u##W(Warp *w, const Insn *i, u32 active) {                                     \
+        U *d = SLOT(0);                                                                            \
+        const U *x = SLOT(1);                                                                      \
+        const u32 *y = SLOT(2), *z = SLOT(3);                                                      \
+        LANEWISE(d[l] = extract_u##W(x[l], y[l] & 255, z[l] & 255);)                               \
+    }                                                                                              \
+    static void bfe_s##W(Warp *w, const Insn *i, u32 active) {                                     \
+        U *d = SLOT(0);                                                                            \
+        const U *x = SLOT(1);                                                                      \
+        const u32 *y = SLOT(2), *z = SLOT(3);                                                      \
+        LANEWISE(d[l] = extract_s##W(x[l], y[l] & 255, z[l] & 255);)                               \
+    }                                                                                              \
+    static void bfi_b##W(Warp *w, const Insn *i, u32 active) {                                     \
+        U *d = SLOT(0);                                                                            \
+        const U *x = SLOT(1), *y = SLOT(2);                                                        \
+        const u32 *z = SLOT(3), *v = SLOT(4);                                                      \
+        LANEWISE(d[l] = insert_b##W(x[l], y[l], z[l] & 255, v[l] & 255);)                          \
+    }                                                                                              \
+    static void popc_b##W(Warp *w, const Insn *i, u32 active) {                                    \
+        u32 *d = SLOT(0);                                                                          \
+        const U *x = SLOT(1);                                                                      \
+        LANEWISE(d[l] = (u32)__builtin_popcountll(x[l]);)                                          \
+    }                                                                                              \
+    static void clz_b##W(Warp *w, const Insn *i, u32 active) {                                     \
+        u32 *d = SLOT(0);                                                                          \
+        const U *x = SLOT(1);                                                                      \
+        LANEWISE(d[l] = x[l] ? (u32)__builtin_clzll(x[l]) - (64 - W) : W;)                         \
+    }                                                                                              \
+    static void brev_b##W(Warp *w, const Insn *i, u32 active) {                                    \
+        U *d = SLOT(0);                                                                            \
+        const U *x = SLOT(1);                                                                      \
+        LANEWISE(U r = 0; for (int bit = 0; bit < W; bit++) r |= (x[l] >> bit & 1) << (W - 1 - bit); d[l] = r;) \
+    }
+BITFIELD(32, u32, i32)
+BITFIELD(64, u64, i64)
+
+/* dp4a: mod[0], mod[1]: a, b are signed. */
+static void dp4a(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    LANEWISE(u32 sum = z[l]; for (int n = 0; n < 4; n++) {
+        i32 a = i->mod[0] ? (i8)(x[l] >> 8 * n) : (i32)(u8)(x[l] >> 8 * n);
+        i32 b = i->mod[1] ? (i8)(y[l] >> 8 * n) : (i32)(u8)(y[l] >> 8 * n);
+        sum += (u32)(a * b);
+    } d[l] = sum;)
+}
+
+/* selp d, a, b, p: only the chosen operand's undefined bits count. */
+#define SELECT(name, S)                                                                                 \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) {                                       \
+        S *d = SLOT(0);                                                                                 \
+        const S *x = SLOT(1), *y = SLOT(2);                                                             \
+        const u32 p = get_predicate(w, i->operand[3]) ^ (i->mod[0] ? FULL : 0), *u = w->undefined;      \
+        LANEWISE(d[l] = p >> l & 1 ? x[l] : y[l];)                                                      \
+        set_undefined(w, i->operand[0], active,                                                         \
+                      (u[i->operand[1]] & p) | (u[i->operand[2]] & ~p) | u[i->operand[3]]);             \
+    }
+SELECT(selp_b32, u32)
+SELECT(selp_b64, u64)
+
+/* Predicate logic; mod[0] is the truth table over a and b, bit a<<1 | b. */
+static void logic_pred(Warp *w, const Insn *i, u32 active) {
+    u32 a = get_predicate(w, i->operand[1]), b = i->srcs > 1 ? get_predicate(w, i->operand[2]) : 0, d = 0;
+    u32 t = i->mod[0];
+    d = (t & 1 ? ~a & ~b : 0) | (t & 2 ? ~a & b : 0) | (t & 4 ? a & ~b : 0) | (t & 8 ? a & b : 0);
+    set_predicate(w, i->operand[0], active, d);
+}
+
+/* Vector moves: pack sources of mod[0] bits into one register, or unpack one into several. */
+static void pack(Warp *w, const Insn *i, u32 active) {
+    u32 bits = i->mod[0], undefined = 0;
+    u64 mask = bits == 32 ? FULL : ((u64)1 << bits) - 1;
+    for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[1 + s]];
+    EACH(active, l) {
+        u64 value = 0;
+        for (u32 s = 0; s < i->srcs; s++) value |= (get_lane(w, i, 1 + s, l) & mask) << bits * s;
+        set_lane(w, i, 0, l, value);
+    }
+    set_undefined(w, i->operand[0], active, undefined);
+}
+static void unpack(Warp *w, const Insn *i, u32 active) {
+    u32 bits = i->mod[0], undefined = w->undefined[i->operand[i->dsts]];
+    u64 mask = bits == 32 ? FULL : ((u64)1 << bits) - 1;
+    EACH(active, l) {
+        u64 value = get_lane(w, i, i->dsts, l);
+        for (u32 d = 0; d < i->dsts; d++) set_lane(w, i, d, l, value >> bits * d & mask);
+    }
+    for (u32 d = 0; d < i->dsts; d++) set_undefined(w, i->operand[d], active, undefined);
+}
+
+#define ENTRY(name, ...) {#name, name, 0},
+const Opcode integer_ops[] = {
+    WIDTHS(EXPAND_BINARY, ENTRY) WIDTHS(EXPAND_UNARY, ENTRY) WIDTHS(EXPAND_SHIFT, ENTRY)
+    WIDTHS(EXPAND_MAD, ENTRY) WIDTHS(EXPAND_COMPARE, ENTRY) MIXED_OPS(ENTRY) MIXED_MAD_OPS(ENTRY)
+    ENTRY(lop3_b32) ENTRY(prmt_b32) ENTRY(shf_b32)
+    ENTRY(bfe_u32) ENTRY(bfe_s32) ENTRY(bfi_b32) ENTRY(popc_b32) ENTRY(clz_b32) ENTRY(brev_b32)
+    ENTRY(bfe_u64) ENTRY(bfe_s64) ENTRY(bfi_b64) ENTRY(popc_b64) ENTRY(clz_b64) ENTRY(brev_b64)
+    ENTRY(dp4a) ENTRY(logic_pred)
+    {"selp_b32", selp_b32, OWN_UNDEFINED}, {"selp_b64", selp_b64, OWN_UNDEFINED},
+    {"pack", pack, OWN_UNDEFINED}, {"unpack", unpack, OWN_UNDEFINED},
+    {0}};

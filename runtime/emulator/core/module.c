@@ -1,0 +1,184 @@
+/* The Python module: hands buffers to the machine and results back. Limited API, so one build serves every CPython. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdlib.h>
+
+#include "core.h"
+
+static const Opcode *const tables[] = {integer_ops, float_ops, convert_ops, memory_ops, copy_ops, control_ops, warp_ops, mma_ops};
+#define TABLES (sizeof tables / sizeof *tables)
+
+static const Opcode *opcode(u32 number) {
+    for (size_t t = 0; t < TABLES; t++)
+        for (const Opcode *o = tables[t]; o->name; o++)
+            if (!number--) return o;
+    return NULL;
+}
+
+static PyObject *opcodes(PyObject *self, PyObject *unused) {
+    PyObject *names = PyList_New(0);
+    (void)self, (void)unused;
+    for (u32 n = 0; names && opcode(n); n++) {
+        PyObject *name = PyUnicode_FromString(opcode(n)->name);
+        if (!name || PyList_Append(names, name)) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static int interrupted(void) {
+    PyGILState_STATE state = PyGILState_Ensure();
+    int result = PyErr_CheckSignals();
+    PyGILState_Release(state);
+    return result;
+}
+
+/* Everything a run allocates or borrows, so that one function can give it back. */
+typedef struct {
+    Machine m;
+    Py_buffer code, image, undefined, specials, params, config;
+    Py_buffer *data;
+    Py_ssize_t buffers;
+    u8 *registers;
+    u32 *masks;
+} Run;
+
+static void release_run(Run *r) {
+    Py_buffer *fixed[] = {&r->code, &r->image, &r->undefined, &r->specials, &r->params, &r->config};
+    for (size_t n = 0; n < sizeof fixed / sizeof *fixed; n++) if (fixed[n]->obj) PyBuffer_Release(fixed[n]);
+    for (Py_ssize_t n = 0; n < r->buffers; n++) PyBuffer_Release(r->data + n);
+    for (u32 n = 0; r->m.warp && n < r->m.warps; n++) free(r->m.warp[n].copies);
+    for (u32 n = 0; r->m.arrays && n < r->m.array_count; n++) free(r->m.arrays[n].writer);
+    free(r->data), free(r->registers), free(r->masks), free(r->m.warp), free(r->m.arrays), free(r->m.handler);
+    free((void *)r->m.flags), free(r->m.shared), free(r->m.shared_write), free(r->m.shared_read);
+    free(r->m.byte_write), free(r->m.byte_read), free(r->m.executed), free(r->m.finding);
+}
+
+/* config: grid, block, shared size, checks, collect, numerics, fraction bits, group, seed, step limit. */
+static void configure(Run *r) {
+    Machine *m = &r->m;
+    const u64 *c = r->config.buf;
+    for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n];
+    m->shared_size = (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
+    m->fraction_bits = (u32)c[10], m->group_size = (u32)c[11], m->random = c[12] * 2 + 1, m->step_limit = c[13];
+    m->threads = m->block[0] * m->block[1] * m->block[2];
+    m->warps = (m->threads + LANES - 1) / LANES;
+    m->code = r->code.buf, m->count = (u32)((size_t)r->code.len / sizeof(Insn));
+    m->image = r->image.buf, m->slots = (u32)(r->image.len / SLOT_BYTES), m->initial_undefined = r->undefined.buf;
+    m->specials = r->specials.buf, m->special_count = (u32)(r->specials.len / 8);
+    m->params = r->params.buf, m->params_size = (u32)r->params.len;
+    for (int n = 0; n < 20; n++) next_random(m);
+}
+
+static int allocate(Run *r) {
+    Machine *m = &r->m;
+    u32 *flags = calloc(m->count, sizeof *flags);
+    m->flags = flags;
+    m->handler = calloc(m->count, sizeof *m->handler);
+    m->executed = calloc(m->count, sizeof *m->executed);
+    m->finding = calloc(MAX_FINDINGS, sizeof *m->finding);
+    m->shared = calloc(m->shared_size + 16, 1);
+    m->shared_write = calloc(m->shared_size + 16, 1), m->shared_read = calloc(m->shared_size + 16, 1);
+    m->byte_write = calloc(m->shared_size + 16, 4), m->byte_read = calloc(m->shared_size + 16, 4);
+    m->warp = calloc(m->warps, sizeof *m->warp);
+    r->registers = calloc((size_t)m->warps * m->slots, SLOT_BYTES);
+    r->masks = calloc((size_t)m->warps * m->slots, sizeof(u32));
+    if (!flags || !m->handler || !m->executed || !m->finding || !m->shared || !m->shared_write || !m->shared_read ||
+        !m->byte_write || !m->byte_read || !m->warp || !r->registers || !r->masks)
+        return -1;
+    for (u32 n = 0; n < m->count; n++) {
+        const Opcode *o = opcode(m->code[n].op);
+        m->handler[n] = o->run, flags[n] = o->flags;
+    }
+    for (u32 n = 0; n < m->warps; n++) {
+        m->warp[n].m = m, m->warp[n].index = n;
+        m->warp[n].slots = r->registers + (size_t)n * m->slots * SLOT_BYTES;
+        m->warp[n].undefined = r->masks + (size_t)n * m->slots;
+    }
+    return 0;
+}
+
+/* arrays: list of (buffer, base address, writable, uninitialised). */
+static int take_arrays(Run *r, PyObject *list) {
+    Machine *m = &r->m;
+    const Py_ssize_t count = PyList_Size(list);
+    const bool many = (u64)m->grid[0] * m->grid[1] * m->grid[2] > 1;
+    r->data = calloc((size_t)count + 1, sizeof *r->data);
+    m->arrays = calloc((size_t)count + 1, sizeof *m->arrays);
+    if (!r->data || !m->arrays) return -1;
+    for (Py_ssize_t n = 0; n < count; n++) {
+        PyObject *buffer;
+        unsigned long long base;
+        int writable, uninitialised;
+        Array *a = m->arrays + n;
+        if (!PyArg_ParseTuple(PyList_GetItem(list, n), "OKpp", &buffer, &base, &writable, &uninitialised)) return -1;
+        if (PyObject_GetBuffer(buffer, r->data + n, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE)) return -1;
+        r->buffers = n + 1, m->array_count = (u32)n + 1;
+        *a = (Array){.data = r->data[n].buf, .base = base, .size = (u64)r->data[n].len};
+        a->writable = (u8)writable, a->uninitialised = (u8)uninitialised;
+        if ((uninitialised && m->checks & CHECK_UNINITIALISED) || (writable && many && m->checks & CHECK_GLOBAL_RACE)) {
+            a->writer = calloc(a->size + 1, sizeof *a->writer);
+            if (!a->writer) return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *results(const Machine *m) {
+    PyObject *executed = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *item;
+    for (u32 n = 0; n < m->count; n++) {
+        item = PyLong_FromUnsignedLongLong(m->executed[n]);
+        PyList_Append(executed, item);
+        Py_DECREF(item);
+    }
+    for (u32 n = 0; n < m->array_count; n++) {
+        item = Py_BuildValue("KK", (unsigned long long)m->arrays[n].read, (unsigned long long)m->arrays[n].written);
+        PyList_Append(traffic, item);
+        Py_DECREF(item);
+    }
+    for (u32 n = 0; n < m->finding_count; n++) {
+        const Finding *f = m->finding + n;
+        item = Py_BuildValue("iiIIIIKK", f->kind, f->pc, f->block, f->warp, f->lane, f->other,
+                             (unsigned long long)f->address, (unsigned long long)f->size);
+        PyList_Append(findings, item);
+        Py_DECREF(item);
+    }
+    return Py_BuildValue("N(KKKK)NN", executed, (unsigned long long)m->counters.mma,
+                         (unsigned long long)m->counters.shared_wavefronts, (unsigned long long)m->counters.shared_ideal,
+                         (unsigned long long)m->counters.global_sectors, traffic, findings);
+}
+
+static PyObject *run(PyObject *self, PyObject *args) {
+    Run r;
+    PyObject *list, *result = NULL;
+    (void)self;
+    memset(&r, 0, sizeof r);
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*y*O!", &r.code, &r.image, &r.undefined, &r.specials, &r.params, &r.config,
+                          &PyList_Type, &list))
+        return NULL;
+    configure(&r);
+    if (allocate(&r) || take_arrays(&r, list)) {
+        if (!PyErr_Occurred()) PyErr_NoMemory();
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        run_grid(&r.m, interrupted);
+        Py_END_ALLOW_THREADS
+        if (r.m.failed && !PyErr_Occurred()) PyErr_NoMemory();
+        if (!PyErr_Occurred()) result = results(&r.m);
+    }
+    release_run(&r);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"opcodes", opcodes, METH_NOARGS, "opcodes() -> names of the core's operations, in the order of their numbers"},
+    {"run", run, METH_VARARGS, "run(code, image, undefined, specials, params, config, arrays) -> results of one launch"},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_core", "The PTX emulator's interpreter.", -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__core(void) {
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "instruction_bytes", sizeof(Insn))) Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,106 @@
+/* Instructions that exchange data between the lanes of a warp. */
+#include "core.h"
+
+/* Lanes named by the member mask that cannot take part: undefined behaviour on a GPU. */
+static void check_members(Warp *w, const Insn *i, u32 members, u32 active) {
+    if (members & w->live & ~active) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
+}
+
+/* shfl.sync: d, [p], a, b, c, membermask; mod: mode (0 up, 1 down, 2 bfly, 3 idx), p present. An out-of-range lane
+ * copies itself and its predicate is false. */
+static void shfl(Warp *w, const Insn *i, u32 active) {
+    const u32 s = i->dsts, *a = SLOT(s), *b = SLOT(s + 1), *c = SLOT(s + 2), *members = SLOT(s + 3);
+    u32 *d = SLOT(0), result[LANES], in_range = 0, undefined = 0;
+    const u32 *u = w->undefined;
+    check_members(w, i, members[__builtin_ctz(active)], active);
+    EACH(active, l) {
+        const u32 clamp = c[l] & 31, segment = c[l] >> 8 & 31, n = b[l] & 31;
+        const u32 highest = (l & segment) | (clamp & ~segment), lowest = l & segment;
+        i32 from;
+        bool valid;
+        switch (i->mod[0]) {
+        case 0: from = (i32)l - (i32)n, valid = from >= (i32)highest; break;
+        case 1: from = (i32)(l + n), valid = from <= (i32)highest; break;
+        case 2: from = (i32)(l ^ n), valid = from <= (i32)highest; break;
+        default: from = (i32)(lowest | (n & ~segment)), valid = from <= (i32)highest;
+        }
+        if (!valid) from = (i32)l;
+        in_range |= (u32)valid << l;
+        result[l] = a[from & 31];
+        if (u[i->operand[s]] >> from & 1 || !(active >> from & 1)) undefined |= 1u << l;
+    }
+    undefined |= u[i->operand[s + 1]] | u[i->operand[s + 2]];
+    LANEWISE(d[l] = result[l];)
+    set_undefined(w, i->operand[0], active, undefined);
+    if (i->mod[1]) {
+        set_predicate(w, i->operand[1], active, in_range);
+        set_undefined(w, i->operand[1], active, u[i->operand[s + 1]] | u[i->operand[s + 2]]);
+    }
+}
+
+/* vote.sync and activemask: d, p, membermask; mod: 0 all, 1 any, 2 uni, 3 ballot; mod[1]: negate p. */
+static void vote(Warp *w, const Insn *i, u32 active) {
+    const u32 members = *(u32 *)SLOT(2) & active, p = (get_predicate(w, i->operand[1]) ^ (i->mod[1] ? FULL : 0)) & members;
+    const u32 undefined = w->undefined[i->operand[1]] & members ? FULL : 0;
+    check_members(w, i, ((u32 *)SLOT(2))[__builtin_ctz(active)], active);
+    if (i->mod[0] == 3) {
+        u32 *d = SLOT(0);
+        LANEWISE(d[l] = p;)
+    } else {
+        bool value = i->mod[0] == 0 ? p == members : i->mod[0] == 1 ? p != 0 : p == 0 || p == members;
+        set_predicate(w, i->operand[0], active, value ? FULL : 0);
+    }
+    set_undefined(w, i->operand[0], active, undefined);
+}
+
+static void activemask(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    LANEWISE(d[l] = active;)
+    set_undefined(w, i->operand[0], active, 0);
+}
+
+/* redux.sync: mod: 0 add, 1 min.u32, 2 max.u32, 3 min.s32, 4 max.s32, 5 and, 6 or, 7 xor. */
+static void redux(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *a = SLOT(1), members = ((u32 *)SLOT(2))[__builtin_ctz(active)];
+    u32 value = a[__builtin_ctz(active)];
+    check_members(w, i, members, active);
+    EACH(active & (active - 1), l) {
+        const u32 x = a[l];
+        switch (i->mod[0]) {
+        case 0: value += x; break;
+        case 1: value = x < value ? x : value; break;
+        case 2: value = x > value ? x : value; break;
+        case 3: value = (i32)x < (i32)value ? x : value; break;
+        case 4: value = (i32)x > (i32)value ? x : value; break;
+        case 5: value &= x; break;
+        case 6: value |= x; break;
+        default: value ^= x;
+        }
+    }
+    LANEWISE(d[l] = value;)
+    set_undefined(w, i->operand[0], active, w->undefined[i->operand[1]] & active ? FULL : 0);
+}
+
+/* movmatrix.trans.m8n8.b16: lane l holds row l/4, columns 2(l%4) and the next. */
+static void movmatrix(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0), result[LANES];
+    const u32 *a = SLOT(1);
+    u32 undefined = 0;
+    if (active != FULL) report(w, i, F_BARRIER_DIVERGED, 0, 0, 0, active);
+    for (u32 l = 0; l < LANES; l++) {
+        u32 value = 0;
+        for (u32 n = 0; n < 2; n++) { /* element (l/4, 2(l%4)+n) of the result is (2(l%4)+n, l/4) of the source */
+            const u32 row = 2 * (l % 4) + n, column = l / 4, from = 4 * row + column / 2;
+            value |= (a[from] >> 16 * (column % 2) & 0xFFFF) << 16 * n;
+            undefined |= (w->undefined[i->operand[1]] >> from & 1) << l;
+        }
+        result[l] = value;
+    }
+    LANEWISE(d[l] = result[l];)
+    set_undefined(w, i->operand[0], active, undefined);
+}
+
+const Opcode warp_ops[] = {{"shfl", shfl, OWN_UNDEFINED},   {"vote", vote, OWN_UNDEFINED},
+                           {"activemask", activemask, OWN_UNDEFINED}, {"redux", redux, OWN_UNDEFINED},
+                           {"movmatrix", movmatrix, OWN_UNDEFINED},   {0}};

@@ -1,0 +1,114 @@
+"""The linear kernel on random problems: interpreter, emulator and float64 agree within the derived bound."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lowbitvm as lb
+from lowbitvm.bounds import agrees, linear_bound, linear_exact
+from lowbitvm.formats import GROUPS, ZEROS
+from lowbitvm.kernels.linear import linear
+from lowbitvm.plan import linear_tile
+from lowbitvm.runtime.compiled import launch_grid
+from lowbitvm.runtime.linear import run_linear
+
+FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
+
+
+def random_weight(rng: np.random.Generator, fmt: lb.Format, n: int, k: int) -> lb.PackedWeight:
+    low, high = fmt.code.low, fmt.code.high
+    codes = rng.integers(low, high + 1, (n, k), dtype=np.int8)
+    shape = fmt.scales_shape(n, k)
+    scales = rng.uniform(0.25, 2.0, shape).astype(FLOATS[fmt.scale])
+    zeros = None
+    if fmt.zero == "int":
+        zeros = rng.integers(low, high + 1, shape, dtype=np.int8)
+    elif fmt.zero is not None:
+        zeros = rng.normal(4.0 if fmt.zero == "float" else -2.0, 2.0, shape).astype(FLOATS[fmt.scale])
+    return lb.pack(codes, scales, zeros, fmt)
+
+
+def random_activations(rng: np.random.Generator, act: str, m: int, k: int, kind: str) -> np.ndarray:
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    if x.size and kind == "outlier":
+        x[rng.integers(m), rng.integers(k)] *= 1000
+    if x.size and kind == "not finite":
+        x[rng.integers(m), rng.integers(k)] = rng.choice([np.inf, -np.inf, np.nan])
+    return x.astype(FLOATS[act])
+
+
+def check(fmt: lb.Format, act: str, m: int, n: int, k: int, *, kind="normal", bias=False, seed=0, target="sm_80"):
+    """Runs one random problem on the interpreter and the emulator and compares both with float64."""
+    rng = np.random.default_rng(seed)
+    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, act, m, k, kind)
+    b = rng.standard_normal(n).astype(FLOATS[act]) if bias else None
+    exact, bound = linear_exact(x, weight, b), linear_bound(x, weight, b)
+    emulated = np.full((m, n), 7, FLOATS[act])
+    report = run_linear(x, weight, b, emulated, target)
+    assert report is None or report.findings == []
+    assert agrees(emulated, exact, bound).all()
+    tile = linear_tile(m)
+    constants = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "stages": tile.stages}
+    dtype = lb.f16 if act == "f16" else lb.bf16
+    program = linear.trace(x=dtype, w=fmt, bias=dtype if bias else None, y=dtype, **constants)
+    interpreted = np.full((m, n), 7, FLOATS[act])
+    arguments = {"x": x, "w": weight, **({"bias": b} if bias else {}), "y": interpreted}
+    lb.interpret(program, launch_grid((m, n), (tile.bm, tile.bn)), arguments)
+    assert agrees(interpreted, exact, bound).all()
+    return report
+
+
+@st.composite
+def problems(draw):
+    group = draw(st.sampled_from(GROUPS))
+    fmt = lb.Format(
+        draw(st.sampled_from(["u4", "i4"])),
+        group=group,
+        zero=draw(st.sampled_from(ZEROS)),
+        scale=draw(st.sampled_from(["f16", "bf16", "f32"])),
+    )
+    groups = draw(st.integers(1, 20))
+    k = groups * group if isinstance(group, int) else draw(st.integers(1, 700))
+    return {
+        "fmt": fmt,
+        "act": draw(st.sampled_from(["f16", "bf16"])),
+        "m": draw(st.integers(1, 70)),
+        "n": draw(st.integers(1, 300)),
+        "k": k,
+        "kind": draw(st.sampled_from(["normal", "outlier", "not finite"])),
+        "bias": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**32 - 1)),
+    }
+
+
+@settings(max_examples=200)
+@given(problems())
+def test_interpreter_emulator_and_float64_agree_on_random_problems(problem):
+    check(**problem)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 16, 64), (3, 0, 64), (3, 16, 0), (0, 0, 0)])
+def test_sizes_of_zero_are_legal(m, n, k):
+    check(lb.Format("u4", group="channel", zero="int"), "f16", m, n, k, bias=True)
+
+
+def test_an_unaligned_view_of_activations_is_read_element_by_element():
+    rng = np.random.default_rng(0)
+    fmt = lb.Format("i4", group=32)
+    weight = random_weight(rng, fmt, 24, 96)
+    x = rng.standard_normal(5 * 96 + 1).astype(np.float16)[1:].reshape(5, 96)
+    y = np.zeros((5, 24), np.float16)
+    assert run_linear(x, weight, None, y, "sm_80").findings == []
+    assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+
+
+def test_a_wrong_result_is_outside_the_bound():
+    rng = np.random.default_rng(1)
+    fmt = lb.Format("u4", group=64, zero="int")
+    weight, x = random_weight(rng, fmt, 40, 256), random_activations(rng, "f16", 9, 256, "normal")
+    exact, bound = linear_exact(x, weight), linear_bound(x, weight)
+    codes, scales, zeros = weight.unpack()
+    codes[3, 100] ^= 1  # one step of one code
+    assert not agrees(linear_exact(x, lb.pack(codes, scales, zeros, fmt)), exact, bound).all()

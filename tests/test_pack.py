@@ -1,0 +1,384 @@
+import math
+import re
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lowbitvm import dtypes
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import GROUPS, SCALES, ZEROS, Format
+from lowbitvm.pack import PackedWeight, pack
+
+FORMATS = [Format(*parts) for parts in product(("u4", "i4"), GROUPS, ZEROS, SCALES)]
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def finite_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: dtypes.DType) -> np.ndarray:
+    """Random bit patterns of `dtype`, subnormals and both zeros among them, with 1 for those that are not finite."""
+    values = rng.integers(0, 1 << dtype.bits, shape, dtype=f"u{dtype.bits // 8}").view(dtype.numpy)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        values[~np.isfinite(values)] = 1
+    return values
+
+
+def random_parts(fmt: Format, n: int, k: int, seed: int) -> Parts:
+    rng = np.random.default_rng(seed)
+    shape = fmt.scales_shape(n, k)
+    codes = rng.integers(fmt.code.low, fmt.code.high + 1, (n, k), dtype=fmt.code.numpy)
+    if fmt.zero is None:
+        return codes, finite_bits(rng, shape, fmt.scale_dtype), None
+    zeros = rng.integers(fmt.code.low, fmt.code.high + 1, shape, dtype=fmt.code.numpy)
+    return codes, finite_bits(rng, shape, fmt.scale_dtype), (
+        zeros if fmt.zero == "int" else finite_bits(rng, shape, fmt.scale_dtype))
+
+
+def in_features(fmt: Format, wish: int) -> int:
+    return wish if isinstance(fmt.group, str) else wish // fmt.group * fmt.group
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """The same bytes as a torch tensor."""
+    native = dtypes.of(array).torch()
+    return torch.frombuffer(bytearray(array.tobytes()), dtype=native).reshape(array.shape) if array.size else (
+        torch.empty(array.shape, dtype=native))
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    a, b = (x.contiguous().view(torch.uint8).numpy() if isinstance(x, torch.Tensor) else x for x in (a, b))
+    return a.tobytes() == b.tobytes()
+
+
+formats = st.sampled_from(FORMATS)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(formats, st.integers(1, 50), st.integers(0, 300), seeds)
+def test_unpack_inverts_pack_for_every_format(fmt: Format, n: int, wish: int, seed: int) -> None:
+    parts = random_parts(fmt, n, in_features(fmt, wish), seed)
+    for given_parts in (parts, tuple(None if part is None else tensor(part) for part in parts)):
+        for before, after in zip(given_parts, pack(*given_parts, fmt).unpack(), strict=True):
+            assert same_bits(before, after)
+            if before is not None:
+                assert after.shape == before.shape
+                assert after.dtype == before.dtype
+
+
+@pytest.mark.parametrize("library", [np.asarray, tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize(("n", "k"), [(0, 128), (5, 0), (0, 0)])
+def test_zero_sizes_pack_and_unpack_in_every_format(n: int, k: int, library: Any) -> None:
+    for fmt in FORMATS:
+        parts = [None if part is None else library(part) for part in random_parts(fmt, n, k, seed=1)]
+        packed = pack(*parts, fmt)
+        assert tuple(packed.words.shape) == (math.ceil(n / 16), math.ceil(k / 64), 32, 4)
+        assert tuple(packed.dequantize().shape) == packed.shape == (n, k)
+        for before, after in zip(parts, packed.unpack(), strict=True):
+            if before is not None:
+                assert tuple(after.shape) == tuple(before.shape)
+                assert after.dtype == before.dtype
+                if fmt.group != "tensor" or n > 0:
+                    assert same_bits(before, after)
+                else:  # the one scale belongs to no feature
+                    assert not after.any()
+
+
+@given(formats, st.integers(0, 40), st.integers(0, 200), seeds)
+def test_numpy_and_torch_agree_bit_for_bit(fmt: Format, n: int, wish: int, seed: int) -> None:
+    parts = random_parts(fmt, n, in_features(fmt, wish), seed)
+    a = pack(*parts, fmt)
+    b = pack(*(None if part is None else tensor(part) for part in parts), fmt)
+    assert same_bits(a.words, b.words)
+    assert same_bits(a.scales, b.scales)
+    assert same_bits(a.zeros, b.zeros)
+    assert same_bits(a.dequantize(), b.dequantize())
+    assert a.nbytes == b.nbytes
+    assert (dtypes.of(a.words), dtypes.of(b.words)) == (dtypes.u32, dtypes.i32)
+
+
+def words_one_code_at_a_time(codes: np.ndarray, bias: int) -> np.ndarray:
+    n_size, k_size = codes.shape
+    words = np.zeros((math.ceil(n_size / 16), math.ceil(k_size / 64), 32, 4), np.uint32)
+    for tile_n, tile_k, lane, step in np.ndindex(words.shape):
+        g, q = lane >> 2, lane & 3
+        for p in range(8):
+            half, r = p // 4, p % 4
+            n = 16 * tile_n + g + 8 * (r & 1)
+            k = 64 * tile_k + 16 * step + 2 * q + half + 8 * (r >> 1)
+            if n < n_size and k < k_size:
+                words[tile_n, tile_k, lane, step] |= np.uint32((int(codes[n, k]) + bias) << (4 * p))
+    return words
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(["u4", "i4"]), st.integers(0, 40), st.integers(0, 140), seeds)
+@example("i4", 16, 64, 0)
+@example("u4", 17, 65, 0)
+def test_words_hold_each_code_where_the_stored_order_says(name: str, n: int, k: int, seed: int) -> None:
+    fmt = Format(name, group="channel")
+    codes, scales, _ = random_parts(fmt, n, k, seed)
+    np.testing.assert_array_equal(pack(codes, scales, None, fmt).words, words_one_code_at_a_time(codes, fmt.bias))
+
+
+@settings(max_examples=50)
+@given(formats, st.integers(0, 40), st.integers(0, 300), seeds)
+def test_scales_and_zeros_lie_where_the_stored_order_says(fmt: Format, n: int, wish: int, seed: int) -> None:
+    codes, scales, zeros = random_parts(fmt, n, in_features(fmt, wish), seed)
+    packed = pack(codes, scales, zeros, fmt)
+    for given_values, stored in ((scales, packed.scales), (zeros, packed.zeros)):
+        if given_values is None:
+            assert stored is None
+            continue
+        assert stored.shape == (given_values.shape[1], math.ceil(n / 16), 8, 2)
+        for group, t, g, h in np.ndindex(stored.shape):
+            feature = 16 * t + g + 8 * h
+            row = 0 if fmt.group == "tensor" else feature
+            assert stored[group, t, g, h] == (given_values[row, group] if feature < n else 0)
+
+
+@given(formats, st.integers(0, 40), st.integers(0, 200))
+def test_stored_arrays_are_contiguous_and_16_byte_aligned(fmt: Format, n: int, wish: int) -> None:
+    parts = random_parts(fmt, n, in_features(fmt, wish), seed=2)
+    packed = pack(*parts, fmt)
+    as_tensors = pack(*(None if part is None else tensor(part) for part in parts), fmt)
+    for array in (packed.words, packed.scales, packed.zeros):
+        assert array is None or (array.flags.c_contiguous and array.ctypes.data % 16 == 0)
+    for array in (as_tensors.words, as_tensors.scales, as_tensors.zeros):
+        assert array is None or (array.is_contiguous() and array.data_ptr() % 16 == 0)
+
+
+def exact_weight(fmt: Format, q: int, s: Fraction, z: Fraction) -> Fraction:
+    return q * s + z if fmt.zero == "offset" else (q - z) * s
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.group in (32, "channel", "tensor")], ids=str)
+def test_dequantize_is_the_fraction_in_float32_or_the_float64_nearest_to_it(fmt: Format) -> None:
+    codes, scales, zeros = random_parts(fmt, 5, 96, seed=3)
+    weights = pack(codes, scales, zeros, fmt).dequantize()
+    if fmt.zero in (None, "int") and fmt.scale == "f16":
+        assert weights.dtype == np.float32
+    elif fmt.zero in ("float", "offset") or fmt.scale == "f32":
+        assert weights.dtype == np.float64
+    groups = scales.shape[1]
+    for n, k in np.ndindex(weights.shape):
+        at = (0 if fmt.group == "tensor" else n, k * groups // 96)
+        s, z = (Fraction(0) if array is None else Fraction(float(array[at])) for array in (scales, zeros))
+        exact = exact_weight(fmt, int(codes[n, k]), s, z)
+        # Python rounds a Fraction to the nearest float64
+        assert float(weights[n, k]) == float(exact)
+        if weights.dtype == np.float32 or fmt.scale == "f16" or fmt.zero in (None, "int"):
+            assert Fraction(float(weights[n, k])) == exact
+
+
+@pytest.mark.parametrize("name", ["u4", "i4"])
+@pytest.mark.parametrize("zero", [None, "int"])
+@pytest.mark.parametrize(("scale", "dtype"), [(2.0**124, np.float32), (2.0**124 * (1 + 2**-7), np.float64)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_bf16_scales_that_could_overflow_float32_give_float64(
+    name: str, zero: str | None, scale: float, dtype: type, sign: int
+) -> None:
+    fmt = Format(name, group="channel", zero=zero, scale="bf16")
+    codes = np.array([[fmt.code.low, fmt.code.high]], fmt.code.numpy)
+    scales = np.array([[sign * scale]], ml_dtypes.bfloat16)
+    zeros = None if zero is None else codes[:, :1]
+    weights = pack(codes, scales, zeros, fmt).dequantize()
+    assert weights.dtype == dtype
+    z = 0 if zeros is None else int(zeros[0, 0])
+    assert [Fraction(float(w)) for w in weights[0]] == [(int(q) - z) * Fraction(sign * scale) for q in codes[0]]
+
+
+@pytest.mark.parametrize("scale", ["f16", "bf16"])
+def test_float32_holds_the_smallest_scales_times_every_difference(scale: str) -> None:
+    fmt = Format("u4", "channel", "int", scale)
+    smallest = ml_dtypes.finfo(fmt.scale_dtype.numpy).smallest_subnormal
+    codes, zeros = np.arange(16, dtype=np.uint8)[None].repeat(16, 0), np.arange(16, dtype=np.uint8)[:, None]
+    weights = pack(codes, np.full((16, 1), smallest), zeros, fmt).dequantize()
+    assert weights.dtype == np.float32
+    for z, q in np.ndindex(weights.shape):
+        assert Fraction(float(weights[z, q])) == (q - z) * Fraction(float(smallest))
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 5), st.integers(1, 6), seeds)
+def test_gguf_reads_q4_1_blocks_to_the_same_weights(rows: int, blocks: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    d, m = (finite_bits(rng, (rows, blocks), dtypes.f16) for _ in range(2))
+    quants = rng.integers(0, 256, (rows, blocks, 16), dtype=np.uint8)
+    raw = np.concatenate([d[..., None].view(np.uint8), m[..., None].view(np.uint8), quants], axis=2)
+    expected = gguf.quants.dequantize(raw.reshape(rows, -1), gguf.GGMLQuantizationType.Q4_1)
+
+    codes = np.concatenate([quants & 15, quants >> 4], axis=2).reshape(rows, 32 * blocks)
+    weights = pack(codes, d, m, Format("u4", group=32, zero="offset")).dequantize()
+    # gguf computes d * q + m in float32, where d * q is exact (11 + 4 bits): its one rounding is that of our exact sum
+    np.testing.assert_array_equal(weights.astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("fmt", [Format("u4", 32, "int"), Format("i4", 32, "int")], ids=str)
+@pytest.mark.parametrize("name", ["i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"])
+def test_codes_and_zeros_may_have_any_integer_dtype(fmt: Format, name: str) -> None:
+    codes, scales, zeros = random_parts(fmt, 3, 64, seed=4)
+    assert zeros is not None
+    codes, zeros = np.abs(codes % 8).astype(np.int8), np.abs(zeros % 8).astype(np.int8)
+    expected = pack(codes, scales, zeros, fmt)
+    wide = [part.astype(dtypes.get(name).numpy) for part in (codes, zeros)]
+    assert same_bits(pack(wide[0], scales, wide[1], fmt).words, expected.words)
+    assert same_bits(pack(tensor(wide[0]), tensor(scales), tensor(wide[1]), fmt).zeros, expected.zeros)
+
+
+def test_pack_takes_strided_arrays_and_tensors_with_gradient() -> None:
+    fmt = Format("i4", 32, "float")
+    codes, scales, zeros = random_parts(fmt, 6, 64, seed=5)
+    assert zeros is not None
+    expected = pack(codes, scales, zeros, fmt)
+    strided = pack(codes.T.copy().T, scales.T.copy().T, zeros.T.copy().T, fmt)
+    with_gradient = pack(tensor(codes), tensor(scales).requires_grad_(), tensor(zeros).requires_grad_(), fmt)
+    for packed in (strided, with_gradient):
+        assert same_bits(packed.words, expected.words)
+        assert same_bits(packed.scales, expected.scales)
+        assert same_bits(packed.zeros, expected.zeros)
+    assert not with_gradient.dequantize().requires_grad
+
+
+def test_non_finite_scales_are_kept_and_give_non_finite_weights() -> None:
+    for fmt in (fmt for fmt in FORMATS if fmt.group == "channel"):
+        codes, scales, zeros = random_parts(fmt, 3, 20, seed=6)
+        scales[:, 0] = np.nan, np.inf, -np.inf
+        parts = [None if part is None else tensor(part) for part in (codes, scales, zeros)]
+        packed = pack(*parts, fmt)
+        assert same_bits(packed.unpack()[1], scales)
+        assert not packed.dequantize().isfinite().any()
+
+
+def test_repr_is_one_short_line_and_nbytes_counts_padding() -> None:
+    fmt = Format("u4", 128, "int")
+    packed = pack(*random_parts(fmt, 17, 128, seed=7), fmt)
+    assert packed.nbytes == 2 * 2 * 512 + 2 * 2 * 16 * 2
+    assert repr(packed) == "PackedWeight('u4,group=128,zero=int,scale=f16', shape=(17, 128), numpy, 2176 bytes)"
+
+
+def test_to_moves_every_array_and_keeps_the_rest() -> None:
+    fmt = Format("u4", 128, "int")
+    parts = [tensor(part) for part in random_parts(fmt, 17, 128, seed=8) if part is not None]
+    packed = pack(*parts, fmt)
+    moved = packed.to("meta")
+    assert {array.device.type for array in (moved.words, moved.scales, moved.zeros)} == {"meta"}
+    assert (moved.format, moved.shape) == (packed.format, packed.shape)
+    assert same_bits(packed.to(torch.device("cpu")).words, packed.words)
+    assert pack(parts[0], parts[1], None, Format("u4")).to("meta").zeros is None
+
+
+# Errors. Each case changes one thing of a call that works: u4, group 32, zero="int", 3 x 64.
+
+FMT = Format("u4", 32, "int")
+CODES, SCALES_, ZEROS_ = np.ones((3, 64), np.int32), np.ones((3, 2), np.float16), np.ones((3, 2), np.int8)
+
+
+def with_value(array: np.ndarray, at: tuple[int, int], value: int) -> np.ndarray:
+    changed = array.copy()
+    changed[at] = value
+    return changed
+
+
+ERRORS = {
+    "codes of three dimensions": ("SHAPE_MISMATCH", r"\(3, 64, 1\).*out_features", {"codes": CODES[..., None]}),
+    "too few scales": ("SHAPE_MISMATCH", r"scales.*\(3, 1\).*\(3, 2\)", {"scales": SCALES_[:, :1]}),
+    "transposed scales": ("SHAPE_MISMATCH", r"scales.*\(2, 3\).*\(3, 2\)", {"scales": SCALES_.T}),
+    "flat scales": ("SHAPE_MISMATCH", r"scales.*\(6,\).*\(3, 2\)", {"scales": SCALES_.ravel()}),
+    "zeros unlike scales": ("SHAPE_MISMATCH", r"zeros.*\(2, 2\).*\(3, 2\)", {"zeros": ZEROS_[:2]}),
+    "scales per group for a tensor": (
+        "SHAPE_MISMATCH", r"scales.*\(3, 2\).*\(1, 1\)", {"fmt": Format("u4", "tensor", "int")}),
+    "a group that does not divide": ("GROUP_INDIVISIBLE", "64.*128", {"fmt": Format("u4", 128, "int")}),
+    "a code too large": (
+        "CODES_OUT_OF_RANGE", r"codes\[2, 5\] is 16.*0 \.\. 15", {"codes": with_value(CODES, (2, 5), 16)}),
+    "a negative code": ("CODES_OUT_OF_RANGE", r"codes\[0, 63\] is -1", {"codes": with_value(CODES, (0, 63), -1)}),
+    "a code too small for i4": (
+        "CODES_OUT_OF_RANGE", r"is -9.*-8 \.\. 7",
+        {"codes": with_value(CODES, (0, 0), -9), "fmt": Format("i4", 32, "int")}),
+    "an unsigned code that would wrap": (
+        "CODES_OUT_OF_RANGE", f"is {2**64 - 1}",
+        {"codes": np.full((3, 64), 2**64 - 1, np.uint64), "fmt": Format("i4", 32, "int")}),
+    "a zero point too large": (
+        "CODES_OUT_OF_RANGE", r"zeros\[1, 0\] is 16", {"zeros": with_value(ZEROS_, (1, 0), 16)}),
+    "float codes": ("DTYPE_MISMATCH", "codes are f32", {"codes": CODES.astype(np.float32)}),
+    "boolean codes": ("DTYPE_MISMATCH", "codes are bool", {"codes": CODES.astype(bool)}),
+    "float zeros for int": ("DTYPE_MISMATCH", "zeros are f16", {"zeros": SCALES_}),
+    "int zeros for float": ("DTYPE_MISMATCH", "zeros are i8.*f16", {"fmt": Format("u4", 32, "float")}),
+    "bf16 zeros beside f16 scales": (
+        "DTYPE_MISMATCH", "zeros are bf16.*f16",
+        {"fmt": Format("u4", 32, "offset"), "zeros": SCALES_.astype(ml_dtypes.bfloat16)}),
+    "f32 scales for f16": ("DTYPE_MISMATCH", "scales are f32.*f16", {"scales": SCALES_.astype(np.float32)}),
+    "integer scales": ("DTYPE_MISMATCH", "scales are i8.*f16", {"scales": ZEROS_}),
+    "no zeros": ("ARGUMENT_INVALID", "zeros are None", {"zeros": None}),
+    "zeros without a zero kind": ("ARGUMENT_INVALID", "zeros were given", {"fmt": Format("u4", 32)}),
+}
+
+
+@pytest.mark.parametrize("library", [np.asarray, tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("case", ERRORS)
+def test_pack_refuses(case: str, library: Any) -> None:
+    code, words, change = ERRORS[case]
+    call = {"codes": CODES, "scales": SCALES_, "zeros": ZEROS_, "fmt": FMT} | change
+    call = {name: library(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
+    with pytest.raises(LowbitvmError, match=f"^{code}: .*{words}"):
+        pack(**call)
+
+
+@pytest.mark.parametrize(
+    ("scales", "where"),
+    [(tensor(SCALES_), "codes on numpy, scales on cpu"), (tensor(SCALES_).to("meta"), "scales on meta")],
+    ids=["torch", "meta"],
+)
+def test_arrays_of_one_weight_must_share_a_device(scales: torch.Tensor, where: str) -> None:
+    with pytest.raises(LowbitvmError, match=f"^DEVICE_MISMATCH: .*{where}, zeros on numpy"):
+        pack(CODES, scales, ZEROS_, FMT)
+
+
+def test_lists_are_refused() -> None:
+    with pytest.raises(LowbitvmError, match=r"^DTYPE_MISMATCH: .*list"):
+        pack([[1]], SCALES_, ZEROS_, FMT)
+
+
+def test_stored_arrays_that_do_not_fit_are_refused() -> None:
+    packed = pack(CODES, SCALES_, ZEROS_, FMT)
+
+    def rebuilt(**change: Any) -> PackedWeight:
+        parts = {"words": packed.words, "scales": packed.scales, "zeros": packed.zeros, "format": FMT,
+                 "out_features": 3, "in_features": 64}
+        return PackedWeight(**(parts | change))
+
+    assert same_bits(rebuilt().dequantize(), packed.dequantize())
+    for code, words, change in (
+        ("SHAPE_MISMATCH", "stored words.*(1, 1, 32, 4).*(2, 1, 32, 4)", {"out_features": 17}),
+        ("SHAPE_MISMATCH", "stored scales.*(2, 1, 8, 2).*(1, 1, 8, 2)", {"in_features": 32}),
+        ("GROUP_INDIVISIBLE", "63", {"in_features": 63}),
+        ("DTYPE_MISMATCH", "stored words are i32", {"words": packed.words.view(np.int32)}),
+        ("DTYPE_MISMATCH", "stored zeros are i16", {"zeros": packed.zeros.view(np.int16)}),
+        ("DTYPE_MISMATCH", "stored scales are f16, the format takes f32", {"format": Format("u4", 32, "int", "f32")}),
+        ("TENSOR_NOT_CONTIGUOUS", "stored words", {"words": np.asfortranarray(packed.words)}),
+        ("DEVICE_MISMATCH", "scales on cpu", {"scales": tensor(packed.scales)}),
+        ("ARGUMENT_INVALID", "zeros are None", {"zeros": None}),
+    ):
+        with pytest.raises(LowbitvmError, match=f"^{code}: ") as caught:
+            rebuilt(**change)
+        assert re.search(re.escape(words).replace(r"\.\*", ".*"), caught.value.problem)
+    as_tensors = pack(tensor(CODES), tensor(SCALES_), tensor(ZEROS_), FMT)
+    transposed = as_tensors.words.transpose(2, 3).contiguous().transpose(2, 3)
+    with pytest.raises(LowbitvmError, match=r"^TENSOR_NOT_CONTIGUOUS: stored words"):
+        PackedWeight(transposed, as_tensors.scales, as_tensors.zeros, FMT, 3, 64)
+
+
+def test_moving_where_no_device_is_is_refused() -> None:
+    packed = pack(CODES, SCALES_, ZEROS_, FMT)
+    with pytest.raises(LowbitvmError, match=r"^DEVICE_MISMATCH: .*numpy"):
+        packed.to("cpu")
+    as_tensors = pack(tensor(CODES), tensor(SCALES_), tensor(ZEROS_), FMT)
+    with pytest.raises(LowbitvmError, match=r"^DEVICE_UNAVAILABLE: .*cuda:99"):
+        as_tensors.to("cuda:99")
