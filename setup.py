@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, PlatformError
 
 core = Extension(
     "lowbitvm.runtime.emulator._core",
@@ -13,4 +15,18 @@ core = Extension(
     py_limited_api=True,
 )
 
-setup(ext_modules=[core], options={"bdist_wheel": {"py_limited_api": "cp311"}})
+
+class BuildCore(build_ext):
+    """Says what is missing when the C core cannot be built; the compiler's own message does not."""
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except (CompileError, PlatformError):
+            raise SystemExit(
+                "lowbitvm: the emulator's C core could not be compiled, for the reason above. It needs a C compiler\n"
+                "and Python's headers (Debian: apt-get install gcc python3-dev). CC names another compiler."
+            ) from None
+
+
+setup(ext_modules=[core], cmdclass={"build_ext": BuildCore}, options={"bdist_wheel": {"py_limited_api": "cp311"}})

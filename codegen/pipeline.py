@@ -19,18 +19,19 @@ from lowbitvm.layout import Layout
 PIECE = 16  # bytes of one cp.async
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
 TILE_BYTES = 512  # of such a tile
+NEVER = -(2**31)  # the limit of pieces outside the array
 STAGE_ALIGNMENT = 128
 
 
 @dataclass
 class Piece:
-    """One 16-byte copy per thread and stage. `size` is the bytes to read if k is in range: 16, or 0 at masked rows."""
+    """One 16-byte copy per thread and stage."""
 
     pointer: str
+    pointer_offset: int
     base: Operand  # register with the thread's offset inside the stage
     offset: int
-    size: Operand
-    limit: Operand  # the piece is inside the array while `ahead` < limit
+    limit: str  # the piece is inside the array while `ahead` < limit, and zeros from then on
 
 
 @dataclass
@@ -53,14 +54,16 @@ class Staged:
         """Emits the copies of the stage that begins at k = `ahead` into the slot at shared address `slot`."""
         b = self.state.builder
         bases = {piece.base: b.op("add.s32", "r", slot, piece.base) for piece in self.pieces}
-        inside = {
-            limit: b.op("setp.lt.s32", "p", ahead, limit) for limit in dict.fromkeys(p.limit for p in self.pieces)
-        }
         for piece in self.pieces:
-            size = b.op("selp.b32", "r", piece.size, 0, inside[piece.limit])
+            outside = b.op("setp.ge.s32", "p", ahead, piece.limit)
             target = memory(bases[piece.base], self.offset + piece.offset)
             source = self.source(piece, ahead)
-            b.do("cp.async.cg.shared.global", target, memory(source), PIECE, size, when=self.active)
+            b.do("cp.async.cg.shared.global", target, memory(source, piece.pointer_offset), PIECE, outside, when=self.active)
+
+    def limit(self, k: str, index: Operand, count: str) -> str:
+        """A piece's limit: k, or below every k if its row or column `index` is not below `count`."""
+        b = self.state.builder
+        return b.op("selp.b32", "r", k, NEVER, b.op("setp.lt.s32", "p", index, count))
 
     def source(self, piece: Piece, ahead: str) -> str:
         """The address that a piece of the stage at `ahead` is read from."""
@@ -86,25 +89,24 @@ class DenseTile(Staged):
         count = self.thread_pieces(self.rows * chunks)
         chunk = b.op("shl.b32", "r", b.op("and.b32", "r", state.tid, chunks - 1), 3)
         first = b.op("shr.u32", "r", state.tid, chunks.bit_length() - 1)
-        row_count, limit = state.size(load.array.dims[0]), state.size(load.array.dims[1])
-        pitch = b.op("mul.wide.s32", "rd", limit, 2)
+        row_count, columns = (state.size(dim) for dim in load.array.dims)
+        pitch = b.op("mul.wide.s32", "rd", columns, 2)
         bits = (self.rows * chunks).bit_length() - 1
         images = self.place_images(chunks)
         thread_bits = min(bits, state.threads.bit_length() - 1)
         bases: dict[int, Operand] = {}
-        self.limit = b.op("sub.s32", "r", limit, chunk)
+        limit = b.op("sub.s32", "r", columns, chunk)
         for i in range(count):
             index = state.scalar("add", row, b.op("add.s32", "r", first, i * (state.threads // chunks)))
             address = b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), pitch, state.pointer(load.array))
             address = b.op("mad.wide.s32", "rd", state.scalar("add", chunk, column), 2, address)
-            inside = b.op("setp.lt.s32", "p", index, row_count)
-            size = b.op("selp.b32", "r", PIECE, 0, inside)
             constant = _combine(images[thread_bits:], i)
             shared_bits = constant & _mask(images[:thread_bits])
             if shared_bits not in bases:
                 place = state.linear(state.tid, images[:thread_bits])
                 bases[shared_bits] = b.op("xor.b32", "r", place, shared_bits) if shared_bits else place
-            self.pieces.append(Piece(address, bases[shared_bits], constant ^ shared_bits, size, self.limit))
+            place = constant ^ shared_bits
+            self.pieces.append(Piece(address, 0, bases[shared_bits], place, self.limit(limit, index, row_count)))
 
     def place_images(self, chunks: int) -> list[int]:
         """Byte offsets in the tile of (chunk bits, then row bits): chunk c of row r lies at chunk c ^ (r mod 8)."""
@@ -128,15 +130,14 @@ class DenseTile(Staged):
     def _copy_elements(self, piece: Piece, slot: str, ahead: str) -> None:
         """Rows that are not 16-byte aligned: eight masked loads and one store, synchronous."""
         b = self.state.builder
-        row_inside = b.op("setp.ne.s32", "p", piece.size, 0)
         halves = []
         for element in range(8):
-            limit = b.op("sub.s32", "r", piece.limit, element)
-            inside = b.op("setp.lt.and.s32", "p", ahead, limit, row_inside)
+            index = b.op("add.s32", "r", ahead, element)
+            inside = b.op("setp.lt.s32", "p", index, piece.limit)
             if self.active is not None:
                 inside = b.op("and.pred", "p", inside, self.active)
             half = b.op("mov.b16", "h", 0)
-            b.do("ld.global.nc.b16", half, memory(piece.pointer, 2 * element), when=inside)
+            b.do("ld.global.nc.b16", half, memory(piece.pointer, piece.pointer_offset + 2 * element), when=inside)
             halves.append(half)
         words = [b.op("mov.b32", "r", vector(list(pair))) for pair in zip(halves[::2], halves[1::2], strict=True)]
         target = b.op("add.s32", "r", slot, piece.base)
@@ -171,19 +172,18 @@ class WordTile(Staged):
         lane = b.op("and.b32", "r", state.tid, 31)
         for t in range(self.row_tiles):
             index = state.scalar("add", first, t)
-            size = b.op("selp.b32", "r", PIECE, 0, b.op("setp.lt.s32", "p", index, row_count))
             tile = b.op("add.s64", "rd", b.op("mul.wide.s32", "rd", index, pitch), k_tile)
             address = b.op("add.s64", "rd", b.op("shl.b64", "rd", tile, 9), state.pointer(load.array, "words"))
             address = b.op("mad.wide.u32", "rd", lane, PIECE, address)
             for j in range(self.k_tiles):
                 limit = b.op("sub.s32", "r", in_features, CHUNK_K * j) if j else in_features
                 place = (t * self.k_tiles + j) * TILE_BYTES
-                pointer = address if j == 0 else b.op("add.s64", "rd", address, j * TILE_BYTES)
-                self.pieces.append(Piece(pointer, self.base, place, size, limit))
+                limit = self.limit(limit, index, row_count)
+                self.pieces.append(Piece(address, j * TILE_BYTES, self.base, place, limit))
 
     def advance(self) -> None:
-        for piece in self.pieces:
-            self.state.builder.do("add.s64", piece.pointer, piece.pointer, self.k_tiles * TILE_BYTES)
+        for pointer in dict.fromkeys(piece.pointer for piece in self.pieces):
+            self.state.builder.do("add.s64", pointer, pointer, self.k_tiles * TILE_BYTES)
 
     def words(self, slot_base: str, t: int, j: int) -> list[str]:
         """Emits the load of the lane's four words of row tile t, k tile j; `slot_base` is the slot plus `base`."""
@@ -220,13 +220,13 @@ class GroupRows(Staged):
             segment = b.op("shr.u32", "r", number, per_row.bit_length() - 1)
             chunk = b.op("and.b32", "r", number, per_row - 1)
             column = state.scalar("add", row, b.op("mul.lo.s32", "r", chunk, elements))
-            size = b.op("selp.b32", "r", PIECE, 0, b.op("setp.lt.s32", "p", column, padded))
             address = b.op("mad.wide.s32", "rd", column, size_bytes(dtype), state.pointer(load.array, part))
             address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
             limit = in_features
             if self.group and self.segments > 1:
                 limit = b.op("sub.s32", "r", in_features, b.op("mul.lo.s32", "r", segment, self.group))
-            self.pieces.append(Piece(address, base, i * PIECE * state.threads, size, limit))
+            place = i * PIECE * state.threads
+            self.pieces.append(Piece(address, 0, base, place, self.limit(limit, column, padded)))
         lane_rows = [0, 0, *(2 * size_bytes(dtype) << i for i in range(3))]  # lane = 4 g + q reads rows g and g + 8
         warp_rows = [(bn // state.warps * size_bytes(dtype)) << i for i in range(state.warps.bit_length() - 1)]
         self.base = state.linear(state.tid, lane_rows + warp_rows)

@@ -8,6 +8,7 @@ import struct
 from lowbitvm.targets import Target
 
 Operand = str | int
+LOWEST_VERSION = "7.5"  # of the PTX ISA: the ignore-src operand of cp.async
 REGISTER_CLASSES = {"p": "pred", "h": "b16", "r": "b32", "rd": "b64", "f": "f32"}  # name prefix -> PTX type
 
 
@@ -55,7 +56,8 @@ class Builder:
             for prefix, kind in REGISTER_CLASSES.items()
             if self._counts[prefix]
         ]
-        head = [f".version {target.ptx_version}", f".target {target.name}", ".address_size 64", ""]
+        version = max(target.ptx_version, LOWEST_VERSION)
+        head = [f".version {version}", f".target {target.name}", ".address_size 64", ""]
         if shared:
             head += [".extern .shared .align 128 .b8 smem[];", ""]
         head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]

@@ -31,6 +31,7 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
     """
     if not dtypes.is_tensor(weight.words):
         raise LowbitvmError("DEVICE_MISMATCH", "the weight holds numpy arrays", "pack torch tensors")
+    _check(x, weight, bias)
     operator = torch.ops.lowbitvm.linear
     parts = (weight.words, weight.scales, weight.zeros)
     result: torch.Tensor = operator(x, *parts, bias, str(weight.format), weight.out_features, weight.in_features)
@@ -118,7 +119,7 @@ def _run(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, targe
 
 def _reference(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """The exact product, summed in float64 and rounded to x's dtype."""
-    exact = x.double() @ weight.dequantize().double().T
+    exact: torch.Tensor = x.double() @ weight.dequantize().double().T
     if bias is not None:
         exact = exact + bias.double()
     if x.dtype == torch.float16:  # torch rounds float64 to f16 twice, numpy once

@@ -5,16 +5,13 @@ A file is MAGIC, the SHA-256 of everything after it, the length of a JSON header
 temporary name and renamed, so that readers and other writers see a whole file or none.
 """
 
-import functools
 import hashlib
-import importlib.util
 import json
 import os
 import struct
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +19,6 @@ import platformdirs
 
 MAGIC = b"lowbitvm-kernel-1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_SOURCES = ("lowbitvm", "lowbitvm.kernels", "lowbitvm.codegen")  # all that decides which PTX a kernel becomes
 
 
 @dataclass(frozen=True)
@@ -37,33 +33,14 @@ class Entry:
 def key(*parts: str) -> str:
     """SHA-256 of the parts in order, in hexadecimal.
 
-    Whatever the entry depends on must be among them: the IR text, the plan, the target, `assembler_version()`,
-    `source_digest()`. ("ab", "c") and ("a", "bc") are different keys.
+    For a cubin: the PTX text, in which everything that the compiler decided has ended up, the target and
+    `assembler_version()`. ("ab", "c") and ("a", "bc") are different keys.
     """
     digest = hashlib.sha256()
     for part in parts:
         text = part.encode()
         digest.update(struct.pack("<Q", len(text)) + text)
     return digest.hexdigest()
-
-
-@functools.cache
-def source_digest() -> str:
-    """SHA-256 of the package's own compiler sources, so that an edited compiler never finds its old kernels."""
-    folders = []
-    for package in _SOURCES:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.submodule_search_locations
-        folders.append(Path(spec.submodule_search_locations[0]))
-    return _digest(folders)
-
-
-def _digest(folders: Iterable[Path]) -> str:
-    parts = []
-    for folder in folders:
-        for file in sorted(folder.glob("*.py")):
-            parts += [f"{folder.name}/{file.name}", file.read_text(encoding="utf-8")]
-    return key(*parts)
 
 
 def default_directory() -> Path:

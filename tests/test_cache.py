@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowbitvm.runtime import cache as module
-from lowbitvm.runtime.cache import Cache, Entry, default_directory, key, source_digest
+from lowbitvm.runtime.cache import Cache, Entry, default_directory, key
 
 ROOT = Path(__file__).parent.parent
 ENTRY = Entry(".version 7.8 // µ", b"\x7fELF\x00cubin", {"registers": 40, "spills": 0})
@@ -178,27 +177,3 @@ def test_the_environment_chooses_the_default_directory(tmp_path: Path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
         assert default_directory() == tmp_path / "lowbitvm"
-
-
-def test_the_digest_changes_with_an_edited_renamed_or_added_source(tmp_path: Path) -> None:
-    (tmp_path / "lower.py").write_text("a")
-    digests = [module._digest([tmp_path])]
-    (tmp_path / "lower.py").write_text("b")
-    digests.append(module._digest([tmp_path]))
-    (tmp_path / "lower.py").rename(tmp_path / "raise.py")
-    digests.append(module._digest([tmp_path]))
-    (tmp_path / "lower.py").write_text("")
-    digests.append(module._digest([tmp_path]))
-    assert len(set(digests)) == 4
-    (tmp_path / "notes.txt").write_text("no source")
-    assert module._digest([tmp_path]) == digests[-1]
-
-
-def test_the_source_digest_covers_front_end_kernels_and_code_generator() -> None:
-    assert source_digest() == module._digest([ROOT / "lowbitvm", ROOT / "lowbitvm" / "kernels", ROOT / "codegen"])
-
-
-def test_the_source_digest_is_the_same_in_another_process() -> None:
-    code = "from lowbitvm.runtime.cache import source_digest; print(source_digest())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert other.stdout.strip() == source_digest()

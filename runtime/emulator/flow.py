@@ -29,7 +29,7 @@ def reconvergence(successors: list[list[int]], branches: list[int]) -> dict[int,
 
 
 def _dominators(forward: list[list[int]], backward: list[list[int]], root: int) -> dict[int, int]:
-    """Immediate dominators of the graph `forward` from `root`; `backward` is its reverse. Unreachable nodes lack one."""
+    """Immediate dominators of `forward` from `root`; `backward` is its reverse. Unreachable nodes have none."""
     order: list[int] = []
     seen, stack = {root}, [(root, iter(forward[root]))]
     while stack:

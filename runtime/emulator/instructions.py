@@ -286,12 +286,12 @@ def _cvta(decoder: Decoder, instruction: Instruction) -> Row:
     expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.type()
-    to = qualifiers.take("to")
+    inverse = qualifiers.take("to") is not None
     space = qualifiers.need("global", "shared", "shared::cta", "const", "param")
     qualifiers.done()
     core = f"mov_b{TYPE_BITS[kind]}"
     if space.startswith("shared"):
-        core = "cvta_to_shared" if to else "cvta_shared"
+        core = "cvta_to_shared" if inverse else "cvta_shared"
     to, source = instruction.operands
     return Row(core, [decoder.destination(to, kind), decoder.source(source, kind)], 1)
 
@@ -520,9 +520,14 @@ def _cp_async(decoder: Decoder, instruction: Instruction) -> Row:
     to_base, to_offset, _ = decoder.address(to)
     base, offset, _ = decoder.address(source)
     operands = [to_base, base]
+    form = 0  # of the last operand: 1 is src-size, 2 ignore-src
     if len(instruction.operands) == 4:
-        operands.append(decoder.source(instruction.operands[3], "u32"))
-    return Row("cp_async", operands, 0, (bytes_, len(operands) - 2, to_offset & 0xFFFFFFFF), offset)
+        last = instruction.operands[3]
+        declared = decoder.register_type(last.text, instruction.scope) if isinstance(last, Name) else None
+        ignore = declared is not None and declared[1] == "pred"
+        form = 2 if ignore else 1
+        operands.append(decoder.source(last, "pred" if ignore else "u32"))
+    return Row("cp_async", operands, 0, (bytes_, form, to_offset & 0xFFFFFFFF), offset)
 
 
 @special("ldmatrix")

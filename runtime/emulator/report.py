@@ -13,14 +13,14 @@ KINDS = (
     ("undefined_address", "an address comes from a register that was never written"),
     ("undefined_predicate", "a predicate comes from a register that was never written"),
     ("undefined_store", "a stored value comes from a register that was never written"),
-    ("race_shared", "{size} bytes at shared address {address:#x}: thread {other} too accesses them, no barrier between"),
-    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async of thread {other} into them is not visible here "
-                  "before that thread's wait and a barrier"),
+    ("race_shared", "{size} bytes at shared address {address:#x}: thread {other} accesses them too, without a barrier"),
+    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async of thread {other} into them is visible "
+                  "only after that thread's wait and a barrier"),
     ("race_global", "write of {size} bytes at {where} that block {other} also writes"),
     ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {other:#010x} alone"),
     ("barrier_deadlock", "warps {other:#x} wait at barrier {address} for warps that never come"),
     ("copy_source_size", "the source size {size} is above the copy size {other}, which is undefined"),
-    ("copy_never_awaited", "the thread exits with its cp.async of {size} bytes to shared address {address:#x} in flight"),
+    ("copy_never_awaited", "exit with a cp.async of {size} bytes to shared address {address:#x} in flight"),
     ("read_only", "write to {where}, an array that is read-only"),
     ("limit", "the emulator's limit of {size} is reached (an endless loop?)"),
 )  # fmt: skip

@@ -50,7 +50,6 @@ static void branch(Warp *w, const Insn *i, u32 active) {
     /* a path that only meets the others at exit still stops where the enclosing branch joins */
     const i32 next = w->pc, join = i->reconverge >= 0 ? i->reconverge : w->reconverge;
     bool swap;
-    if (!active) return;
     if (!others) {
         w->pc = i->target;
         return;
@@ -92,13 +91,13 @@ static u32 warp_threads(const Machine *m, u32 warp) {
 static void barrier_sync(Warp *w, const Insn *i, u32 active) {
     Machine *m = w->m;
     const u32 all = warp_threads(m, w->index), whole = all == LANES ? FULL : (1u << all) - 1;
-    const u32 lane = active ? (u32)__builtin_ctz(active) : 0;
+    const u32 lane = (u32)__builtin_ctz(active);
     const u32 number = (u32)get_lane(w, i, 0, lane) % BARRIERS;
     const u32 expected = i->srcs > 1 ? (u32)get_lane(w, i, 1, lane) : (m->threads + LANES - 1) / LANES * LANES;
     Barrier *b = &m->barrier[number];
     if (active != whole) {
         report(w, i, F_BARRIER_DIVERGED, lane, number, 0, active);
-        if (m->stop || !active) return;
+        if (m->stop) return;
     }
     b->expected = expected;
     b->arrived |= 1u << w->index;
@@ -138,19 +137,18 @@ static void run_warp(Machine *m, Warp *w, u64 budget) {
     const bool track = m->checks & CHECK_UNDEFINED;
     for (; left && w->state == RUNNING && !m->stop; left--) {
         const Insn *i;
-        u32 active, flags, pc;
+        u32 active, pc;
         if (w->pc == w->reconverge) {
             next_path(w);
             continue;
         }
         pc = (u32)w->pc++;
         i = m->code + pc;
-        flags = m->flags[pc];
         active = i->guard == NO_GUARD ? w->mask : guard_of(w, i);
         m->executed[pc]++;
-        if (!active && !(flags & CONTROL)) continue;
+        if (!active) continue;
         m->handler[pc](w, i, active);
-        if (track && !(flags & OWN_UNDEFINED)) propagate(w, i, active);
+        if (track && !(m->flags[pc] & OWN_UNDEFINED)) propagate(w, i, active);
     }
     m->steps += budget - left;
 }
@@ -237,9 +235,9 @@ void run_grid(Machine *m, int (*interrupted)(void)) {
     for (m->block_index = 0; m->block_index < blocks && !m->stop; m->block_index++) run_block(m, interrupted);
 }
 
-const Opcode control_ops[] = {{"branch", branch, CONTROL | OWN_UNDEFINED},
+const Opcode control_ops[] = {{"branch", branch, OWN_UNDEFINED},
                               {"exit", leave, OWN_UNDEFINED},
-                              {"barrier", barrier_sync, CONTROL | OWN_UNDEFINED},
+                              {"barrier", barrier_sync, OWN_UNDEFINED},
                               {"warp_sync", warp_sync, OWN_UNDEFINED},
                               {"nothing", nothing, OWN_UNDEFINED},
                               {0}};

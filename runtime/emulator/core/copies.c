@@ -21,11 +21,11 @@ static Copy *new_copy(Warp *w) {
     return &w->copies[w->copy_count++];
 }
 
-/* Operands: shared address, global address, [source size]. mod: cp-size, source size present; the offset is the
- * global address's, mod[2] the shared address's. */
+/* Operands: shared address, global address, [source size or ignore-src]. mod: cp-size, which of the two the last operand
+ * is (1, 2; 0: neither); the offset is the global address's, mod[2] the shared address's. */
 static void cp_async(Warp *w, const Insn *i, u32 active) {
     Machine *m = w->m;
-    const u32 size = i->mod[0];
+    const u32 size = i->mod[0], ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) : 0;
     u32 shared_address[LANES], undefined = 0, fetched = 0;
     u64 address[LANES];
     Copy *copy;
@@ -38,7 +38,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     if (!copy) return;
     copy->lanes = 0, copy->size = size;
     EACH(active, l) {
-        u32 bytes = i->mod[1] ? (u32)get_lane(w, i, 2, l) : size;
+        u32 bytes = i->mod[1] == 1 ? (u32)get_lane(w, i, 2, l) : ignored >> l & 1 ? 0 : size;
         u64 to = (u32)(get_lane(w, i, 0, l) + i->mod[2]);
         const u8 *from = NULL;
         address[l] = get_lane(w, i, 1, l) + (u64)i->offset;

@@ -59,7 +59,7 @@ typedef struct Machine Machine;
 typedef struct Warp Warp;
 typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 
-enum { OWN_UNDEFINED = 1, CONTROL = 2 }; /* handler propagates `undefined` itself; handler sees active == 0 too */
+enum { OWN_UNDEFINED = 1 }; /* the handler propagates `undefined` itself */
 typedef struct {
     const char *name;
     Handler run;

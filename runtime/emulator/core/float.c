@@ -115,7 +115,7 @@ static void fma_f64(Warp *w, const Insn *i, u32 active) {
 }
 
 /* f16, bf16 and their pairs. Sums and products of two are exact enough in f32 to round once more; a*b + c is not, and
- * goes through double and a rounding to odd. */
+ * goes through roundings to odd. */
 #define HALF_TYPES(G, X) G(X, f16) G(X, bf16)
 #define HALF_BINARY(X, T)                                                                                       \
     X(add, T, a + b) X(sub, T, a - b) X(mul, T, a * b)                                                          \
@@ -126,23 +126,34 @@ static void fma_f64(Warp *w, const Insn *i, u32 active) {
 static inline float flush_f16(float f) { return fabsf(f) < 0x1p-14f ? copysignf(0, f) : f; }
 #define flush_bf16 flush
 
+/* The plain case is a branch-free loop; flags take the other. */
 #define DEFINE_HALF_BINARY(name, T, expression)                                                      \
     static inline u32 name##_##T##_value(u32 x, u32 y, u32 flags) {                                  \
-        float a = f32_of_##T(x), b = f32_of_##T(y), r;                                               \
+        float a = f32_of_##T(x), b = f32_of_##T(y);                                                  \
         if (flags & FTZ) a = flush_##T(a), b = flush_##T(b);                                         \
-        r = expression;                                                                              \
-        return T##_of_f32(flags ? adjust(r, flags & ~(u32)FTZ) : r);                                 \
+        return T##_of_f32(adjust(expression, flags & ~(u32)FTZ));                                    \
+    }                                                                                                \
+    static inline u32 name##_##T##_plain(u32 x, u32 y) {                                             \
+        const u32 flags = 0;                                                                         \
+        float a = f32_of_##T(x), b = f32_of_##T(y);                                                  \
+        (void)flags;                                                                                 \
+        return T##_of_f32(expression);                                                               \
     }                                                                                                \
     VECTOR static void name##_##T(Warp *w, const Insn *i, u32 active) {                              \
         u32 *d = SLOT(0);                                                                            \
         const u32 *x = SLOT(1), *y = SLOT(2), flags = i->mod[0];                                     \
-        LANEWISE(d[l] = name##_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, flags);)                    \
+        if (flags) EACH(active, l) d[l] = name##_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, flags);   \
+        else LANEWISE(d[l] = name##_##T##_plain(x[l] & 0xFFFF, y[l] & 0xFFFF);)                      \
     }                                                                                                \
     VECTOR static void name##_##T##x2(Warp *w, const Insn *i, u32 active) {                          \
         u32 *d = SLOT(0);                                                                            \
         const u32 *x = SLOT(1), *y = SLOT(2), flags = i->mod[0];                                     \
-        LANEWISE(u32 low = name##_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, flags);                  \
-                 d[l] = low | name##_##T##_value(x[l] >> 16, y[l] >> 16, flags) << 16;)              \
+        if (flags) EACH(active, l) {                                                                 \
+            u32 low = name##_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, flags);                       \
+            d[l] = low | name##_##T##_value(x[l] >> 16, y[l] >> 16, flags) << 16;                    \
+        }                                                                                            \
+        else LANEWISE(u32 low = name##_##T##_plain(x[l] & 0xFFFF, y[l] & 0xFFFF);                    \
+                      d[l] = low | name##_##T##_plain(x[l] >> 16, y[l] >> 16) << 16;)                \
     }
 #define DEFINE_HALF_UNARY(name, T, expression)                                                       \
     static inline u32 name##_##T##_value(u32 x) {                                                    \
@@ -159,23 +170,36 @@ static inline float flush_f16(float f) { return fabsf(f) < 0x1p-14f ? copysignf(
         const u32 *x = SLOT(1);                                                                      \
         LANEWISE(d[l] = name##_##T##_value(x[l] & 0xFFFF) | name##_##T##_value(x[l] >> 16) << 16;)   \
     }
+/* The sum a*b + c rounded to odd. A product of two f16 is exact in f32, one of bf16 needs double's exponents. */
+static inline float odd_fma_f16(float a, float b, float c) { return odd_sum_f32(a * b, c); }
+static inline float odd_fma_bf16(float a, float b, float c) { return odd_f32(odd_sum((double)a * (double)b, c)); }
+
 #define DEFINE_HALF_FMA(X, T)                                                                        \
     static inline u32 fma_##T##_value(u32 x, u32 y, u32 z, u32 flags) {                              \
-        float a = f32_of_##T(x), b = f32_of_##T(y), c = f32_of_##T(z), r;                            \
+        float a = f32_of_##T(x), b = f32_of_##T(y), c = f32_of_##T(z);                               \
         if (flags & FTZ) a = flush_##T(a), b = flush_##T(b), c = flush_##T(c);                       \
-        r = odd_f32((double)a * (double)b + (double)c);                                              \
-        return T##_of_f32(flags ? adjust(r, flags & ~(u32)FTZ) : r);                                 \
+        return T##_of_f32(adjust(odd_fma_##T(a, b, c), flags & ~(u32)FTZ));                          \
+    }                                                                                                \
+    static inline u32 fma_##T##_plain(u32 x, u32 y, u32 z) {                                         \
+        return T##_of_f32(odd_fma_##T(f32_of_##T(x), f32_of_##T(y), f32_of_##T(z)));                 \
     }                                                                                                \
     VECTOR static void fma_##T(Warp *w, const Insn *i, u32 active) {                                 \
         u32 *d = SLOT(0);                                                                            \
         const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3), flags = i->mod[0];                       \
-        LANEWISE(d[l] = fma_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF, flags);)        \
+        if (flags) EACH(active, l) {                                                                 \
+            d[l] = fma_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF, flags);              \
+        }                                                                                            \
+        else LANEWISE(d[l] = fma_##T##_plain(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF);)          \
     }                                                                                                \
     VECTOR static void fma_##T##x2(Warp *w, const Insn *i, u32 active) {                             \
         u32 *d = SLOT(0);                                                                            \
         const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3), flags = i->mod[0];                       \
-        LANEWISE(u32 low = fma_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF, flags);      \
-                 d[l] = low | fma_##T##_value(x[l] >> 16, y[l] >> 16, z[l] >> 16, flags) << 16;)     \
+        if (flags) EACH(active, l) {                                                                 \
+            u32 low = fma_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF, flags);           \
+            d[l] = low | fma_##T##_value(x[l] >> 16, y[l] >> 16, z[l] >> 16, flags) << 16;           \
+        }                                                                                            \
+        else LANEWISE(u32 low = fma_##T##_plain(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF);        \
+                      d[l] = low | fma_##T##_plain(x[l] >> 16, y[l] >> 16, z[l] >> 16) << 16;)       \
     }
 #define EXPAND_HALF_BINARY(X, T) HALF_BINARY(X, T)
 #define EXPAND_HALF_UNARY(X, T) HALF_UNARY(X, T)

@@ -52,6 +52,18 @@ static inline float odd_f32(double d) {
     if (((double)f > d) == (d > 0)) bits--; /* toward zero */
     return f32_of_bits(bits | 1);
 }
+/* a + b rounded to odd: the error of the nearest sum says which way the true one lies. */
+static inline double odd_sum(double a, double b) {
+    const double sum = a + b, part = sum - a, error = (a - (sum - part)) + (b - part);
+    const u64 bits = bits_of_f64(sum);
+    const u64 odd = (error > 0) == (sum > 0) ? bits | 1 : bits - 1;
+    return f64_of_bits((error < 0 || error > 0) && !(bits & 1) ? odd : bits);
+}
+static inline float odd_sum_f32(float a, float b) {
+    const float sum = a + b, part = sum - a, error = (a - (sum - part)) + (b - part);
+    const u32 bits = bits_of_f32(sum), odd = (error > 0) == (sum > 0) ? bits | 1 : bits - 1;
+    return f32_of_bits((error < 0 || error > 0) && !(bits & 1) ? odd : bits);
+}
 /* To f32, toward zero. */
 static inline float toward_zero_f32(double d) {
     float f = (float)d;

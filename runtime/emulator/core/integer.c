@@ -135,29 +135,36 @@ VECTOR static void lop3_b32(Warp *w, const Insn *i, u32 active) {
 
 static u32 permute(u32 a, u32 b, u32 selector, u32 mode) {
     u8 bytes[8];
-    u32 result = 0, s = selector & 3;
+    u32 result = 0, s = selector & 3; /* the modes with a name; generic mode is prmt_b32's own loop */
     for (u32 n = 0; n < 4; n++) bytes[n] = (u8)(a >> 8 * n), bytes[n + 4] = (u8)(b >> 8 * n);
     for (u32 n = 0; n < 4; n++) {
-        u32 index, nibble = selector >> 4 * n & 15;
-        u8 byte;
+        u32 index;
         switch (mode) {
         case 1: index = s + n; break;                          /* f4e */
         case 2: index = (s - n) & 7; break;                    /* b4e */
         case 3: index = s; break;                              /* rc8 */
         case 4: index = n > s ? n : s; break;                  /* ecl */
         case 5: index = n < s ? n : s; break;                  /* ecr */
-        case 6: index = (s & 1) * 2 + (n & 1); break;          /* rc16 */
-        default: index = nibble & 7;
+        default: index = (s & 1) * 2 + (n & 1);                /* rc16 */
         }
-        byte = bytes[index];
-        if (mode == 0 && nibble & 8) byte = byte & 0x80 ? 0xFF : 0;
-        result |= (u32)byte << 8 * n;
+        result |= (u32)bytes[index] << 8 * n;
     }
     return result;
 }
-static void prmt_b32(Warp *w, const Insn *i, u32 active) {
+/* Generic mode, one byte: shift the pair of words, then replicate the sign if the selector's top bit says so. */
+static inline u32 permute_byte(u64 pair, u32 nibble) {
+    const u32 byte = (u32)(pair >> 8 * (nibble & 7)) & 255, sign = (u32)0 - (byte >> 7);
+    return nibble & 8 ? sign & 255 : byte;
+}
+VECTOR static void prmt_b32(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
     const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    if (i->mod[0] == 0) {
+        LANEWISE(u64 pair = (u64)y[l] << 32 | x[l]; u32 s = z[l];
+                 d[l] = permute_byte(pair, s) | permute_byte(pair, s >> 4) << 8 | permute_byte(pair, s >> 8) << 16 |
+                        permute_byte(pair, s >> 12) << 24;)
+        return;
+    }
     LANEWISE(d[l] = permute(x[l], y[l], z[l], i->mod[0]);)
 }
 

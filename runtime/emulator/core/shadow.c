@@ -33,7 +33,7 @@ static void read_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u
     } else if (last & FLAG) {
         race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
     } else if (!ordered(w, last)) {
-        race(w, i, F_RACE_SHARED, lane, address, size, thread_of(last));
+        race(w, i, last & LANDED ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, thread_of(last));
     } else if (last & LANDED && STAMP_WARP(last) == w->index && CLOCK(last) >= w->converged && STAMP_LANE(last) != lane) {
         race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
     }
@@ -44,7 +44,8 @@ static void read_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u
 static void write_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 *write, u32 *read, u32 stamp) {
     const u32 last = *write, reader = *read;
     if (last & FLAG) race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
-    else if (!ordered(w, last)) race(w, i, F_RACE_SHARED, lane, address, size, thread_of(last));
+    else if (!ordered(w, last))
+        race(w, i, last & LANDED ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, thread_of(last));
     else if (CLOCK(reader) >= w->m->epoch) {
         if (reader & FLAG ? !w->m->partial : !ordered(w, reader))
             race(w, i, F_RACE_SHARED, lane, address, size, thread_of(reader));

@@ -1,0 +1,301 @@
+"""Every defect the emulator reports: a kernel that has it, and its nearest neighbour that does not."""
+
+import numpy as np
+import pytest
+
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime import emulator
+
+HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
+REGISTERS = ".reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<40>; .reg .f32 %f<16>; .reg .b64 %d<16>;"
+START = """
+    ld.param.u64 %d1, [x]; mov.u32 %r1, %tid.x; mul.wide.u32 %d2, %r1, 4; add.s64 %d2, %d1, %d2;
+    .shared .align 16 .b8 tile[4096];
+    mov.u32 %r2, tile; shl.b32 %r3, %r1, 2; add.u32 %r4, %r2, %r3;  // this thread's word
+    xor.b32 %r5, %r3, 128; add.u32 %r5, %r2, %r5;                   // the same lane's in the neighbouring warp
+    xor.b32 %r6, %r3, 4; add.u32 %r6, %r2, %r6;                     // the neighbouring lane's
+    shl.b32 %r7, %r1, 4; add.u32 %r7, %r2, %r7;                     // this thread's 16 bytes
+    xor.b32 %r8, %r7, 16; xor.b32 %r9, %r7, 512;                    // a neighbouring lane's and warp's
+    mul.wide.u32 %d3, %r1, 16; add.s64 %d3, %d1, %d3;               // 16 global bytes of its own
+"""
+
+
+def kinds(
+    body: str, *, block: int = 64, grid: int = 1, array: object = None, seed: int = 0, **options: object
+) -> list[str]:
+    """The kinds of findings of a kernel over one array, 4096 words of zeros unless given."""
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}{START}\n{body}\nret;\n}}\n"
+    if array is None:
+        array = np.zeros(4096, np.uint32)
+    report = emulator.load(text).launch("k", (grid,), (block,), [array], on_finding="collect", seed=seed, **options)
+    return [finding.kind for finding in report.findings]
+
+
+def caught(body: str, **options: object) -> list[str]:
+    """The kinds found over several schedules, each once."""
+    return sorted({kind for seed in range(8) for kind in kinds(body, seed=seed, **options)})
+
+
+LAST_BYTES = "ld.global.u32 %r10, [%d1+16380];"
+
+
+def test_an_access_beyond_a_global_array_is_found() -> None:
+    assert kinds(LAST_BYTES) == []
+    assert kinds("ld.global.u32 %r10, [%d1+16384];") == ["out_of_bounds_global"]
+    assert kinds("ld.global.u32 %r10, [%d1+-4];") == ["out_of_bounds_global"]
+    assert kinds("mov.u64 %d4, 0; st.global.u32 [%d4], %r1;") == ["out_of_bounds_global"]
+
+
+def test_an_access_beyond_shared_memory_is_found() -> None:
+    assert kinds("st.shared.u32 [%r2+4092], %r1;", block=1) == []
+    assert kinds("st.shared.u32 [%r2+4096], %r1;", block=1) == ["out_of_bounds_shared"]
+    assert kinds("st.shared.u32 [%r2+4096], %r1;", block=1, shared=16) == []
+
+
+def test_an_access_beyond_the_parameters_is_found() -> None:
+    assert kinds("ld.param.u32 %r10, [x+4];") == []
+    assert kinds("ld.param.u64 %d4, [x+4];") == ["out_of_bounds_param"]
+
+
+def test_a_misaligned_access_is_found() -> None:
+    assert kinds("ld.global.v4.u32 {%r10, %r11, %r12, %r13}, [%d1+16];") == []
+    assert kinds("ld.global.v4.u32 {%r10, %r11, %r12, %r13}, [%d1+8];") == ["misaligned"]
+    assert kinds("st.shared.u16 [%r2+1], %h1;", checks="none") == ["misaligned"]
+
+
+def test_a_write_to_a_read_only_array_is_found() -> None:
+    frozen = np.zeros(4096, np.uint32)
+    frozen.flags.writeable = False
+    assert kinds("ld.global.u32 %r10, [%d2];", array=frozen) == []
+    assert kinds("st.global.u32 [%d2], %r1;", array=frozen) == ["read_only"]
+
+
+def test_reading_shared_memory_that_nothing_wrote_is_found() -> None:
+    assert kinds("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r4];") == []
+    assert kinds("ld.shared.u32 %r10, [%r4];") == ["uninitialised_shared"]
+    assert kinds("st.shared.u16 [%r4], %h1; ld.shared.u32 %r10, [%r4];", checks={"uninitialised"}) == [
+        "uninitialised_shared"
+    ]
+
+
+def test_shared_memory_does_not_survive_from_block_to_block() -> None:
+    body = "mov.u32 %r10, %ctaid.x; setp.eq.u32 %p1, %r10, 0; @%p1 st.shared.u32 [%r4], %r1; ld.shared.u32 %r11, [%r4];"
+    assert kinds(body) == []
+    assert kinds(body, grid=2) == ["uninitialised_shared"]
+
+
+def test_reading_an_output_before_writing_it_is_found() -> None:
+    fresh = emulator.output(np.zeros(4096, np.uint32))
+    assert kinds("st.global.u32 [%d2], %r1; ld.global.u32 %r10, [%d2];", array=fresh) == []
+    assert kinds("ld.global.u32 %r10, [%d2];", array=fresh) == ["uninitialised_global"]
+
+
+def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control() -> None:
+    assert kinds("add.u32 %r10, %r11, 1; mul.lo.u32 %r12, %r10, %r10;") == []
+    assert kinds("add.u32 %r10, %r11, 1; st.shared.u32 [%r4], %r10;") == ["undefined_store"]
+    assert kinds("add.u32 %r10, %r11, %r2; ld.shared.u32 %r12, [%r10];") == ["undefined_address"]
+    assert kinds("setp.eq.u32 %p1, %r10, 0; @%p1 bra END; END:") == ["undefined_predicate"]
+    assert kinds("setp.eq.u32 %p1, %r1, 0; selp.b32 %r10, %r1, %r11, %p1; @%p1 st.shared.u32 [%r4], %r10;") == []
+    assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.shared.u32 [%r4], %r10;") == ["undefined_store"]
+
+
+def test_an_undefined_fragment_spoils_only_its_rows_and_columns_of_an_mma() -> None:
+    body = """
+    mov.u32 %r20, 0; mov.f32 %f0, 0f00000000; setp.lt.u32 %p1, %r1, 4;
+    @!%p1 mov.u32 %r21, 0;  // lanes 0..3 hold row 0 of A's first register
+    mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f1, %f2, %f3, %f4}, {%r21, %r20}, {%r20}, {%f0, %f0, %f0, %f0};
+    """
+    assert kinds(body + "@!%p1 st.shared.f32 [%r4], %f1; st.shared.f32 [%r4], %f3;", block=32) == []
+    assert kinds(body + "st.shared.f32 [%r4], %f1;", block=32) == ["undefined_store"]
+
+
+def test_shared_accesses_of_two_warps_without_a_barrier_are_a_race() -> None:
+    write_read = "st.shared.u32 [%r4], %r1; {} ld.shared.u32 %r10, [%r5];"
+    assert caught(write_read.format("bar.sync 0;")) == []
+    assert "race_shared" in caught(write_read.format(""), checks={"race"})
+    read_write = "st.shared.u32 [%r4], %r1; bar.sync 0; ld.shared.u32 %r10, [%r5]; {} st.shared.u32 [%r4], %r1;"
+    assert caught(read_write.format("bar.sync 0;")) == []
+    assert caught(read_write.format("")) == ["race_shared"]
+    assert caught("st.shared.u32 [%r2], %r1;") == ["race_shared"]
+    assert caught("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r6];") == []  # lanes of one warp
+
+
+def test_neighbouring_halves_of_a_word_are_no_race() -> None:
+    halves = "shr.u32 %r10, %r1, 5; mad.lo.u32 %r10, %r10, 2, %r2; st.shared.u16 [%r10], %h1;"
+    assert caught("mov.u16 %h1, 0;" + halves) == []
+    assert caught("mov.u16 %h1, 0;" + halves + "ld.shared.u32 %r11, [%r2];", checks={"race"}) == ["race_shared"]
+
+
+def test_a_barrier_of_some_warps_orders_those_alone() -> None:
+    body = """
+    shr.u32 %r10, %r1, 5; shr.u32 %r11, %r10, 1; add.u32 %r11, %r11, 1;  // pairs of warps use barriers 1 and 2
+    st.shared.u32 [%r4], %r1; bar.sync %r11, 64; xor.b32 %r12, %r3, {}; add.u32 %r12, %r12, %r2;
+    ld.shared.u32 %r13, [%r12];
+    """
+    assert caught(body.format(128), block=128) == []
+    assert "race_shared" in caught(body.format(256), block=128, checks={"race"})
+
+
+COPY = "cp.async.cg.shared.global [%r7], [%d3], 16; cp.async.commit_group;"
+
+
+def test_a_copy_needs_its_own_wait_before_its_lane_reads() -> None:
+    assert caught(COPY + "cp.async.wait_group 0; ld.shared.u32 %r10, [%r7];") == []
+    assert caught(COPY + "ld.shared.u32 %r10, [%r7]; cp.async.wait_group 0;") == ["race_copy"]
+    assert caught(COPY + "cp.async.wait_group 1; ld.shared.u32 %r10, [%r7]; cp.async.wait_group 0;") == ["race_copy"]
+    assert (
+        caught(COPY + "cp.async.commit_group; cp.async.wait_group 1; ld.shared.u32 %r10, [%r7];") == []
+    )  # an empty group
+
+
+def test_a_copy_needs_a_barrier_before_other_threads_read() -> None:
+    awaited = COPY + "cp.async.wait_all; {} ld.shared.u32 %r10, [{}];"
+    assert caught(awaited.format("bar.warp.sync -1;", "%r8")) == []
+    assert caught(awaited.format("", "%r8")) == ["race_copy"]
+    assert caught(awaited.format("bar.sync 0;", "%r9")) == []
+    assert set(caught(awaited.format("bar.warp.sync -1;", "%r9"))) & {"race_shared", "race_copy"}
+
+
+def test_a_barrier_does_not_replace_the_wait() -> None:
+    assert caught(COPY + "bar.sync 0; ld.shared.u32 %r10, [%r9]; cp.async.wait_all;") == ["race_copy"]
+
+
+def test_a_copy_lands_only_at_the_wait() -> None:
+    text = f"""{HEADER}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}{START}
+    mov.u32 %r10, 7; st.shared.u32 [%r7], %r10;
+    cp.async.ca.shared.global [%r7], [%d3], 4; ld.shared.u32 %r11, [%r7];
+    cp.async.wait_all; ld.shared.u32 %r12, [%r7];
+    st.global.v2.u32 [%d3], {{%r11, %r12}}; ret; }}"""
+    x = np.full((32, 4), 9, np.uint32)
+    emulator.load(text).launch("k", (1,), (32,), [x], checks="none")
+    assert (x[:, 0] == 7).all() and (x[:, 1] == 9).all()
+
+
+def test_a_copy_over_bytes_that_another_warp_may_still_read_is_a_race() -> None:
+    body = (
+        "st.shared.u32 [%r4], %r1; bar.sync 0; ld.shared.u32 %r10, [%r5]; {} cp.async.ca.shared.global [%r4], [%d2], 4;"
+    )
+    assert caught(body.format("bar.sync 0;") + "cp.async.wait_all;") == []
+    assert caught(body.format("") + "cp.async.wait_all;") == ["race_copy", "race_shared"]  # whichever comes first
+
+
+def test_short_sources_are_zero_filled_and_not_read_beyond() -> None:
+    text = f"""{HEADER}.visible .entry k(.param .u64 x, .param .u64 y)\n{{\n{REGISTERS}{START}
+    mov.u32 %r10, 6; cp.async.cg.shared.global [%r7], [%d3], 16, %r10; cp.async.wait_all;
+    ld.shared.v4.u32 {{%r11, %r12, %r13, %r14}}, [%r7];
+    ld.param.u64 %d4, [y]; st.global.v4.u32 [%d4], {{%r11, %r12, %r13, %r14}}; ret; }}"""
+    y = np.full(16, 0xFF, np.uint8)
+    emulator.load(text).launch("k", (1,), (1,), [np.arange(1, 7, dtype=np.uint8), y])
+    assert y.tolist() == [1, 2, 3, 4, 5, 6] + [0] * 10
+
+
+def test_a_source_size_of_zero_reads_nothing_anywhere() -> None:
+    body = "mov.u32 %r10, {}; mov.u64 %d4, 0; cp.async.cg.shared.global [%r7], [%d4], 16, %r10; cp.async.wait_all;"
+    assert kinds(body.format(0)) == []
+    assert kinds(body.format(1)) == ["out_of_bounds_global"]
+
+
+def test_a_source_size_above_the_copy_size_is_found() -> None:
+    body = "mov.u32 %r10, {}; cp.async.cg.shared.global [%r7], [%d3], 16, %r10; cp.async.wait_all;"
+    assert kinds(body.format(16)) == []
+    assert kinds(body.format(17)) == ["copy_source_size"]
+
+
+def test_exit_with_a_copy_in_flight_is_found() -> None:
+    assert kinds(COPY + "cp.async.wait_group 0;") == []
+    assert kinds(COPY) == ["copy_never_awaited"]
+
+
+def test_two_blocks_writing_one_global_byte_are_a_race() -> None:
+    own = "mov.u32 %r10, %ctaid.x; mul.wide.u32 %d4, %r10, 1024; add.s64 %d2, %d2, %d4; st.global.u32 [%d2], %r1;"
+    assert kinds(own, grid=4) == []
+    assert kinds("st.global.u32 [%d2], %r1;", grid=4) == ["race_global"]
+    assert kinds("st.global.u32 [%d2], %r1; st.global.u32 [%d2], %r1;", grid=1) == []
+
+
+def test_a_barrier_that_part_of_a_warp_executes_is_found() -> None:
+    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 0; @!%p1 bar.sync 0;") == []
+    assert "barrier_diverged" in kinds("setp.lt.u32 %p1, %r1, 16; @%p1 bar.sync 0;")
+
+
+def test_a_shuffle_that_part_of_its_members_execute_is_found() -> None:
+    body = "setp.lt.u32 %p1, %r1, 16; @%p1 shfl.sync.bfly.b32 %r10, %r1, 1, 31, {};"
+    assert kinds(body.format("0xFFFF"), block=32) == []
+    assert kinds(body.format("-1"), block=32) == ["barrier_diverged"]
+
+
+def test_a_barrier_that_a_warp_never_reaches_is_a_deadlock() -> None:
+    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bra END; END: bar.sync 0;") == []
+    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bra END; bar.sync 0; END:") == ["barrier_deadlock"]
+
+
+def test_an_endless_loop_hits_the_step_limit() -> None:
+    assert kinds("LOOP: bra LOOP;", step_limit=1 << 20) == ["limit"]
+
+
+LINEAR = "mov.u32 %r10, %tid.y; mul.wide.u32 %d4, %r10, 32; add.s64 %d2, %d2, %d4;"
+
+
+def test_the_first_finding_is_raised_with_its_place() -> None:
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}{START}\n{LINEAR}\nst.global.u32 [%d2], %r1;\nret; }}"
+    x = np.zeros(40, np.uint32)
+    with pytest.raises(
+        emulator.EmulatorError, match="out_of_bounds_global.*argument 0, byte 160 of 160"
+    ) as caught_error:
+        emulator.load(text).launch("k", (2, 1), (8, 8), [x])
+    finding = caught_error.value.finding
+    assert (finding.block, finding.thread) == ((0, 0, 0), (0, 5, 0))
+    assert text.splitlines()[finding.line - 1] == finding.text == "st.global.u32 [%d2], %r1;"
+    assert finding.address % (1 << 36) == 160
+
+
+def test_checks_can_be_chosen() -> None:
+    body = "ld.shared.u32 %r10, [%r4]; st.shared.u32 [%r2], %r11;"
+    assert set(kinds(body)) == {"uninitialised_shared", "undefined_store", "race_shared"}
+    assert kinds(body, checks={"undefined"}) == ["undefined_store"]
+    assert kinds(body, checks="none") == []
+    with pytest.raises(LowbitvmError, match="a check is 'races'"):
+        kinds(body, checks={"races"})
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned is not implemented"),
+        ("add.rz.f32 %f1, %f2, %f3;", "add.rz.f32 is not implemented"),
+        ("add.u32 %r1, %r2, %nothing;", "the register %nothing is not declared"),
+        ("add.u32 %r1, %r2, %d1;", "%d1 is a .b64 register, the instruction takes .u32"),
+        ("bra NOWHERE;", "there is no label NOWHERE"),
+        ("add.u32 %r1, %r2;", "add takes 3 operands, not 2"),
+        ("cp.async.cg.shared.global [%r1], [%d1], 8;", "cp.async.cg cannot copy 8 bytes"),
+        ("mov.u32 %r1, # ;", "unexpected character '#'"),
+    ],
+)
+def test_text_that_cannot_run_is_refused_at_load_with_its_place(statement: str, problem: str) -> None:
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}\n  {statement}\nret;\n}}\n"
+    with pytest.raises(emulator.PtxError) as error:
+        emulator.load(text)
+    assert problem in error.value.problem
+    assert error.value.line == 7
+    assert statement in error.value.text
+
+
+def test_arguments_that_do_not_fit_the_kernel_are_refused() -> None:
+    text = f"{HEADER}.visible .entry k(.param .u64 x, .param .u32 n)\n.reqntid 32, 1, 1 {{ ret; }}"
+    module = emulator.load(text)
+    x = np.zeros((4, 4), np.uint32)
+    module.launch("k", (1,), (32,), [x, 3])
+    for args, grid, block in [
+        ([x], 1, 32),
+        ([x.T, 3], 1, 32),
+        ([3, x], 1, 32),
+        ([x, "3"], 1, 32),
+        ([x, 3], 0, 32),
+        ([x, 3], 1, 64),
+    ]:
+        with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID"):
+            module.launch("k", (grid,), (block,), args)
+    with pytest.raises(LowbitvmError, match="no kernel 'other'"):
+        module.launch("other", (1,), (32,), [x, 3])
+    with pytest.raises(LowbitvmError, match="the architecture is 'sm_70'"):
+        module.launch("k", (1,), (32,), [x, 3], arch="sm_70")

@@ -1,0 +1,133 @@
+"""lb.linear and torch.ops.lowbitvm.linear."""
+
+import numpy as np
+import pytest
+import torch
+
+import lowbitvm as lb
+from lowbitvm.bounds import agrees, linear_bound, linear_exact
+from lowbitvm.errors import LowbitvmError
+
+
+def weight_of(n: int, k: int, fmt: lb.Format, seed: int = 0) -> lb.PackedWeight:
+    generator = torch.Generator().manual_seed(seed)
+    return lb.quantize(torch.randn(n, k, generator=generator), fmt)
+
+
+def parts(weight: lb.PackedWeight) -> tuple:
+    return (weight.words, weight.scales, weight.zeros)
+
+
+def operator(x, weight, bias=None):
+    return torch.ops.lowbitvm.linear(x, *parts(weight), bias, str(weight.format), *weight.shape)
+
+
+FORMATS = [
+    lb.Format("u4", group=32, zero="offset"),
+    lb.Format("u4", group=128, zero="int"),
+    lb.Format("i4", group="channel", scale="f32"),
+    lb.Format("u4", group="tensor", zero="float", scale="bf16"),
+]
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_emulator_agrees_with_float64_for_batched_inputs(monkeypatch, fmt, dtype):
+    weight = weight_of(72, 256, fmt)
+    x, bias = torch.randn(2, 3, 256).to(dtype), torch.randn(72).to(dtype)
+    rows = x.view(6, 256)
+    exact, bound = linear_exact(rows, weight, bias), linear_bound(rows, weight, bias)
+    reference = lb.linear(x, weight, bias)
+    monkeypatch.setenv("LOWBITVM_DEVICE", "emulator:sm_80")
+    emulated = lb.linear(x, weight, bias)
+    assert emulated.shape == reference.shape == (2, 3, 72)
+    assert emulated.dtype == reference.dtype == dtype
+    assert agrees(emulated.view(6, 72), exact, bound).all()
+    assert agrees(reference.view(6, 72), exact, bound).all()
+
+
+def test_the_reference_path_rounds_the_exact_result_once():
+    weight = weight_of(40, 128, lb.Format("u4", zero="int"))
+    x = torch.randn(5, 128).half()
+    exact = x.double().numpy() @ weight.dequantize().double().numpy().T
+    assert np.array_equal(lb.linear(x, weight).numpy(), exact.astype(np.float16))
+
+
+def test_a_vector_is_a_legal_input():
+    weight = weight_of(24, 64, lb.Format("i4", group=64))
+    assert lb.linear(torch.randn(64).half(), weight).shape == (24,)
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (3, 0, 64), (2, 64)])
+def test_empty_inputs_give_empty_outputs(monkeypatch, shape):
+    monkeypatch.setenv("LOWBITVM_DEVICE", "emulator:sm_80")
+    weight = weight_of(16, 64, lb.Format("i4", group=64))
+    assert lb.linear(torch.zeros(shape).half(), weight).shape == (*shape[:-1], 16)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_the_operator_passes_torchs_own_checks(fmt):
+    weight = weight_of(24, 128, fmt)
+    x = torch.randn(2, 2, 128).half()
+    arguments = (*parts(weight), torch.randn(24).half(), str(fmt), 24, 128)
+    torch.library.opcheck(torch.ops.lowbitvm.linear, (x, *arguments))
+    without_backward = ("test_schema", "test_autograd_registration", "test_faketensor")  # backward raises, see below
+    torch.library.opcheck(torch.ops.lowbitvm.linear, (x.requires_grad_(), *arguments), test_utils=without_backward)
+
+
+def test_the_operator_compiles_without_a_graph_break():
+    weight = weight_of(24, 128, lb.Format("u4", zero="int"))
+    x = torch.randn(3, 128).half()
+    compiled = torch.compile(lambda t: operator(t, weight) + 1, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), operator(x, weight) + 1)
+
+
+def test_a_gradient_through_it_is_a_clear_error():
+    weight = weight_of(16, 64, lb.Format("i4", group=64))
+    y = lb.linear(torch.randn(2, 64).half().requires_grad_(), weight)
+    with pytest.raises(LowbitvmError, match="GRADIENT_UNSUPPORTED"):
+        y.sum().backward()
+
+
+WEIGHT = weight_of(16, 64, lb.Format("i4", group=64))
+
+
+@pytest.mark.parametrize(
+    ("code", "x", "bias"),
+    [
+        ("DTYPE_MISMATCH", torch.zeros(2, 64), None),
+        ("SHAPE_MISMATCH", torch.zeros(2, 65).half(), None),
+        ("SHAPE_MISMATCH", torch.tensor(1.0).half(), None),
+        ("SHAPE_MISMATCH", torch.zeros(2, 64).half(), torch.zeros(15).half()),
+        ("DTYPE_MISMATCH", torch.zeros(2, 64).half(), torch.zeros(16)),
+        ("TENSOR_NOT_CONTIGUOUS", torch.zeros(64, 2).half().T, None),
+        ("DEVICE_MISMATCH", torch.zeros(2, 64, device="meta").half(), None),
+    ],
+)
+def test_bad_input_is_refused(code, x, bias):
+    with pytest.raises(LowbitvmError, match=code):
+        lb.linear(x, WEIGHT, bias)
+
+
+def test_a_weight_of_numpy_arrays_is_refused():
+    weight = lb.quantize(np.zeros((16, 64), np.float32), lb.Format("i4", group=64))
+    with pytest.raises(LowbitvmError, match="DEVICE_MISMATCH"):
+        lb.linear(torch.zeros(2, 64).half(), weight)
+
+
+@pytest.mark.parametrize(
+    ("device", "code"), [("emulator:sm_42", "TARGET_UNKNOWN"), ("toaster", "DEVICE_UNAVAILABLE")]
+)
+def test_an_unknown_device_is_refused(monkeypatch, device, code):
+    monkeypatch.setenv("LOWBITVM_DEVICE", device)
+    with pytest.raises(LowbitvmError, match=code):
+        lb.linear(torch.zeros(2, 64).half(), WEIGHT)
+
+
+def test_a_weight_cannot_move_to_a_gpu_that_is_not_there():
+    if torch.cuda.is_available():
+        assert WEIGHT.to("cuda").words.is_cuda
+    else:
+        with pytest.raises(LowbitvmError, match="DEVICE_UNAVAILABLE"):
+            WEIGHT.to("cuda")
+    assert torch.equal(WEIGHT.to("cpu").words, WEIGHT.words)
