@@ -1,15 +1,16 @@
 """Plain loads and stores of register tiles: addresses, masks and vector widths, derived from the tile's layout."""
 
-import struct
+import math
 
 import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.assign import AXES
+from lowbitvm.codegen.exchange import BITS, owner_predicate
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State, divisor, size_bytes
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.ir import Op
+from lowbitvm.ir import Array, Op, Program, walk
 from lowbitvm.layout import Layout
 
 MAX_VECTOR_BYTES = 16
@@ -17,7 +18,7 @@ REGISTER_KIND = {"f16": "h", "bf16": "h", "f32": "f", "i32": "r"}
 
 
 class Access:
-    """Where each thread finds its elements of one tile of an array; `advance` moves the tile along an axis."""
+    """Where each thread finds its elements of one tile of an array; `advance` moves the tile in a loop."""
 
     def __init__(self, state: State, op: Op, shape: tuple[int, ...], layout: Layout, offsets: list[Operand]) -> None:
         assert op.array is not None and isinstance(op.array.element, dtypes.DType)
@@ -37,8 +38,8 @@ class Access:
         for axis, offset in zip(self.axes, offsets, strict=True):
             inside = state.linear(state.tid, [image[axis] for image in thread_images])
             self.starts.append(state.scalar("add", offset, inside))
-        self.owner = self._owner_predicate() if op.kind == "store" else None
-        self.width = self._vector_width(op)
+        self.owner = owner_predicate(state, layout) if op.kind == "store" else None
+        self.width = self._vector_width()
         self.pitches = self._pitches()
         address: str = state.pointer(self.array)
         for start, pitch in zip(self.starts, self.pitches, strict=True):
@@ -47,57 +48,73 @@ class Access:
         self.address = address
         rows = dict.fromkeys(self._constant(r)[:-1] for r in range(1 << layout.ins["register"]))
         self.pointers = {row: self._row_pointer(row) for row in rows}
+        self.counts = [0] * len(shape)
+        self.step: Operand = 0
 
-    def advance(self, axis: int, count: int) -> None:
-        """Emits the move of the whole tile by `count` elements along an axis."""
-        b, step = self.state.builder, _offset(self.state, count, self.pitches[axis])
-        self.starts[axis] = self._in_place(self.starts[axis], count)
-        for pointer in set(self.pointers.values()):
-            b.do("add.s64", pointer, pointer, step)
-
-    def own_registers(self) -> None:
-        """Copies what `advance` changes into registers of this access's own."""
+    def follow(self, counts: list[int]) -> None:
+        """Prepares `advance` to move the tile by `counts` elements per axis."""
         b = self.state.builder
-        self.starts = [b.op("mov.b32", "r", start) for start in self.starts]
-        self.pointers = {row: b.op("mov.b64", "rd", pointer) for row, pointer in self.pointers.items()}
+        self.counts = counts
+        for count, pitch in zip(counts, self.pitches, strict=True):
+            distance = _offset(self.state, count, pitch)
+            if isinstance(self.step, int) and isinstance(distance, int):
+                self.step += distance
+            else:
+                self.step = b.op("add.s64", "rd", distance, self.step)
+        if any(counts):  # what changes needs registers of its own
+            self.starts = [
+                b.op("mov.b32", "r", start) if n else start for n, start in zip(counts, self.starts, strict=True)
+            ]
+            self.pointers = {row: b.op("mov.b64", "rd", pointer) for row, pointer in self.pointers.items()}
+
+    def advance(self) -> None:
+        """Emits the move that `follow` prepared."""
+        b = self.state.builder
+        for start, count in zip(self.starts, self.counts, strict=True):
+            if count:
+                b.do("add.s32", start, start, count)
+        if any(self.counts):
+            for pointer in self.pointers.values():
+                b.do("add.s64", pointer, pointer, self.step)
 
     def load(self, other: float) -> list[Operand]:
         """Emits the loads; masked elements are `other`."""
         state, b = self.state, self.state.builder
         result: list[Operand] = []
         kind = REGISTER_KIND[self.dtype.name]
-        written = self.array in state.stored
-        name = "ld.global" if written else "ld.global.nc"
+        packed = kind == "h" and self.width > 1  # two elements to a register
+        name = "ld.global" if self.array in state.stored else "ld.global.nc"
         for pointer, offset, mask in self._pieces():
-            registers = [b.register(kind if self.width == 1 else _wide_kind(kind)) for _ in range(self._words())]
+            registers = [b.register("r" if packed else kind) for _ in range(self.width // (1 + packed))]
+            bits = 32 if packed else BITS[kind]
             for register in registers:
-                b.do(f"mov.b{_register_bits(register)}", register, self._immediate(other, register))
-            suffix = f".v{len(registers)}" if len(registers) > 1 else ""
-            bits = _register_bits(registers[0])
-            b.do(f"{name}{suffix}.b{bits}", vector(registers), memory(pointer, offset), when=mask)
-            result += _split(state, registers) if kind == "h" and self.width > 1 else registers
+                b.do(f"mov.b{bits}", register, immediate(other, self.dtype, pair=packed))
+            b.do(f"{name}{_vector_suffix(registers)}.b{bits}", vector(registers), memory(pointer, offset), when=mask)
+            result += _split(state, registers) if packed else registers
         return result
 
     def store(self, values: list[Operand]) -> None:
         """Emits the stores of one value per register of the layout."""
-        state, b = self.state, self.state.builder
+        b = self.state.builder
         kind = REGISTER_KIND[self.dtype.name]
+        packed = kind == "h" and self.width > 1
         for piece, (pointer, offset, mask) in enumerate(self._pieces()):
+            own = values[piece * self.width : (piece + 1) * self.width]
             registers = [
-                _materialise(state, value, kind) for value in values[piece * self.width : (piece + 1) * self.width]
+                b.op(f"mov.b{BITS[kind]}", kind, value) if isinstance(value, int) or value[0] != "%" else value
+                for value in own
             ]
-            if kind == "h" and self.width > 1:
+            if packed:
                 pairs = zip(registers[::2], registers[1::2], strict=True)
                 registers = [b.op("mov.b32", "r", vector([low, high])) for low, high in pairs]
-            suffix = f".v{len(registers)}" if len(registers) > 1 else ""
-            name = f"st.global{suffix}.b{_register_bits(registers[0])}"
+            name = f"st.global{_vector_suffix(registers)}.b{32 if packed else BITS[kind]}"
             b.do(name, memory(pointer, offset), vector(registers), when=mask)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _pieces(self) -> list[tuple[str, int, str]]:
         """(pointer, byte offset, mask) of every vector, in the order of the registers."""
-        masks: dict[tuple[int, int], str] = {}
+        masks: dict[tuple[int, ...], str] = {}
         row_masks: dict[tuple[int, ...], str | None] = {}
         pieces = []
         for register in range(0, 1 << self.layout.ins["register"], self.width):
@@ -105,10 +122,9 @@ class Access:
             row, column = constant[:-1], constant[-1]
             if row not in row_masks:
                 row_masks[row] = self._row_mask(row)
-            key = (list(row_masks).index(row), column)
-            if key not in masks:
-                masks[key] = self._below(len(self.axes) - 1, column, row_masks[row])
-            pieces.append((self.pointers[row], column * size_bytes(self.dtype), masks[key]))
+            if constant not in masks:
+                masks[constant] = self._below(len(self.axes) - 1, column, row_masks[row])
+            pieces.append((self.pointers[row], column * size_bytes(self.dtype), masks[constant]))
         return pieces
 
     def _row_mask(self, row: tuple[int, ...]) -> str | None:
@@ -130,11 +146,8 @@ class Access:
 
     def _constant(self, register: int) -> tuple[int, ...]:
         """The index of a register's element relative to the thread's register 0, per axis."""
-        image = [0] * len(self.axes)
-        for bit, basis in enumerate(self.layout.bases["register"]):
-            if register >> bit & 1:
-                image = [at ^ basis[axis] for at, axis in zip(image, self.axes, strict=True)]
-        return tuple(image)
+        image = self.layout(register=register)
+        return tuple(image[axis] for axis in self.axes)
 
     def _row_pointer(self, row: tuple[int, ...]) -> str:
         pointer = self.address
@@ -156,47 +169,43 @@ class Access:
                 result.insert(0, b.op("mul.lo.s64", "rd", inner, wide))
         return result
 
-    def _vector_width(self, op: Op) -> int:
+    def _vector_width(self) -> int:
         """Elements per access: what the low registers cover in a row, and what alignment and masks allow."""
-        last = self.axes[-1]
-        contiguous = 0
-        for bit, image in enumerate(self.layout.bases["register"]):
-            if {axis: at for axis, at in image.items() if at} != {last: 1 << bit}:
-                break
-            contiguous += 1
-        offsets = op.operands[-len(self.axes) :]
-        aligned = np.gcd(self.state.program.divisor(self.array.dims[-1]), divisor(offsets[-1]))
-        limit = int(min(1 << contiguous, MAX_VECTOR_BYTES // size_bytes(self.dtype)))
-        width = 1
-        while width < limit and aligned % (2 * width) == 0:
-            width *= 2
-        return width
+        limit = self.layout.vector_width(
+            out_dim=self.axes[-1], element_bits=self.dtype.bits, max_bits=8 * MAX_VECTOR_BYTES
+        )
+        aligned = math.gcd(self.state.program.divisor(self.array.dims[-1]), divisor(self.op.operands[-1]))
+        return math.gcd(limit, aligned)
 
-    def _owner_predicate(self) -> str | None:
-        """For replicated tiles: true in the one thread that stores an element."""
-        bases = [*self.layout.bases["lane"], *self.layout.bases["warp"]]
-        copies = sum(1 << bit for bit, image in enumerate(bases) if not any(image.values()))
-        if not copies:
-            return None
-        b = self.state.builder
-        return b.op("setp.eq.u32", "p", b.op("and.b32", "r", self.state.tid, copies), 0)
 
-    def _words(self) -> int:
-        bits = self.width * self.dtype.bits
-        return 1 if self.width == 1 else bits // 32
+def unordered_arrays(program: Program, layouts: dict[Op, Layout]) -> set[Array]:
+    """The arrays whose elements different threads of a block touch, one of them to store: accesses need barriers.
 
-    def _immediate(self, value: float, register: str) -> Operand:
-        if self.dtype.is_integer:
-            return int(value)
-        if self.dtype == dtypes.f32:
-            return float_immediate(value) if register.startswith("%f") else _f32_bits(value)
-        bits = int(np.array(value, self.dtype.numpy).view(np.uint16))
-        return bits if register.startswith("%h") else bits << 16 | bits
+    Not so where all accesses have one layout without copies, and offsets that are multiples of the tile's shape: then an
+    element is always the same thread's.
+    """
+    accesses: dict[Array, list[Op]] = {}
+    for op in walk(program.body):
+        if op.kind in ("load", "store") and op.array is not None:
+            accesses.setdefault(op.array, []).append(op)
+    found = set()
+    for array, ops in accesses.items():
+        stores = [op for op in ops if op.kind == "store"]
+        if not stores or (len(ops) == 1 and stores[0] in program.body):
+            continue
+        used = {layouts.get(op if op.kind == "load" else op.operands[0]) for op in ops}
+        if len(used) > 1 or not all(map(_on_tile_grid, ops)) or (len(stores) < len(ops) and _has_copies(used)):
+            found.add(array)
+    return found
 
-    def _in_place(self, start: Operand, count: int) -> Operand:
-        assert isinstance(start, str)
-        self.state.builder.do("add.s32", start, start, count)
-        return start
+
+def _on_tile_grid(op: Op) -> bool:
+    shape, offsets = (op.operands[0].shape, op.operands[1:]) if op.kind == "store" else (op.shape, op.operands)
+    return all(divisor(offset) % size == 0 for offset, size in zip(offsets, shape, strict=True))
+
+
+def _has_copies(layouts: set[Layout | None]) -> bool:
+    return not all(layout is not None and layout.is_injective for layout in layouts)
 
 
 def _offset(state: State, index: Operand, pitch: Operand) -> Operand:
@@ -212,17 +221,18 @@ def _offset(state: State, index: Operand, pitch: Operand) -> Operand:
     return b.op("mul.lo.s64", "rd", pitch, wide)
 
 
-def _materialise(state: State, value: Operand, kind: str) -> str:
-    bits = {"h": 16, "r": 32, "f": 32}[kind]
-    return value if isinstance(value, str) and value.startswith("%") else state.builder.op(f"mov.b{bits}", kind, value)
+def immediate(value: float, dtype: dtypes.DType, pair: bool = False) -> Operand:
+    """The bits of a number as mov's operand; with `pair` those of a 16-bit number in both halves of a register."""
+    if dtype.is_integer:
+        return int(value)
+    if dtype == dtypes.f32:
+        return float_immediate(value)
+    bits = int(np.array(value, dtype.numpy).view(np.uint16))
+    return bits << 16 | bits if pair else bits
 
 
-def _wide_kind(kind: str) -> str:
-    return "r" if kind == "h" else kind
-
-
-def _register_bits(register: str) -> int:
-    return 16 if register.startswith("%h") else 32
+def _vector_suffix(registers: list[str]) -> str:
+    return f".v{len(registers)}" if len(registers) > 1 else ""
 
 
 def _split(state: State, words: list[str]) -> list[Operand]:
@@ -233,7 +243,3 @@ def _split(state: State, words: list[str]) -> list[Operand]:
         state.builder.do("mov.b32", vector(pair), word)
         halves += pair
     return halves
-
-
-def _f32_bits(value: float) -> int:
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])

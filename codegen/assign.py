@@ -1,10 +1,12 @@
 """Layout assignment: which register, lane and warp holds which element of every tile.
 
 A `dot` dictates the fragment layout of its result; elementwise ops share one layout; reductions, broadcasts and
-transpositions project it; what is left gets a blocked layout for wide, coalesced accesses. Axis i of a tile is the output
-dim AXES[i] of its layout; the inputs are "register", "lane" and "warp". A tile smaller than the block is replicated.
+transpositions project it, the first to do so decides; what is left gets a blocked layout for wide, coalesced accesses.
+Axis i of a tile is the output dim AXES[i] of its layout; the inputs are "register", "lane" and "warp". A tile smaller
+than the block is replicated.
 """
 
+import math
 from collections.abc import Iterator
 
 from lowbitvm.errors import LowbitvmError
@@ -18,54 +20,49 @@ SAME_LAYOUT = {"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "exp
 
 
 def assign_layouts(program: Program, atom: MmaAtom, warps: int) -> dict[Op, Layout]:
-    """The layout of every tile in the program, operands of `dot` excepted (these live in shared memory).
+    """The layout of every tile in the program but those that only feed dots (these live in shared memory).
 
-    Raises KERNEL_UNSUPPORTED where two layouts would have to meet in one op.
+    Where a broadcast, expand, transpose or reduction would need a tile in a layout that it does not have, the lowering
+    exchanges elements between threads. Raises TILE_INVALID for a dot that the atom does not divide.
     """
     ops = list(walk(program.body))
-    inside_dot = _operands_of_dots(ops)
-    tiles = [op for op in ops if op.dtype is not None and op.shape and op not in inside_dot]
+    staged = staged_tiles(ops)
+    tiles = [op for op in ops if op.dtype is not None and op.shape and op not in staged]
     groups = _groups(ops, tiles)
     layouts: dict[Op, Layout] = {}
 
     def fix(op: Op, layout: Layout) -> bool:
-        known = layouts.get(op)
-        if known is not None and known != layout:
-            raise LowbitvmError(
-                "KERNEL_UNSUPPORTED",
-                f"{op.kind} needs its tile of shape {op.shape} in two layouts, {known} and {layout}",
-                "compute the two uses from separate loads",
-                op.location,
-            )
-        if known is None:
-            layouts.update((member, layout) for member in groups[op])
-        return known is None
+        if op in layouts:
+            return False
+        layouts.update((member, layout) for member in groups[op])
+        return True
 
     for op in tiles:
         if op.kind == "dot":
-            fix(op, fragment_layout(op.shape, atom, warps))
+            fix(op, fragment_layout(op, atom, warps))
     while True:
-        while any([fix(op, layout) for link in ops for op, layout in list(_implied(link, layouts))]):
+        while sum([fix(op, layout) for link in ops for op, layout in _implied(link, layouts)]):
             pass
         left = [op for op in tiles if op not in layouts]
         if not left:
             return layouts
-        largest = max(left, key=lambda op: (len(op.shape), _elements(op.shape)))
+        largest = max(left, key=lambda op: (len(op.shape), math.prod(op.shape)))
         widest = max(op.dtype.bits for op in groups[largest] if op.dtype is not None)
         fix(largest, blocked_layout(largest.shape, widest, warps))
 
 
-def fragment_layout(shape: tuple[int, ...], atom: MmaAtom, warps: int) -> Layout:
+def fragment_layout(dot: Op, atom: MmaAtom, warps: int) -> Layout:
     """The layout of a dot's result (bm, bn) when the weights, axis 1, are the M side of `atom` (Y^T = W X^T).
 
     Warps share out axis 1; each holds all of axis 0. Registers: the atom's, then n8 tiles of axis 0, then m16 tiles.
     """
-    bm, bn = shape
+    bm, bn = dot.shape
     if bm % atom.n or bn % (atom.m * warps):
         raise LowbitvmError(
             "TILE_INVALID",
-            f"a dot of shape {shape} over {warps} warps",
+            f"a dot of shape {dot.shape} over {warps} warps",
             f"make bm a multiple of {atom.n} and bn one of {atom.m} x {warps} warps",
+            dot.location,
         )
     tile = atom.c.rename(outs={"m": "j", "n": "i"})
     columns = Layout.identity("register", _log2(bm // atom.n), "i")
@@ -103,7 +100,7 @@ def operand_layout(op: Op, result: Layout) -> Layout:
     """What the layout of a broadcast's, expand's or transpose's result says of its only operand's."""
     rank = len(op.operands[0].shape)
     if op.kind == "transpose":
-        return result.rename(outs={"i": "j", "j": "i"}).project("i", "j")
+        return transposed_layout(result)
     if op.kind == "expand":
         axis = op.integer("axis")
         kept = [name for at, name in enumerate(AXES[: rank + 1]) if at != axis]
@@ -128,14 +125,26 @@ def reduced_layout(op: Op, operand: Layout) -> Layout:
 
 
 def _implied(op: Op, layouts: dict[Op, Layout]) -> Iterator[tuple[Op, Layout]]:
-    if op.kind == "reduce" and op.operands[0] in layouts and op.shape:
-        yield op, reduced_layout(op, layouts[op.operands[0]])
-    if op.kind in ("broadcast", "expand", "transpose") and op in layouts and op.operands[0].shape:
-        yield op.operands[0], operand_layout(op, layouts[op])
-    if op.kind == "expand" and op.operands[0] in layouts:
-        yield op, expanded_layout(op, layouts[op.operands[0]])
-    if op.kind == "transpose" and op.operands[0] in layouts:
-        yield op, layouts[op.operands[0]].rename(outs={"i": "j", "j": "i"}).project("i", "j")
+    """What an op says of the layouts of its operand and result, where one of them is known."""
+    if op.kind not in ("reduce", "broadcast", "expand", "transpose"):
+        return
+    operand = op.operands[0]
+    if op.kind != "reduce" and op in layouts and operand.shape:
+        yield operand, operand_layout(op, layouts[op])
+    if op.kind != "broadcast" and op.shape and operand in layouts:
+        yield op, result_layout(op, layouts[operand])
+
+
+def result_layout(op: Op, operand: Layout) -> Layout:
+    """What the layout of a reduction's, expand's or transpose's operand says of its result's."""
+    if op.kind == "reduce":
+        return reduced_layout(op, operand)
+    return expanded_layout(op, operand) if op.kind == "expand" else transposed_layout(operand)
+
+
+def transposed_layout(layout: Layout) -> Layout:
+    """The layout with the axes of a rank-2 tile swapped."""
+    return layout.rename(outs={"i": "j", "j": "i"})
 
 
 def expanded_layout(op: Op, operand: Layout) -> Layout:
@@ -146,12 +155,17 @@ def expanded_layout(op: Op, operand: Layout) -> Layout:
     return Layout(renamed.bases, {name: renamed.outs.get(name, 0) for name in AXES[: len(op.shape)]})
 
 
-def _operands_of_dots(ops: list[Op]) -> set[Op]:
-    """The tiles that only feed dots: they stay in shared memory and get no register layout."""
-    found = {operand for op in ops if op.kind == "dot" for operand in op.operands}
+def staged_tiles(ops: list[Op]) -> set[Op]:
+    """The loads, and what is made of them, that only feed dots: they stay in shared memory, without a layout."""
+    users: dict[Op, list[Op]] = {}
+    for op in ops:
+        for operand in op.operands:
+            users.setdefault(operand, []).append(op)
+    found: set[Op] = set()
     for op in reversed(ops):
-        if op in found:
-            found.update(operand for operand in op.operands if operand.shape)
+        uses = users.get(op, [])
+        if op.kind in ("load", "dequant", "transpose") and uses and all(x.kind == "dot" or x in found for x in uses):
+            found.add(op)
     return found
 
 
@@ -165,13 +179,6 @@ def _groups(ops: list[Op], tiles: list[Op]) -> dict[Op, set[Op]]:
         joined = set().union(*(groups[member] for member in linked))
         groups.update((member, joined) for member in joined)
     return groups
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _log2(size: int) -> int:

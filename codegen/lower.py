@@ -30,9 +30,12 @@ class Lowering:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.pipelines: dict[Op, Pipeline] = {}
         self.dots: dict[Op, Dot] = {}
         self.accesses: dict[Op, Access] = {}
+        self.unordered = unordered_arrays(state.program, state.layouts)
+        found = list(accumulations(state.program.body, state.uses))
+        self.accumulated = {assign: dot for assign, _, dot in found}
+        self.absorbed = {op for _, *ops in found for op in ops}  # emitted by the `assign`
 
     def block(self, ops: "tuple[Op, ...] | list[Op]") -> None:
         """Emits a block."""
@@ -62,10 +65,11 @@ class Lowering:
     def _fill(self, op: Op, count: int) -> None:
         value = op.attributes["value"]
         assert isinstance(value, int | float) and op.dtype is not None
-        immediate: Operand = int(value) if op.dtype.is_integer else float_immediate(value)
-        if op.dtype not in (dtypes.f32, dtypes.i32):
-            raise _unsupported(op, f"a constant tile of {op.dtype.name}", "make it f32 and cast")
-        self.state.values[op] = self._owned(op, [immediate] * count)
+        kind = _register_kind(op)
+        number = immediate(value, op.dtype)
+        if kind == "h":  # instructions take no 16-bit immediates
+            number = self.state.builder.op("mov.b16", kind, number)
+        self.state.values[op] = self._owned(op, [number] * count)
 
     def count(self, op: Op) -> int:
         """Registers that a tile takes per thread."""
@@ -75,9 +79,8 @@ class Lowering:
         """The values, in registers of the op's own if `assign` may overwrite these or the operands' registers."""
         if self.state.assigned.isdisjoint((op, *op.operands)):
             return values
-        assert op.dtype is not None
-        kind = REGISTER_KIND[op.dtype.name]
-        return [self.state.builder.op(f"mov.b{16 if kind == 'h' else 32}", kind, value) for value in values]
+        kind = _register_kind(op)
+        return [self.state.builder.op(f"mov.b{BITS[kind]}", kind, value) for value in values]
 
     def binary(self, op: Op) -> None:
         a, b = (self.state.values[operand] for operand in op.operands)
@@ -100,127 +103,120 @@ class Lowering:
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype
         assert source is not None and target is not None
-        name = CASTS.get((source.name, target.name))
-        if name is None:
-            raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"casts are {sorted(CASTS)}")
-        kind = REGISTER_KIND[target.name]
-        self.state.values[op] = [self.state.builder.op(name, kind, x) for x in self.state.values[op.operands[0]]]
+        if (source.name, target.name) not in CASTS:
+            known = ", ".join(f"{a} to {b}" for a, b in CASTS)
+            raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"go by f32; casts are {known}")
+        b, name = self.state.builder, CASTS[source.name, target.name]
+        values = self.state.values[op.operands[0]]
+        if source.name == "bf16":  # the upper half of an f32; `cvt` needs a newer PTX than sm_80's
+            zero = b.op("mov.b16", "h", 0)
+            values = [vector([zero, str(value)]) for value in values]
+        self.state.values[op] = [b.op(name, _register_kind(op), value) for value in values]
 
     def assign(self, op: Op) -> None:
         target, value = op.operands
-        dot = self._accumulated(value, target)
-        if dot is not None:
+        if op in self.accumulated:
+            dot = self.accumulated[op]
             self.dots[dot].emit([str(register) for register in self.state.values[target]])
             return
-        assert target.dtype is not None
-        bits = 16 if REGISTER_KIND[target.dtype.name] == "h" else 32
+        bits = BITS[_register_kind(target)]
         for register, source in zip(self.state.values[target], self.state.values[value], strict=True):
             self.state.builder.do(f"mov.b{bits}", register, source)
 
     # -- rearranging -------------------------------------------------------------------------------------------------
+
+    def _in_layout(self, op: Op, values: list[Operand], source: Layout, target: Layout) -> list[Operand]:
+        """A tile of the op's dtype in another layout."""
+        return values if source == target else exchange.convert(
+            self.state, op, values, _register_kind(op), source, target
+        )
+
+    def _operand(self, op: Op) -> tuple[list[Operand], Layout]:
+        """The operand of a broadcast, expand or transpose in the layout that the result's implies."""
+        source, layouts = op.operands[0], self.state.layouts
+        wanted = operand_layout(op, layouts[op])
+        return self._in_layout(op, self.state.values[source], layouts[source], wanted), wanted
 
     def broadcast(self, op: Op) -> None:
         source = op.operands[0]
         if not source.shape:
             self.state.values[op] = self._owned(op, self.state.values[source] * self.count(op))
             return
-        layouts = self.state.layouts
+        values, layout = self._operand(op)
         skipped = len(op.shape) - len(source.shape)
         axes = {
             AXES[at]: AXES[at + skipped]
             for at in range(len(source.shape))
             if source.shape[at] == op.shape[at + skipped]
         }
-        index = {_place(layouts[source], r, dict.fromkeys(axes)): r for r in range(self.count(source))}
-        wanted = [_place(layouts[op], r, dict.fromkeys(axes.values())) for r in range(self.count(op))]
-        self.state.values[op] = self._owned(op, [self.state.values[source][index[place]] for place in wanted])
+        index = {_place(layout, r, axes.keys()): value for r, value in enumerate(values)}
+        wanted = [_place(self.state.layouts[op], r, axes.values()) for r in range(self.count(op))]
+        self.state.values[op] = self._owned(op, [index[place] for place in wanted])
 
-    def same_registers(self, op: Op) -> None:
-        self.state.values[op] = self._owned(op, list(self.state.values[op.operands[0]]))
+    def rearrange(self, op: Op) -> None:
+        """Expand and transpose rename axes: every value stays in its register."""
+        values = self._operand(op)[0] if op.operands[0].shape else self.state.values[op.operands[0]]
+        self.state.values[op] = self._owned(op, list(values))
 
     def reduce(self, op: Op) -> None:
-        source = op.operands[0]
+        source, how = op.operands[0], "add" if op.attributes["how"] == "sum" else "max"
         layout, axis = self.state.layouts[source], AXES[op.integer("axis")]
-        kind = "add" if op.attributes["how"] == "sum" else "max"
-        kept = {name: None for name in layout.outs if name != axis}
+        kind = _register_kind(op)
+
+        def combine(a: Operand, b: Operand) -> Operand:
+            if kind == "r":
+                return self.state.scalar(how, a, b)
+            return self.state.builder.op(FLOAT_INSTRUCTIONS[how], kind, a, b)
+
+        def bits(name: str) -> list[int]:
+            return [bit for bit, image in enumerate(layout.bases[name]) if image[axis]]
+
         groups: dict[tuple[int, ...], Operand] = {}
         for r, value in enumerate(self.state.values[source]):
-            place = _place(layout, r, kept)
-            groups[place] = value if place not in groups else self._combine(op, kind, groups[place], value)
-        values = list(groups.values())
-        for bit, image in enumerate(layout.bases["lane"]):
-            if image.get(axis):
-                shuffled = [self._shuffle(value, 1 << bit) for value in values]
-                values = [self._combine(op, kind, x, y) for x, y in zip(values, shuffled, strict=True)]
-        warp_bits = [bit for bit, image in enumerate(layout.bases["warp"]) if image.get(axis)]
-        if warp_bits:
-            values = self._reduce_warps(op, kind, values, warp_bits)
+            place = _place(layout, r, [name for name in layout.outs if name != axis])
+            groups[place] = combine(groups[place], value) if place in groups else value
+        values = exchange.reduce_lanes(self.state, list(groups.values()), kind, bits("lane"), combine)
+        if bits("warp"):
+            values = exchange.reduce_warps(self.state, op, values, kind, bits("warp"), combine)
+        if op.shape:
+            values = self._in_layout(op, values, reduced_layout(op, layout), self.state.layouts[op])
         self.state.values[op] = self._owned(op, values)
-
-    def _combine(self, op: Op, kind: str, a: Operand, b: Operand) -> Operand:
-        if op.dtype == dtypes.i32:
-            return self.state.scalar(kind, a, b)
-        return self.state.builder.op(FLOAT_INSTRUCTIONS[kind], "f", a, b)
-
-    def _shuffle(self, value: Operand, lanes: int) -> str:
-        b = self.state.builder
-        kind = "r" if str(value).startswith("%r") else "f"
-        register = b.op("mov.b32", kind, value)
-        return b.op("shfl.sync.bfly.b32", kind, register, lanes, 31, 0xFFFFFFFF)
-
-    def _reduce_warps(self, op: Op, kind: str, values: list[Operand], warp_bits: list[int]) -> list[Operand]:
-        """Every warp writes its values to shared memory, and reads and combines those that differ in `warp_bits`."""
-        b, state = self.state.builder, self.state
-        offset = state.allocate_shared(4 * state.threads * len(values), op)
-        base = b.op("add.s32", "r", b.op("shl.b32", "r", state.tid, 2), state.smem)
-        if state.loop_depth:
-            b.do("bar.sync", 0)
-        for i, value in enumerate(values):
-            b.do("st.shared.b32", memory(base, offset + 4 * state.threads * i), b.op("mov.b32", _kind(op), value))
-        b.do("bar.sync", 0)
-        others = sum(1 << bit for bit in warp_bits) * 128
-        first = b.op("and.b32", "r", b.op("shl.b32", "r", state.tid, 2), ~others & 0xFFFFFFFF)
-        base = b.op("add.s32", "r", first, state.smem)
-        results: list[Operand] = []
-        for i in range(len(values)):
-            total: Operand | None = None
-            for choice in range(1 << len(warp_bits)):
-                place = sum(128 << bit for n, bit in enumerate(warp_bits) if choice >> n & 1)
-                part = b.op("ld.shared.b32", _kind(op), memory(base, offset + 4 * state.threads * i + place))
-                total = part if total is None else self._combine(op, kind, total, part)
-            assert total is not None
-            results.append(total)
-        return results
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def load(self, op: Op) -> None:
-        access = self.accesses.get(op) or Access(
-            self.state, op, op.shape, self.state.layouts[op], [self.scalar(offset) for offset in op.operands]
-        )
         other = op.attributes["other"]
         assert isinstance(other, int | float)
-        self.state.values[op] = self._owned(op, access.load(other))
+        self.state.values[op] = self._owned(op, self._access(op).load(other))
 
     def store(self, op: Op) -> None:
-        value, *offsets = op.operands
-        access = self.accesses.get(op) or Access(
-            self.state, op, value.shape, self.state.layouts[value], [self.scalar(offset) for offset in offsets]
-        )
-        access.store(self.state.values[value])
+        self._access(op).store(self.state.values[op.operands[0]])
+
+    def _access(self, op: Op) -> Access:
+        if op.array in self.unordered:
+            self.state.builder.do("bar.sync", 0)
+        return self.accesses.get(op) or self._make_access(op, [self.scalar(offset) for offset in _offsets(op)])
+
+    def _make_access(self, op: Op, offsets: list[Operand]) -> Access:
+        assert op.array is not None
+        if isinstance(op.array.element, Format):
+            raise _unsupported(op, "packed codes that feed no dot", "write lb.dot(x, lb.dequant(lb.load(w, ...), ...).T)")
+        tile = _tile(op)
+        return Access(self.state, op, tile.shape, self.state.layouts[tile], offsets)
 
     # -- loops -------------------------------------------------------------------------------------------------------
 
     def range(self, op: Op) -> None:
         state, b = self.state, self.state.builder
         start, stop = (self.scalar(bound) for bound in op.operands)
-        offsets = self._offsets_at_start(op, start)
-        pipeline = build_pipeline(state, op, offsets)
+        affine = self._affine_accesses(op, start)
+        pipeline = build_pipeline(state, op, {access: starts for access, (starts, _) in affine.items()})
         if pipeline is not None:
+            self._check_staged(pipeline)
             pipeline.prologue(start)
             for dot in (inner for inner in op.body if inner.kind == "dot"):
                 self.dots[dot] = Dot(state, pipeline, dot)
-        hoisted = self._hoist(op, offsets)
+        hoisted = self._hoist(op, affine)
         index = b.op("mov.b32", "r", start)
         state.values[op] = [index]
         done, again = b.label("done"), b.label("loop")
@@ -232,84 +228,137 @@ class Lowering:
         self.block(op.body)
         if pipeline is not None:
             pipeline.end_iteration()
-        for access, axis in hoisted:
-            access.advance(axis, op.integer("step"))
+        for access in hoisted:
+            access.advance()
         state.loop_depth -= 1
+        left = b.op("sub.s32", "r", stop, index)  # above 0, as unsigned number: the next index may overflow
         b.do("add.s32", index, index, op.integer("step"))
-        b.do("bra", again, when=b.op("setp.lt.s32", "p", index, stop))
+        b.do("bra", again, when=b.op("setp.gt.u32", "p", left, op.integer("step")))
         b.place(done)
         if pipeline is not None:
             pipeline.drain()
 
-    def _offsets_at_start(self, loop: Op, start: Operand) -> dict[Op, list[Operand]]:
-        """For every load and store of the loop whose offsets are the loop's index or do not change: their values."""
-        found: dict[Op, list[Operand]] = {}
+    def _check_staged(self, pipeline: Pipeline) -> None:
+        """What a tile that is fetched ahead of the loop, by the atom's operand type, cannot be."""
+        for load, _ in pipeline.tiles:
+            assert load.array is not None
+            if load.array in self.state.stored:
+                raise _unsupported(load, f"a dot of {load.array.name}, which the kernel stores to", "use another array")
+            if load.attributes["other"] != 0:
+                raise _unsupported(load, f"a dot of a load with other={load.attributes['other']}", "leave it 0")
+        assert self.state.atom is not None
+        for dot in (op for op in pipeline.loop.body if op.kind == "dot"):
+            dtype = dot.operands[0].dtype
+            if dtype is not None and dtype.name != self.state.atom.operand:
+                raise _unsupported(dot, f"dots of {self.state.atom.operand} and {dtype}", "use one of them in a kernel")
+
+    def _affine_accesses(self, loop: Op, start: Operand) -> dict[Op, tuple[list[Operand], list[int]]]:
+        """Every load and store of the loop whose offsets grow by fixed steps: the offsets at `start`, and the steps."""
+        found: dict[Op, tuple[list[Operand], list[int]]] = {}
         for op in loop.body:
             if op.kind not in ("load", "store"):
                 continue
-            offsets = op.operands if op.kind == "load" else op.operands[1:]
-            if all(offset is loop or invariant(offset, loop) for offset in offsets):
-                found[op] = [start if offset is loop else self._invariant(offset) for offset in offsets]
+            slopes = [_slope(offset, loop) for offset in _offsets(op)]
+            if None not in slopes:
+                starts = [self._at_start(offset, loop, start) for offset in _offsets(op)]
+                found[op] = starts, [slope * loop.integer("step") for slope in slopes if slope is not None]
         return found
 
-    def _invariant(self, op: Op) -> Operand:
-        if op not in self.state.values:
-            self.constant(op)
-        return self.scalar(op)
+    def _at_start(self, op: Op, loop: Op, start: Operand) -> Operand:
+        """The value of an affine scalar of the loop in the first iteration."""
+        if op is loop:
+            return start
+        if op.kind == "constant":
+            return int(_number(op))
+        if invariant(op, loop):
+            return self.scalar(op)
+        return self.state.scalar(op.kind, *(self._at_start(x, loop, start) for x in op.operands))
 
-    def _hoist(self, loop: Op, offsets: dict[Op, list[Operand]]) -> list[tuple[Access, int]]:
-        """Moves the address arithmetic of plain accesses before the loop; returns what advances along which axis."""
+    def _hoist(self, loop: Op, affine: "dict[Op, tuple[list[Operand], list[int]]]") -> list[Access]:
+        """Moves the address arithmetic of plain accesses before the loop; returns those that advance."""
         hoisted = []
-        for op, values in offsets.items():
-            tile = op if op.kind == "load" else op.operands[0]
-            if tile not in self.state.layouts:
-                continue
-            access = Access(self.state, op, tile.shape, self.state.layouts[tile], values)
-            self.accesses[op] = access
-            operands = op.operands[-len(values) :]
-            axes = [axis for axis, offset in enumerate(operands) if offset is loop]
-            if axes:
-                access.own_registers()
-            hoisted += [(access, axis) for axis in axes]
+        for op, (starts, steps) in affine.items():
+            if _tile(op) in self.state.layouts:
+                access = self.accesses[op] = self._make_access(op, starts)
+                access.follow(steps)
+                hoisted.append(access)
         return hoisted
 
     def dot(self, op: Op) -> None:
         """A dot that is added to a tile is emitted there, into the tile's registers; any other one here."""
         if op not in self.dots:
             raise _unsupported(op, "a dot outside a loop over k", "put it into lb.range")
-        if self._is_accumulated(op):
+        if op in self.absorbed:
             return
         b = self.state.builder
         registers = [b.op("mov.f32", "f", float_immediate(0.0)) for _ in range(self.count(op))]
         self.dots[op].emit(registers)
         self.state.values[op] = list(registers)
 
-    def _is_accumulated(self, dot: Op) -> bool:
-        return any(self._accumulated(op.operands[1], op.operands[0]) is dot for op in self._assigns())
-
-    def _assigns(self) -> list[Op]:
-        return [op for op in walk(self.state.program.body) if op.kind == "assign"]
-
-    def _accumulated(self, value: Op, target: Op) -> Op | None:
-        """The dot of `target += dot`, where nothing else uses the dot or the sum."""
-        if value.kind != "add" or target not in value.operands or self.state.uses[value] > 1:
-            return None
-        dots = [x for x in value.operands if x.kind == "dot" and self.state.uses[x] == 1]
-        return dots[0] if dots else None
-
-    def add(self, op: Op) -> None:
-        if any(operand.kind == "dot" and operand not in self.state.values for operand in op.operands):
-            return  # emitted by the `assign` that uses it
-        self.binary(op)
+    def dequant(self, op: Op) -> None:
+        raise _unsupported(op, "a dequantised tile that is no operand of a dot", "write lb.dot(x, lb.dequant(...).T)")
 
 
-def _kind(op: Op) -> str:
-    return "r" if op.dtype == dtypes.i32 else "f"
+def accumulations(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple[Op, Op, Op]]:
+    """(assign, add, dot) of every `tile += dot`: the dot may then accumulate in the tile's own registers.
+
+    Nothing else may use the dot or the sum, nor change the tile between the addition and the assignment.
+    """
+    for at, op in enumerate(block):
+        yield from accumulations(op.body, uses)
+        if op.kind != "assign":
+            continue
+        target, total = op.operands
+        if total.kind != "add" or target not in total.operands or uses[total] > 1 or total not in block[:at]:
+            continue
+        start = block.index(total)
+        dots = [x for x in total.operands if x.kind == "dot" and uses[x] == 1 and x in block[:start]]
+        if dots and not any(x.kind == "assign" and x.operands[0] is target for x in walk(block[start:at])):
+            yield op, total, dots[0]
 
 
-def _place(layout: Layout, register: int, axes: "dict[str, None]") -> tuple[int, ...]:
+def _register_kind(op: Op) -> str:
+    """The class of the registers that hold an op's elements."""
+    assert op.dtype is not None
+    if op.dtype.name not in REGISTER_KIND:
+        raise _unsupported(op, f"a tile of {op.dtype.name}", f"use {', '.join(REGISTER_KIND)}")
+    return REGISTER_KIND[op.dtype.name]
+
+
+def _place(layout: Layout, register: int, axes: Iterable[str]) -> tuple[int, ...]:
     image = layout(register=register)
     return tuple(image[axis] for axis in axes)
+
+
+def _tile(op: Op) -> Op:
+    """The tile that a load makes or a store takes."""
+    return op if op.kind == "load" else op.operands[0]
+
+
+def _offsets(op: Op) -> tuple[Op, ...]:
+    return op.operands if op.kind == "load" else op.operands[1:]
+
+
+def _slope(op: Op, loop: Op) -> int | None:
+    """What an i32 scalar grows by when the loop's index grows by 1; None where that is no fixed number."""
+    if op is loop or invariant(op, loop):
+        return int(op is loop)
+    if op.kind not in ("add", "sub", "mul"):
+        return None
+    a, b = op.operands
+    slopes = _slope(a, loop), _slope(b, loop)
+    if slopes[0] is None or slopes[1] is None:
+        return None
+    if op.kind == "mul":
+        factors = [s * _number(x) for s, x in zip(slopes, (b, a), strict=True) if s]
+        return None
+    return slopes[0] + slopes[1] if op.kind == "add" else slopes[0] - slopes[1]
+
+
+def _number(op: Op) -> int | float:
+    value = op.attributes["value"]
+    assert isinstance(value, int | float)
+    return value
 
 
 def _unsupported(op: Op, problem: str, fix: str) -> LowbitvmError:
@@ -318,7 +367,7 @@ def _unsupported(op: Op, problem: str, fix: str) -> LowbitvmError:
 
 CASTS = {
     ("f16", "f32"): "cvt.f32.f16",
-    ("bf16", "f32"): "cvt.f32.bf16",
+    ("bf16", "f32"): "mov.b32",
     ("f32", "f16"): "cvt.rn.f16.f32",
     ("f32", "bf16"): "cvt.rn.bf16.f32",
     ("i32", "f32"): "cvt.rn.f32.s32",
@@ -337,8 +386,8 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "cast": Lowering.cast,
     "assign": Lowering.assign,
     "broadcast": Lowering.broadcast,
-    "expand": Lowering.same_registers,
-    "transpose": Lowering.same_registers,
+    "expand": Lowering.rearrange,
+    "transpose": Lowering.rearrange,
     "reduce": Lowering.reduce,
     "load": Lowering.load,
     "store": Lowering.store,

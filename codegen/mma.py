@@ -11,13 +11,14 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import FIELDS, ORIGINS, decode
-from lowbitvm.codegen.pipeline import DenseTile, GroupRows, Pipeline, WordTile, packed_array
+from lowbitvm.codegen.pipeline import CHUNK_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
 from lowbitvm.ir import Op
 from lowbitvm.targets import ldmatrix_addresses
 
 ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
+FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
 
@@ -79,7 +80,11 @@ class Dot:
         return offsets
 
     def emit(self, accumulators: list[str]) -> None:
-        """Emits accumulators += the product of the current slot's tiles."""
+        """Emits accumulators += the product of the current slot's tiles.
+
+        ptxas starts as many loads as the registers of a thread allow and then spills; it moves nothing across a
+        bar.warp.sync, which costs no more than a NOP here.
+        """
         b = self.state.builder
         columns, slot = self.columns, self.slot
         self.lane_bases = {pattern: b.op("add.s32", "r", slot, base) for pattern, base in self.lane.items()}
@@ -90,42 +95,60 @@ class Dot:
         words: dict[tuple[int, int], list[str]] = {}
         for segment in range(self.scales.segments):
             scalings = [self._scaling(segment, t) for t in range(self.row_tiles)]
-            partial: list[list[str] | None] = [None] * (self.row_tiles * columns)
-            sums: list[list[str] | None] = [None] * columns
-            for k in range(segment * self.segment, (segment + 1) * self.segment, LDMATRIX_K):
-                fragments = [self._activations(j, k) for j in range(columns)]
-                for t in range(self.row_tiles):
-                    if k % 64 == 0 or (k // 64, t) not in words:
-                        words[k // 64, t] = self.words.words(self.word_base, t, k // 64)
-                for half in range(2):
-                    step = k % 64 // 16 + half
-                    pairs = [fragment[2 * half : 2 * half + 2] for fragment in fragments]
-                    for t in range(self.row_tiles):
-                        weights = decode(b, words[k // 64, t][step], scalings[t].addends, self.factors, self.act)
-                        for j in range(columns):
-                            partial[t * columns + j] = self._mma(weights, pairs[j], partial[t * columns + j])
-                    if scalings[0].offsets is not None:
-                        sums = [self._mma([self.ones] * 4, pairs[j], sums[j]) for j in range(columns)]
-            self._flush(accumulators, scalings, partial, sums)
+            weights = [self._weights(segment, t, scaling, words) for t, scaling in enumerate(scalings)]
+            between = max(1, FENCE_K // self.segment)
+            for j in range(columns):
+                if (segment * columns + j) and j % between == 0 and columns > between:
+                    b.do("bar.warp.sync", 0xFFFFFFFF)
+                self._column(accumulators, segment, j, scalings, weights)
 
-    def _flush(
+    def _weights(
+        self, segment: int, t: int, scaling: Scaling, words: dict[tuple[int, int], list[str]]
+    ) -> list[list[str]]:
+        """Emits the decode of row tile t: the A fragments of the segment's k16 steps."""
+        fragments = []
+        for k in range(segment * self.segment, (segment + 1) * self.segment, self.atom.k):
+            place = (t, k // CHUNK_K)
+            if place not in words:
+                words[place] = self.words.words(self.word_base, *place)
+            word = words[place][k % CHUNK_K // self.atom.k]
+            fragments.append(decode(self.state.builder, word, scaling.addends, self.factors, self.act))
+        return fragments
+
+    def _column(
         self,
         accumulators: list[str],
+        segment: int,
+        j: int,
         scalings: list[Scaling],
-        partial: list[list[str] | None],
-        sums: list[list[str] | None],
+        weights: list[list[list[str]]],
     ) -> None:
+        """Emits the products of one segment and n8 tile, and adds them, scaled, to the tile's accumulators.
+
+        Column by column, so that few products are alive at a time.
+        """
         b = self.state.builder
+        first = segment * self.segment
+        loads = [self._activations(j, k) for k in range(first, first + self.segment, LDMATRIX_K)]
+        activations = [pair for load in loads for pair in (load[:2], load[2:])]
+        sums = None
+        if scalings[0].offsets is not None:
+            sums = self._chain([[self.ones] * 4] * len(activations), activations)
         for t, scaling in enumerate(scalings):
-            for j in range(self.columns):
-                products, total = partial[t * self.columns + j], sums[j]
-                assert products is not None
-                for i in range(4):
-                    register = accumulators[4 * (j + self.columns * t) + i]
-                    b.do("fma.rn.f32", register, products[i], scaling.scales[i // 2], register)
-                    if scaling.offsets is not None:
-                        assert total is not None
-                        b.do("fma.rn.f32", register, total[i], scaling.offsets[i // 2], register)
+            products = self._chain(weights[t], activations)
+            for i, product in enumerate(products):
+                register = accumulators[4 * (j + self.columns * t) + i]
+                b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
+                if sums is not None and scaling.offsets is not None:
+                    b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
+
+    def _chain(self, weights: list[list[str]], activations: list[list[str]]) -> list[str]:
+        """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero."""
+        results: list[str] | None = None
+        for step, pair in zip(weights, activations, strict=True):
+            results = self._mma(step, pair, results)
+        assert results is not None
+        return results
 
     def _activations(self, j: int, k: int) -> list[str]:
         """Emits the ldmatrix of n8 tile j at k: registers (k16 step 0: b0, b1; step 1: b0, b1)."""

@@ -58,7 +58,14 @@ class Staged:
             outside = b.op("setp.ge.s32", "p", ahead, piece.limit)
             target = memory(bases[piece.base], self.offset + piece.offset)
             source = self.source(piece, ahead)
-            b.do("cp.async.cg.shared.global", target, memory(source, piece.pointer_offset), PIECE, outside, when=self.active)
+            b.do(
+                "cp.async.cg.shared.global",
+                target,
+                memory(source, piece.pointer_offset),
+                PIECE,
+                outside,
+                when=self.active,
+            )
 
     def limit(self, k: str, index: Operand, count: str) -> str:
         """A piece's limit: k, or below every k if its row or column `index` is not below `count`."""

@@ -64,7 +64,7 @@ class State:
 
     def size(self, dim: str) -> str:
         """The register of a runtime size."""
-        return self.registers[f"size_{dim}"]
+        return self.registers[size_name(dim)]
 
     def allocate_shared(self, size: int, op: Op) -> int:
         """The offset of `size` bytes of dynamic shared memory, 128-byte aligned. Raises SHARED_MEMORY_EXCEEDED."""
@@ -98,20 +98,15 @@ class State:
         return self._divide(kind, a, b)
 
     def _divide(self, kind: str, a: Operand, b: Operand) -> str:
-        """Floor division and modulo from PTX's truncating ones: r = a % b, corrected by b where the signs differ."""
+        """Floor division and modulo from PTX's truncating ones, corrected where the remainder's sign is not b's."""
         build = self.builder
-        if isinstance(a, int):
-            a = build.op("mov.b32", "r", a)
         remainder = build.op("rem.s32", "r", a, b)
         signs = build.op("xor.b32", "r", remainder, b)
         negative = build.op("setp.lt.s32", "p", signs, 0)
         wrong = build.op("setp.ne.and.s32", "p", remainder, 0, negative)
-        correction = build.op("selp.b32", "r", b, 0, wrong)
-        modulo = build.op("add.s32", "r", remainder, correction)
         if kind == "mod":
-            return modulo
-        whole = build.op("sub.s32", "r", a, modulo)
-        return build.op("div.s32", "r", whole, b)
+            return build.op("add.s32", "r", remainder, build.op("selp.b32", "r", b, 0, wrong))
+        return build.op("add.s32", "r", build.op("div.s32", "r", a, b), build.op("selp.b32", "r", -1, 0, wrong))
 
     def linear(self, source: str, images: Sequence[int]) -> Operand:
         """The XOR of images[i] over the set bits i of a register: a GF(2)-linear map in the fewest shifts and masks.
@@ -133,8 +128,16 @@ class State:
 
 
 def parameter_name(array: Array, part: str = "") -> str:
-    """The PTX parameter of an array; `part` is "words", "scales" or "zeros" for a packed weight."""
-    return f"{array.name}_{part}" if part else array.name
+    """The PTX parameter of an array; `part` is "words", "scales" or "zeros" for a packed weight.
+
+    No Python name has a dollar, so that parts and sizes never take an array's name.
+    """
+    return f"{array.name}${part}" if part else array.name
+
+
+def size_name(dim: str) -> str:
+    """The PTX parameter of a runtime size."""
+    return f"{dim}$size"
 
 
 def entry_parameters(program: Program) -> list[tuple[str, str]]:
@@ -146,7 +149,7 @@ def entry_parameters(program: Program) -> list[tuple[str, str]]:
             parameters += [("u64", parameter_name(array, part)) for part in parts]
         else:
             parameters.append(("u64", parameter_name(array)))
-    return parameters + [("u32", f"size_{dim}") for dim in program.dims]
+    return parameters + [("u32", size_name(dim)) for dim in program.dims]
 
 
 def divisor(op: Op) -> int:
@@ -156,7 +159,7 @@ def divisor(op: Op) -> int:
         return abs(value) if isinstance(value, int) else 1
     if op.kind == "mul":
         return divisor(op.operands[0]) * divisor(op.operands[1])
-    if op.kind in ("add", "sub"):
+    if op.kind in ("add", "sub", "max", "min"):
         return math.gcd(divisor(op.operands[0]), divisor(op.operands[1]))
     if op.kind == "range":
         return math.gcd(divisor(op.operands[0]), op.integer("step"))
@@ -170,9 +173,12 @@ def invariant(op: Op, loop: Op) -> bool:
 
 
 def _fold(kind: str, a: int, b: int) -> int:
+    """The i32 result, wrapped; 0 for the undefined division by zero."""
     if kind in ("floordiv", "mod"):
-        return a // b if kind == "floordiv" else a % b
-    return {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b)}[kind]
+        result = 0 if b == 0 else a // b if kind == "floordiv" else a % b
+    else:
+        result = {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b)}[kind]
+    return (result + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def size_bytes(dtype: dtypes.DType) -> int:

@@ -1,152 +1,369 @@
-"""What each op of the tile IR takes and returns: a table of rules, checked after recording."""
+"""What each op of the tile IR takes and returns: a table of rules, checked after recording.
 
-from collections.abc import Callable
+Nothing is taken on trust: programs that are built from `Op` by hand are held to the same rules as recorded ones.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.dtypes import DType
+from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.ir import Op, Program, walk
+from lowbitvm.ir import Array, Op, Program
 
 MAX_TILE_ELEMENTS = 1 << 20
+MAX_RANK = 3
 ARITHMETIC = (dtypes.f32, dtypes.i32)
+STAGES = range(2, 6)
+RESERVED_NAMES = ("_", "WARP_SZ", "smem")  # PTX's own, and the generated code's shared memory
 
 Check = Callable[[Op], str | None]  # what is wrong with an op, or None
 
 
+@dataclass(frozen=True)
+class Rule:
+    """The rules of one kind; each check may rely on those before it."""
+
+    operands: int | None  # None: as many as the array has dimensions, and the value to store
+    form: Check  # array and attributes; KERNEL_INVALID
+    dtype: Check  # DTYPE_MISMATCH
+    shape: Check  # SHAPE_MISMATCH
+    value: Check  # numbers; ARGUMENT_INVALID
+    has_result: bool = True
+
+
 def verify(program: Program) -> None:
-    """Checks every op against RULES; raises KERNEL_INVALID, TILE_INVALID, DTYPE_MISMATCH or SHAPE_MISMATCH."""
-    for op in walk(program.body):
-        _check_shape(op)
-        count, dtype_check, shape_check = RULES[op.kind]
-        assert count is None or len(op.operands) == count, (op.kind, len(op.operands))
-        for code, check in (("DTYPE_MISMATCH", dtype_check), ("SHAPE_MISMATCH", shape_check)):
+    """Checks every op against RULES, and that operands are defined before they are used.
+
+    Raises KERNEL_INVALID, TILE_INVALID, DTYPE_MISMATCH, SHAPE_MISMATCH or ARGUMENT_INVALID.
+    """
+    for name in (program.name, *(array.name for array in program.arrays), *program.dims):
+        if not (name.isascii() and name.isidentifier()) or name in RESERVED_NAMES:
+            raise LowbitvmError(
+                "KERNEL_INVALID",
+                f"{name!r} names a kernel, parameter or dimension",
+                f"use an ASCII identifier other than {', '.join(RESERVED_NAMES)}",
+            )
+    for array in program.arrays:
+        if not 1 <= len(array.dims) <= MAX_RANK:
+            raise LowbitvmError("SHAPE_MISMATCH", f"{array}", f"declare 1 to {MAX_RANK} dimensions")
+    for dim, divisor in program.divisible:
+        if dim not in program.dims or not isinstance(divisor, int) or divisor < 1:
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"divisible={{{dim!r}: {divisor}}}",
+                f"give a positive integer for one of {list(program.dims)}",
+            )
+    _check_block(program.body, program.arrays, set())
+
+
+def _check_block(block: Sequence[Op], arrays: tuple[Array, ...], visible: set[Op]) -> None:
+    """`visible` are the ops of the blocks around this one that come before it."""
+    visible = set(visible)
+    for op in block:
+        _check_form(op, arrays, visible)
+        _check_tile(op)
+        rule = RULES[op.kind]
+        for code, check in (
+            ("KERNEL_INVALID", rule.form),
+            ("DTYPE_MISMATCH", rule.dtype),
+            ("SHAPE_MISMATCH", rule.shape),
+            ("ARGUMENT_INVALID", rule.value),
+        ):
             problem = check(op)
             if problem is not None:
-                raise LowbitvmError(code, f"{op.kind}: {problem}", _FIXES[code], op.location)
-    for dim, divisor in program.divisible:
-        if dim not in program.dims or divisor < 1:
-            raise LowbitvmError(
-                "ARGUMENT_INVALID", f"divisible={{{dim!r}: {divisor}}}", f"name one of {list(program.dims)}"
-            )
+                raise LowbitvmError(code, f"{op.kind}: {problem}", FIXES[code], op.location)
+        if op.kind == "range":
+            _check_block(op.body, arrays, visible | {op})  # the index lives inside the loop only
+        elif rule.has_result:
+            visible.add(op)
 
 
-_FIXES = {
+FIXES = {
+    "KERNEL_INVALID": "build the op as lowbitvm.dsl does",
     "DTYPE_MISMATCH": "compute in f32 or i32 and cast with .to(...)",
     "SHAPE_MISMATCH": "make the shapes agree",
+    "ARGUMENT_INVALID": "use a number in that range",
 }
 
 
-def _check_shape(op: Op) -> None:
-    elements = 1
-    for size in op.shape:
-        elements *= size
-        if size < 1 or size & (size - 1):
+def _check_form(op: Op, arrays: tuple[Array, ...], visible: set[Op]) -> None:
+    """What the rules of every kind rely on: its operands, array and result are there."""
+
+    def invalid(problem: str) -> LowbitvmError:
+        return LowbitvmError("KERNEL_INVALID", f"{op.kind}: {problem}", FIXES["KERNEL_INVALID"], op.location)
+
+    if op.kind not in RULES:
+        raise invalid(f"there is no such op, only {', '.join(RULES)}")
+    rule = RULES[op.kind]
+    if op.array is not None and op.array not in arrays:
+        raise invalid(f"{op.array} is no parameter of the kernel")
+    if op.kind in ARRAY_KINDS and op.array is None:
+        raise invalid("there is no array")
+    if (op.dtype is not None) != rule.has_result:
+        raise invalid(f"the result is {op.dtype}")
+    wanted = rule.operands
+    if wanted is None:
+        assert op.array is not None
+        wanted = len(op.array.dims) + (op.kind == "store")
+    if len(op.operands) != wanted:
+        raise invalid(f"{len(op.operands)} operands instead of {wanted}")
+    for operand in op.operands:
+        if operand not in visible:
+            raise invalid(f"the {operand.kind} of {operand.location or 'nowhere'} is not defined before it")
+        if isinstance(operand.dtype, CodeType) and op.kind != "dequant":
             raise LowbitvmError(
-                "TILE_INVALID", f"{op.kind} makes a tile of shape {op.shape}", "use powers of two", op.location
+                "DTYPE_MISMATCH", f"{op.kind}: an operand of packed codes", "use lb.dequant on them", op.location
             )
-    if elements > MAX_TILE_ELEMENTS:
-        raise LowbitvmError(
-            "TILE_INVALID",
-            f"{op.kind} makes a tile of {elements} elements",
-            f"stay within {MAX_TILE_ELEMENTS}",
-            op.location,
-        )
+    if op.body and op.kind != "range":
+        raise invalid("it has a body")
 
 
-def _any(op: Op) -> str | None:
+def _check_tile(op: Op) -> None:
+    elements = math.prod(op.shape)
+    if any(size < 1 or size & (size - 1) for size in op.shape):
+        problem, fix = f"of shape {op.shape}", "use powers of two"
+    elif elements > MAX_TILE_ELEMENTS:
+        problem, fix = f"of {elements} elements", f"stay within {MAX_TILE_ELEMENTS}"
+    elif len(op.shape) > MAX_RANK:
+        problem, fix = f"of rank {len(op.shape)}", f"stay within {MAX_RANK} axes"
+    else:
+        return
+    raise LowbitvmError("TILE_INVALID", f"{op.kind} makes a tile {problem}", fix, op.location)
+
+
+# -- attributes and arrays ---------------------------------------------------------------------------------------------
+
+
+def _plain(op: Op) -> str | None:
     return None
 
 
-def _dtypes(op: Op) -> list[DType]:
-    return [operand.dtype for operand in op.operands if operand.dtype is not None]
+def _integers(*names: str) -> Check:
+    def check(op: Op) -> str | None:
+        wrong = [name for name in names if type(op.attributes.get(name)) is not int]
+        return f"{wrong[0]}={op.attributes.get(wrong[0])!r} is no integer" if wrong else None
+
+    return check
 
 
-def _arithmetic(op: Op) -> str | None:
-    wrong = [d.name for d in _dtypes(op) if d not in ARITHMETIC]
-    return f"operands of {', '.join(wrong)}" if wrong else None
+def _number(name: str) -> Check:
+    def check(op: Op) -> str | None:
+        value = op.attributes.get(name)
+        return None if isinstance(value, int | float) else f"{name}={value!r} is no number"
+
+    return check
 
 
-def _float_only(op: Op) -> str | None:
-    return None if op.dtype == dtypes.f32 else f"an operand of {op.dtype.name if op.dtype else None}, not f32"
+def _reduce_form(op: Op) -> str | None:
+    how = op.attributes.get("how")
+    return _integers("axis")(op) if how in ("sum", "max") else f"how={how!r} is neither 'sum' nor 'max'"
 
 
-def _integer_only(op: Op) -> str | None:
-    return None if op.dtype == dtypes.i32 else f"an operand of {op.dtype.name if op.dtype else None}, not i32"
+def _dense(op: Op) -> str | None:
+    assert op.array is not None
+    return f"{op.array} is packed" if isinstance(op.array.element, Format) else None
 
 
-def _offsets_are_scalars(offsets: tuple[Op, ...]) -> str | None:
-    wrong = [o for o in offsets if o.dtype != dtypes.i32 or o.shape]
-    return f"an offset of {wrong[0].dtype.name if wrong[0].dtype else None}{list(wrong[0].shape)}" if wrong else None
+def _dequant_form(op: Op) -> str | None:
+    (codes,) = op.operands
+    loaded = codes.kind == "load" and codes.array == op.array and isinstance(codes.dtype, CodeType)
+    return None if loaded else f"the operand is no load of codes from {op.array}"
+
+
+def _assign_form(op: Op) -> str | None:
+    target = op.operands[0]
+    return "an i32 scalar is updated in place" if target.dtype == dtypes.i32 and not target.shape else None
+
+
+# -- dtypes ------------------------------------------------------------------------------------------------------------
+
+
+def _names(found: Sequence[DType | None]) -> str:
+    return ", ".join(str(dtype) for dtype in found)
+
+
+def _same_dtypes(*allowed: DType) -> Check:
+    """Operands and result are all of one of these dtypes; of any one where none are given."""
+
+    def check(op: Op) -> str | None:
+        found = [operand.dtype for operand in op.operands] + ([op.dtype] if op.kind != "assign" else [])
+        if allowed and any(dtype not in allowed for dtype in found):
+            return f"operands and result of {_names(found)} instead of {_names(allowed)}"
+        return f"operands and result of {_names(found)}" if len(set(found)) > 1 else None
+
+    return check
+
+
+def _result(*allowed: DType) -> Check:
+    return lambda op: None if op.dtype in allowed else f"a result of {op.dtype} instead of {_names(allowed)}"
+
+
+def _array_type(op: Op) -> str | None:
+    return None if op.dtype in dtypes.ARRAY_TYPES.values() else f"a result of {op.dtype}"
+
+
+def _stored_type(array: Array) -> DType:
+    return dtypes.get(array.element.dtype) if isinstance(array.element, Format) else array.element
+
+
+def _load_dtypes(op: Op) -> str | None:
+    assert op.array is not None
+    expected = _stored_type(op.array)
+    return f"a tile of {op.dtype} from {op.array}" if op.dtype != expected else _offset_dtypes(op.operands)
+
+
+def _store_dtypes(op: Op) -> str | None:
+    assert op.array is not None
+    value, *offsets = op.operands
+    return f"a tile of {value.dtype} goes to {op.array}" if value.dtype != op.array.element else _offset_dtypes(offsets)
+
+
+def _offset_dtypes(offsets: Sequence[Op]) -> str | None:
+    wrong = [offset for offset in offsets if offset.dtype != dtypes.i32]
+    return f"an offset of {wrong[0].dtype}" if wrong else None
+
+
+def _dot_dtypes(op: Op) -> str | None:
+    a, b = op.operands
+    if a.dtype not in (dtypes.f16, dtypes.bf16):
+        return f"the first operand is {a.dtype}, not f16 or bf16"
+    return None if b.dtype == dtypes.f32 == op.dtype else f"the second operand is {b.dtype}, the result {op.dtype}"
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
 
 
 def _same_shapes(op: Op) -> str | None:
-    shapes = {operand.shape for operand in op.operands}
-    return f"tiles of shapes {sorted(shapes)}" if len(shapes) > 1 else None
+    shapes = [operand.shape for operand in op.operands] + ([op.shape] if op.kind != "assign" else [])
+    return f"tiles of shapes {sorted(set(shapes))}" if len(set(shapes)) > 1 else None
 
 
-def _assign_dtypes(op: Op) -> str | None:
-    target, value = op.operands
-    return None if target.dtype == value.dtype else f"{target.dtype} is overwritten with {value.dtype}"
+def _scalar(op: Op) -> str | None:
+    return f"a result of shape {op.shape}, not a scalar" if op.shape else None
 
 
-def _load(op: Op) -> str | None:
-    return _offsets_are_scalars(op.operands)
+def _scalars(op: Op) -> str | None:
+    """Bounds are scalars, and so is the index."""
+    wrong = [x for x in (*op.operands, op) if x.shape]
+    return f"a tile of shape {wrong[0].shape}, not a scalar" if wrong else None
 
 
-def _store(op: Op) -> str | None:
+def _access(op: Op) -> str | None:
     assert op.array is not None
-    value, *offsets = op.operands
-    if value.dtype != op.array.element:
-        return f"a tile of {value.dtype.name if value.dtype else None} goes to {op.array}"
-    return _offsets_are_scalars(tuple(offsets))
+    shape, offsets = (op.operands[0].shape, op.operands[1:]) if op.kind == "store" else (op.shape, op.operands)
+    if len(shape) != len(op.array.dims):
+        return f"a tile of shape {shape} of {op.array}"
+    wrong = [offset for offset in offsets if offset.shape]
+    return f"an offset of shape {wrong[0].shape}" if wrong else None
 
 
-def _rank_of_array(op: Op) -> str | None:
-    assert op.array is not None
-    return None if len(op.shape) == len(op.array.dims) else f"a tile of shape {op.shape} from {op.array}"
-
-
-def _rank_of_stored(op: Op) -> str | None:
-    assert op.array is not None
+def _broadcast_shape(op: Op) -> str | None:
     shape = op.operands[0].shape
-    return None if len(shape) == len(op.array.dims) else f"a tile of shape {shape} to {op.array}"
+    aligned = op.shape[len(op.shape) - len(shape) :]
+    fits = len(shape) <= len(op.shape) and all(a in (1, b) for a, b in zip(shape, aligned, strict=True))
+    return None if fits else f"a tile of shape {shape} to {op.shape}"
 
 
-def _dot(op: Op) -> str | None:
-    a, b = op.operands
-    if a.dtype not in (dtypes.f16, dtypes.bf16):
-        return f"the first operand is {a.dtype.name if a.dtype else None}, not f16 or bf16"
-    return None if b.dtype == dtypes.f32 else f"the second operand is {b.dtype.name if b.dtype else None}"
+def _expand_shape(op: Op) -> str | None:
+    shape, axis = op.operands[0].shape, op.integer("axis")
+    if not 0 <= axis <= len(shape):
+        return f"axis {axis} in a tile of shape {shape}"
+    expected = (*shape[:axis], 1, *shape[axis:])
+    return None if op.shape == expected else f"a tile of shape {op.shape} instead of {expected}"
 
 
-def _axis(op: Op) -> str | None:
-    return None if 0 <= op.integer("axis") <= 2 else f"grid axis {op.integer('axis')}"
+def _transpose_shape(op: Op) -> str | None:
+    shape = op.operands[0].shape
+    return None if len(shape) == 2 and op.shape == shape[::-1] else f"a tile of shape {shape} to {op.shape}"
 
 
-def _packed(op: Op) -> str | None:
-    return None if op.array is not None and isinstance(op.array.element, Format) else "no packed weight"
+def _reduce_shape(op: Op) -> str | None:
+    shape, axis = op.operands[0].shape, op.integer("axis")
+    if not 0 <= axis < len(shape):
+        return f"axis {axis} of a tile of shape {shape}"
+    expected = shape[:axis] + shape[axis + 1 :]
+    return None if op.shape == expected else f"a tile of shape {op.shape} instead of {expected}"
 
 
-# kind -> (operands, rule for dtypes, rule for shapes)
-RULES: dict[str, tuple[int | None, Check, Check]] = {
-    "program_id": (0, _any, _axis),
-    "dimension": (0, _any, _any),
-    "constant": (0, _any, _any),
-    "full": (0, _any, _any),
-    "load": (None, _load, _rank_of_array),
-    "store": (None, _store, _rank_of_stored),
-    "assign": (2, _assign_dtypes, _same_shapes),
-    "cast": (1, _any, _any),
-    "broadcast": (1, _any, _any),
-    "expand": (1, _any, _any),
-    "transpose": (1, _any, _any),
-    "reduce": (1, _arithmetic, _any),
-    "dequant": (1, _packed, _any),
-    "dot": (2, _dot, _any),
-    "range": (2, _integer_only, _same_shapes),
-    **{kind: (2, _arithmetic, _same_shapes) for kind in ("add", "sub", "mul", "max", "min")},
-    **{kind: (2, _integer_only, _same_shapes) for kind in ("floordiv", "mod")},
-    "div": (2, _float_only, _same_shapes),
-    **{kind: (1, _float_only, _any) for kind in ("exp", "sqrt")},
+def _dot_shape(op: Op) -> str | None:
+    a, b = (operand.shape for operand in op.operands)
+    fits = len(a) == len(b) == 2 and a[1] == b[0] and op.shape == (a[0], b[1])
+    return None if fits else f"tiles {a} and {b} to {op.shape}"
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def _fits(name: str) -> Check:
+    """The number is one of the result's dtype, or rounds to one: no fraction for integers, no overflow."""
+
+    def check(op: Op) -> str | None:
+        value, dtype = op.attributes[name], op.dtype
+        assert dtype is not None and isinstance(value, int | float)
+        if isinstance(dtype, CodeType):
+            return None if value == 0 else f"{name}={value} for packed codes, which are 0 outside"
+        if dtype.is_integer:
+            limits = np.iinfo(dtype.numpy)
+            whole = isinstance(value, int) and limits.min <= value <= limits.max
+            return None if whole else f"{name}={value} is no {dtype}"
+        return f"{name}={value} overflows {dtype}" if dtype.is_float and _overflows(value, dtype) else None
+
+    return check
+
+
+def _overflows(value: float, dtype: DType) -> bool:
+    try:
+        with np.errstate(over="ignore"):
+            rounded = np.array(float(value)).astype(dtype.numpy)
+    except OverflowError:  # an int beyond f64
+        return True
+    return math.isfinite(value) and not math.isfinite(float(rounded))
+
+
+def _grid_axis(op: Op) -> str | None:
+    return None if 0 <= op.integer("axis") <= 2 else f"grid axis {op.integer('axis')}, not 0, 1 or 2"
+
+
+def _array_axis(op: Op) -> str | None:
+    assert op.array is not None
+    return None if 0 <= op.integer("axis") < len(op.array.dims) else f"axis {op.integer('axis')} of {op.array}"
+
+
+def _loop_numbers(op: Op) -> str | None:
+    step, stages = op.integer("step"), op.integer("stages")
+    if not 0 < step < 1 << 31:
+        return f"step {step}, not positive and below 2^31"
+    return None if stages in STAGES else f"{stages} stages, not {STAGES[0]} to {STAGES[-1]}"
+
+
+def _elementwise(operands: int, *allowed: DType) -> Rule:
+    return Rule(operands, _plain, _same_dtypes(*allowed), _same_shapes, _plain)
+
+
+ARRAY_KINDS = ("dimension", "load", "store", "dequant")
+RULES: dict[str, Rule] = {
+    "program_id": Rule(0, _integers("axis"), _result(dtypes.i32), _scalar, _grid_axis),
+    "dimension": Rule(0, _integers("axis"), _result(dtypes.i32), _scalar, _array_axis),
+    "constant": Rule(0, _number("value"), _result(*ARITHMETIC), _scalar, _fits("value")),
+    "full": Rule(0, _number("value"), _array_type, _plain, _fits("value")),
+    "load": Rule(None, _number("other"), _load_dtypes, _access, _fits("other")),
+    "store": Rule(None, _dense, _store_dtypes, _access, _plain, has_result=False),
+    "assign": Rule(2, _assign_form, _same_dtypes(), _same_shapes, _plain, has_result=False),
+    "cast": Rule(1, _plain, _array_type, _same_shapes, _plain),
+    "broadcast": Rule(1, _plain, _same_dtypes(), _broadcast_shape, _plain),
+    "expand": Rule(1, _integers("axis"), _same_dtypes(), _expand_shape, _plain),
+    "transpose": Rule(1, _plain, _same_dtypes(), _transpose_shape, _plain),
+    "reduce": Rule(1, _reduce_form, _same_dtypes(*ARITHMETIC), _reduce_shape, _plain),
+    "dequant": Rule(1, _dequant_form, _result(dtypes.f32), _same_shapes, _plain),
+    "dot": Rule(2, _plain, _dot_dtypes, _dot_shape, _plain),
+    "range": Rule(2, _integers("step", "stages"), _same_dtypes(dtypes.i32), _scalars, _loop_numbers),
+    **{kind: _elementwise(2, *ARITHMETIC) for kind in ("add", "sub", "mul", "max", "min")},
+    **{kind: _elementwise(2, dtypes.i32) for kind in ("floordiv", "mod")},
+    "div": _elementwise(2, dtypes.f32),
+    **{kind: _elementwise(1, dtypes.f32) for kind in ("exp", "sqrt")},
 }

@@ -50,7 +50,7 @@ def compile_linear(
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, TARGET_UNKNOWN, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
-    default = linear_tile(16)
+    default = linear_tile(16 if bm is None else bm, fmt)
     tile = Tile(
         default.bm if bm is None else bm,
         default.bn if bn is None else bn,
@@ -92,7 +92,7 @@ def run_linear(x: Any, weight: PackedWeight, bias: Any | None, y: Any, target: s
     See `lowbitvm.runtime.launch.launch` for devices, options and errors.
     """
     vectorised = weight.in_features % VECTOR == 0 and address(x) % ALIGNMENT == 0
-    tile = linear_tile(x.shape[0])
+    tile = linear_tile(x.shape[0], weight.format)
     kernel = _compiled(weight.format, dtypes.of(x).name, target, tile, bias is not None, vectorised, True)
     arguments = {"x": x, "w": weight, **({} if bias is None else {"bias": bias}), "y": y}
     grid = launch_grid((x.shape[0], weight.out_features), (tile.bm, tile.bn))

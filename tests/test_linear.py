@@ -49,7 +49,7 @@ def check(fmt: lb.Format, act: str, m: int, n: int, k: int, *, kind="normal", bi
     report = run_linear(x, weight, b, emulated, target)
     assert report is None or report.findings == []
     assert agrees(emulated, exact, bound).all()
-    tile = linear_tile(m)
+    tile = linear_tile(m, fmt)
     constants = {"bm": tile.bm, "bn": tile.bn, "bk": tile.bk, "stages": tile.stages}
     dtype = lb.f16 if act == "f16" else lb.bf16
     program = linear.trace(x=dtype, w=fmt, bias=dtype if bias else None, y=dtype, **constants)

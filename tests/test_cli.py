@@ -1,0 +1,35 @@
+"""The lowbitvm command, as a user calls it."""
+
+import json
+
+from click.testing import CliRunner
+
+from lowbitvm.cli import main
+
+
+def test_compile_writes_ptx_cubin_and_resources(tmp_path):
+    arguments = ["--weights", "u4", "--group", "128", "--zero", "int", "--target", "sm_90a", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["compile", *arguments])
+    assert result.exit_code == 0, result.output
+    stem = tmp_path / "out" / "linear-u4-128-int-f16-sm_90a"
+    resources = json.loads(stem.with_suffix(".json").read_text())
+    assert resources["target"] == "sm_90a"
+    assert resources["spills"] == 0
+    assert f".visible .entry {resources['entry']}(" in stem.with_suffix(".ptx").read_text()
+    assert ".target sm_90a" in stem.with_suffix(".ptx").read_text()
+    assert stem.with_suffix(".cubin").read_bytes().startswith(b"\x7fELF")
+    assert f"{resources['registers']} registers" in result.output
+
+
+def test_a_mistake_is_one_line_with_its_code():
+    result = CliRunner().invoke(main, ["compile", "--weights", "u3", "-o", "nowhere"])
+    assert result.exit_code == 1
+    assert "FORMAT_UNSUPPORTED" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_doctor_names_every_executor():
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0
+    for part in ("interpreter", "emulator", "assembler", "GPU", "numpy"):
+        assert part in result.output

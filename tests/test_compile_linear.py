@@ -1,0 +1,70 @@
+"""lb.compile_linear: resources on every target, the cache, and refusals."""
+
+import pytest
+
+import lowbitvm as lb
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.targets import TARGETS
+
+VARIANTS = [
+    {"zero": None, "group": 128},
+    {"zero": "int", "group": 128, "bias": True},
+    {"zero": "offset", "group": 32},
+    {"zero": "float", "group": 64, "scale": "f32"},
+    {"zero": "int", "group": "channel", "vectorised": False},
+    {"zero": "int", "group": 32},
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rows", [8, 16, 32, 64])
+def test_nothing_spills_on_any_target(target, rows):
+    for number, variant in enumerate(VARIANTS):
+        act = ("f16", "bf16")[number % 2]
+        kernel = lb.compile_linear("u4", act=act, target=target, bm=rows, cache=False, **variant)
+        assert kernel.spills == 0, (target, rows, variant)
+        assert 32 <= kernel.registers <= 255
+        assert kernel.cubin.startswith(b"\x7fELF")
+
+
+def test_the_main_loop_is_made_of_tensor_core_instructions():
+    sass = lb.compile_linear("u4", cache=False).sass()
+    assert sass.count("HMMA.16816.F32") == 16
+    assert sass.count("LDGSTS.E.BYPASS.128") == 4 * 4  # x, two weight tiles and scales: three stages ahead and the loop
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 5])
+def test_shared_memory_grows_with_the_stages(stages):
+    one_stage = 16 * 64 * 2 + 128 * 64 // 2 + 128 * 2
+    assert lb.compile_linear("i4", stages=stages, cache=False).shared == stages * one_stage
+
+
+def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):
+    first = lb.compile_linear("i4", group=64, bm=8)
+    cubin, registers = first.cubin, first.registers
+    monkeypatch.setattr("lowbitvm.runtime.compiled.assemble", None)  # any call would raise
+    again = lb.compile_linear("i4", group=64, bm=8)
+    assert again.cubin == cubin
+    assert again.registers == registers
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        ("FORMAT_INVALID", {"weights": "u99"}),
+        ("FORMAT_UNSUPPORTED", {"weights": "nf4"}),
+        ("FORMAT_INVALID", {"weights": "u4", "group": 33}),
+        ("DTYPE_MISMATCH", {"weights": "u4", "act": "f32"}),
+        ("TARGET_UNKNOWN", {"weights": "u4", "target": "sm_42"}),
+        ("TILE_INVALID", {"weights": "u4", "bk": 32}),
+        ("TILE_INVALID", {"weights": "u4", "bm": 24}),
+        ("TILE_INVALID", {"weights": "u4", "bn": 32}),
+        ("ARGUMENT_INVALID", {"weights": "u4", "stages": 1}),
+        ("ARGUMENT_INVALID", {"weights": "u4", "warps": 3}),
+        ("SHARED_MEMORY_EXCEEDED", {"weights": "u4", "bm": 64, "bn": 256, "bk": 256, "stages": 5}),
+    ],
+)
+def test_bad_requests_are_refused(code, arguments):
+    with pytest.raises(LowbitvmError) as caught:
+        lb.compile_linear(**arguments)
+    assert caught.value.code == code
