@@ -181,8 +181,8 @@ class Access:
 def unordered_arrays(program: Program, layouts: dict[Op, Layout]) -> set[Array]:
     """The arrays whose elements different threads of a block touch, one of them to store: accesses need barriers.
 
-    Not so where all accesses have one layout without copies, and offsets that are multiples of the tile's shape: then an
-    element is always the same thread's.
+    Not so where all accesses have one layout without copies, and offsets that are multiples of the tile's shape: an
+    element is always the same thread's then.
     """
     accesses: dict[Array, list[Op]] = {}
     for op in walk(program.body):

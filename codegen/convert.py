@@ -1,6 +1,6 @@
 """In-register decode: a 32-bit word of eight 4-bit codes to the four registers of an MMA A fragment.
 
-A masked code is put into the mantissa of a float whose last mantissa bit is worth 1 (or, for codes that sit 4 bits higher,
+A masked code is put into the mantissa of a float whose last mantissa bit is worth 1 (or, for codes 4 bits further up,
 1/16), so that one LOP3 makes `magic + code` and one fused multiply-add makes the exact small integer `code - zero`.
 Register r of the fragment belongs to row g for even r, to row g + 8 for odd r (`lowbitvm.targets.STORED_4BIT`).
 """
@@ -41,10 +41,17 @@ FIELDS: dict[str, tuple[Field, Field, Field, Field]] = {
 ORIGINS = {act: (fields[0].origin, fields[1].origin) for act, fields in FIELDS.items()}  # of rows g and g + 8
 
 
-def decode(b: Builder, word: str, addends: tuple[str, str], factors: dict[int, str], act: str) -> list[str]:
+def factors(act: str) -> list[int]:
+    """The patterns that a decode multiplies with."""
+    scales = dict.fromkeys(field.scale for field in FIELDS[act])
+    return [scale for scale in scales if act != "f16" or scale != ONE_F16]
+
+
+def decode(b: Builder, word: str, addends: tuple[str, str], multipliers: dict[int, str], act: str) -> list[str]:
     """Emits the decode of one word.
 
-    `addends` hold -(origin + zero) for rows g and g + 8, in both halves; `factors` maps Field.scale to a register.
+    `addends` hold -(origin + zero) for rows g and g + 8, in both halves; `multipliers` maps `factors(act)` to their
+    registers.
     """
     shifted = {0: word}
     registers = []
@@ -52,8 +59,8 @@ def decode(b: Builder, word: str, addends: tuple[str, str], factors: dict[int, s
         if field.shift not in shifted:
             shifted[field.shift] = b.op("shr.u32", "r", word, field.shift)
         placed = b.op("lop3.b32", "r", shifted[field.shift], field.mask, field.magic, MASK_OR)
-        if act == "f16" and field.scale == ONE_F16:
-            registers.append(b.op("add.rn.f16x2", "r", placed, addends[r % 2]))
+        if field.scale in multipliers:
+            registers.append(b.op(f"fma.rn.{act}x2", "r", placed, multipliers[field.scale], addends[r % 2]))
         else:
-            registers.append(b.op(f"fma.rn.{act}x2", "r", placed, factors[field.scale], addends[r % 2]))
+            registers.append(b.op(f"add.rn.{act}x2", "r", placed, addends[r % 2]))
     return registers

@@ -1,15 +1,18 @@
 """Tile IR with layouts -> PTX: one function per kind of op, in the table LOWER."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.access import REGISTER_KIND, Access
-from lowbitvm.codegen.assign import AXES
+from lowbitvm.codegen import exchange
+from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, unordered_arrays
+from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout
+from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
-from lowbitvm.codegen.ptx import Operand, float_immediate, memory
+from lowbitvm.codegen.ptx import Operand, float_immediate, vector
 from lowbitvm.codegen.state import State, invariant
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
 from lowbitvm.ir import Op, walk
 from lowbitvm.layout import Layout
 
@@ -37,7 +40,7 @@ class Lowering:
         self.accumulated = {assign: dot for assign, _, dot in found}
         self.absorbed = {op for _, *ops in found for op in ops}  # emitted by the `assign`
 
-    def block(self, ops: "tuple[Op, ...] | list[Op]") -> None:
+    def block(self, ops: Sequence[Op]) -> None:
         """Emits a block."""
         for op in ops:
             if op in self.state.layouts or not op.shape or op.dtype is None:
@@ -63,10 +66,9 @@ class Lowering:
         self._fill(op, self.count(op))
 
     def _fill(self, op: Op, count: int) -> None:
-        value = op.attributes["value"]
-        assert isinstance(value, int | float) and op.dtype is not None
+        assert op.dtype is not None
         kind = _register_kind(op)
-        number = immediate(value, op.dtype)
+        number = immediate(_number(op), op.dtype)
         if kind == "h":  # instructions take no 16-bit immediates
             number = self.state.builder.op("mov.b16", kind, number)
         self.state.values[op] = self._owned(op, [number] * count)
@@ -83,6 +85,8 @@ class Lowering:
         return [self.state.builder.op(f"mov.b{BITS[kind]}", kind, value) for value in values]
 
     def binary(self, op: Op) -> None:
+        if op in self.absorbed:
+            return
         a, b = (self.state.values[operand] for operand in op.operands)
         if op.dtype == dtypes.i32:
             result = [self.state.scalar(op.kind, x, y) for x, y in zip(a, b, strict=True)]
@@ -127,8 +131,8 @@ class Lowering:
 
     def _in_layout(self, op: Op, values: list[Operand], source: Layout, target: Layout) -> list[Operand]:
         """A tile of the op's dtype in another layout."""
-        return values if source == target else exchange.convert(
-            self.state, op, values, _register_kind(op), source, target
+        return (
+            values if source == target else exchange.convert(self.state, op, values, _register_kind(op), source, target)
         )
 
     def _operand(self, op: Op) -> tuple[list[Operand], Layout]:
@@ -200,7 +204,9 @@ class Lowering:
     def _make_access(self, op: Op, offsets: list[Operand]) -> Access:
         assert op.array is not None
         if isinstance(op.array.element, Format):
-            raise _unsupported(op, "packed codes that feed no dot", "write lb.dot(x, lb.dequant(lb.load(w, ...), ...).T)")
+            raise _unsupported(
+                op, "packed codes that feed no dot", "write lb.dot(x, lb.dequant(lb.load(w, ...), ...).T)"
+            )
         tile = _tile(op)
         return Access(self.state, op, tile.shape, self.state.layouts[tile], offsets)
 
@@ -313,7 +319,7 @@ def accumulations(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple
             continue
         start = block.index(total)
         dots = [x for x in total.operands if x.kind == "dot" and uses[x] == 1 and x in block[:start]]
-        if dots and not any(x.kind == "assign" and x.operands[0] is target for x in walk(block[start:at])):
+        if dots and not any(x.kind == "assign" and x.operands[0] is target for x in walk(list(block[start:at]))):
             yield op, total, dots[0]
 
 
@@ -346,13 +352,15 @@ def _slope(op: Op, loop: Op) -> int | None:
     if op.kind not in ("add", "sub", "mul"):
         return None
     a, b = op.operands
-    slopes = _slope(a, loop), _slope(b, loop)
-    if slopes[0] is None or slopes[1] is None:
+    left, right = _slope(a, loop), _slope(b, loop)
+    if left is None or right is None:
         return None
-    if op.kind == "mul":
-        factors = [s * _number(x) for s, x in zip(slopes, (b, a), strict=True) if s]
-        return None
-    return slopes[0] + slopes[1] if op.kind == "add" else slopes[0] - slopes[1]
+    if op.kind != "mul":
+        return left + right if op.kind == "add" else left - right
+    slope, factor = (left, b) if left else (right, a)
+    if factor.kind == "constant":
+        return slope * int(_number(factor))
+    return None if slope else 0
 
 
 def _number(op: Op) -> int | float:
@@ -379,8 +387,7 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "dimension": Lowering.dimension,
     "constant": Lowering.constant,
     "full": Lowering.full,
-    "add": Lowering.add,
-    **dict.fromkeys(("sub", "mul", "div", "floordiv", "mod", "max", "min"), Lowering.binary),
+    **dict.fromkeys(("add", "sub", "mul", "div", "floordiv", "mod", "max", "min"), Lowering.binary),
     "exp": Lowering.exp,
     "sqrt": Lowering.sqrt,
     "cast": Lowering.cast,
@@ -392,5 +399,6 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "load": Lowering.load,
     "store": Lowering.store,
     "range": Lowering.range,
+    "dequant": Lowering.dequant,
     "dot": Lowering.dot,
 }

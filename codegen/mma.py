@@ -5,12 +5,14 @@ accumulators P, which are then added as s * P to the tile's own, rounded to near
 the row sums X of the activations as well; an MMA with a fragment of ones gives them in the accumulators' own layout.
 """
 
+import functools
 from dataclasses import dataclass
+from operator import or_
 
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import FIELDS, ORIGINS, decode
+from lowbitvm.codegen.convert import ORIGINS, decode, factors
 from lowbitvm.codegen.pipeline import CHUNK_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
@@ -50,28 +52,28 @@ class Dot:
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
         self.segment = codes.shape[1] // scales.segments
-        builder = state.builder
         self.lane = self._lane_offsets()
-        bias = self.format.bias
-        self.constant_addends = tuple(
-            builder.op("mov.b32", "r", _pattern(-(origin + bias), self.act)) for origin in ORIGINS[self.act]
-        )
-        self.factors = {field.scale: builder.op("mov.b32", "r", field.scale) for field in FIELDS[self.act]}
-        self.zero = builder.op("mov.f32", "f", float_immediate(0.0))
-        self.ones = builder.op("mov.b32", "r", ONES[self.act])
+        self._emit_constants()
+
+    def _emit_constants(self) -> None:
+        """Emits what stays in registers during the loop."""
+        b, zero = self.state.builder, self.format.zero
+        addends = [_pattern(-(origin + self.format.bias), self.act) for origin in ORIGINS[self.act]]
+        if zero == "int" and self.act == "bf16":
+            addends = []  # these are computed from the zero points in f32
+        self.constant_addends = tuple(b.op("mov.b32", "r", addend) for addend in addends)
+        self.factors = {scale: b.op("mov.b32", "r", scale) for scale in factors(self.act)}
+        self.zero = b.op("mov.f32", "f", float_immediate(0.0))
+        self.ones = b.op("mov.b32", "r", ONES[self.act]) if zero in ("float", "offset") else ""
 
     def _lane_offsets(self) -> dict[int, Operand]:
         """Byte offsets of the lane's ldmatrix address in the activation tile, one per pattern of swizzled k bits."""
         tile = self.activations
-        chunk_bits = (tile.columns // 8).bit_length() - 1
-        shared = tile.shared_layout(chunk_bits, tile.rows.bit_length() - 1).bases
-        chunk, row = ([image["byte"] for image in shared[name]] for name in ("chunk", "row"))
-        images = [*row[:3], *chunk[:2]]  # ldmatrix_addresses: lane bits 0-2 name the row, 3-4 the matrix, a chunk of k
-        assert str(ldmatrix_addresses(4)).startswith("(lane: row0 row1 row2 matrix0 matrix1)")
+        lanes = ldmatrix_addresses(4).rename(outs={"matrix": "chunk"})  # matrix j is chunk j of k
+        first = tile.layout.slice(chunk=2, row=3)
+        images = [image["byte"] for image in lanes.compose(first).bases["lane"]]
         base = self.state.linear(self.state.tid, images)
-        self.swizzled = 0
-        for image in images:
-            self.swizzled |= image
+        self.swizzled = functools.reduce(or_, images)
         offsets: dict[int, Operand] = {}
         for k in range(0, tile.columns, LDMATRIX_K):
             pattern = k * 2 & self.swizzled

@@ -6,7 +6,9 @@ One barrier per iteration serves both directions: after it, the copies of this s
 the previous iteration may be overwritten.
 """
 
+import functools
 from dataclasses import dataclass, field
+from operator import or_, xor
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.ptx import Operand, memory, vector
@@ -20,6 +22,7 @@ PIECE = 16  # bytes of one cp.async
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
 TILE_BYTES = 512  # of such a tile
 NEVER = -(2**31)  # the limit of pieces outside the array
+SWIZZLE_BITS = 3  # the eight rows of an 8 x 8 matrix go to eight different 16-byte columns of the banks
 STAGE_ALIGNMENT = 128
 
 
@@ -53,7 +56,7 @@ class Staged:
     def issue(self, slot: str, ahead: str) -> None:
         """Emits the copies of the stage that begins at k = `ahead` into the slot at shared address `slot`."""
         b = self.state.builder
-        bases = {piece.base: b.op("add.s32", "r", slot, piece.base) for piece in self.pieces}
+        bases = {base: b.op("add.s32", "r", slot, base) for base in dict.fromkeys(p.base for p in self.pieces)}
         for piece in self.pieces:
             outside = b.op("setp.ge.s32", "p", ahead, piece.limit)
             target = memory(bases[piece.base], self.offset + piece.offset)
@@ -81,13 +84,12 @@ class Staged:
 
 
 class DenseTile(Staged):
-    """Rows of 16-bit activations, (rows, columns) with k along the columns, swizzled so that ldmatrix has no conflicts."""
+    """Rows of 16-bit activations (rows, columns), k along the columns, swizzled: ldmatrix has no bank conflicts."""
 
     def __init__(self, state: State, offset: int, load: Op, row: Operand, column: Operand) -> None:
         super().__init__(state, offset)
         assert load.array is not None and isinstance(load.array.element, dtypes.DType)
         self.rows, self.columns = load.shape
-        self.array, self.load = load.array, load
         self.pitch = self.columns * 2  # bytes of a row in shared memory
         self.size = self.rows * self.pitch
         self.vectorised = state.program.divisor(load.array.dims[-1]) % 8 == 0
@@ -98,34 +100,29 @@ class DenseTile(Staged):
         first = b.op("shr.u32", "r", state.tid, chunks.bit_length() - 1)
         row_count, columns = (state.size(dim) for dim in load.array.dims)
         pitch = b.op("mul.wide.s32", "rd", columns, 2)
-        bits = (self.rows * chunks).bit_length() - 1
-        images = self.place_images(chunks)
-        thread_bits = min(bits, state.threads.bit_length() - 1)
+        images = [image["byte"] for name in ("chunk", "row") for image in self.layout.bases[name]]
+        by_thread, by_piece = images[: (state.threads - 1).bit_length()], images[(state.threads - 1).bit_length() :]
         bases: dict[int, Operand] = {}
         limit = b.op("sub.s32", "r", columns, chunk)
         for i in range(count):
-            index = state.scalar("add", row, b.op("add.s32", "r", first, i * (state.threads // chunks)))
+            index = state.scalar("add", row, state.scalar("add", first, i * (state.threads // chunks)))
             address = b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), pitch, state.pointer(load.array))
             address = b.op("mad.wide.s32", "rd", state.scalar("add", chunk, column), 2, address)
-            constant = _combine(images[thread_bits:], i)
-            shared_bits = constant & _mask(images[:thread_bits])
-            if shared_bits not in bases:
-                place = state.linear(state.tid, images[:thread_bits])
-                bases[shared_bits] = b.op("xor.b32", "r", place, shared_bits) if shared_bits else place
-            place = constant ^ shared_bits
-            self.pieces.append(Piece(address, 0, bases[shared_bits], place, self.limit(limit, index, row_count)))
+            place = functools.reduce(xor, (image for bit, image in enumerate(by_piece) if i >> bit & 1), 0)
+            mixed = place & functools.reduce(or_, by_thread)  # what must be XORed; the rest can be added
+            if mixed not in bases:
+                base = state.linear(state.tid, by_thread)
+                bases[mixed] = b.op("xor.b32", "r", base, mixed) if mixed else base
+            self.pieces.append(Piece(address, 0, bases[mixed], place ^ mixed, self.limit(limit, index, row_count)))
 
-    def place_images(self, chunks: int) -> list[int]:
-        """Byte offsets in the tile of (chunk bits, then row bits): chunk c of row r lies at chunk c ^ (r mod 8)."""
-        row_bits = self.rows.bit_length() - 1
-        swizzle = self.shared_layout(chunks.bit_length() - 1, row_bits)
-        return [image["byte"] for name in ("chunk", "row") for image in swizzle.bases[name]]
-
-    def shared_layout(self, chunk_bits: int, row_bits: int) -> Layout:
-        """(chunk, row) -> byte of the tile in shared memory."""
-        rows = [{"byte": self.pitch << i | (PIECE << i if i < min(3, chunk_bits) else 0)} for i in range(row_bits)]
-        chunks = [{"byte": PIECE << i} for i in range(chunk_bits)]
-        return Layout({"chunk": chunks, "row": rows}, {"byte": (self.size - 1).bit_length()})
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """(chunk, row) -> byte in shared memory: the 16-byte chunk c of row r lies at chunk c ^ (r mod 8)."""
+        chunks = [PIECE << i for i in range((self.columns // 8).bit_length() - 1)]
+        swizzle = [*chunks[:SWIZZLE_BITS], *[0] * self.rows.bit_length()]
+        rows = [self.pitch << i | swizzle[i] for i in range(self.rows.bit_length() - 1)]
+        bases = {"chunk": [(byte,) for byte in chunks], "row": [(byte,) for byte in rows]}
+        return Layout(bases, {"byte": (self.size - 1).bit_length()})
 
     def issue(self, slot: str, ahead: str) -> None:
         if self.vectorised:
@@ -162,7 +159,6 @@ class WordTile(Staged):
         super().__init__(state, offset)
         assert load.array is not None
         bn, bk = load.shape
-        self.array, self.load = load.array, load
         self.row_tiles, self.k_tiles = bn // 16 // state.warps, bk // CHUNK_K
         self.size = bn * bk // 2
         b = state.builder
@@ -172,14 +168,16 @@ class WordTile(Staged):
         self.base = state.linear(state.tid, lane_bytes + warp_bytes)
         warp = b.op("shr.u32", "r", state.tid, 5)
         row_tile = _shift_right(state, row, 4)
-        first = state.scalar("add", row_tile, b.op("mul.lo.s32", "r", warp, self.row_tiles))
+        first = state.scalar("add", row_tile, state.scalar("mul", warp, self.row_tiles))
         row_count = _ceil_div(state, out_features, 16)
         pitch = _ceil_div(state, in_features, CHUNK_K)
-        k_tile = b.op("cvt.s64.s32", "rd", _materialised(state, _shift_right(state, start, 6)))
+        k_tile = _shift_right(state, start, 6)
         lane = b.op("and.b32", "r", state.tid, 31)
         for t in range(self.row_tiles):
             index = state.scalar("add", first, t)
-            tile = b.op("add.s64", "rd", b.op("mul.wide.s32", "rd", index, pitch), k_tile)
+            tile = b.op("mul.wide.s32", "rd", index, pitch)
+            if k_tile != 0:
+                tile = b.op("mad.wide.s32", "rd", k_tile, 1, tile)
             address = b.op("add.s64", "rd", b.op("shl.b64", "rd", tile, 9), state.pointer(load.array, "words"))
             address = b.op("mad.wide.u32", "rd", lane, PIECE, address)
             for j in range(self.k_tiles):
@@ -364,8 +362,7 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]") -
             if codes.array.element.zero is not None:
                 add((codes, "zeros"), GroupRows(state, size, codes, row, "zeros"))
     offset = state.allocate_shared(size * loop.integer("stages"), loop)
-    base = state.builder.op("add.s32", "r", state.smem, offset)
-    return Pipeline(state, loop, tiles, size, base)
+    return Pipeline(state, loop, tiles, size, str(state.scalar("add", state.smem, offset)))
 
 
 def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
@@ -398,26 +395,8 @@ def packed_array(codes: Op) -> tuple[Array, Format]:
     return codes.array, codes.array.element
 
 
-def _combine(images: list[int], index: int) -> int:
-    combined = 0
-    for bit, image in enumerate(images):
-        combined ^= image if index >> bit & 1 else 0
-    return combined
-
-
-def _mask(images: list[int]) -> int:
-    mask = 0
-    for image in images:
-        mask |= image
-    return mask
-
-
 def _shift_right(state: State, value: Operand, bits: int) -> Operand:
     return value >> bits if isinstance(value, int) else state.builder.op("shr.u32", "r", value, bits)
-
-
-def _materialised(state: State, value: Operand) -> str:
-    return state.builder.op("mov.b32", "r", value) if isinstance(value, int) else value
 
 
 def _ceil_div(state: State, register: str, power: int) -> str:

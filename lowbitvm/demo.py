@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -332,14 +333,26 @@ def table(result: DemoResult) -> Table:
     drawn = Table(
         title=f"SmolLM2-135M, first block, {result.tokens} tokens, on {result.device}",
         caption=f"spills: bytes, the worst of {', '.join(TARGETS)}",
+        box=SIMPLE_HEAD,  # fits 80 columns
+        padding=(0, 0, 0, 1),
     )
-    for header in ("layer", "shape", "trace to PTX ms", "PTX to cubin ms", "GPU ms" if on_gpu else "emulated s",
-                   "max error / bound", "registers", "spills"):  # fmt: skip
-        drawn.add_column(header, justify="left" if header == "layer" else "right")
+    run = "GPU\nms" if on_gpu else "emulated\ns"
+    headers = (
+        "layer",
+        "shape",
+        "trace to\nPTX ms",
+        "PTX to\ncubin ms",
+        run,
+        "max\nerror\n/ bound",
+        "regis-\nters",
+        "spills",
+    )
+    for header in headers:
+        drawn.add_column(header, justify="left" if header == "layer" else "right", no_wrap=True)
     for layer in result.layers:
         drawn.add_row(
             layer.name,
-            "{} x {}".format(*layer.shape),
+            "{}x{}".format(*layer.shape),
             f"{layer.trace_ms:.1f}",
             f"{layer.assemble_ms:.1f}",
             f"{layer.run_seconds * 1e3:.3f}" if on_gpu else f"{layer.run_seconds:.2f}",

@@ -43,8 +43,9 @@ class DType:
         """
         module = sys.modules.get("torch")
         if module is None:
-            raise LowbitvmError("TOOL_MISSING", f"a torch dtype for {self} was asked for, torch is not imported",
-                                "import torch first")
+            raise LowbitvmError(
+                "TOOL_MISSING", f"a torch dtype for {self} was asked for, torch is not imported", "import torch first"
+            )
         return getattr(module, self.numpy.name)
 
 
@@ -93,10 +94,21 @@ ARRAY_TYPES: dict[str, DType] = {
     dtype.name: dtype for dtype in (f16, bf16, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64, boolean)
 }
 _NUMPY: dict[str, np.dtype[Any]] = {
-    "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32),
-    "f64": np.dtype(np.float64), "i8": np.dtype(np.int8), "i16": np.dtype(np.int16), "i32": np.dtype(np.int32),
-    "i64": np.dtype(np.int64), "u8": np.dtype(np.uint8), "u16": np.dtype(np.uint16), "u32": np.dtype(np.uint32),
-    "u64": np.dtype(np.uint64), "bool": np.dtype(np.bool_), "u4": np.dtype(np.uint8), "i4": np.dtype(np.int8),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+    "i8": np.dtype(np.int8),
+    "i16": np.dtype(np.int16),
+    "i32": np.dtype(np.int32),
+    "i64": np.dtype(np.int64),
+    "u8": np.dtype(np.uint8),
+    "u16": np.dtype(np.uint16),
+    "u32": np.dtype(np.uint32),
+    "u64": np.dtype(np.uint64),
+    "bool": np.dtype(np.bool_),
+    "u4": np.dtype(np.uint8),
+    "i4": np.dtype(np.int8),
 }
 _OF_NUMPY = {_NUMPY[name]: dtype for name, dtype in ARRAY_TYPES.items()}
 _OF_TORCH_NAME = {f"torch.{_NUMPY[name].name}": dtype for name, dtype in ARRAY_TYPES.items()}
@@ -106,8 +118,11 @@ def get(name: str) -> DType:
     """The DType called `name` ("f16", "u4", ...). Raises DTYPE_MISMATCH for a name that is none."""
     dtype = ARRAY_TYPES.get(name) or CODE_TYPES.get(name)
     if dtype is None:
-        raise LowbitvmError("DTYPE_MISMATCH", f"there is no dtype called {name!r}",
-                            f"use one of {', '.join([*ARRAY_TYPES, *CODE_TYPES])}")
+        raise LowbitvmError(
+            "DTYPE_MISMATCH",
+            f"there is no dtype called {name!r}",
+            f"use one of {', '.join([*ARRAY_TYPES, *CODE_TYPES])}",
+        )
     return dtype
 
 
@@ -127,9 +142,15 @@ def of(array: Array) -> DType:
     elif isinstance(array, np.ndarray):
         dtype = _OF_NUMPY.get(array.dtype)
     else:
-        raise LowbitvmError("DTYPE_MISMATCH", f"a {type(array).__name__} is neither a numpy array nor a torch tensor",
-                            "pass a numpy array or a torch tensor")
+        raise LowbitvmError(
+            "DTYPE_MISMATCH",
+            f"a {type(array).__name__} is neither a numpy array nor a torch tensor",
+            "pass a numpy array or a torch tensor",
+        )
     if dtype is None:
-        raise LowbitvmError("DTYPE_MISMATCH", f"arrays of {array.dtype} are not supported",
-                            f"convert to one of {', '.join(ARRAY_TYPES)}")
+        raise LowbitvmError(
+            "DTYPE_MISMATCH",
+            f"arrays of {array.dtype} are not supported",
+            f"convert to one of {', '.join(ARRAY_TYPES)}",
+        )
     return dtype

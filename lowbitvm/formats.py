@@ -13,7 +13,14 @@ ZEROS: tuple[str | None, ...] = (None, "int", "float", "offset")
 SCALES: tuple[str, ...] = ("f16", "bf16", "f32")
 
 _KNOWN_NAMES = {
-    "ternary", "nf4", "mxfp4", "mxfp6", "mxfp8", "mxint8", "nvfp4", "nvint4",
+    "ternary",
+    "nf4",
+    "mxfp4",
+    "mxfp6",
+    "mxfp8",
+    "mxint8",
+    "nvfp4",
+    "nvint4",
     *(f"u{bits}" for bits in range(1, 9)),
     *(f"i{bits}" for bits in range(2, 9)),
     *(f"bp{bits}" for bits in range(1, 9)),
@@ -67,8 +74,11 @@ class Format:
         for part in parts:
             name, equals, value = part.partition("=")
             if not equals or name in values or name not in {field.name for field in fields(cls)} - {"dtype"}:
-                raise LowbitvmError("FORMAT_INVALID", f"{part!r} in the format {text!r} is not understood",
-                                    f"write it like {str(cls('u4', zero='int'))!r}, each part at most once")
+                raise LowbitvmError(
+                    "FORMAT_INVALID",
+                    f"{part!r} in the format {text!r} is not understood",
+                    f"write it like {str(cls('u4', zero='int'))!r}, each part at most once",
+                )
             values[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else None if value == "none" else value
         return cls(dtype, **values)  # type: ignore[arg-type]  # the constructor checks every value
 
@@ -103,9 +113,11 @@ class Format:
             return 1
         if in_features % self.group:
             padded = -(-in_features // self.group) * self.group
-            raise LowbitvmError("GROUP_INDIVISIBLE",
-                                f"in_features {in_features} is not a multiple of the group {self.group}",
-                                f'pad in_features to {padded} or use group="channel"')
+            raise LowbitvmError(
+                "GROUP_INDIVISIBLE",
+                f"in_features {in_features} is not a multiple of the group {self.group}",
+                f'pad in_features to {padded} or use group="channel"',
+            )
         return in_features // self.group
 
     def group_size(self, in_features: int) -> int:
@@ -125,6 +137,9 @@ def _among(value: object, options: "tuple[object, ...] | dict[str, CodeType] | s
 def _refuse(part: str, value: object, now: "tuple[object, ...] | list[str]", known: bool) -> NoReturn:
     options = ", ".join(repr(option) for option in now)
     if known:
-        raise LowbitvmError("FORMAT_UNSUPPORTED", f"Format {part} {value!r} is known but cannot be packed yet",
-                            f"use one of {options}, which work now")
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"Format {part} {value!r} is known but cannot be packed yet",
+            f"use one of {options}, which work now",
+        )
     raise LowbitvmError("FORMAT_INVALID", f"Format {part} {value!r} does not exist", f"use one of {options}")

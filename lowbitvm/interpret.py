@@ -1,9 +1,11 @@
 """Executor (a): what a tile IR program means, in numpy.
 
 Tiles are numpy arrays of their dtype, except a dequantised weight, which is exact in float64. `dot` multiplies and sums
-in float64 and rounds once to f32. All other arithmetic is that of f32 and i32.
+in float64 and rounds once to f32. All other arithmetic is that of f32 and i32: i32 wraps, its division rounds down (by
+zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of a sum in f32 is not fixed.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -28,6 +30,8 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
     DTYPE_MISMATCH where they do not fit its declaration.
     """
     sizes = bind_sizes(program, arguments)
+    for array in program.arrays:
+        check_element(array, arguments[array.name])
     weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight)}
     for block in product(*(range(count) for count in grid)):
         _Block(arguments, weights, sizes, block).run(program.body)
@@ -36,8 +40,8 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
 def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]:
     """The runtime size of every dimension name.
 
-    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID, SHAPE_MISMATCH and, where a promise of
-    `divisible` is broken, SHAPE_MISMATCH.
+    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, and SHAPE_MISMATCH, also
+    where a promise of `divisible` is broken or a size is no i32.
     """
     if arguments.keys() != {array.name for array in program.arrays}:
         raise LowbitvmError(
@@ -57,6 +61,11 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
                 raise LowbitvmError(
                     "SHAPE_MISMATCH", f"{dim} is {sizes[dim]} and, in {array.name}, {size}", f"make every {dim} equal"
                 )
+    for dim, size in sizes.items():
+        if size >= 1 << 31:
+            raise LowbitvmError(
+                "SHAPE_MISMATCH", f"{dim} is {size}, an index is an i32", "split the array, or add an axis"
+            )
     for dim, divisor in program.divisible:
         if sizes[dim] % divisor:
             raise LowbitvmError(
@@ -65,6 +74,21 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
                 "compile without divisible",
             )
     return sizes
+
+
+def check_element(array: Array, argument: Any) -> None:
+    """Raises DTYPE_MISMATCH unless an argument's elements are those of the declaration."""
+    if isinstance(argument, PackedWeight):
+        if argument.format != array.element:
+            raise LowbitvmError(
+                "DTYPE_MISMATCH",
+                f"{array.name} is packed as {argument.format}, the kernel reads {array.element}",
+                "compile for the weight's own format",
+            )
+    elif dtypes.of(argument) != array.element:
+        raise LowbitvmError(
+            "DTYPE_MISMATCH", f"{array.name} has {dtypes.of(argument)}, declared {array}", "cast it first"
+        )
 
 
 def _dense(weight: PackedWeight) -> NumpyArray:
@@ -152,8 +176,19 @@ def _broadcast(block: _Block, op: Op) -> NumpyArray:
 
 def _reduce(block: _Block, op: Op) -> NumpyArray:
     (value,) = block.operands(op)
-    function = np.sum if op.attributes["how"] == "sum" else np.fmax.reduce
-    return np.asarray(function(value, axis=op.integer("axis")), _numpy(op.dtype))
+    axis = op.integer("axis")
+    if op.attributes["how"] == "max":
+        return np.asarray(functools.reduce(_maximum, np.moveaxis(value, axis, 0)))
+    return np.asarray(np.sum(value, axis=axis, dtype=_numpy(op.dtype)))
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    """The larger of each pair; a NaN loses against a number, -0 against +0."""
+    return np.where((a == 0) & (b == 0), a + b, np.fmax(a, b))
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    return np.where((a == 0) & (b == 0), -(-a - b), np.fmin(a, b))
 
 
 def _dot(block: _Block, op: Op) -> NumpyArray:
@@ -189,8 +224,8 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "sub": _elementwise(np.subtract),
     "mul": _elementwise(np.multiply),
     "div": _elementwise(np.divide),
-    "max": _elementwise(np.fmax),
-    "min": _elementwise(np.fmin),
+    "max": _elementwise(_maximum),
+    "min": _elementwise(_minimum),
     "floordiv": _elementwise(np.floor_divide),
     "mod": _elementwise(np.mod),
     "exp": _elementwise(np.exp),

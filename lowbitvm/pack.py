@@ -110,8 +110,11 @@ class PackedWeight:
         """
         codes, scales, zeros = self.unpack()
         fmt = self.format
-        exact_in_f32 = fmt.zero in (None, "int") and fmt.scale != "f32" and bool(
-            (abs(_cast(scales, dtypes.f32)) <= 2.0**124).all())
+        exact_in_f32 = (
+            fmt.zero in (None, "int")
+            and fmt.scale != "f32"
+            and bool((abs(_cast(scales, dtypes.f32)) <= 2.0**124).all())
+        )
         wide = dtypes.f32 if exact_in_f32 else dtypes.f64
         rows, groups = scales.shape
         q = _cast(codes, wide).reshape(self.out_features, groups, fmt.group_size(self.in_features))
@@ -131,13 +134,19 @@ class PackedWeight:
         """The same weight on another torch device. Raises DEVICE_UNAVAILABLE for a CUDA device that is not there and
         DEVICE_MISMATCH for a numpy weight, which has no device."""
         if not dtypes.is_tensor(self.words):
-            raise LowbitvmError("DEVICE_MISMATCH", f"a numpy weight cannot move to {device}",
-                                "pack torch tensors, for example from torch.from_numpy")
+            raise LowbitvmError(
+                "DEVICE_MISMATCH",
+                f"a numpy weight cannot move to {device}",
+                "pack torch tensors, for example from torch.from_numpy",
+            )
         torch = sys.modules["torch"]
         target = torch.device(device)
         if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-            raise LowbitvmError("DEVICE_UNAVAILABLE", f"device {device} was asked for, torch sees "
-                                f"{torch.cuda.device_count()} CUDA devices", "use a device that torch.cuda lists")
+            raise LowbitvmError(
+                "DEVICE_UNAVAILABLE",
+                f"device {device} was asked for, torch sees {torch.cuda.device_count()} CUDA devices",
+                "use a device that torch.cuda lists",
+            )
         zeros = None if self.zeros is None else self.zeros.to(target)
         return PackedWeight(self.words.to(target), self.scales.to(target), zeros, self.format, *self.shape)
 
@@ -178,7 +187,9 @@ def pack(codes: Array, scales: Array, zeros: Array | None, fmt: Format) -> Packe
         words=_pack_words(_cast(fmt.code.encode(codes), dtypes.u8)),
         scales=_pack_scales(_detached(scales), out_features),
         zeros=None if zeros is None else _pack_scales(_detached(zeros), out_features),
-        format=fmt, out_features=out_features, in_features=in_features,
+        format=fmt,
+        out_features=out_features,
+        in_features=in_features,
     )
 
 
@@ -226,8 +237,9 @@ def quantize(weight: Array, fmt: Format) -> PackedWeight:
     scale dtype; SHAPE_MISMATCH, DTYPE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
     """
     if not dtypes.of(weight).is_float:
-        raise LowbitvmError("DTYPE_MISMATCH", f"the weight is {dtypes.of(weight)}, quantize takes floats",
-                            "use pack for integer codes")
+        raise LowbitvmError(
+            "DTYPE_MISMATCH", f"the weight is {dtypes.of(weight)}, quantize takes floats", "use pack for integer codes"
+        )
     if weight.ndim != 2:
         _refuse_shape("weight", weight, "(out_features, in_features)", "as torch.nn.Linear has it")
     out_features, in_features = (int(size) for size in weight.shape)
@@ -283,8 +295,11 @@ def _rounded(name: str, values: Array, dtype: DType) -> Array:
     rounded = _cast(_cast(values, dtypes.f32), dtype)
     at = _first(~(abs(_cast(rounded, dtypes.f32)) < math.inf))
     if at is not None:
-        raise LowbitvmError("ARGUMENT_INVALID", f"the weights need a {name} of {float(values[at]):.6g}, beyond {dtype}",
-                            'use scale="f32", or scale the weights down')
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"the weights need a {name} of {float(values[at]):.6g}, beyond {dtype}",
+            'use scale="f32", or scale the weights down',
+        )
     return rounded
 
 
@@ -297,8 +312,11 @@ def _narrow(name: str, values: Array, fmt: Format) -> Array:
         wide, low = _cast(values, dtypes.i64), max(low, 0)
     at = _first((wide < low) | (wide > high))
     if at is not None:
-        raise LowbitvmError("CODES_OUT_OF_RANGE", f"{name}{list(at)} is {values[at].item()}, {fmt.dtype} has "
-                            f"{fmt.code.low} .. {fmt.code.high}", f"quantise to the range of {fmt.dtype} first")
+        raise LowbitvmError(
+            "CODES_OUT_OF_RANGE",
+            f"{name}{list(at)} is {values[at].item()}, {fmt.dtype} has {fmt.code.low} .. {fmt.code.high}",
+            f"quantise to the range of {fmt.dtype} first",
+        )
     return _cast(wide, dtypes.i8)
 
 
@@ -318,19 +336,28 @@ def _refuse_weights(weights: Array, bad: Array, problem: str, fix: str) -> None:
 
 def _check_zeros_given(zeros: Array | None, fmt: Format) -> None:
     if zeros is None and fmt.zero is not None:
-        raise LowbitvmError("ARGUMENT_INVALID", f"zeros are None, {fmt} has zero={fmt.zero!r}",
-                            "pass zeros shaped like the scales, or use zero=None")
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"zeros are None, {fmt} has zero={fmt.zero!r}",
+            "pass zeros shaped like the scales, or use zero=None",
+        )
     if zeros is not None and fmt.zero is None:
-        raise LowbitvmError("ARGUMENT_INVALID", f"zeros were given, {fmt} has zero=None",
-                            'pass zeros=None, or use zero="int", "float" or "offset"')
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"zeros were given, {fmt} has zero=None",
+            'pass zeros=None, or use zero="int", "float" or "offset"',
+        )
 
 
 def _check_one_device(arrays: dict[str, Array | None]) -> None:
     places = {name: _device(array) for name, array in arrays.items() if array is not None}
     if len(set(places.values())) > 1:
         where = ", ".join(f"{name} on {place}" for name, place in places.items())
-        raise LowbitvmError("DEVICE_MISMATCH", f"the arrays of one weight lie apart: {where}",
-                            "bring all of them to one torch device, or all to numpy")
+        raise LowbitvmError(
+            "DEVICE_MISMATCH",
+            f"the arrays of one weight lie apart: {where}",
+            "bring all of them to one torch device, or all to numpy",
+        )
 
 
 def _check_integer(name: str, array: Array) -> None:
@@ -340,8 +367,11 @@ def _check_integer(name: str, array: Array) -> None:
 
 def _check_dtype(name: str, array: Array, dtype: DType) -> None:
     if dtypes.of(array) != dtype:
-        raise LowbitvmError("DTYPE_MISMATCH", f"{name} are {dtypes.of(array)}, the format takes {dtype}",
-                            f"convert them to {dtype}, or choose the format to match")
+        raise LowbitvmError(
+            "DTYPE_MISMATCH",
+            f"{name} are {dtypes.of(array)}, the format takes {dtype}",
+            f"convert them to {dtype}, or choose the format to match",
+        )
 
 
 def _check_shape(name: str, array: Array, shape: tuple[int, ...], why: str) -> None:
@@ -350,14 +380,16 @@ def _check_shape(name: str, array: Array, shape: tuple[int, ...], why: str) -> N
 
 
 def _refuse_shape(name: str, array: Array, shape: str, why: str) -> NoReturn:
-    raise LowbitvmError("SHAPE_MISMATCH", f"{name} has shape {tuple(array.shape)}, not {shape} {why}",
-                        f"reshape {name} to {shape}")
+    raise LowbitvmError(
+        "SHAPE_MISMATCH", f"{name} has shape {tuple(array.shape)}, not {shape} {why}", f"reshape {name} to {shape}"
+    )
 
 
 def _check_contiguous(name: str, array: Array) -> None:
     if not (array.is_contiguous() if dtypes.is_tensor(array) else array.flags.c_contiguous):
-        raise LowbitvmError("TENSOR_NOT_CONTIGUOUS", f"{name} has strides that are not row-major",
-                            "make it contiguous first")
+        raise LowbitvmError(
+            "TENSOR_NOT_CONTIGUOUS", f"{name} has strides that are not row-major", "make it contiguous first"
+        )
 
 
 def _device(array: Array) -> str:

@@ -37,9 +37,8 @@ class CompiledKernel:
 
     @functools.cached_property
     def _assembled(self) -> tuple[Assembly, float]:
+        key = cache.key(self.ptx, self.target, assembler_version())
         start = time.perf_counter()
-        version = assembler_version()
-        key = cache.key(self.ptx, self.target, version)
         entry = self.cache.get(key) if self.cache is not None else None
         if entry is not None:
             assembly = Assembly(entry.cubin, log="", **entry.resources)

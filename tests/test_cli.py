@@ -8,7 +8,18 @@ from lowbitvm.cli import main
 
 
 def test_compile_writes_ptx_cubin_and_resources(tmp_path):
-    arguments = ["--weights", "u4", "--group", "128", "--zero", "int", "--target", "sm_90a", "-o", str(tmp_path / "out")]
+    arguments = [
+        "--weights",
+        "u4",
+        "--group",
+        "128",
+        "--zero",
+        "int",
+        "--target",
+        "sm_90a",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     result = CliRunner().invoke(main, ["compile", *arguments])
     assert result.exit_code == 0, result.output
     stem = tmp_path / "out" / "linear-u4-128-int-f16-sm_90a"

@@ -5,6 +5,7 @@ import pytest
 import lowbitvm as lb
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.targets import TARGETS
+from tests.mutate import REGISTER, instructions
 
 VARIANTS = [
     {"zero": None, "group": 128},
@@ -31,6 +32,18 @@ def test_the_main_loop_is_made_of_tensor_core_instructions():
     sass = lb.compile_linear("u4", cache=False).sass()
     assert sass.count("HMMA.16816.F32") == 16
     assert sass.count("LDGSTS.E.BYPASS.128") == 4 * 4  # x, two weight tiles and scales: three stages ahead and the loop
+
+
+@pytest.mark.parametrize("act", ["f16", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_register_that_is_written_is_read(variant, act):
+    written, read = set(), set()
+    for line in instructions(lb.compile_linear("u4", act=act, cache=False, **variant).ptx):
+        read.update(REGISTER.findall(line.guard))
+        for number, operand in enumerate(line.operands):
+            result = number < line.results and not operand.startswith("[")
+            (written if result else read).update(REGISTER.findall(operand))
+    assert written - read == set()
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 5])

@@ -16,7 +16,7 @@ NUMPY = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def apply(body: str, result: int, *sources: np.ndarray) -> np.ndarray:
-    """Run `body` on every element: sources in A, B, C, D, the result of `result` bytes in Z (names that are replaced)."""
+    """Run `body` on every element: A, B, C, D stand for the sources, Z for the result of `result` bytes."""
     count = sources[0].size
     lines, names = [], "ABCD"
     for n, source in enumerate(sources):
@@ -438,6 +438,26 @@ def test_flush_to_zero_and_saturation_change_f32_results() -> None:
 
 
 @np.errstate(all="ignore")
+def test_half_precision_flags_flush_saturate_and_rectify() -> None:
+    a, b, c = (floats(np.float16, seed=s) for s in (1, 2, 3))
+    a[::3] = (a[::3].astype(np.float32) * 2.0**-16).astype(np.float16)
+
+    def flush(x: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(x) < np.float16(2.0**-14), np.copysign(np.float16(0), x), x)
+
+    total = (flush(a).astype(np.float32) + flush(b).astype(np.float32)).astype(np.float16)
+    got = apply("add.ftz.f16 Z, A, B;", 2, a, b)
+    large = np.abs(total) >= np.float16(2.0**-14)
+    np.testing.assert_array_equal(got[large], total.view(np.uint16)[large])
+    both = apply("add.sat.f16 Z, A, B;", 2, a, b).view(np.float16)
+    plain = apply("add.f16 Z, A, B;", 2, a, b).view(np.float16)
+    np.testing.assert_array_equal(both, np.where(np.isnan(plain), 0, np.clip(plain, 0, 1)))
+    fused = apply("fma.rn.f16 Z, A, B, C;", 2, a, b, c).view(np.float16)
+    rectified = apply("fma.rn.relu.f16 Z, A, B, C;", 2, a, b, c).view(np.float16)
+    np.testing.assert_array_equal(rectified, np.where(fused < 0, 0, fused))
+
+
+@np.errstate(all="ignore")
 def test_division_and_roots_are_correctly_rounded() -> None:
     a, b = floats(np.float32, seed=1), floats(np.float32, seed=2)
     assert_same_floats(apply("div.rn.f32 Z, A, B;", 4, a, b), a / b, "f32")
@@ -468,6 +488,11 @@ def test_approximate_functions_are_within_two_units_of_the_true_value(
     assert (np.abs(got - expected) <= 2 * np.spacing(np.abs(expected).astype(np.float32))).all()
 
 
+def bounds(kind: str) -> tuple[int, int]:
+    bits = int(kind[1:])
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if kind[0] == "s" else (0, (1 << bits) - 1)
+
+
 INTEGER_KINDS = ["u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"]
 
 
@@ -480,7 +505,9 @@ def test_integer_conversions_extend_truncate_and_saturate(source: str, target: s
     values = [read(source, int(x) % (1 << from_bits)) for x in a]
     wrapped = [read(target, v % (1 << to_bits)) % (1 << 8 * size) for v in values]
     assert apply(f"cvt.{target}.{source} Z, A;", size, a).tolist() == wrapped
-    low, high = (-(1 << (to_bits - 1)), (1 << (to_bits - 1)) - 1) if target[0] == "s" else (0, (1 << to_bits) - 1)
+    low, high = bounds(target)
+    if low <= bounds(source)[0] and bounds(source)[1] <= high:
+        return  # ptxas refuses .sat where nothing can saturate
     clamped = [min(max(v, low), high) % (1 << 8 * size) for v in values]
     assert apply(f"cvt.sat.{target}.{source} Z, A;", size, a).tolist() == clamped
 
@@ -489,11 +516,13 @@ def test_integer_conversions_extend_truncate_and_saturate(source: str, target: s
 @pytest.mark.parametrize("target", ["u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"])
 @pytest.mark.parametrize("source", TYPES)
 def test_floats_become_integers_by_each_rounding_with_saturation(source: str, target: str) -> None:
+    if (source, target[1:]) == ("bf16", "8"):
+        return  # PTX has no such conversion
     a = floats(TYPES[source], seed=1)
     a[::2] = (a[::2].astype(np.float64) * 100).astype(TYPES[source])
     bits = int(target[1:])
     size = max(bits, 16) // 8
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if target[0] == "s" else (0, (1 << bits) - 1)
+    low, high = bounds(target)
     for mode, integral in {"rni": round, "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}.items():
         got = apply(f"cvt.{mode}.{target}.{source} Z, A;", size, a)
         expected = []

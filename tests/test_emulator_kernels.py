@@ -1,8 +1,11 @@
 """Whole hand-written kernels on the PTX emulator, against numpy."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime import emulator
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
@@ -262,8 +265,11 @@ def test_lanes_that_exit_early_leave_the_rest_running() -> None:
     np.testing.assert_array_equal(x, np.where(lanes % 2 == 1, 0, np.where(lanes < 8, 6, 5) * 256 + 0b01010101))
 
 
-@pytest.mark.parametrize(("mode", "clamp"), [("idx", 31), ("up", 0), ("down", 31), ("bfly", 31), ("idx", 0x1807), ("down", 0x1807), ("up", 0x1800), ("bfly", 0x1807)])  # fmt: skip
-def test_shuffles_follow_the_manual_and_lanes_out_of_range_keep_their_own(mode: str, clamp: int) -> None:
+@pytest.mark.parametrize("segment", [0, 0x1807])  # the whole warp, or quarters of it
+@pytest.mark.parametrize(("mode", "clamp"), [("idx", 31), ("up", 0), ("down", 31), ("bfly", 31)])
+def test_shuffles_follow_the_manual_and_lanes_out_of_range_keep_their_own(mode: str, clamp: int, segment: int) -> None:
+    if segment:
+        clamp = 0x1800 if mode == "up" else segment
     text = kernel(
         "u64 x, u64 y",
         f"""
@@ -394,3 +400,56 @@ def test_grid_and_block_indices_cover_three_dimensions() -> None:
     np.testing.assert_array_equal(x[..., 0:3], index[..., :2:-1])
     np.testing.assert_array_equal(x[..., 3:6], index[..., 2::-1])
     assert (x[..., 6:9] == block).all() and (x[..., 9:12] == grid).all()
+
+
+@pytest.mark.parametrize(
+    ("instruction", "reduce"),
+    [
+        ("red.global.add.u32", lambda v: v.sum(dtype=np.uint32)),
+        ("red.global.max.s32", lambda v: v.view(np.int32).max().view(np.uint32)),
+        ("red.global.min.u32", lambda v: v.min()),
+        ("red.relaxed.gpu.global.xor.b32", lambda v: np.bitwise_xor.reduce(v)),
+        (
+            "red.global.add.noftz.f16x2",
+            lambda v: v.view(np.float16).reshape(-1, 2).sum(0).astype(np.float16).view(np.uint32)[0],
+        ),
+    ],
+)
+def test_reductions_in_memory_combine_every_thread_of_every_block(
+    instruction: str, reduce: Callable[..., np.ndarray]
+) -> None:
+    text = kernel(
+        "u64 x, u64 y",
+        f"""
+        ld.param.u64 %d1, [x]; ld.param.u64 %d2, [y]; mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x;
+        mad.lo.u32 %r1, %r2, 64, %r1; mul.wide.u32 %d3, %r1, 4; add.s64 %d1, %d1, %d3; ld.global.u32 %r3, [%d1];
+        {instruction} [%d2], %r3; ret;""",
+    )
+    x = np.random.default_rng(0).integers(0, 4, (192, 2)).astype(np.float16).view(np.uint32).reshape(-1)
+    y = np.zeros(1, np.uint32)
+    if "min" in instruction:
+        y[:] = x[0]
+    emulator.load(text).launch("k", (3,), (64,), [x, y])
+    assert y[0] == reduce(x)
+
+
+def test_compare_and_swap_locks_and_exchange_returns_the_old_value() -> None:
+    text = kernel(
+        "u64 x",
+        """
+        .shared .align 4 .b8 word[4];
+        ld.param.u64 %d1, [x]; mov.u32 %r1, %tid.x; mov.u32 %r2, word; setp.eq.u32 %p1, %r1, 0;
+        @%p1 st.shared.u32 [%r2], 77; bar.sync 0;
+        atom.shared.exch.b32 %r3, [%r2], %r1; mul.wide.u32 %d2, %r1, 4; add.s64 %d2, %d1, %d2; st.global.u32 [%d2], %r3;
+        atom.global.cas.b32 %r4, [%d1+256], 0, 5; atom.global.add.u32 %r5, [%d1+260], 1; ret;""",
+    )
+    x = np.zeros(66, np.uint32)
+    emulator.load(text).launch("k", (1,), (64,), [x])
+    assert 77 in x[:64] and len(set(x[:64].tolist())) == 64
+    assert x[64:].tolist() == [5, 64]
+
+
+def test_the_missing_core_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowbitvm.runtime.emulator.launch.CORE", None)
+    with pytest.raises(LowbitvmError, match=r"EMULATOR_MISSING.*build_ext --inplace"):
+        emulator.load(VECTOR_ADD)

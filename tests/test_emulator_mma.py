@@ -50,7 +50,7 @@ def mma_kernel(kind: str, k: int) -> str:
 
 
 def run_mma(a: np.ndarray, b: np.ndarray, c: np.ndarray, kind: str, **options: object) -> np.ndarray:
-    """D = A B + C for stacks of tiles (t, 16, k), (t, k, 8), (t, 16, 8), through fragments as the PTX manual draws them."""
+    """D = A B + C for stacks of tiles (t, 16, k), (t, k, 8), (t, 16, 8), through fragments as the manual draws them."""
     k = a.shape[2]
     lane = np.arange(32)
     group, member = lane >> 2, lane & 3

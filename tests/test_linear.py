@@ -112,3 +112,32 @@ def test_a_wrong_result_is_outside_the_bound():
     codes, scales, zeros = weight.unpack()
     codes[3, 100] ^= 1  # one step of one code
     assert not agrees(linear_exact(x, lb.pack(codes, scales, zeros, fmt)), exact, bound).all()
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        {"bm": 8, "bk": 64},
+        {"bm": 16, "bk": 64, "stages": 2},
+        {"bm": 32, "bk": 128, "stages": 3},
+        {"bm": 64, "bk": 64, "warps": 8},
+        {"bm": 16, "bn": 64, "bk": 256, "stages": 2, "warps": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scale", ["f16", "f32"])
+def test_no_bank_conflicts_and_every_weight_is_read_once_per_row_of_blocks(tile, scale):
+    rng = np.random.default_rng(0)
+    fmt = lb.Format("u4", group=32, zero="offset", scale=scale)
+    m, n, k = 2 * tile["bm"], 256, 512
+    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, "f16", m, k, "normal")
+    kernel = lb.compile_linear(fmt, cache=False, **tile)
+    y = np.zeros((m, n), np.float16)
+    grid = launch_grid((m, n), (tile["bm"], tile.get("bn", 128)))
+    report = lb.launch(kernel, grid, {"x": x, "w": weight, "y": y})
+    assert agrees(y, linear_exact(x, weight), linear_bound(x, weight, bk=tile["bk"])).all()
+    assert report.counters.bank_conflicts == 0
+    traffic = report.counters.arrays
+    assert traffic[1].read == 2 * weight.words.nbytes
+    assert traffic[2].read == 2 * weight.scales.nbytes
+    assert traffic[4].written == y.nbytes

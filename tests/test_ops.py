@@ -115,9 +115,7 @@ def test_a_weight_of_numpy_arrays_is_refused():
         lb.linear(torch.zeros(2, 64).half(), weight)
 
 
-@pytest.mark.parametrize(
-    ("device", "code"), [("emulator:sm_42", "TARGET_UNKNOWN"), ("toaster", "DEVICE_UNAVAILABLE")]
-)
+@pytest.mark.parametrize(("device", "code"), [("emulator:sm_42", "TARGET_UNKNOWN"), ("toaster", "DEVICE_UNAVAILABLE")])
 def test_an_unknown_device_is_refused(monkeypatch, device, code):
     monkeypatch.setenv("LOWBITVM_DEVICE", device)
     with pytest.raises(LowbitvmError, match=code):

@@ -36,8 +36,11 @@ def random_parts(fmt: Format, n: int, k: int, seed: int) -> Parts:
     if fmt.zero is None:
         return codes, finite_bits(rng, shape, fmt.scale_dtype), None
     zeros = rng.integers(fmt.code.low, fmt.code.high + 1, shape, dtype=fmt.code.numpy)
-    return codes, finite_bits(rng, shape, fmt.scale_dtype), (
-        zeros if fmt.zero == "int" else finite_bits(rng, shape, fmt.scale_dtype))
+    return (
+        codes,
+        finite_bits(rng, shape, fmt.scale_dtype),
+        (zeros if fmt.zero == "int" else finite_bits(rng, shape, fmt.scale_dtype)),
+    )
 
 
 def in_features(fmt: Format, wish: int) -> int:
@@ -47,8 +50,11 @@ def in_features(fmt: Format, wish: int) -> int:
 def tensor(array: np.ndarray) -> torch.Tensor:
     """The same bytes as a torch tensor."""
     native = dtypes.of(array).torch()
-    return torch.frombuffer(bytearray(array.tobytes()), dtype=native).reshape(array.shape) if array.size else (
-        torch.empty(array.shape, dtype=native))
+    return (
+        torch.frombuffer(bytearray(array.tobytes()), dtype=native).reshape(array.shape)
+        if array.size
+        else (torch.empty(array.shape, dtype=native))
+    )
 
 
 def same_bits(a: Any, b: Any) -> bool:
@@ -294,26 +300,37 @@ ERRORS = {
     "flat scales": ("SHAPE_MISMATCH", r"scales.*\(6,\).*\(3, 2\)", {"scales": SCALES_.ravel()}),
     "zeros unlike scales": ("SHAPE_MISMATCH", r"zeros.*\(2, 2\).*\(3, 2\)", {"zeros": ZEROS_[:2]}),
     "scales per group for a tensor": (
-        "SHAPE_MISMATCH", r"scales.*\(3, 2\).*\(1, 1\)", {"fmt": Format("u4", "tensor", "int")}),
+        "SHAPE_MISMATCH",
+        r"scales.*\(3, 2\).*\(1, 1\)",
+        {"fmt": Format("u4", "tensor", "int")},
+    ),
     "a group that does not divide": ("GROUP_INDIVISIBLE", "64.*128", {"fmt": Format("u4", 128, "int")}),
     "a code too large": (
-        "CODES_OUT_OF_RANGE", r"codes\[2, 5\] is 16.*0 \.\. 15", {"codes": with_value(CODES, (2, 5), 16)}),
+        "CODES_OUT_OF_RANGE",
+        r"codes\[2, 5\] is 16.*0 \.\. 15",
+        {"codes": with_value(CODES, (2, 5), 16)},
+    ),
     "a negative code": ("CODES_OUT_OF_RANGE", r"codes\[0, 63\] is -1", {"codes": with_value(CODES, (0, 63), -1)}),
     "a code too small for i4": (
-        "CODES_OUT_OF_RANGE", r"is -9.*-8 \.\. 7",
-        {"codes": with_value(CODES, (0, 0), -9), "fmt": Format("i4", 32, "int")}),
+        "CODES_OUT_OF_RANGE",
+        r"is -9.*-8 \.\. 7",
+        {"codes": with_value(CODES, (0, 0), -9), "fmt": Format("i4", 32, "int")},
+    ),
     "an unsigned code that would wrap": (
-        "CODES_OUT_OF_RANGE", f"is {2**64 - 1}",
-        {"codes": np.full((3, 64), 2**64 - 1, np.uint64), "fmt": Format("i4", 32, "int")}),
-    "a zero point too large": (
-        "CODES_OUT_OF_RANGE", r"zeros\[1, 0\] is 16", {"zeros": with_value(ZEROS_, (1, 0), 16)}),
+        "CODES_OUT_OF_RANGE",
+        f"is {2**64 - 1}",
+        {"codes": np.full((3, 64), 2**64 - 1, np.uint64), "fmt": Format("i4", 32, "int")},
+    ),
+    "a zero point too large": ("CODES_OUT_OF_RANGE", r"zeros\[1, 0\] is 16", {"zeros": with_value(ZEROS_, (1, 0), 16)}),
     "float codes": ("DTYPE_MISMATCH", "codes are f32", {"codes": CODES.astype(np.float32)}),
     "boolean codes": ("DTYPE_MISMATCH", "codes are bool", {"codes": CODES.astype(bool)}),
     "float zeros for int": ("DTYPE_MISMATCH", "zeros are f16", {"zeros": SCALES_}),
     "int zeros for float": ("DTYPE_MISMATCH", "zeros are i8.*f16", {"fmt": Format("u4", 32, "float")}),
     "bf16 zeros beside f16 scales": (
-        "DTYPE_MISMATCH", "zeros are bf16.*f16",
-        {"fmt": Format("u4", 32, "offset"), "zeros": SCALES_.astype(ml_dtypes.bfloat16)}),
+        "DTYPE_MISMATCH",
+        "zeros are bf16.*f16",
+        {"fmt": Format("u4", 32, "offset"), "zeros": SCALES_.astype(ml_dtypes.bfloat16)},
+    ),
     "f32 scales for f16": ("DTYPE_MISMATCH", "scales are f32.*f16", {"scales": SCALES_.astype(np.float32)}),
     "integer scales": ("DTYPE_MISMATCH", "scales are i8.*f16", {"scales": ZEROS_}),
     "no zeros": ("ARGUMENT_INVALID", "zeros are None", {"zeros": None}),
@@ -350,8 +367,14 @@ def test_stored_arrays_that_do_not_fit_are_refused() -> None:
     packed = pack(CODES, SCALES_, ZEROS_, FMT)
 
     def rebuilt(**change: Any) -> PackedWeight:
-        parts = {"words": packed.words, "scales": packed.scales, "zeros": packed.zeros, "format": FMT,
-                 "out_features": 3, "in_features": 64}
+        parts = {
+            "words": packed.words,
+            "scales": packed.scales,
+            "zeros": packed.zeros,
+            "format": FMT,
+            "out_features": 3,
+            "in_features": 64,
+        }
         return PackedWeight(**(parts | change))
 
     assert same_bits(rebuilt().dequantize(), packed.dequantize())

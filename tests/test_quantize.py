@@ -178,8 +178,10 @@ def test_every_float_dtype_quantizes_like_its_float64_values(name: str, library:
     if library == "torch":
         weight = torch.from_numpy(wide).to(dtype.torch()).requires_grad_()  # as torch.nn.Linear.weight is
     for fmt in (Format("i4", 32), Format("u4", "channel", "int")):
-        np.testing.assert_array_equal(quantize(weight, fmt).words, quantize(wide, fmt).words.view(np.int32)
-                                      if library == "torch" else quantize(wide, fmt).words)
+        np.testing.assert_array_equal(
+            quantize(weight, fmt).words,
+            quantize(wide, fmt).words.view(np.int32) if library == "torch" else quantize(wide, fmt).words,
+        )
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
@@ -220,7 +222,8 @@ def test_a_range_below_the_smallest_scale_becomes_zero() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    "library", [np.asarray, lambda weight: torch.from_numpy(weight).requires_grad_()], ids=["numpy", "torch"])
+    "library", [np.asarray, lambda weight: torch.from_numpy(weight).requires_grad_()], ids=["numpy", "torch"]
+)
 def test_non_finite_weights_are_refused_by_index(value: float, library: Any) -> None:
     weight = np.ones((2, 32))
     weight[1, 3] = value
