@@ -6,7 +6,7 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.assign import AXES
-from lowbitvm.codegen.exchange import BITS, owner_predicate
+from lowbitvm.codegen.exchange import BITS, in_register, owner_predicate
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State, divisor, size_bytes
 from lowbitvm.errors import LowbitvmError
@@ -100,10 +100,7 @@ class Access:
         packed = kind == "h" and self.width > 1
         for piece, (pointer, offset, mask) in enumerate(self._pieces()):
             own = values[piece * self.width : (piece + 1) * self.width]
-            registers = [
-                b.op(f"mov.b{BITS[kind]}", kind, value) if isinstance(value, int) or value[0] != "%" else value
-                for value in own
-            ]
+            registers = [in_register(self.state, value, kind) for value in own]
             if packed:
                 pairs = zip(registers[::2], registers[1::2], strict=True)
                 registers = [b.op("mov.b32", "r", vector([low, high])) for low, high in pairs]

@@ -12,6 +12,13 @@ Combine = Callable[[Operand, Operand], Operand]
 BITS = {"h": 16, "r": 32, "f": 32}  # of the register classes that hold elements of tiles
 
 
+def in_register(state: State, value: Operand, kind: str) -> str:
+    """The register of a value; a number is put into a fresh one of class `kind`."""
+    if isinstance(value, str) and value.startswith("%"):
+        return value
+    return state.builder.op(f"mov.b{BITS[kind]}", kind, value)
+
+
 def convert(state: State, op: Op, values: list[Operand], kind: str, source: Layout, target: Layout) -> list[Operand]:
     """The same tile in another layout: written to shared memory row by row, and read back.
 
@@ -23,8 +30,7 @@ def convert(state: State, op: Op, values: list[Operand], kind: str, source: Layo
     base, places = _places(state, source, size)
     owner = owner_predicate(state, source)
     for value, place in zip(values, places, strict=True):
-        register = b.op(f"mov.b{BITS[kind]}", kind, value)
-        b.do(f"st.shared.b{BITS[kind]}", memory(base, offset + place), register, when=owner)
+        b.do(f"st.shared.b{BITS[kind]}", memory(base, offset + place), in_register(state, value, kind), when=owner)
     b.do("bar.sync", 0)
     base, places = _places(state, target, size)
     return [b.op(f"ld.shared.b{BITS[kind]}", kind, memory(base, offset + place)) for place in places]
@@ -36,7 +42,7 @@ def reduce_lanes(
     """Combines each value with those of the lanes that differ in `lane_bits`; all of these lanes get the result."""
     b = state.builder
     for bit in lane_bits:
-        own = [b.op("mov.b32", kind, value) for value in values]
+        own = [in_register(state, value, kind) for value in values]
         others = [b.op("shfl.sync.bfly.b32", kind, value, 1 << bit, 31, 0xFFFFFFFF) for value in own]
         values = [combine(x, y) for x, y in zip(own, others, strict=True)]
     return values
@@ -52,7 +58,7 @@ def reduce_warps(
     thread = b.op("shl.b32", "r", state.tid, 2)
     base = b.op("add.s32", "r", thread, state.smem)
     for i, value in enumerate(values):
-        b.do("st.shared.b32", memory(base, offset + pitch * i), b.op("mov.b32", kind, value))
+        b.do("st.shared.b32", memory(base, offset + pitch * i), in_register(state, value, kind))
     b.do("bar.sync", 0)
     warps = [128 << bit for bit in warp_bits]  # bytes from a thread's value to that of the warp with this bit set
     first = b.op("and.b32", "r", thread, ~sum(warps) & 0xFFFFFFFF)

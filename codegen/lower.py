@@ -82,7 +82,13 @@ class Lowering:
         if self.state.assigned.isdisjoint((op, *op.operands)):
             return values
         kind = _register_kind(op)
-        return [self.state.builder.op(f"mov.b{BITS[kind]}", kind, value) for value in values]
+        taken = {value for operand in op.operands for value in self.state.values.get(operand, ())}
+        own: list[Operand] = []
+        for value in values:
+            shared = value in taken or not str(value).startswith("%")
+            own.append(self.state.builder.op(f"mov.b{BITS[kind]}", kind, value) if shared else value)
+            taken.add(value)
+        return own
 
     def binary(self, op: Op) -> None:
         if op in self.absorbed:
@@ -131,9 +137,9 @@ class Lowering:
 
     def _in_layout(self, op: Op, values: list[Operand], source: Layout, target: Layout) -> list[Operand]:
         """A tile of the op's dtype in another layout."""
-        return (
-            values if source == target else exchange.convert(self.state, op, values, _register_kind(op), source, target)
-        )
+        if source == target:
+            return values
+        return exchange.convert(self.state, op, values, _register_kind(op), source, target)
 
     def _operand(self, op: Op) -> tuple[list[Operand], Layout]:
         """The operand of a broadcast, expand or transpose in the layout that the result's implies."""
@@ -237,7 +243,7 @@ class Lowering:
         for access in hoisted:
             access.advance()
         state.loop_depth -= 1
-        left = b.op("sub.s32", "r", stop, index)  # above 0, as unsigned number: the next index may overflow
+        left = b.op("sub.s32", "r", stop, index)  # unsigned and above 0, where the next index may overflow
         b.do("add.s32", index, index, op.integer("step"))
         b.do("bra", again, when=b.op("setp.gt.u32", "p", left, op.integer("step")))
         b.place(done)
@@ -280,7 +286,7 @@ class Lowering:
             return self.scalar(op)
         return self.state.scalar(op.kind, *(self._at_start(x, loop, start) for x in op.operands))
 
-    def _hoist(self, loop: Op, affine: "dict[Op, tuple[list[Operand], list[int]]]") -> list[Access]:
+    def _hoist(self, loop: Op, affine: dict[Op, tuple[list[Operand], list[int]]]) -> list[Access]:
         """Moves the address arithmetic of plain accesses before the loop; returns those that advance."""
         hoisted = []
         for op, (starts, steps) in affine.items():

@@ -4,11 +4,12 @@
 P = sum x (q - z) and X = sum x come from tensor-core MMAs, m stands for float zero points and offsets.
 
 An MMA multiplies exactly, aligns the terms of one step to the largest exponent, truncates them to F fractional bits and
-truncates their sum to f32 (Fasi et al., PeerJ CS 330, and later models). A step of 8 of k with F = 24 (Ampere, Ada) loses
-less than 9 * 2^-24 times the largest term and 2^-23 of its result; a step of 16 with F = 25 (Hopper, Blackwell) less than
-17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |q - z| so far, so every |x_k| |q_k - z| counts once
-per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest exponent, hence the
-floor of |x|. Each fused multiply-add rounds an accumulator that is at most the sum of all terms so far, hence `adds`.
+truncates their sum to f32 (Fasi et al., PeerJ CS 330, and later models). A step of 8 of k with F = 24 (Ampere, Ada)
+loses less than 9 * 2^-24 times the largest term and 2^-23 of its result; a step of 16 with F = 25 (Hopper, Blackwell)
+less than 17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |q - z| so far, so every |x_k| |q_k - z|
+counts once per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest
+exponent, hence the floor of |x|. Each fused multiply-add rounds an accumulator that is at most the sum of all terms so
+far, hence `adds`.
 """
 
 from typing import Any

@@ -22,8 +22,8 @@ from rich.table import Table
 import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bounds import linear_bound
-from lowbitvm.errors import LowbitvmError
 from lowbitvm.checkpoint import GgufFile, Tokenizer, smollm2_path
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.plan import linear_tile
 from lowbitvm.runtime import driver

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.compiled import CompiledKernel
 
 Scalar = int | float
+INDEX_KINDS = ("constant", "dimension", "program_id", "add", "sub", "mul", "floordiv", "mod", "max", "min")
 _recording = threading.local()
 _THIS_FILE = str(Path(__file__))
 
@@ -46,7 +47,7 @@ class Recorder:
                     "make the tile before the loop and update it inside with +=",
                     op.location,
                 )
-        if op.dtype == dtypes.i32 and not op.shape and op.kind != "range":
+        if op.kind in INDEX_KINDS and op.dtype == dtypes.i32 and not op.shape:
             self._add_scalar(op)
         else:
             self.blocks[-1].append(op)
@@ -87,7 +88,7 @@ def _invalid(problem: str, fix: str) -> LowbitvmError:
 
 
 class Value:
-    """A recorded scalar (`shape == ()`) or tile. `+=` and `set` overwrite it in place, all other operators make a new one."""
+    """A recorded scalar (`shape == ()`) or tile. `+=` and `set` overwrite it in place, other operators make a new one."""
 
     def __init__(self, op: Op) -> None:
         self.op = op
@@ -145,7 +146,7 @@ class Value:
         return _binary("mod", self, other)
 
     def __neg__(self) -> "Value":
-        return _binary("sub", 0, self)
+        return _binary("mul", self, -1)
 
     def __iadd__(self, other: "Value | Scalar") -> "Value":
         return self.set(self + other)
@@ -397,6 +398,7 @@ def _reduce(kind: str, value: Value, axis: int) -> Value:
 
 def expand_dims(value: Value, axis: int) -> Value:
     """The same tile with a dimension of size 1 inserted at `axis`."""
+    axis += (len(value.shape) + 1) * (axis < 0)
     return _record("expand", value.dtype, (*value.shape[:axis], 1, *value.shape[axis:]), (value,), axis=axis)
 
 

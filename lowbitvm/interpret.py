@@ -40,8 +40,8 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
 def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]:
     """The runtime size of every dimension name.
 
-    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, and SHAPE_MISMATCH, also
-    where a promise of `divisible` is broken or a size is no i32.
+    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, and SHAPE_MISMATCH,
+    also where a promise of `divisible` is broken or a size is no i32.
     """
     if arguments.keys() != {array.name for array in program.arrays}:
         raise LowbitvmError(
@@ -183,12 +183,17 @@ def _reduce(block: _Block, op: Op) -> NumpyArray:
 
 
 def _maximum(a: Any, b: Any) -> Any:
-    """The larger of each pair; a NaN loses against a number, -0 against +0."""
-    return np.where((a == 0) & (b == 0), a + b, np.fmax(a, b))
+    """The larger of each pair; -0 loses against +0, a NaN against a number (np.fmax returns a signalling NaN)."""
+    return _unless_nan(a, b, np.where((a == 0) & (b == 0), a + b, np.maximum(a, b)))
 
 
 def _minimum(a: Any, b: Any) -> Any:
-    return np.where((a == 0) & (b == 0), -(-a - b), np.fmin(a, b))
+    return _unless_nan(a, b, np.where((a == 0) & (b == 0), -(-a - b), np.minimum(a, b)))
+
+
+def _unless_nan(a: Any, b: Any, chosen: Any) -> Any:
+    """The other one of a pair where one of it is a NaN, else what was chosen."""
+    return np.where(a != a, b, np.where(b != b, a, chosen))
 
 
 def _dot(block: _Block, op: Op) -> NumpyArray:

@@ -19,8 +19,8 @@ class Tile:
 def linear_tile(m: int, fmt: Format) -> Tile:
     """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
 
-    At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points and
-    the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
+    At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
+    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
     """
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
     crowded = bm == 64 and (fmt.zero in ("float", "offset") or fmt.group == 32)

@@ -22,7 +22,7 @@ WARPS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, eq=False)
 class CompiledKernel:
-    """A kernel for one target. It is assembled when its cubin or a number that the assembler gives is first asked for."""
+    """A kernel for one target. It is assembled when its cubin or one of the assembler's numbers is first asked for."""
 
     program: Program = field(repr=False)
     target: str

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbitvm.errors import LowbitvmError
 from lowbitvm.checkpoint import GgufFile, Tokenizer, smollm2_path
+from lowbitvm.errors import LowbitvmError
 
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 

@@ -50,6 +50,21 @@ def test_an_access_beyond_shared_memory_is_found() -> None:
     assert kinds("st.shared.u32 [%r2+4092], %r1;", block=1) == []
     assert kinds("st.shared.u32 [%r2+4096], %r1;", block=1) == ["out_of_bounds_shared"]
     assert kinds("st.shared.u32 [%r2+4096], %r1;", block=1, shared=16) == []
+    assert kinds("st.shared.u32 [%r2+-4], %r1;", block=1) == ["out_of_bounds_shared"]
+
+
+def test_a_shared_address_without_the_base_of_a_variable_is_out_of_bounds() -> None:
+    assert kinds("add.u32 %r10, %r2, 16; st.shared.u32 [%r10], %r1;", block=1) == []
+    assert kinds("mov.u32 %r10, 16; st.shared.u32 [%r10], %r1;", block=1) == ["out_of_bounds_shared"]
+    assert kinds("mov.u32 %r10, 16; ld.shared.u32 %r11, [%r10+256];", block=1) == ["out_of_bounds_shared"]
+
+
+@pytest.mark.parametrize(("base", "found"), [("all", []), ("0", ["out_of_bounds_shared"])])
+def test_a_dynamic_shared_address_without_its_base_is_out_of_bounds(base: str, found: list[str]) -> None:
+    text = f"""{HEADER}.extern .shared .align 16 .b8 all[];\n.visible .entry k() {{ {REGISTERS}
+    mov.u64 %d1, {base}; cvta.shared.u64 %d1, %d1; mov.u32 %r1, 0; st.b32 [%d1+12], %r1; ret; }}"""
+    report = emulator.load(text).launch("k", (1,), (1,), [], shared=16, on_finding="collect")
+    assert [finding.kind for finding in report.findings] == found
 
 
 def test_an_access_beyond_the_parameters_is_found() -> None:
@@ -88,6 +103,12 @@ def test_reading_an_output_before_writing_it_is_found() -> None:
     fresh = emulator.output(np.zeros(4096, np.uint32))
     assert kinds("st.global.u32 [%d2], %r1; ld.global.u32 %r10, [%d2];", array=fresh) == []
     assert kinds("ld.global.u32 %r10, [%d2];", array=fresh) == ["uninitialised_global"]
+    half = (
+        f"{REGISTERS}{START} mov.u32 %r10, 0; st.global.u32 [%d1], %r10; ld.global.v2.u32 {{%r10, %r11}}, [%d1]; ret;"
+    )
+    module = emulator.load(f"{HEADER}.visible .entry k(.param .u64 x)\n{{ {half} }}")
+    with pytest.raises(emulator.EmulatorError, match=r"uninitialised_global.*byte 4 of"):
+        module.launch("k", (1,), (1,), [fresh])
 
 
 def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control() -> None:
@@ -213,6 +234,137 @@ def test_two_blocks_writing_one_global_byte_are_a_race() -> None:
     assert kinds("st.global.u32 [%d2], %r1; st.global.u32 [%d2], %r1;", grid=1) == []
 
 
+# %d5: the same lane's word in the neighbouring warp; %p1: block 0; %p2: the first warp
+NEIGHBOURS = """
+    xor.b32 %r10, %r1, 32; mul.wide.u32 %d5, %r10, 4; add.s64 %d5, %d1, %d5;
+    mov.u32 %r11, %ctaid.x; setp.eq.u32 %p1, %r11, 0; setp.lt.u32 %p2, %r1, 32;
+"""
+
+
+def races(body: str, **options: object) -> list[str]:
+    return caught(NEIGHBOURS + body, checks={"race_global"}, **options)
+
+
+def test_a_global_byte_that_one_block_reads_and_another_writes_is_a_race() -> None:
+    assert races("@%p1 st.global.u32 [%d2], %r1; @!%p1 ld.global.u32 %r12, [%d2];", grid=2) == ["race_global"]
+    assert races("@!%p1 st.global.u32 [%d2], %r1; @%p1 ld.global.u32 %r12, [%d2];", grid=2) == ["race_global"]
+    assert races("ld.global.u32 %r12, [%d2]; @!%p1 st.global.u32 [%d2], %r1;", grid=2) == ["race_global"]
+    assert races("@%p1 st.global.u32 [%d2], %r1; @!%p1 ld.global.u32 %r12, [%d2+256];", grid=2) == []
+    assert races("@%p1 st.global.u32 [%d2], %r1; @%p1 ld.global.u32 %r12, [%d2];", grid=2) == []
+    copy = "cp.async.ca.shared.global [%r4], [%d2], 4; cp.async.wait_all;"
+    assert races(f"@%p1 st.global.u32 [%d2], %r1; {copy}", grid=2) == ["race_global"]
+
+
+def test_two_warps_storing_to_one_global_byte_without_a_barrier_are_a_race() -> None:
+    assert races("st.global.u32 [%d1], %r1;") == ["race_global_warps"]
+    assert races("@%p2 st.global.u32 [%d1], %r1; bar.sync 0; @!%p2 st.global.u32 [%d1], %r1;") == []
+    assert races("@%p2 st.global.u32 [%d1], %r1; @%p2 st.global.u32 [%d1], %r1;") == []
+    assert races("st.global.u32 [%d1], %r1;", block=32) == []  # lanes of one warp
+
+
+def test_a_global_byte_that_one_warp_reads_and_another_writes_is_a_race_without_a_barrier() -> None:
+    write_read = "st.global.u32 [%d2], %r1; {} ld.global.u32 %r12, [%d5];"
+    assert races(write_read.format("bar.sync 0;")) == []
+    assert races(write_read.format("")) == ["race_global_warps"]
+    read_write = "ld.global.u32 %r12, [%d5]; {} st.global.u32 [%d2], %r1;"
+    assert races(read_write.format("bar.sync 0;")) == []
+    assert races(read_write.format("")) == ["race_global_warps"]
+    assert races("@%p2 ld.global.u32 %r12, [%d1]; @!%p2 st.global.u32 [%d1], %r1;") == ["race_global_warps"]
+    assert races("ld.global.u32 %r12, [%d1]; bar.sync 0; @%p2 st.global.u32 [%d1], %r1;") == []
+    assert races("ld.global.u32 %r12, [%d1]; @!%p2 st.global.u32 [%d1], %r1;") == ["race_global_warps"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("ld.global.u32 %r12, [%d1]", "st.global.u32 [%d1], %r1", True),
+        ("st.global.u32 [%d1], %r1", "ld.global.u32 %r12, [%d1]", True),
+        ("ld.global.u32 %r12, [%d1]", "ld.global.u32 %r12, [%d1]", False),
+        ("st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}", "ld.global.u8 %r12, [%d1+15]", True),
+        ("st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}", "ld.global.u8 %r12, [%d1+16]", False),
+        ("ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1]", "st.global.u8 [%d1+15], %r1", True),
+        ("ld.global.u8 %r12, [%d1+15]", "st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}", True),
+        ("ld.global.u8 %r12, [%d1+15]", "st.global.u8 [%d1+14], %r1", False),
+    ],
+)
+def test_a_global_race_is_found_where_the_other_warp_comes_much_later(first: str, second: str, found: bool) -> None:
+    spin = "SPIN: add.u32 %r16, %r16, 1; setp.lt.u32 %p3, %r16, 500000; @%p3 bra SPIN;"
+    body = f"@%p2 {first}; mov.u32 %r16, 0; @%p2 bra END; {spin} {second}; END:"
+    for seed in range(2):
+        assert kinds(NEIGHBOURS + body, seed=seed) == ["race_global_warps"] * found
+
+
+def test_warps_that_access_neighbouring_global_bytes_do_not_race() -> None:
+    bytes_ = "mul.wide.u32 %d6, %r1, 1; add.s64 %d6, %d1, %d6; st.global.u8 [%d6], %r1;"
+    assert races(bytes_) == []
+    assert races("ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d3]; bar.sync 0;" + bytes_) == []
+    assert races(bytes_ + "ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1+16];") == ["race_global_warps"]
+    assert races(bytes_ + "ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1+64];") == []
+    whole = "@%p2 st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}; {} @!%p2 ld.global.u8 %r12, [%d1+{}];"
+    assert races(whole.replace("{}", "bar.sync 0;", 1).replace("{}", "15")) == []
+    assert races(whole.replace("{}", "", 1).replace("{}", "15")) == ["race_global_warps"]
+    assert races(whole.replace("{}", "", 1).replace("{}", "16")) == []
+
+
+def test_an_array_aligned_like_a_view_is_followed_by_byte() -> None:
+    view = np.zeros(4096, np.uint16)[1:]
+    assert races("add.s64 %d6, %d2, 2; st.global.u32 [%d6], %r1;", array=view) == []
+    assert races("st.global.u32 [%d1+2], %r1;", array=view) == ["race_global_warps"]
+
+
+def test_atomics_on_global_memory_are_no_race_and_plain_accesses_beside_them_are() -> None:
+    assert races("red.global.add.u32 [%d1], %r1;", grid=2) == []
+    assert races("red.global.add.u32 [%d1], %r1; st.global.u32 [%d1+4], %r1;") == ["race_global_warps"]
+
+
+@pytest.mark.parametrize(
+    "synchronises",
+    [
+        "atom.global.add.u32 %r12, [%d1+64], 1;",
+        "membar.gl;",
+        "fence.acq_rel.gpu;",
+        "ld.acquire.gpu.global.u32 %r12, [%d1+64];",
+        "ld.volatile.global.u32 %r12, [%d1+64];",
+        "st.release.gpu.global.u32 [%d1+64], %r1;",
+    ],
+)
+def test_a_kernel_that_may_synchronise_by_other_means_than_barriers_has_no_global_race(synchronises: str) -> None:
+    assert races(f"st.global.u32 [%d1], %r1; {synchronises}", grid=2) == []
+
+
+def test_only_arrays_that_a_store_may_reach_are_followed() -> None:
+    text = f"""{HEADER}.visible .entry k(.param .u64 x, .param .u64 y, .param .u64 z, .param .u32 n)\n{{{{\n{REGISTERS}
+    ld.param.u64 %d1, [x]; ld.param.u64 %d2, [y]; ld.param.u32 %r1, [n]; ld.param.u64 %d6, [z];
+    ld.global.u32 %r2, [%d1]; mul.wide.u32 %d3, %r2, 4; {{}} add.s64 %d4, %d2, %d3; selp.b64 %d5, %d4, %d4, %p1;
+    st.global.u32 [%d5], %r1; red.global.add.u32 [%d6], %r1; ret; }}}}"""
+
+    def stored(line: str) -> set[int]:
+        return emulator.load(text.format(line)).programs["k"].stored
+
+    assert stored("") == {1}
+    assert stored("cvt.u64.u32 %d3, %r1;") == {1, 3}
+    assert stored("mov.u64 %d4, %d6;") == {1, 2}
+    assert stored("ld.global.u64 %d3, [%d1];") == {0, 1, 2, 3}  # a pointer may lie in memory
+
+
+def test_a_huge_array_is_followed_only_where_it_is_touched() -> None:
+    huge = np.zeros(1 << 34, np.uint8)  # 16 GiB that the system provides once they are touched
+    far = "mov.u64 %d6, 0x3FFFFFF00; add.s64 %d6, %d1, %d6; st.global.u32 [%d6], %r1;"
+    assert caught(far, array=huge) == ["race_global_warps"]
+    assert kinds(far, array=huge, block=32) == []
+
+
+def test_global_accesses_before_a_million_barriers_stay_ordered() -> None:
+    body = """
+    mov.u32 %r12, 0;
+    LOOP: setp.eq.u32 %p4, %r12, 1048000; @%p4 st.global.u32 [%d2], %r1; bar.sync 0;
+    add.u32 %r12, %r12, 1; setp.lt.u32 %p3, %r12, 1050000; @%p3 bra LOOP;
+    ld.global.u32 %r13, [%d5]; {} st.global.u32 [%d2], %r1;
+    """
+    assert kinds(NEIGHBOURS + body.format("bar.sync 0;")) == []
+    assert set(kinds(NEIGHBOURS + body.format(""))) == {"race_global_warps"}
+
+
 def test_a_barrier_that_part_of_a_warp_executes_is_found() -> None:
     assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 0; @!%p1 bar.sync 0;") == []
     assert "barrier_diverged" in kinds("setp.lt.u32 %p1, %r1, 16; @%p1 bar.sync 0;")
@@ -237,10 +389,11 @@ LINEAR = "mov.u32 %r10, %tid.y; mul.wide.u32 %d4, %r10, 32; add.s64 %d2, %d2, %d
 
 
 def test_the_first_finding_is_raised_with_its_place() -> None:
-    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}{START}\n{LINEAR}\nst.global.u32 [%d2], %r1;\nret; }}"
+    body = f"{REGISTERS}{START}\n{LINEAR}\nst.global.u32 [%d2], %r1;"
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{\n{body}\nret; }}"
     x = np.zeros(40, np.uint32)
     with pytest.raises(
-        emulator.EmulatorError, match="out_of_bounds_global.*argument 0, byte 160 of 160"
+        emulator.EmulatorError, match=r"out_of_bounds_global.*argument 0, byte 160 of 160"
     ) as caught_error:
         emulator.load(text).launch("k", (2, 1), (8, 8), [x])
     finding = caught_error.value.finding

@@ -24,7 +24,9 @@ from lowbitvm.runtime.emulator.parse import (
 MAX_OPERANDS = 24
 NO_GUARD = 0xFFFF
 REGION_SHIFT = 36
-FIRST_ARRAY = 2  # memory.c: region 1 is the shared window
+FIRST_ARRAY = 2  # core.h: region 1 is the shared window
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1}  # memory.c; 0 is generic
+SHARED_BASE = 1024  # core.h: where a block's shared memory starts
 
 # What the core calls Insn (core.h).
 ROW = np.dtype(
@@ -81,6 +83,8 @@ class Program:
     static_shared: int
     positions: list[int]  # of each row in the text
     names: list[str]  # each row's mnemonic with its qualifiers
+    stored: set[int]  # parameters, by number, that may reach the address of a plain global store
+    synchronises: bool  # threads may order their global accesses by other means than barriers
 
 
 @dataclass
@@ -110,10 +114,11 @@ class Decoder:
         placed, self.static_shared = place(statics)
         dynamic_start = -(-self.static_shared // 128) * 128 if self.static_shared else 0
         dynamic = [(v, dynamic_start) for v in (*syntax.shared, *kernel.shared) if not v.size]
+        shared = [(v, SHARED_BASE + offset) for v, offset in placed + dynamic]
         if dynamic:
             self.static_shared = dynamic_start
         regions = [(v, (FIRST_ARRAY + n) << REGION_SHIFT) for n, v in enumerate(syntax.globals)]
-        for space, variables in (("param", self.params), ("shared", placed + dynamic), ("global", regions)):
+        for space, variables in (("param", self.params), ("shared", shared), ("global", regions)):
             for variable, address in variables:
                 self.addresses[variable.name], self.spaces[variable.name] = address, space
 
@@ -240,6 +245,48 @@ def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[
     return result
 
 
+def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[int]:
+    """The parameters that may reach the address of a plain global store, found by walking back from its register.
+
+    Where that leads to a 64-bit value loaded from memory, which could be any pointer, these are all parameters.
+    """
+    everything = set(range(len(decoder.params)))
+    constants = {slot: value for (value, _), slot in decoder.slots.constants.items()}
+    definitions: dict[int, list[Row]] = {}
+    for row, _ in rows:
+        for slot, _ in row.operands[: row.dsts]:
+            definitions.setdefault(slot, []).append(row)
+    found: set[int] = set()
+    waiting = [row.operands[0][0] for row, _ in rows if row.op == "store" and row.mod[2] != SPACES["shared"]]
+    seen = set(waiting)
+    while waiting:
+        for row in definitions.get(waiting.pop(), ()):
+            sources = [slot for slot, _ in row.operands[row.dsts :]]
+            if row.op == "load" and row.mod[2] == SPACES["param"] and sources[0] in constants:
+                start = constants[sources[0]] + row.offset
+                found |= {n for n, (v, offset) in enumerate(decoder.params) if offset <= start < offset + v.size}
+            elif row.op in ("load", "atomic"):
+                if row.mod[0] == 8:
+                    return everything
+            else:
+                waiting += set(sources) - seen
+                seen.update(sources)
+    return found
+
+
+def synchronises(kernel: Kernel) -> bool:
+    """Whether a kernel has fences, atomics with a result, or loads and stores stronger than weak.
+
+    A red counts for nothing: only one of these could see its effect.
+    """
+    strong = {"volatile", "relaxed", "acquire", "release"}
+    return any(
+        instruction.mnemonic in ("atom", "fence", "membar")
+        or (instruction.mnemonic in ("ld", "st") and not strong.isdisjoint(instruction.qualifiers))
+        for instruction in kernel.instructions
+    )
+
+
 def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[str, int]) -> Program:
     """Number the slots, resolve branches, and lay the rows out as the core reads them."""
     targets = [0] * len(rows)
@@ -265,6 +312,7 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         head = (opcodes[row.op], guard, operands, instruction.negated, row.dsts, len(row.operands) - row.dsts, 0, wide)
         code[n] = (*head, targets[n], joins.get(n, -1), mod, row.offset)
     slots = decoder.slots
+    assert slots.count < NO_GUARD, f"{slots.count} register slots do not fit 16 bits"
     image = np.zeros((slots.count, 32), np.uint32)
     undefined = np.zeros(slots.count, np.uint32)
     for (value, is_wide), slot in slots.constants.items():
@@ -274,7 +322,17 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
             image[slot] = value & (2**32 - 1)
     undefined[list(slots.registers.values())] = 0xFFFFFFFF
     specials = np.array([(SPECIALS[name], slot) for name, slot in slots.specials.items()], np.int32).reshape(-1, 2)
-    positions = [instruction.position for _, instruction in rows]
-    names = [".".join((instruction.mnemonic, *instruction.qualifiers)) for _, instruction in rows]
-    shared, size = decoder.static_shared, decoder.params_size
-    return Program(decoder.kernel, code, image, undefined, specials, decoder.params, size, shared, positions, names)
+    return Program(
+        kernel=decoder.kernel,
+        code=code,
+        image=image,
+        undefined=undefined,
+        specials=specials,
+        params=decoder.params,
+        params_size=decoder.params_size,
+        static_shared=decoder.static_shared,
+        positions=[instruction.position for _, instruction in rows],
+        names=[".".join((instruction.mnemonic, *instruction.qualifiers)) for _, instruction in rows],
+        stored=stored_params(decoder, rows),
+        synchronises=synchronises(decoder.kernel),
+    )

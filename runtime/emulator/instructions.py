@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lowbitvm.runtime.emulator.decode import Decoder, Row
+from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
 from lowbitvm.runtime.emulator.parse import TYPE_BITS, Immediate, Instruction, Name, Not, Operand, Pair, Vector
 
 INTEGERS = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64))
@@ -15,7 +15,6 @@ FLAGS = {"ftz": FTZ, "sat": SAT, "relu": RELU, "NaN": NAN}
 APPROXIMATE = frozenset(("rn", "approx", "full"))
 ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
 FLOAT_KINDS = {"f16": 0, "bf16": 1, "f32": 2, "f64": 3}
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1}
 
 
 @dataclass(frozen=True)
@@ -329,7 +328,7 @@ def _setp(decoder: Decoder, instruction: Instruction) -> Row:
         last, negated = predicate(decoder, instruction.operands[3])
         operands.append(last)
     mode = {None: 0, "and": 1, "or": 2, "xor": 3}[join]
-    return Row(_comparison(compare, kind), operands, len(targets), (mode, negated, len(targets) - 1, flush))
+    return Row(_comparison(compare, kind), operands, len(targets), (mode, negated, flush))
 
 
 def _comparison(compare: str, kind: str) -> str:
@@ -478,6 +477,33 @@ def _store(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("store", [base, *sources], 0, (TYPE_BITS[kind] // 8, count, space), offset)
 
 
+# In the order of the core's operations, atomics.c.
+INTEGER_ATOMICS = ("add", "min.u", "max.u", "min.s", "max.s", "and", "or", "xor", "exch", "cas")
+ATOMICS = (*INTEGER_ATOMICS, "add.f32", "add.f16x2", "add.bf16x2")
+
+
+@special("atom", "red")
+def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
+    qualifiers = _memory_qualifiers(decoder, instruction)
+    kind = qualifiers.type()
+    space = _space(qualifiers)
+    qualifiers.take("noftz")
+    name = qualifiers.need("add", "min", "max", "and", "or", "xor", "exch", "cas")
+    qualifiers.done()
+    if name in ("min", "max"):
+        name += f".{kind[0]}"
+    elif kind[0] == "f" or kind.startswith("bf"):
+        name += f".{kind}"
+    if name not in ATOMICS or TYPE_BITS[kind] not in (32, 64):
+        raise decoder.unimplemented()
+    has_result = instruction.mnemonic == "atom"
+    expect_operands(decoder, has_result + (3 if name == "cas" else 2))
+    operands = [decoder.destination(instruction.operands[0], kind)] if has_result else []
+    base, offset, _ = decoder.address(instruction.operands[has_result])
+    operands += [base, *(decoder.source(x, kind) for x in instruction.operands[has_result + 1 :])]
+    return Row("atomic", operands, int(has_result), (TYPE_BITS[kind] // 8, ATOMICS.index(name), space), offset)
+
+
 CACHE_WORDS = frozenset(("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt"))
 ORDER_WORDS = frozenset(("weak", "relaxed", "acquire", "release", "volatile", "gpu", "cta", "sys", "cluster"))
 
@@ -597,7 +623,7 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Row:
     targets = [to.first, to.second] if isinstance(to, Pair) else [to]
     operands = [decoder.destination(t, kind) for t, kind in zip(targets, ("b32", "pred"), strict=False)]
     operands += [decoder.source(source, "b32") for source in sources]
-    return Row("shfl", operands, len(targets), (mode, len(targets) - 1))
+    return Row("shfl", operands, len(targets), (mode,))
 
 
 @special("vote")

@@ -45,18 +45,20 @@ class _Buffer:
     base: int
     uninitialised: bool
     argument: int | None
+    stored: bool  # the kernel may store to it
 
-    def core_view(self) -> tuple[Array, int, bool, bool]:
-        return self.array.reshape(-1).view(np.uint8), self.base, self.array.flags.writeable, self.uninitialised
+    def core_view(self) -> tuple[Array, int, bool, bool, bool]:
+        data = self.array.reshape(-1).view(np.uint8)
+        return data, self.base, self.array.flags.writeable, self.uninitialised, self.stored
 
 
 @dataclass
 class Module:
     """Loaded PTX. Module-level .global variables keep their contents from launch to launch."""
 
-    syntax: Syntax
-    programs: dict[str, Program]
-    globals: list[Array] = field(default_factory=list)
+    syntax: Syntax = field(repr=False)
+    programs: dict[str, Program] = field(repr=False)
+    globals: list[Array] = field(default_factory=list, repr=False)
 
     def launch(
         self,
@@ -80,6 +82,10 @@ class Module:
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
         or "float64" (sums in double, rounded to f32). `seed` picks the order in which warps and diverged lanes run.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
+
+        Races on global memory are those of plain loads and stores, between warps without a barrier and between blocks.
+        They are not looked for in a kernel that has fences, atomics with a result, or volatile, relaxed, acquire or
+        release accesses: it may order its threads by these, which the emulator does not follow.
         """
         if entry not in self.programs:
             names = ", ".join(self.programs)
@@ -89,8 +95,9 @@ class Module:
         _check_block(program.kernel, block3)
         buffers, params = _bind(program, args, self.globals)
         fraction, group = _tensor_core(arch or self.syntax.target)
-        config = [*grid3, *block3, program.static_shared + shared, _check_mask(checks), on_finding == "collect"]
-        config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed, step_limit]
+        mask = _check_mask(checks, program)
+        config = [*grid3, *block3, program.static_shared + shared, mask, on_finding == "collect"]
+        config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
@@ -143,8 +150,8 @@ def _choice(value: str, choices: dict[str, int], what: str) -> int:
 
 def _extent(values: Sequence[int], what: str) -> tuple[int, int, int]:
     x, y, z = (*map(int, values), 1, 1, 1)[:3]
-    if len(values) > 3 or min(x, y, z) < 1:
-        raise invalid(f"{what} is {tuple(values)}", "give up to three positive extents")
+    if len(values) > 3 or min(x, y, z) < 1 or x * y * z >= 1 << 32:
+        raise invalid(f"{what} is {tuple(values)}", "give up to three positive extents, below 2^32 in all")
     return x, y, z
 
 
@@ -155,10 +162,12 @@ def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
 
 
-def _check_mask(checks: str | set[str]) -> int:
+def _check_mask(checks: str | set[str], program: Program) -> int:
     if isinstance(checks, str):
-        return _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
-    return sum(_choice(check, CHECKS, "a check") for check in checks)
+        mask = _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
+    else:
+        mask = sum(_choice(check, CHECKS, "a check") for check in checks)
+    return mask & ~CHECKS["race_global"] if program.synchronises else mask
 
 
 def _tensor_core(arch: str) -> tuple[int, int]:
@@ -172,20 +181,22 @@ def _bind(program: Program, args: Sequence[Any], variables: list[Array]) -> tupl
     """Give every array an address range of its own and lay out the parameters."""
     if len(args) != len(program.params):
         raise invalid(f"{program.kernel.name} takes {len(program.params)} arguments, not {len(args)}", "pass them all")
-    buffers = [_Buffer(v, (FIRST_ARRAY + n) << REGION_SHIFT, False, None) for n, v in enumerate(variables)]
+    buffers = [_Buffer(v, (FIRST_ARRAY + n) << REGION_SHIFT, False, None, True) for n, v in enumerate(variables)]
     params = bytearray(program.params_size)
-    known: dict[tuple[int, int], int] = {}
+    known: dict[tuple[int, int], _Buffer] = {}
     for number, (arg, (variable, offset)) in enumerate(zip(args, program.params, strict=True)):
         value = arg
         if isinstance(arg, Output) or (isinstance(arg, np.ndarray) and arg.ndim):
-            value = _address(arg, number, variable, buffers, known)
+            buffer = _buffer(arg, number, variable, buffers, known)
+            buffer.stored |= number in program.stored
+            value = buffer.base
         params[offset : offset + variable.size] = _encode(value, variable, number)
     return buffers, params
 
 
-def _address(
-    arg: Output | Array, number: int, variable: Variable, buffers: list[_Buffer], known: dict[tuple[int, int], int]
-) -> int:
+def _buffer(
+    arg: Output | Array, number: int, variable: Variable, buffers: list[_Buffer], known: dict[tuple[int, int], _Buffer]
+) -> _Buffer:
     array = arg.array if isinstance(arg, Output) else arg
     if variable.size != 8 or not array.flags.c_contiguous:
         what = "an array" if variable.size != 8 else "not contiguous"
@@ -197,8 +208,9 @@ def _address(
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         shift = (start - owner.__array_interface__["data"][0]) % 256  # a view is aligned as it lies in its owner
-        known[key] = ((FIRST_ARRAY + len(buffers)) << REGION_SHIFT) + shift
-        buffers.append(_Buffer(array, known[key], isinstance(arg, Output), number))
+        base = ((FIRST_ARRAY + len(buffers)) << REGION_SHIFT) + shift
+        known[key] = _Buffer(array, base, isinstance(arg, Output), number, False)
+        buffers.append(known[key])
     return known[key]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 # The core's finding kinds in the order of its enum, and what each says. `other` is a thread, a block or a lane mask.
 KINDS = (
     ("out_of_bounds_global", "{access} of {size} bytes at {where} is outside every array"),
-    ("out_of_bounds_shared", "{size} bytes at shared address {address:#x} are outside the block's {shared}"),
+    ("out_of_bounds_shared", "{size} bytes at shared address {address:#x} are outside its {shared} from 0x400 on"),
     ("out_of_bounds_param", "{size} bytes at offset {address:#x} are outside the kernel's parameters"),
     ("misaligned", "access of {size} bytes at {where} is not aligned to its size"),
     ("uninitialised_shared", "read of {size} bytes at shared address {address:#x} that nothing has written"),
@@ -16,7 +16,8 @@ KINDS = (
     ("race_shared", "{size} bytes at shared address {address:#x}: thread {other} accesses them too, without a barrier"),
     ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async of thread {other} into them is visible "
                   "only after that thread's wait and a barrier"),
-    ("race_global", "write of {size} bytes at {where} that block {other} also writes"),
+    ("race_global", "{size} bytes at {where}: block {other} accesses them too, and one of the two writes"),
+    ("race_global_warps", "{size} bytes at {where}: thread {other} of the block accesses them too, without a barrier"),
     ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {other:#010x} alone"),
     ("barrier_deadlock", "warps {other:#x} wait at barrier {address} for warps that never come"),
     ("copy_source_size", "the source size {size} is above the copy size {other}, which is undefined"),
@@ -25,7 +26,8 @@ KINDS = (
     ("limit", "the emulator's limit of {size} is reached (an endless loop?)"),
 )  # fmt: skip
 
-# Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked.
+# Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "race_global" stands for both
+# kinds of races on global memory.
 CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32}
 
 

@@ -4,7 +4,7 @@
 static u32 check_of(int kind) {
     switch (kind) {
     case F_RACE_SHARED: return CHECK_RACE;
-    case F_RACE_GLOBAL: return CHECK_GLOBAL_RACE;
+    case F_RACE_GLOBAL: case F_RACE_GLOBAL_WARPS: return CHECK_GLOBAL_RACE;
     case F_UNINITIALISED_SHARED: case F_UNINITIALISED_GLOBAL: return CHECK_UNINITIALISED;
     case F_UNDEFINED_ADDRESS: case F_UNDEFINED_PREDICATE: case F_UNDEFINED_STORE: return CHECK_UNDEFINED;
     case F_RACE_ASYNC: case F_SOURCE_SIZE: case F_PENDING_COPY: return CHECK_ASYNC;
@@ -173,7 +173,7 @@ static void fill_specials(Machine *m, Warp *w) {
 
 static void start_block(Machine *m) {
     memset(m->barrier, 0, sizeof m->barrier);
-    memset(m->shared, 0xA5, m->shared_size);
+    memset(m->shared, 0xA5, m->shared_end);
     for (u32 n = 0; n < m->warps; n++) {
         Warp *w = m->warp + n;
         const u32 threads = warp_threads(m, n);
@@ -206,6 +206,7 @@ static void run_block(Machine *m, int (*interrupted)(void)) {
     while (!m->stop) {
         u32 runnable = 0, waiting = 0, pick;
         u64 burst;
+        Warp *w;
         for (u32 n = 0; n < m->warps; n++) {
             runnable |= (u32)(m->warp[n].state == RUNNING) << n;
             waiting |= (u32)(m->warp[n].state == WAITING) << n;
@@ -218,13 +219,14 @@ static void run_block(Machine *m, int (*interrupted)(void)) {
         while (pick--) runnable &= runnable - 1;
         burst = next_random(m) >> 40;
         burst = burst & 3 ? 1 << 16 : 1 + (burst >> 2) % (burst & 4 ? 64 : 1024);
-        run_warp(m, m->warp + __builtin_ctz(runnable), burst);
+        w = m->warp + __builtin_ctz(runnable);
+        run_warp(m, w, burst);
         if (m->steps - polled > 10000000) {
             polled = m->steps;
             if (interrupted()) m->stop = m->failed = true;
         }
         if (m->steps > m->step_limit) {
-            report(m->warp + __builtin_ctz(runnable), m->code + m->warp[__builtin_ctz(runnable)].pc, F_LIMIT, 0, 0, m->step_limit, 0);
+            report(w, m->code + w->pc, F_LIMIT, 0, 0, m->step_limit, 0);
             m->stop = true;
         }
     }

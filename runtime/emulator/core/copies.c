@@ -26,8 +26,8 @@ static Copy *new_copy(Warp *w) {
 static void cp_async(Warp *w, const Insn *i, u32 active) {
     Machine *m = w->m;
     const u32 size = i->mod[0], ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) : 0;
-    u32 shared_address[LANES], undefined = 0, fetched = 0;
-    u64 address[LANES];
+    u32 undefined = 0, fetched = 0;
+    u64 address[LANES], shared_address[LANES];
     Copy *copy;
     for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[s]] & active;
     if (undefined && m->checks & CHECK_UNDEFINED) {
@@ -54,7 +54,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
         memset(copy->data[l], 0, 16);
         for (u32 n = 0; n < bytes;) { /* a source size need not be a power of two */
             u32 piece = bytes - n >= 16 ? 16 : 1u << (31 - __builtin_clz(bytes - n));
-            from = global_bytes(w, i, l, address[l] + n, piece, false);
+            from = global_bytes(w, i, l, address[l] + n, piece, READ);
             if (!from) break;
             memcpy(copy->data[l] + n, from, piece);
             n += piece;
@@ -63,7 +63,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
         shared_address[l] = copy->address[l] = (u32)to;
         copy->group[l] = w->group[l];
         copy->lanes |= 1u << l;
-        if (m->checks & (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC)) shadow_copy_issued(w, i, l, (u32)to, size);
+        if (m->checks & SHADOWED) shadow_copy_issued(w, i, l, (u32)to, size);
     }
     if (copy->lanes) count_shared(m, copy->lanes, shared_address, size);
     if (fetched) count_global(m, fetched, address, size);
@@ -78,7 +78,7 @@ static void land(Warp *w, u32 active, u32 keep, bool uncommitted) {
         EACH(c->lanes & active, l) {
             if (!uncommitted && (i64)c->group[l] >= (i64)w->group[l] - (i64)keep) continue;
             memcpy(m->shared + c->address[l], c->data[l], c->size);
-            if (m->checks & (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC)) shadow_copy_landed(w, l, c->address[l], c->size);
+            if (m->checks & SHADOWED) shadow_copy_landed(w, l, c->address[l], c->size);
             c->lanes &= ~(1u << l);
         }
         if (c->lanes) {

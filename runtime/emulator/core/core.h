@@ -31,11 +31,13 @@ typedef int64_t i64;
 #define BARRIERS 16
 
 /* Hot loops are built twice where the compiler can choose at load time. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTOR __attribute__((target_clones("arch=haswell", "default")))
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+#define VECTOR __attribute__((target_clones("arch=x86-64-v3", "default"))) /* AVX2 and FMA */
 #else
 #define VECTOR
 #endif
+/* Inlined for certain, so that the loop around it vectorises. */
+#define INLINE static inline __attribute__((always_inline))
 #if defined(__GNUC__) && !defined(__clang__)
 #define INDEPENDENT _Pragma("GCC ivdep")
 #elif defined(__clang__)
@@ -97,11 +99,19 @@ struct Warp {
     u32 converged; /* clock of the last __syncwarp or barrier */
 };
 
+/* Global arrays live 64 GB apart in a made-up address space, so that an address names its array and an overrun hits
+ * nothing else. Region 0 is empty, region 1 the window on shared memory. */
+#define REGION_BYTES ((u64)1 << 36)
+#define FIRST_ARRAY 2
+/* A block's shared memory starts here, as on a GPU that keeps the first KB: no variable of a kernel has address 0. */
+#define SHARED_BASE 1024
+
+typedef struct Page Page;
 typedef struct {
     u8 *data;
     u64 base, size;
     u8 uninitialised, writable;
-    u32 *writer; /* per byte: 1 + the block that wrote it, 0 untouched; NULL until needed */
+    Page **history; /* history.c; NULL where none is kept */
     u64 read, written;
 } Array;
 
@@ -114,9 +124,13 @@ typedef struct {
 enum {
     F_BOUNDS_GLOBAL, F_BOUNDS_SHARED, F_BOUNDS_PARAM, F_MISALIGNED, F_UNINITIALISED_SHARED, F_UNINITIALISED_GLOBAL,
     F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
+    F_RACE_GLOBAL_WARPS,
     F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT
 };
-enum { CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32 };
+enum { /* report.py's CHECKS */
+    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32
+};
+#define SHADOWED (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC) /* these need shared memory's access history */
 
 typedef struct {
     i32 kind, pc;
@@ -143,7 +157,7 @@ struct Machine {
     Array *arrays;
     u32 array_count;
     u8 *shared;
-    u32 shared_size;
+    u32 shared_end; /* one past the last address */
     u8 *params;
     u32 params_size;
     Warp *warp;
@@ -181,8 +195,8 @@ static inline void set_predicate(Warp *w, u32 slot, u32 active, u32 value) {
 static inline u32 get_predicate(const Warp *w, u32 slot) {
     return *(const u32 *)(w->slots + (size_t)SLOT_BYTES * slot);
 }
-/* setp writes p and, after it, q = !p; mod[0]: 0 plain, 1 and, 2 or, 3 xor with predicate c; mod[1]: negate c;
- * mod[2]: q is there. */
+/* setp writes p and, where it has two destinations, q = !p; mod[0]: 0 plain, 1 and, 2 or, 3 xor with predicate c;
+ * mod[1]: negate c. */
 static inline void finish_setp(Warp *w, const Insn *i, u32 active, u32 p) {
     u32 q = ~p;
     if (i->mod[0]) {
@@ -191,7 +205,7 @@ static inline void finish_setp(Warp *w, const Insn *i, u32 active, u32 p) {
         q = i->mod[0] == 1 ? q & c : i->mod[0] == 2 ? q | c : q ^ c;
     }
     set_predicate(w, i->operand[0], active, p);
-    if (i->mod[2]) set_predicate(w, i->operand[1], active, q);
+    if (i->dsts == 2) set_predicate(w, i->operand[1], active, q);
 }
 /* Operand n of one lane, zero-extended, whatever the register's width. */
 static inline u64 get_lane(const Warp *w, const Insn *i, u32 n, u32 lane) {
@@ -214,14 +228,22 @@ void run_grid(Machine *m, int (*interrupted)(void));
 
 /* shadow.c: shared memory's access history */
 void shadow_reset(Machine *m);
-void shadow_read(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
-void shadow_write(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
+void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
+void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
 void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size);
 void shadow_barrier(Machine *m, u32 warps);
 
+/* history.c: global memory's access history */
+bool history_start(Array *a);
+void history_end(Array *a);
+void history_read(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
+void history_write(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
+void history_check_written(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
+void history_forget_clocks(Array *a); /* every access so far is before the epoch */
+
 /* traffic.c: bank conflicts and sectors */
-void count_shared(Machine *m, u32 active, const u32 *address, u32 size);
+void count_shared(Machine *m, u32 active, const u64 *address, u32 size);
 void count_global(Machine *m, u32 active, const u64 *address, u32 size);
 
 /* copies.c: cp.async */
@@ -229,9 +251,11 @@ void copies_reset(Warp *w);
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 
 /* memory.c */
-u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, bool write);
+enum { READ, WRITE, ATOMIC };
+u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 
-extern const Opcode integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[], warp_ops[], mma_ops[];
+extern const Opcode atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
+extern const Opcode warp_ops[], mma_ops[];
 
 #endif

@@ -5,7 +5,7 @@
 
 enum { FTZ = 1, SAT = 2, RELU = 4, PROPAGATE_NAN = 8, ROUND_ZERO = 16 }; /* mod[0] */
 
-static inline float flush(float f) { return fabsf(f) < 0x1p-126f ? copysignf(0, f) : f; }
+INLINE float flush(float f) { return fabsf(f) < 0x1p-126f ? copysignf(0, f) : f; }
 static float adjust(float f, u32 flags) {
     if (flags & FTZ) f = flush(f);
     if (flags & SAT) f = f > 0 ? (f < 1 ? f : 1) : 0; /* NaN becomes 0 */
@@ -14,12 +14,12 @@ static float adjust(float f, u32 flags) {
 }
 /* -0 is below +0; a NaN loses against a number unless it is asked to win. */
 #define MINIMUM(T, suffix)                                                                         \
-    static inline T min_##suffix(T a, T b) {                                                       \
+    INLINE T min_##suffix(T a, T b) {                                                       \
         if (a != a) return b;                                                                      \
         if (b != b) return a;                                                                      \
         return a == b ? (signbit(a) ? a : b) : a < b ? a : b;                                      \
     }                                                                                              \
-    static inline T max_##suffix(T a, T b) {                                                       \
+    INLINE T max_##suffix(T a, T b) {                                                       \
         if (a != a) return b;                                                                      \
         if (b != b) return a;                                                                      \
         return a == b ? (signbit(a) ? b : a) : a > b ? a : b;                                      \
@@ -123,17 +123,17 @@ static void fma_f64(Warp *w, const Insn *i, u32 active) {
     X(max, T, flags & PROPAGATE_NAN && (a != a || b != b) ? NAN : max_f(a, b))
 #define HALF_UNARY(X, T) X(ex2, T, exp2f(a)) X(tanh, T, tanhf(a))
 
-static inline float flush_f16(float f) { return fabsf(f) < 0x1p-14f ? copysignf(0, f) : f; }
+INLINE float flush_f16(float f) { return fabsf(f) < 0x1p-14f ? copysignf(0, f) : f; }
 #define flush_bf16 flush
 
 /* The plain case is a branch-free loop; flags take the other. */
 #define DEFINE_HALF_BINARY(name, T, expression)                                                      \
-    static inline u32 name##_##T##_value(u32 x, u32 y, u32 flags) {                                  \
+    INLINE u32 name##_##T##_value(u32 x, u32 y, u32 flags) {                                  \
         float a = f32_of_##T(x), b = f32_of_##T(y);                                                  \
         if (flags & FTZ) a = flush_##T(a), b = flush_##T(b);                                         \
         return T##_of_f32(adjust(expression, flags & ~(u32)FTZ));                                    \
     }                                                                                                \
-    static inline u32 name##_##T##_plain(u32 x, u32 y) {                                             \
+    INLINE u32 name##_##T##_plain(u32 x, u32 y) {                                             \
         const u32 flags = 0;                                                                         \
         float a = f32_of_##T(x), b = f32_of_##T(y);                                                  \
         (void)flags;                                                                                 \
@@ -156,7 +156,7 @@ static inline float flush_f16(float f) { return fabsf(f) < 0x1p-14f ? copysignf(
                       d[l] = low | name##_##T##_plain(x[l] >> 16, y[l] >> 16) << 16;)                \
     }
 #define DEFINE_HALF_UNARY(name, T, expression)                                                       \
-    static inline u32 name##_##T##_value(u32 x) {                                                    \
+    INLINE u32 name##_##T##_value(u32 x) {                                                    \
         float a = f32_of_##T(x);                                                                     \
         return T##_of_f32(expression);                                                               \
     }                                                                                                \
@@ -171,16 +171,16 @@ static inline float flush_f16(float f) { return fabsf(f) < 0x1p-14f ? copysignf(
         LANEWISE(d[l] = name##_##T##_value(x[l] & 0xFFFF) | name##_##T##_value(x[l] >> 16) << 16;)   \
     }
 /* The sum a*b + c rounded to odd. A product of two f16 is exact in f32, one of bf16 needs double's exponents. */
-static inline float odd_fma_f16(float a, float b, float c) { return odd_sum_f32(a * b, c); }
-static inline float odd_fma_bf16(float a, float b, float c) { return odd_f32(odd_sum((double)a * (double)b, c)); }
+INLINE float odd_fma_f16(float a, float b, float c) { return odd_sum_f32(a * b, c); }
+INLINE float odd_fma_bf16(float a, float b, float c) { return odd_f32(odd_sum((double)a * (double)b, c)); }
 
 #define DEFINE_HALF_FMA(X, T)                                                                        \
-    static inline u32 fma_##T##_value(u32 x, u32 y, u32 z, u32 flags) {                              \
+    INLINE u32 fma_##T##_value(u32 x, u32 y, u32 z, u32 flags) {                              \
         float a = f32_of_##T(x), b = f32_of_##T(y), c = f32_of_##T(z);                               \
         if (flags & FTZ) a = flush_##T(a), b = flush_##T(b), c = flush_##T(c);                       \
         return T##_of_f32(adjust(odd_fma_##T(a, b, c), flags & ~(u32)FTZ));                          \
     }                                                                                                \
-    static inline u32 fma_##T##_plain(u32 x, u32 y, u32 z) {                                         \
+    INLINE u32 fma_##T##_plain(u32 x, u32 y, u32 z) {                                         \
         return T##_of_f32(odd_fma_##T(f32_of_##T(x), f32_of_##T(y), f32_of_##T(z)));                 \
     }                                                                                                \
     VECTOR static void fma_##T(Warp *w, const Insn *i, u32 active) {                                 \
@@ -219,24 +219,25 @@ static void abs_half(Warp *w, const Insn *i, u32 active) {
     LANEWISE(d[l] = x[l] & ~i->mod[1];)
 }
 
-/* Comparisons: mod as finish_setp in integer.c has them, mod[3]: FTZ. */
+/* Comparisons: mod as finish_setp in integer.c has them, mod[2]: FTZ. */
 #define COMPARISONS(X, T)                                                                                          \
     X(eq, T, a == b) X(ne, T, a < b || a > b) X(lt, T, a < b) X(le, T, a <= b) X(gt, T, a > b) X(ge, T, a >= b)    \
     X(equ, T, !(a < b || a > b)) X(neu, T, a != b) X(ltu, T, !(a >= b)) X(leu, T, !(a > b)) X(gtu, T, !(a <= b))   \
     X(geu, T, !(a < b)) X(num, T, a == a && b == b) X(nan, T, a != a || b != b)
 #define FLOAT_TYPES(G, X) G(X, f16) G(X, bf16) G(X, f32) G(X, f64)
 
-static inline float read_f32(const Warp *w, u32 slot, u32 l) { return ((const float *)(w->slots + SLOT_BYTES * (size_t)slot))[l]; }
-static inline double read_f64(const Warp *w, u32 slot, u32 l) { return ((const double *)(w->slots + SLOT_BYTES * (size_t)slot))[l]; }
-static inline float read_f16(const Warp *w, u32 slot, u32 l) { return f32_of_f16(((const u32 *)(w->slots + SLOT_BYTES * (size_t)slot))[l] & 0xFFFF); }
-static inline float read_bf16(const Warp *w, u32 slot, u32 l) { return f32_of_bf16(((const u32 *)(w->slots + SLOT_BYTES * (size_t)slot))[l] & 0xFFFF); }
+static const void *slot_of(const Warp *w, u32 slot) { return w->slots + SLOT_BYTES * (size_t)slot; }
+static double read_f32(const Warp *w, u32 slot, u32 l) { return ((const float *)slot_of(w, slot))[l]; }
+static double read_f64(const Warp *w, u32 slot, u32 l) { return ((const double *)slot_of(w, slot))[l]; }
+static double read_f16(const Warp *w, u32 slot, u32 l) { return f32_of_f16(((const u32 *)slot_of(w, slot))[l] & 0xFFFF); }
+static double read_bf16(const Warp *w, u32 slot, u32 l) { return f32_of_bf16(((const u32 *)slot_of(w, slot))[l] & 0xFFFF); }
 
 #define DEFINE_COMPARISON(name, T, expression)                                                        \
     static void setp_##name##_##T(Warp *w, const Insn *i, u32 active) {                               \
         u32 p = 0;                                                                                    \
         for (u32 l = 0; l < LANES; l++) {                                                             \
             double a = read_##T(w, i->operand[i->dsts], l), b = read_##T(w, i->operand[i->dsts + 1], l); \
-            if (i->mod[3]) a = flush((float)a), b = flush((float)b);                                  \
+            if (i->mod[2]) a = flush((float)a), b = flush((float)b);                                  \
             p |= (u32)(expression) << l;                                                              \
         }                                                                                             \
         finish_setp(w, i, active, p);                                                                 \

@@ -152,7 +152,7 @@ static u32 permute(u32 a, u32 b, u32 selector, u32 mode) {
     return result;
 }
 /* Generic mode, one byte: shift the pair of words, then replicate the sign if the selector's top bit says so. */
-static inline u32 permute_byte(u64 pair, u32 nibble) {
+INLINE u32 permute_byte(u64 pair, u32 nibble) {
     const u32 byte = (u32)(pair >> 8 * (nibble & 7)) & 255, sign = (u32)0 - (byte >> 7);
     return nibble & 8 ? sign & 255 : byte;
 }

@@ -1,66 +1,49 @@
-/* Loads, stores, atomics and ldmatrix. Global arrays live 64 GB apart in a made-up address space, so that an address
- * names its array and an overrun hits nothing else; shared memory is seen through a window of the same space. */
+/* Loads, stores and ldmatrix. */
 #include "core.h"
 
-#define REGION_SHIFT 36
-#define SHARED_WINDOW ((u64)1 << REGION_SHIFT)
-#define FIRST_ARRAY 2
+#define SHARED_WINDOW REGION_BYTES
 
-/* mod of ld and st: element bytes, count, space, sign extension. */
+/* mod of ld and st: element bytes, count, space, sign extension (1; 2 into 16-bit registers). */
 enum { GENERIC, GLOBAL, SHARED, PARAM };
 
-static void stamp_global(Warp *w, const Insn *i, u32 lane, Array *a, u64 offset, u32 size) {
-    Machine *m = w->m;
-    const u32 mine = m->block_index + 1;
-    u32 other = 0;
-    if (!a->writer) return;
-    for (u32 n = 0; n < size; n++) {
-        u32 old = a->writer[offset + n];
-        if (old && old != mine) other = old;
-        a->writer[offset + n] = mine;
-    }
-    if (other && m->checks & CHECK_GLOBAL_RACE) report(w, i, F_RACE_GLOBAL, lane, a->base + offset, size, other - 1);
+static Array *array_at(Machine *m, u64 address) {
+    const u64 index = address / REGION_BYTES - FIRST_ARRAY;
+    return index < m->array_count ? m->arrays + index : NULL;
 }
 
-static void check_written(Warp *w, const Insn *i, u32 lane, const Array *a, u64 offset, u32 size) {
-    for (u32 n = 0; n < size; n++)
-        if (!a->writer[offset + n]) {
-            report(w, i, F_UNINITIALISED_GLOBAL, lane, a->base + offset + n, size, 0);
-            return;
-        }
+/* What a legal access to an array leaves behind: traffic, and who accessed which byte. */
+static bool touch_array(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size, u32 access) {
+    if (access != READ && !a->writable) {
+        report(w, i, F_READ_ONLY, lane, address, size, 0);
+        return false;
+    }
+    if (access != WRITE) {
+        a->read += size;
+        if (a->history && a->uninitialised) history_check_written(w, i, lane, a, address, size);
+    }
+    if (access != READ) a->written += size;
+    if (a->history && access == READ) history_read(w, i, lane, a, address, size);
+    if (a->history && access == WRITE) history_write(w, i, lane, a, address, size);
+    return true;
 }
 
 /* The host bytes behind a global address, or NULL after reporting why there are none. */
-u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, bool write) {
-    Machine *m = w->m;
-    u64 index = (address >> REGION_SHIFT) - FIRST_ARRAY, offset;
-    Array *a = m->arrays + index;
-    if (index >= m->array_count || address < a->base || address - a->base + size > a->size) {
-        report(w, i, F_BOUNDS_GLOBAL, lane, address, size, write);
+u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access) {
+    Array *a = array_at(w->m, address);
+    if (!a || address < a->base || address - a->base + size > a->size) {
+        report(w, i, F_BOUNDS_GLOBAL, lane, address, size, access != READ);
         return NULL;
     }
     if (address & (size - 1)) {
-        report(w, i, F_MISALIGNED, lane, address, size, write);
+        report(w, i, F_MISALIGNED, lane, address, size, access != READ);
         return NULL;
     }
-    offset = address - a->base;
-    if (write) {
-        if (!a->writable) {
-            report(w, i, F_READ_ONLY, lane, address, size, 0);
-            return NULL;
-        }
-        a->written += size;
-        stamp_global(w, i, lane, a, offset, size);
-    } else {
-        a->read += size;
-        if (a->uninitialised && a->writer && m->checks & CHECK_UNINITIALISED) check_written(w, i, lane, a, offset, size);
-    }
-    return a->data + offset;
+    return touch_array(w, i, lane, a, address, size, access) ? a->data + (address - a->base) : NULL;
 }
 
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) {
     Machine *m = w->m;
-    if (address + size > m->shared_size || address > m->shared_size) {
+    if (address < SHARED_BASE || address > m->shared_end || address + size > m->shared_end) {
         report(w, i, F_BOUNDS_SHARED, lane, address, size, 0);
         return NULL;
     }
@@ -79,47 +62,72 @@ static u8 *param_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) 
     return w->m->params + address;
 }
 
-static bool in_window(u64 address) { return address >> REGION_SHIFT == SHARED_WINDOW >> REGION_SHIFT; }
+static bool in_window(u64 address) { return address / REGION_BYTES == SHARED_WINDOW / REGION_BYTES; }
 
 typedef struct {
-    u64 address[LANES];
+    u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
     u8 *bytes[LANES];
-    u32 lanes; /* those whose access is legal */
+    u32 lanes;          /* those whose access is legal */
 } Access;
 
-/* Every lane's address, checked; `address_operand` is the register holding it. */
-static void resolve(Warp *w, const Insn *i, u32 active, u32 address_operand, u32 size, u32 space, bool write, Access *a) {
+/* Lanes whose access is not inside [base, base + extent) and aligned. */
+VECTOR static u32 outside(const u64 *address, u64 base, u64 extent, u32 size) {
+    u32 lanes = 0;
+    if (extent < size) return FULL;
+    for (int l = 0; l < LANES; l++) lanes |= (u32)(address[l] - base > extent - size || address[l] & (size - 1)) << l;
+    return lanes;
+}
+
+static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, bool write, Access *a) {
     Machine *m = w->m;
-    const bool shadowed = m->checks & (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC);
-    u32 undefined = w->undefined[i->operand[address_operand]] & active, shared_lanes = 0, global_lanes = 0;
-    u32 shared_address[LANES];
-    if (undefined && m->checks & CHECK_UNDEFINED) {
+    const u32 illegal = outside(a->address, SHARED_BASE, m->shared_end - SHARED_BASE, size) & active;
+    EACH(illegal, l) shared_bytes(w, i, l, a->address[l], size);
+    a->lanes |= active &= ~illegal;
+    EACH(active, l) a->bytes[l] = m->shared + a->address[l];
+    if (!active) return;
+    if (m->checks & SHADOWED) (write ? shadow_write : shadow_read)(w, i, active, a->address, size);
+    count_shared(m, active, a->address, size);
+}
+
+static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, bool write, Access *a) {
+    Machine *m = w->m;
+    Array *array = array_at(m, a->address[__builtin_ctz(active)]); /* most often all lanes' */
+    const u32 elsewhere = array ? outside(a->address, array->base, array->size, size) & active : active;
+    u32 legal = active & ~elsewhere;
+    EACH(elsewhere, l) if ((a->bytes[l] = global_bytes(w, i, l, a->address[l], size, write))) a->lanes |= 1u << l;
+    if (legal && !array->history && (array->writable || !write)) {
+        *(write ? &array->written : &array->read) += (u64)__builtin_popcount(legal) * size;
+    } else {
+        EACH(legal, l) if (!touch_array(w, i, l, array, a->address[l], size, write)) legal &= ~(1u << l);
+    }
+    EACH(legal, l) a->bytes[l] = array->data + (a->address[l] - array->base);
+    a->lanes |= legal;
+    if (a->lanes & active) count_global(m, a->lanes & active, a->address, size);
+}
+
+/* Every lane's address, checked; `operand` is the register holding it. */
+static void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a) {
+    const u32 undefined = w->undefined[i->operand[operand]] & active;
+    const u64 offset = (u64)i->offset, *wide = SLOT(operand);
+    const u32 *narrow = SLOT(operand);
+    u32 window = space == SHARED ? active : 0;
+    a->lanes = 0;
+    if (undefined && w->m->checks & CHECK_UNDEFINED) {
         report(w, i, F_UNDEFINED_ADDRESS, (u32)__builtin_ctz(undefined), 0, size, 0);
         active &= ~undefined;
     }
-    a->lanes = 0;
-    EACH(active, l) {
-        u64 address = get_lane(w, i, address_operand, l) + (u64)i->offset;
-        bool shared = space == SHARED || (space == GENERIC && in_window(address));
-        if (space == SHARED && !(i->wide >> address_operand & 1)) address = (u32)address;
-        if (shared && space == GENERIC) address -= SHARED_WINDOW;
-        a->address[l] = address;
-        if (shared) {
-            a->bytes[l] = shared_bytes(w, i, l, address, size);
-            if (!a->bytes[l]) continue;
-            shared_address[l] = (u32)address;
-            shared_lanes |= 1u << l;
-            if (shadowed) (write ? shadow_write : shadow_read)(w, i, l, (u32)address, size);
-        } else if (space == PARAM) {
-            a->bytes[l] = param_bytes(w, i, l, address, size);
-        } else {
-            a->bytes[l] = global_bytes(w, i, l, address, size, write);
-            if (a->bytes[l]) global_lanes |= 1u << l;
-        }
-        if (a->bytes[l]) a->lanes |= 1u << l;
+    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
+    else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
+    if (space == PARAM) {
+        EACH(active, l) if ((a->bytes[l] = param_bytes(w, i, l, a->address[l], size))) a->lanes |= 1u << l;
+        return;
     }
-    if (shared_lanes) count_shared(m, shared_lanes, shared_address, size);
-    if (global_lanes) count_global(m, global_lanes, a->address, size);
+    if (space == GENERIC) EACH(active, l) if (in_window(a->address[l])) {
+        window |= 1u << l;
+        a->address[l] -= SHARED_WINDOW;
+    }
+    if (window & active) resolve_shared(w, i, window & active, size, write, a);
+    if (active & ~window) resolve_global(w, i, active & ~window, size, write, a);
 }
 
 static u64 read_element(const u8 *from, u32 bytes, u32 sign) {
@@ -130,17 +138,17 @@ static u64 read_element(const u8 *from, u32 bytes, u32 sign) {
 }
 
 static void load(Warp *w, const Insn *i, u32 active) {
-    const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], narrow = ((1u << count) - 1) & i->wide;
+    const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], wide = ((1u << count) - 1) & i->wide;
     Access a;
     resolve(w, i, active, i->dsts, bytes * count, i->mod[2], false, &a);
     for (u32 c = 0; c < count; c++) {
-        if (bytes == 4 && !narrow) {
+        if (bytes == 4 && !wide) {
             u32 *d = SLOT(c);
             EACH(a.lanes, l) memcpy(d + l, a.bytes[l] + 4 * c, 4);
         } else {
             EACH(a.lanes, l) {
                 u64 value = read_element(a.bytes[l] + bytes * c, bytes, sign);
-                set_lane(w, i, c, l, i->wide >> c & 1 || bytes >= 4 || !sign ? value : (i->mod[3] == 2 ? (u16)value : (u32)value));
+                set_lane(w, i, c, l, sign == 2 ? (u16)value : value); /* 16-bit registers hold no more than 16 */
             }
         }
         set_undefined(w, i->operand[c], active, 0);

@@ -14,61 +14,83 @@
 #define N 8
 #define MAX_K 16
 #define ZERO_EXPONENT (-126)
+#define UNROLLED _Pragma("GCC unroll 32") /* lane numbers become constants */
 
+typedef i32 Lanes __attribute__((vector_size(4 * N))); /* the N columns of one row */
+typedef u32 Unsigned __attribute__((vector_size(4 * N)));
+typedef i32 Half __attribute__((vector_size(2 * N))); /* the same, four columns at a time for 64-bit arithmetic */
+typedef float Floats __attribute__((vector_size(2 * N)));
+typedef i64 Longs __attribute__((vector_size(4 * N)));
+typedef double Doubles __attribute__((vector_size(4 * N)));
+
+/* value = significand * 2^(exponent - fraction bits) */
 typedef struct {
-    i32 significand[MAX_K], exponent[MAX_K]; /* value = significand * 2^(exponent - fraction); zero has ZERO_EXPONENT */
+    i32 significand[MAX_K], exponent[MAX_K];
 } Vector;
-
 typedef struct {
-    i32 significand[MAX_K][N], exponent[MAX_K][N];
+    Lanes significand[MAX_K], exponent[MAX_K];
 } Columns;
 
 /* f16 has 10 fraction bits and bias 15, bf16 7 and 127. */
-static void decompose(u32 bits, bool bf16, i32 *significand, i32 *exponent) {
-    const u32 fraction = bf16 ? 7 : 10, bias = bf16 ? 127 : 15;
-    const u32 field = bits >> fraction & (bf16 ? 255 : 31), low = bits & ((1u << fraction) - 1);
-    const i32 magnitude = (i32)(field ? low | 1u << fraction : low);
-    *significand = bits & 0x8000 ? -magnitude : magnitude;
-    *exponent = (i32)(field ? field : 1) - (i32)bias;
+INLINE void decompose(const u16 *bits, u32 count, bool bf16, i32 *significand, i32 *exponent) {
+    const i32 fraction = bf16 ? 7 : 10, bias = bf16 ? 127 : 15, fields = bf16 ? 255 : 31;
+    for (u32 n = 0; n < count; n++) {
+        const i32 field = bits[n] >> fraction & fields, low = bits[n] & ((1 << fraction) - 1);
+        const i32 magnitude = field ? low | 1 << fraction : low, sign = (i32)(u32)-(bits[n] >> 15);
+        significand[n] = (magnitude ^ sign) - sign;
+        exponent[n] = (field ? field : 1) - bias;
+    }
 }
 
-/* One group of k for row `a` and all columns: acc[n] = cut(sum). */
-VECTOR static void fused_sum(const Vector *a, const Columns *b, u32 from, u32 to, u32 fraction, u32 F, float *acc) {
-    i32 top[N], c_significand[N], c_exponent[N], low[N] = {0}, high[N] = {0};
-    const i32 shift = (i32)(F - 2 * fraction), c_shift = (i32)(F - 23);
-    for (u32 n = 0; n < N; n++) {
-        const u32 bits = bits_of_f32(acc[n]), field = bits >> 23 & 255;
-        c_significand[n] = (i32)((bits & 0x7FFFFF) | (field ? 0x800000 : 0));
-        c_exponent[n] = (i32)(field ? field : 1) - 127;
-        if (bits >> 31) c_significand[n] = -c_significand[n];
-        top[n] = c_exponent[n];
-    }
-    for (u32 k = from; k < to; k++)
-        for (u32 n = 0; n < N; n++) {
-            i32 e = a->exponent[k] + b->exponent[k][n];
-            e = a->significand[k] && b->significand[k][n] ? e : ZERO_EXPONENT;
-            top[n] = e > top[n] ? e : top[n];
-        }
+/* Macros, for vectors passed to functions need one calling convention. `sign` is 0 or -1; CUT keeps the bits of a
+ * magnitude that remain when it moves `distance` below the top. */
+#define NEGATE_WHERE(x, sign) (((x) ^ (sign)) - (sign))
+#define CUT(magnitude, distance) ((Lanes)((Unsigned)(magnitude) >> (Unsigned)((distance)&31)) & ~((distance) > 31))
+#define CHOOSE(condition, x, y) (((x) & (condition)) | ((y) & ~(condition)))
+
+/* A sum too small for a normal f32, cut to a multiple of 2^-149. */
+static float cut_subnormal(double value) { return (float)(trunc(value * 0x1p149) * 0x1p-149); }
+
+/* Sums in units of 2^(top - F), cut to f32, four at a time. */
+INLINE void cut_to_f32(const Doubles *sum, const Half *top, u32 F, float *result) {
+    const Longs unit = (__builtin_convertvector(*top, Longs) - (i64)F + 1023) << 52;
+    const Doubles scaled = *sum * (Doubles)unit, normal = (Doubles)((Longs)scaled & ~(i64)0x1FFFFFFF);
+    const Longs small = (scaled < 0x1p-126) & (scaled > -0x1p-126) & (scaled != 0);
+    const Floats rounded = __builtin_convertvector(normal, Floats);
+    memcpy(result, &rounded, sizeof rounded);
+    if (small[0] | small[1] | small[2] | small[3])
+        for (u32 n = 0; n < 4; n++) if (small[n]) result[n] = cut_subnormal(scaled[n]);
+}
+
+/* One group of k for row `a` and all columns, C included: acc = cut(sum). */
+INLINE void fused_sum(const Vector *a, const Columns *b, u32 from, u32 to, u32 fraction, u32 F, float *acc) {
+    const i32 shift = (i32)(F - 2 * fraction);
+    Lanes bits, field, top, sign, significand, distance, part;
+    Doubles sum[2] = {{0}, {0}};
+    Half halves[2];
+    memcpy(&bits, acc, sizeof bits);
+    field = bits >> 23 & 255;
+    top = distance = field - (field == 0) - 127;
     for (u32 k = from; k < to; k++) {
-        i32 *sum = k - from < 8 ? low : high; /* eight aligned products fit 32 bits */
-        for (u32 n = 0; n < N; n++) {
-            const i32 product = a->significand[k] * b->significand[k][n], sign = product >> 31;
-            const i32 distance = top[n] - (a->exponent[k] + b->exponent[k][n]);
-            const u32 magnitude = (u32)((product ^ sign) - sign) << shift;
-            const i32 cut = (i32)(distance > 31 || distance < 0 ? 0 : magnitude >> (distance & 31));
-            sum[n] += (cut ^ sign) - sign;
+        const Lanes zero = b->significand[k] == 0, e = CHOOSE(zero, (zero & ZERO_EXPONENT), a->exponent[k] + b->exponent[k]);
+        if (a->significand[k]) top = CHOOSE(e > top, e, top);
+    }
+    distance = top - distance, sign = bits >> 31;
+    significand = ((bits & 0x7FFFFF) | ((field != 0) & 0x800000)) << (i32)(F - 23);
+    part = NEGATE_WHERE(CUT(significand, distance), sign);
+    for (u32 k = from; k < to;) { /* eight aligned products and C fit 32 bits */
+        for (u32 end = k + 8; k < end; k++) {
+            const Lanes product = a->significand[k] * b->significand[k];
+            sign = product >> 31, distance = top - a->exponent[k] - b->exponent[k];
+            significand = NEGATE_WHERE(product, sign) << shift;
+            part += NEGATE_WHERE(CUT(significand, distance), sign);
         }
+        memcpy(halves, &part, sizeof part);
+        for (u32 h = 0; h < 2; h++) sum[h] += __builtin_convertvector(halves[h], Doubles);
+        part ^= part;
     }
-    for (u32 n = 0; n < N; n++) {
-        const i32 sign = c_significand[n] >> 31, distance = top[n] - c_exponent[n];
-        const u32 magnitude = (u32)((c_significand[n] ^ sign) - sign) << c_shift;
-        const i32 cut = (i32)(distance > 31 ? 0 : magnitude >> distance);
-        const double sum = (double)low[n] + (double)high[n] + (double)((cut ^ sign) - sign);
-        const double scaled = sum * f64_of_bits((u64)(top[n] - (i32)F + 1023) << 52);
-        acc[n] = f32_of_bits(0);
-        if (fabs(scaled) >= 0x1p-126) acc[n] = (float)f64_of_bits(bits_of_f64(scaled) & ~(u64)0x1FFFFFFF);
-        else acc[n] = (float)(trunc(scaled * 0x1p149) * 0x1p-149);
-    }
+    memcpy(halves, &top, sizeof top);
+    for (u32 h = 0; h < 2; h++) cut_to_f32(sum + h, halves + h, F, acc + 4 * h);
 }
 
 static void float64_sum(const Vector *a, const Columns *b, u32 k, u32 fraction, float *acc) {
@@ -95,31 +117,39 @@ static bool is_special(u32 bits, bool bf16) {
 
 static float widen(u32 bits, bool bf16) { return bf16 ? f32_of_bf16(bits) : f32_of_f16(bits); }
 
-static void gather(Warp *w, const Insn *i, Tile *t) {
+/* Whether an infinity or NaN is among the operands. */
+VECTOR static bool any_special(const Tile *t) {
+    const u16 *operands[2] = {(const u16 *)t->a, (const u16 *)t->b}, all = t->bf16 ? 0x7F80 : 0x7C00;
+    const u32 counts[2] = {M * MAX_K, MAX_K * N};
+    const float *c = (const float *)t->c;
+    u32 found = 0;
+    for (u32 x = 0; x < 2; x++)
+        for (u32 n = 0; n < counts[x]; n++) found |= (operands[x][n] & all) == all;
+    for (u32 n = 0; n < M * N; n++) found |= (bits_of_f32(c[n]) & 0x7F800000) == 0x7F800000;
+    return found;
+}
+
+VECTOR static void gather(Warp *w, const Insn *i, Tile *t) {
     const u32 k = t->k, a_registers = k / 4, b_registers = k / 8, s = i->dsts;
     for (u32 r = 0; r < a_registers; r++) {
         const u32 *x = SLOT(s + r);
-        for (u32 l = 0; l < LANES; l++) {
+        UNROLLED for (u32 l = 0; l < LANES; l++) {
             u16 *row = t->a[l / 4 + 8 * (r & 1)] + 2 * (l % 4) + 8 * (r >> 1);
-            row[0] = (u16)x[l], row[1] = (u16)(x[l] >> 16);
-            t->special |= is_special(row[0], t->bf16) | is_special(row[1], t->bf16);
+            memcpy(row, x + l, 4);
         }
     }
     for (u32 r = 0; r < b_registers; r++) {
         const u32 *x = SLOT(s + a_registers + r);
-        for (u32 l = 0; l < LANES; l++) {
+        UNROLLED for (u32 l = 0; l < LANES; l++) {
             const u32 row = 2 * (l % 4) + 8 * r;
             t->b[row][l / 4] = (u16)x[l], t->b[row + 1][l / 4] = (u16)(x[l] >> 16);
-            t->special |= is_special(x[l], t->bf16) | is_special(x[l] >> 16, t->bf16);
         }
     }
     for (u32 n = 0; n < 4; n++) {
         const float *x = SLOT(s + a_registers + b_registers + n);
-        for (u32 l = 0; l < LANES; l++) {
-            t->c[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)] = x[l];
-            t->special |= (bits_of_f32(x[l]) & 0x7F800000) == 0x7F800000;
-        }
+        UNROLLED for (u32 l = 0; l < LANES; l++) t->c[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)] = x[l];
     }
+    t->special = any_special(t);
 }
 
 /* Infinities and NaN decide an output by themselves; 0 means that they do not. */
@@ -131,15 +161,14 @@ static float special_sum(const Tile *t, u32 row, u32 column) {
     return sum;
 }
 
-static void multiply(const Machine *m, Tile *t, float d[M][N]) {
+VECTOR static void multiply(const Machine *m, Tile *t, float d[M][N]) {
     const u32 fraction = t->bf16 ? 7 : 10;
     const u32 group = m->group_size < t->k ? m->group_size : t->k;
     Vector a;
     Columns b;
-    for (u32 k = 0; k < t->k; k++)
-        for (u32 n = 0; n < N; n++) decompose(t->b[k][n], t->bf16, &b.significand[k][n], &b.exponent[k][n]);
+    decompose((const u16 *)t->b, t->k * N, t->bf16, (i32 *)b.significand, (i32 *)b.exponent);
     for (u32 row = 0; row < M; row++) {
-        for (u32 k = 0; k < t->k; k++) decompose(t->a[row][k], t->bf16, &a.significand[k], &a.exponent[k]);
+        decompose(t->a[row], t->k, t->bf16, a.significand, a.exponent);
         memcpy(d[row], t->c[row], sizeof d[row]);
         if (m->numerics) float64_sum(&a, &b, t->k, fraction, d[row]);
         else for (u32 k = 0; k < t->k; k += group) fused_sum(&a, &b, k, k + group, fraction, m->fraction_bits, d[row]);
@@ -181,10 +210,10 @@ static void mma(Warp *w, const Insn *i, u32 active) {
     w->m->counters.mma++;
     gather(w, i, &t);
     multiply(w->m, &t, d);
-    spread_undefined(w, i, &t);
+    if (w->m->checks & CHECK_UNDEFINED) spread_undefined(w, i, &t);
     for (u32 n = 0; n < 4; n++) {
         float *x = SLOT(n);
-        for (u32 l = 0; l < LANES; l++) x[l] = d[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)];
+        UNROLLED for (u32 l = 0; l < LANES; l++) x[l] = d[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)];
     }
 }
 

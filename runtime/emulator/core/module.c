@@ -5,21 +5,24 @@
 
 #include "core.h"
 
-static const Opcode *const tables[] = {integer_ops, float_ops, convert_ops, memory_ops, copy_ops, control_ops, warp_ops, mma_ops};
+static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops, memory_ops, atomic_ops,
+                                       copy_ops,    control_ops, warp_ops,    mma_ops};
 #define TABLES (sizeof tables / sizeof *tables)
+#define MAX_OPCODES 1024
+static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
+static u32 opcode_count;
 
-static const Opcode *opcode(u32 number) {
+static void number_opcodes(void) {
+    opcode_count = 0;
     for (size_t t = 0; t < TABLES; t++)
-        for (const Opcode *o = tables[t]; o->name; o++)
-            if (!number--) return o;
-    return NULL;
+        for (const Opcode *o = tables[t]; o->name && opcode_count < MAX_OPCODES; o++) numbered[opcode_count++] = o;
 }
 
 static PyObject *opcodes(PyObject *self, PyObject *unused) {
     PyObject *names = PyList_New(0);
     (void)self, (void)unused;
-    for (u32 n = 0; names && opcode(n); n++) {
-        PyObject *name = PyUnicode_FromString(opcode(n)->name);
+    for (u32 n = 0; names && n < opcode_count; n++) {
+        PyObject *name = PyUnicode_FromString(numbered[n]->name);
         if (!name || PyList_Append(names, name)) Py_CLEAR(names);
         Py_XDECREF(name);
     }
@@ -48,7 +51,7 @@ static void release_run(Run *r) {
     for (size_t n = 0; n < sizeof fixed / sizeof *fixed; n++) if (fixed[n]->obj) PyBuffer_Release(fixed[n]);
     for (Py_ssize_t n = 0; n < r->buffers; n++) PyBuffer_Release(r->data + n);
     for (u32 n = 0; r->m.warp && n < r->m.warps; n++) free(r->m.warp[n].copies);
-    for (u32 n = 0; r->m.arrays && n < r->m.array_count; n++) free(r->m.arrays[n].writer);
+    for (u32 n = 0; r->m.arrays && n < r->m.array_count; n++) history_end(r->m.arrays + n);
     free(r->data), free(r->registers), free(r->masks), free(r->m.warp), free(r->m.arrays), free(r->m.handler);
     free((void *)r->m.flags), free(r->m.shared), free(r->m.shared_write), free(r->m.shared_read);
     free(r->m.byte_write), free(r->m.byte_read), free(r->m.executed), free(r->m.finding);
@@ -59,7 +62,7 @@ static void configure(Run *r) {
     Machine *m = &r->m;
     const u64 *c = r->config.buf;
     for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n];
-    m->shared_size = (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
+    m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
     m->fraction_bits = (u32)c[10], m->group_size = (u32)c[11], m->random = c[12] * 2 + 1, m->step_limit = c[13];
     m->threads = m->block[0] * m->block[1] * m->block[2];
     m->warps = (m->threads + LANES - 1) / LANES;
@@ -77,9 +80,9 @@ static int allocate(Run *r) {
     m->handler = calloc(m->count, sizeof *m->handler);
     m->executed = calloc(m->count, sizeof *m->executed);
     m->finding = calloc(MAX_FINDINGS, sizeof *m->finding);
-    m->shared = calloc(m->shared_size + 16, 1);
-    m->shared_write = calloc(m->shared_size + 16, 1), m->shared_read = calloc(m->shared_size + 16, 1);
-    m->byte_write = calloc(m->shared_size + 16, 4), m->byte_read = calloc(m->shared_size + 16, 4);
+    m->shared = calloc(m->shared_end + 16, 1);
+    m->shared_write = calloc(m->shared_end + 16, 1), m->shared_read = calloc(m->shared_end + 16, 1);
+    m->byte_write = calloc(m->shared_end + 16, 4), m->byte_read = calloc(m->shared_end + 16, 4);
     m->warp = calloc(m->warps, sizeof *m->warp);
     r->registers = calloc((size_t)m->warps * m->slots, SLOT_BYTES);
     r->masks = calloc((size_t)m->warps * m->slots, sizeof(u32));
@@ -87,7 +90,7 @@ static int allocate(Run *r) {
         !m->byte_write || !m->byte_read || !m->warp || !r->registers || !r->masks)
         return -1;
     for (u32 n = 0; n < m->count; n++) {
-        const Opcode *o = opcode(m->code[n].op);
+        const Opcode *o = numbered[m->code[n].op];
         m->handler[n] = o->run, flags[n] = o->flags;
     }
     for (u32 n = 0; n < m->warps; n++) {
@@ -98,28 +101,27 @@ static int allocate(Run *r) {
     return 0;
 }
 
-/* arrays: list of (buffer, base address, writable, uninitialised). */
+/* arrays: list of (buffer, base address, writable, uninitialised, may be stored to). */
 static int take_arrays(Run *r, PyObject *list) {
     Machine *m = &r->m;
     const Py_ssize_t count = PyList_Size(list);
-    const bool many = (u64)m->grid[0] * m->grid[1] * m->grid[2] > 1;
+    const bool many = (u64)m->grid[0] * m->grid[1] * m->grid[2] * m->warps > 1;
     r->data = calloc((size_t)count + 1, sizeof *r->data);
     m->arrays = calloc((size_t)count + 1, sizeof *m->arrays);
     if (!r->data || !m->arrays) return -1;
     for (Py_ssize_t n = 0; n < count; n++) {
         PyObject *buffer;
         unsigned long long base;
-        int writable, uninitialised;
+        int writable, uninitialised, stored;
         Array *a = m->arrays + n;
-        if (!PyArg_ParseTuple(PyList_GetItem(list, n), "OKpp", &buffer, &base, &writable, &uninitialised)) return -1;
+        if (!PyArg_ParseTuple(PyList_GetItem(list, n), "OKppp", &buffer, &base, &writable, &uninitialised, &stored))
+            return -1;
         if (PyObject_GetBuffer(buffer, r->data + n, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE)) return -1;
         r->buffers = n + 1, m->array_count = (u32)n + 1;
         *a = (Array){.data = r->data[n].buf, .base = base, .size = (u64)r->data[n].len};
         a->writable = (u8)writable, a->uninitialised = (u8)uninitialised;
-        if ((uninitialised && m->checks & CHECK_UNINITIALISED) || (writable && many && m->checks & CHECK_GLOBAL_RACE)) {
-            a->writer = calloc(a->size + 1, sizeof *a->writer);
-            if (!a->writer) return -1;
-        }
+        if ((uninitialised && m->checks & CHECK_UNINITIALISED) || (stored && writable && many && m->checks & CHECK_GLOBAL_RACE))
+            if (!history_start(a)) return -1;
     }
     return 0;
 }
@@ -175,10 +177,12 @@ static PyMethodDef methods[] = {
     {"run", run, METH_VARARGS, "run(code, image, undefined, specials, params, config, arrays) -> results of one launch"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_core", "The PTX emulator's interpreter.", -1, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_core", "The PTX emulator's interpreter.", -1, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__core(void) {
     PyObject *module = PyModule_Create(&definition);
+    number_opcodes();
     if (module && PyModule_AddIntConstant(module, "instruction_bytes", sizeof(Insn))) Py_CLEAR(module);
     return module;
 }

@@ -1,25 +1,10 @@
 /* The access history of shared memory, for races and uninitialised reads.
  *
  * Each 4-byte word has a stamp of its last write and one of its reads since; a word that was ever touched in part keeps
- * stamps per byte instead (SPLIT). A stamp is clock << 12 | landed << 11 | lane << 6 | flag << 5 | warp, 0 for never. The
- * clock is the accessing warp's own entry of its vector clock; everything before m->epoch is known to every warp. */
-#include "core.h"
+ * stamps per byte instead (SPLIT). */
+#include "stamp.h"
 
 #define SPLIT 0xFFFFFFFFu
-#define FLAG 32u   /* of a write: the copy is still in flight; of a read: several warps read */
-#define LANDED 2048u
-#define CLOCK(stamp) ((stamp) >> 12)
-#define STAMP_WARP(stamp) ((stamp)&31)
-#define STAMP_LANE(stamp) ((stamp) >> 6 & 31)
-#define MAX_CLOCK 0xFFFF0u
-
-static u32 stamp_of(const Warp *w, u32 lane) { return w->clock[w->index] << 12 | lane << 6 | w->index; }
-
-static bool ordered(const Warp *w, u32 stamp) {
-    return CLOCK(stamp) < w->m->epoch || STAMP_WARP(stamp) == w->index || CLOCK(stamp) <= w->clock[STAMP_WARP(stamp)];
-}
-
-static u32 thread_of(u32 stamp) { return STAMP_WARP(stamp) * LANES + STAMP_LANE(stamp); }
 
 static void race(Warp *w, const Insn *i, int kind, u32 lane, u32 address, u32 size, u32 other) {
     if (w->m->checks & (kind == F_RACE_SHARED ? CHECK_RACE : CHECK_ASYNC)) report(w, i, kind, lane, address, size, other);
@@ -37,8 +22,7 @@ static void read_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u
     } else if (last & LANDED && STAMP_WARP(last) == w->index && CLOCK(last) >= w->converged && STAMP_LANE(last) != lane) {
         race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
     }
-    if (CLOCK(*read) < m->epoch || (!(*read & FLAG) && ordered(w, *read))) *read = mine;
-    else *read |= FLAG;
+    *read = with_read(w, *read, mine);
 }
 
 static void write_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 *write, u32 *read, u32 stamp) {
@@ -46,10 +30,7 @@ static void write_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, 
     if (last & FLAG) race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
     else if (!ordered(w, last))
         race(w, i, last & LANDED ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, thread_of(last));
-    else if (CLOCK(reader) >= w->m->epoch) {
-        if (reader & FLAG ? !w->m->partial : !ordered(w, reader))
-            race(w, i, F_RACE_SHARED, lane, address, size, thread_of(reader));
-    }
+    else if (!reads_ordered(w, reader)) race(w, i, F_RACE_SHARED, lane, address, size, thread_of(reader));
     *write = stamp;
 }
 
@@ -66,7 +47,7 @@ static bool whole_word(const Machine *m, u32 address, u32 end) {
     return address % 4 == 0 && address + 4 <= end && m->shared_write[address / 4] != SPLIT;
 }
 
-void shadow_read(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
+static void read_range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
     Machine *m = w->m;
     for (u32 end = address + size; address < end && !m->stop;) {
         if (whole_word(m, address, end)) {
@@ -77,6 +58,46 @@ void shadow_read(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
             read_unit(w, i, lane, address, size, m->byte_write + address, m->byte_read + address);
             address++;
         }
+    }
+}
+
+/* The usual case, without branches: written before the epoch (or by this warp) and nothing in flight. */
+static inline bool read_words(const Warp *w, u32 mine, u32 words, const u32 *write, u32 *read) {
+    const u32 epoch = w->m->epoch << 12, self = w->index;
+    u32 unusual = 0;
+    for (u32 n = 0; n < words; n++) {
+        const u32 last = write[n];
+        unusual |= (last == 0) | ((last & FLAG) != 0) | (last >= epoch && ((last & (LANDED | 31)) != self));
+    }
+    if (unusual) return false;
+    for (u32 n = 0; n < words; n++) {
+        const u32 old = read[n];
+        read[n] = old < epoch || (old & (FLAG | 31)) == self ? mine : old | FLAG;
+    }
+    return true;
+}
+
+static inline bool write_words(const Warp *w, u32 mine, u32 words, u32 *write, const u32 *read) {
+    const u32 epoch = w->m->epoch << 12, self = w->index;
+    u32 unusual = 0;
+    for (u32 n = 0; n < words; n++) {
+        const u32 last = write[n], reader = read[n];
+        unusual |= ((last & FLAG) != 0) | (last >= epoch && (last & 31) != self);
+        unusual |= reader >= epoch && (reader & (FLAG | 31)) != self;
+    }
+    if (unusual) return false;
+    for (u32 n = 0; n < words; n++) write[n] = mine;
+    return true;
+}
+
+VECTOR void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
+    Machine *m = w->m;
+    EACH(lanes, l) {
+        const u32 word = (u32)address[l] / 4, mine = stamp_of(w, l);
+        u32 *write = m->shared_write + word, *read = m->shared_read + word;
+        if (size == 16 ? read_words(w, mine, 4, write, read)
+                       : size % 4 == 0 && read_words(w, mine, size / 4, write, read)) continue;
+        read_range(w, i, l, (u32)address[l], size);
     }
 }
 
@@ -95,7 +116,16 @@ static void write_range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size,
     }
 }
 
-void shadow_write(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) { write_range(w, i, lane, address, size, 0); }
+VECTOR void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
+    Machine *m = w->m;
+    EACH(lanes, l) {
+        const u32 word = (u32)address[l] / 4, mine = stamp_of(w, l);
+        u32 *write = m->shared_write + word, *read = m->shared_read + word;
+        if (size == 16 ? write_words(w, mine, 4, write, read)
+                       : size % 4 == 0 && write_words(w, mine, size / 4, write, read)) continue;
+        write_range(w, i, l, (u32)address[l], size, 0);
+    }
+}
 
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
     write_range(w, i, lane, address, size, FLAG);
@@ -129,13 +159,14 @@ void shadow_barrier(Machine *m, u32 warps) {
         m->warp[a].converged = newest + 1;
     }
     if (newest > MAX_CLOCK) { /* the clock's 20 bits are nearly used: everything so far becomes clock 1 */
-        for (u32 n = 0; n < m->shared_size; n++) {
+        for (u32 n = 0; n < m->shared_end; n++) {
             u32 *stamps[2] = {m->shared_write + n / 4, m->byte_write + n};
             for (u32 s = n % 4 ? 1 : 0; s < 2; s++)
                 if (*stamps[s] && *stamps[s] != SPLIT) *stamps[s] = (*stamps[s] & 4095) | 4096;
             if (n % 4 == 0) m->shared_read[n / 4] = 0;
             m->byte_read[n] = 0;
         }
+        for (u32 n = 0; n < m->array_count; n++) history_forget_clocks(m->arrays + n);
         for (u32 a = 0; a < m->warps; a++) {
             for (u32 b = 0; b < m->warps; b++) m->warp[a].clock[b] = a == b ? 2 : 1;
             m->warp[a].converged = 2;
@@ -145,7 +176,7 @@ void shadow_barrier(Machine *m, u32 warps) {
 }
 
 void shadow_reset(Machine *m) {
-    size_t words = m->shared_size / 4 + 1;
+    size_t words = m->shared_end / 4 + 1;
     memset(m->shared_write, 0, words * 4);
     memset(m->shared_read, 0, words * 4);
     m->epoch = 1, m->partial = 0;

@@ -1,31 +1,48 @@
 /* What the memory system would do: shared wavefronts (a bank serves one 4-byte word a cycle) and 32-byte sectors. */
 #include "core.h"
 
-/* An access of 4 bytes or less goes in one phase, 8 bytes in two of 16 lanes, 16 bytes in four of 8. */
-void count_shared(Machine *m, u32 active, const u32 *address, u32 size) {
-    const u32 lanes = size <= 4 ? 32 : size == 8 ? 16 : 8, words = size <= 4 ? 1 : size / 4;
-    for (u32 first = 0; first < LANES; first += lanes) {
-        u32 phase = active & (lanes == 32 ? FULL : ((1u << lanes) - 1) << first), worst = 0, distinct = 0;
-        u32 held[32][32];
+/* Lanes that access one stretch of memory in order. */
+static bool contiguous(u32 active, const u64 *address, u32 size) {
+    u32 stray = 0;
+    for (u32 l = 1; l < LANES; l++) stray |= address[l] - address[0] != (u64)l * size;
+    return active == FULL && !stray;
+}
+
+/* An access of 4 bytes or less goes in one phase, 8 bytes in two of 16 lanes, 16 bytes in four of 8. In a phase the
+ * banks form groups of the access's size (4 bytes at least); each group serves one aligned unit at a time. */
+void count_shared(Machine *m, u32 active, const u64 *address, u32 size) {
+    const u32 unit = size <= 4 ? 4 : size, groups = 128 / unit;
+    if (size >= 4 && contiguous(active, address, size)) {
+        m->counters.shared_wavefronts += LANES / groups;
+        m->counters.shared_ideal += LANES / groups;
+        return;
+    }
+    for (u32 first = 0; first < LANES; first += groups) {
+        const u32 phase = active & (groups == 32 ? FULL : ((1u << groups) - 1) << first);
+        u32 held[32][32], worst = 0, distinct = 0;
         u8 depth[32] = {0};
-        if (!phase) continue;
-        EACH(phase, l) for (u32 n = 0; n < words; n++) {
-            u32 word = address[l] / 4 + n, bank = word & 31, k = 0;
-            while (k < depth[bank] && held[bank][k] != word) k++;
-            if (k < depth[bank]) continue;
-            held[bank][depth[bank]++] = word;
+        EACH(phase, l) {
+            const u32 number = (u32)address[l] / unit, group = number % groups;
+            u32 k = 0;
+            while (k < depth[group] && held[group][k] != number) k++;
+            if (k < depth[group]) continue;
+            held[group][depth[group]++] = number;
             distinct++;
-            if (depth[bank] > worst) worst = depth[bank];
+            if (depth[group] > worst) worst = depth[group];
         }
         m->counters.shared_wavefronts += worst;
-        m->counters.shared_ideal += (distinct + 31) / 32;
+        m->counters.shared_ideal += (distinct + groups - 1) / groups;
     }
 }
 
+/* An access is aligned to its size of at most 16 bytes, so it touches one sector. */
 void count_global(Machine *m, u32 active, const u64 *address, u32 size) {
     u64 sector[LANES];
     u32 count = 0;
-    (void)size; /* an access is aligned to its size of at most 16 bytes, so it touches one sector */
+    if (contiguous(active, address, size)) {
+        m->counters.global_sectors += (address[LANES - 1] >> 5) - (address[0] >> 5) + 1;
+        return;
+    }
     EACH(active, l) {
         u64 s = address[l] >> 5;
         u32 k = count;

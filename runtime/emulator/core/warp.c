@@ -6,7 +6,7 @@ static void check_members(Warp *w, const Insn *i, u32 members, u32 active) {
     if (members & w->live & ~active) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
 }
 
-/* shfl.sync: d, [p], a, b, c, membermask; mod: mode (0 up, 1 down, 2 bfly, 3 idx), p present. An out-of-range lane
+/* shfl.sync: d, [p], a, b, c, membermask; mod: 0 up, 1 down, 2 bfly, 3 idx. An out-of-range lane
  * copies itself and its predicate is false. */
 static void shfl(Warp *w, const Insn *i, u32 active) {
     const u32 s = i->dsts, *a = SLOT(s), *b = SLOT(s + 1), *c = SLOT(s + 2), *members = SLOT(s + 3);
@@ -32,7 +32,7 @@ static void shfl(Warp *w, const Insn *i, u32 active) {
     undefined |= u[i->operand[s + 1]] | u[i->operand[s + 2]];
     LANEWISE(d[l] = result[l];)
     set_undefined(w, i->operand[0], active, undefined);
-    if (i->mod[1]) {
+    if (i->dsts == 2) {
         set_predicate(w, i->operand[1], active, in_range);
         set_undefined(w, i->operand[1], active, u[i->operand[s + 1]] | u[i->operand[s + 2]]);
     }
