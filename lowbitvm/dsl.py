@@ -88,7 +88,7 @@ def _invalid(problem: str, fix: str) -> LowbitvmError:
 
 
 class Value:
-    """A recorded scalar (`shape == ()`) or tile. `+=` and `set` overwrite it in place, other operators make a new one."""
+    """A recorded scalar (`shape == ()`) or tile. `+=` and `set` overwrite it, other operators make a new one."""
 
     def __init__(self, op: Op) -> None:
         self.op = op

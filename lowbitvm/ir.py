@@ -1,8 +1,8 @@
 """The tile IR: one node type, `Op`, in nested blocks, and its printer.
 
 An op's result is a scalar (shape `()`) or a tile of power-of-two shape. `assign` overwrites the result of an earlier
-op, which is how `acc += ...` inside a recorded loop is expressed; everything else is in order and without side effects but
-`store`. What each kind takes and returns stands in `lowbitvm.verify`; what it means, in `lowbitvm.interpret`.
+op, which is how `acc += ...` inside a recorded loop is expressed; everything else is in order and without side effects
+but `store`. What each kind takes and returns stands in `lowbitvm.verify`; what it means, in `lowbitvm.interpret`.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ from lowbitvm.dsl import Packed, Tensor, kernel, packed
 
 @kernel(x=("m k", None), w=packed("n k"), bias=("n", None), y=("m n", None))
 def linear(x: Tensor, w: Packed, bias: Tensor | None, y: Tensor, *, bm: int, bn: int, bk: int, stages: int) -> None:
-    """y (m, n) = x (m, k) times the dequantised w (n, k), transposed, plus bias (n); a block makes one (bm, bn) tile."""
+    """y (m, n) = x (m, k) times the dequantised w (n, k), transposed, plus bias (n); a block makes a (bm, bn) tile."""
     i, j = dsl.program_id(0), dsl.program_id(1)
     acc = dsl.zeros((bm, bn))
     for k in dsl.record_range(0, x.shape[1], bk, stages=stages):
