@@ -12,7 +12,7 @@ from operator import or_, xor
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.ptx import Operand, memory, vector
-from lowbitvm.codegen.state import State, divisor, invariant, size_bytes
+from lowbitvm.codegen.state import State, divisor, invariant, non_negative, size_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op
@@ -73,7 +73,7 @@ class Staged:
     def limit(self, k: str, index: Operand, count: str) -> str:
         """A piece's limit: k, or below every k if its row or column `index` is not below `count`."""
         b = self.state.builder
-        return b.op("selp.b32", "r", k, NEVER, b.op("setp.lt.s32", "p", index, count))
+        return b.op("selp.b32", "r", k, NEVER, b.op("setp.lt.u32", "p", index, count))
 
     def source(self, piece: Piece, ahead: str) -> str:
         """The address that a piece of the stage at `ahead` is read from."""
@@ -381,6 +381,7 @@ def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
         f"bk {bk} is no multiple of {CHUNK_K} up to 256": bk % CHUNK_K or bk > 256,
         f"the loop's step {step} is not bk {bk}": step != bk,
         f"the loop's start is no multiple of bk {bk}": divisor(loop.operands[0]) % bk,
+        "the loop may start below k = 0": not non_negative(loop.operands[0]),
         "the first out_feature of the tile is no multiple of 16": divisor(codes.operands[0]) % 16,
         f"bn {bn} is no multiple of 16 x {state.warps} warps": bn % (16 * state.warps),
     }

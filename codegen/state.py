@@ -166,6 +166,16 @@ def divisor(op: Op) -> int:
     return 1
 
 
+def non_negative(op: Op) -> bool:
+    """Whether an i32 scalar is certainly not below 0 (where it does not overflow)."""
+    if op.kind == "constant":
+        value = op.attributes["value"]
+        return isinstance(value, int) and value >= 0
+    if op.kind in ("add", "mul", "max", "min", "floordiv", "range"):
+        return all(map(non_negative, op.operands[: 1 if op.kind == "range" else 2]))
+    return op.kind in ("program_id", "dimension")
+
+
 def invariant(op: Op, loop: Op) -> bool:
     """Whether an i32 scalar keeps its value while `loop` runs."""
     inside = set(walk(loop.body))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lowbitvm import dtypes
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
@@ -90,6 +92,8 @@ def _invalid(problem: str, fix: str) -> LowbitvmError:
 class Value:
     """A recorded scalar (`shape == ()`) or tile. `+=` and `set` overwrite it, other operators make a new one."""
 
+    __array_ufunc__ = None  # numpy leaves `numpy_scalar * value` to __rmul__
+
     def __init__(self, op: Op) -> None:
         self.op = op
 
@@ -157,8 +161,13 @@ class Value:
     def __imul__(self, other: "Value | Scalar") -> "Value":
         return self.set(self * other)
 
-    def set(self, value: "Value") -> "Value":
-        """Overwrites the tile with another of its shape and dtype; returns the tile."""
+    def __itruediv__(self, other: "Value | Scalar") -> "Value":
+        return self.set(self / other)
+
+    def set(self, value: "Value | Scalar") -> "Value":
+        """Overwrites the tile with a number, or with another tile of its shape and dtype; returns the tile."""
+        if not isinstance(value, Value):
+            value = _broadcast(_constant(value, self.dtype), self.shape)
         if value.shape != self.shape:
             raise LowbitvmError(
                 "SHAPE_MISMATCH",
@@ -172,7 +181,13 @@ class Value:
         return self
 
     def __bool__(self) -> bool:
-        raise _invalid("a recorded value has no truth value", "use lb.where, or decide on a Python number")
+        raise _invalid("a recorded value has no truth value", "decide on a Python number while recording")
+
+    def _compare(self, other: object) -> bool:
+        raise _invalid("a recorded value is compared", "use lb.maximum and lb.minimum, or decide on a Python number")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compare
+    __hash__ = object.__hash__
 
     def __iter__(self) -> Iterator["Value"]:
         raise _invalid("a recorded value cannot be iterated", "use lb.range for loops")
@@ -241,6 +256,7 @@ def _record(
 
 
 def _constant(value: Scalar, dtype: DType) -> Value:
+    value = value.item() if isinstance(value, np.generic) else value
     if dtype.is_integer and not isinstance(value, int):
         raise LowbitvmError(
             "DTYPE_MISMATCH", f"the number {value} meets a value of {dtype.name}", "use a whole number", _caller()
@@ -323,9 +339,11 @@ def _offsets(array: Array, offsets: tuple[Value | int, ...]) -> tuple[Value, ...
             "give one offset per dimension",
             _caller(),
         )
-    return tuple(
-        offset if isinstance(offset, Value) else _record("constant", dtypes.i32, value=offset) for offset in offsets
-    )
+    return tuple(map(_index, offsets))
+
+
+def _index(value: Value | int) -> Value:
+    return value if isinstance(value, Value) else _constant(value, dtypes.i32)
 
 
 def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -> Value:
@@ -409,15 +427,23 @@ def record_range(start: Value | int, stop: Value | int, step: int, stages: int =
         raise LowbitvmError(
             "ARGUMENT_INVALID", f"lb.range with step {step}, {stages} stages", "use step > 0, 2 to 5 stages", _caller()
         )
-    bounds = tuple(
-        bound if isinstance(bound, Value) else _record("constant", dtypes.i32, value=bound) for bound in (start, stop)
-    )
-    loop = Op("range", dtypes.i32, (), tuple(b.op for b in bounds), attributes={"step": step, "stages": stages})
+    bounds = (_index(start).op, _index(stop).op)
+    loop = Op("range", dtypes.i32, (), bounds, attributes={"step": step, "stages": stages})
     recorder.add(loop)
     recorder.blocks.append(loop.body)
     recorder.home[loop] = loop.body  # the index lives inside the loop only
     yield Value(loop)
-    assert recorder.blocks.pop() is loop.body
+    if recorder.blocks.pop() is not loop.body:
+        raise _left_loop(loop)
+
+
+def _left_loop(loop: Op) -> LowbitvmError:
+    return LowbitvmError(
+        "KERNEL_INVALID",
+        "the body of lb.range was left by break or return",
+        "let the body run to its end: it is recorded once, not run for every index",
+        loop.location,
+    )
 
 
 @dataclass(frozen=True)
@@ -480,6 +506,8 @@ class Kernel:
             self.function(*(_handle(array) for array in arrays.values()), **constants)
         finally:
             _recording.recorder = outer
+        if len(recorder.blocks) > 1:
+            raise _left_loop(recorder.blocks[-2][-1])
         return tuple(recorder.blocks[0])
 
     def _array(self, name: str, spec: Spec, arguments: Mapping[str, Any]) -> Array | None:

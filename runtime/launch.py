@@ -9,6 +9,7 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.interpret import check_element
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.compiled import CompiledKernel
@@ -19,7 +20,8 @@ ALIGNMENT = 16  # bytes: what whole vector accesses need of an array's address
 
 
 def launch(kernel: CompiledKernel, grid: Sequence[int], arguments: Mapping[str, Any], **options: Any) -> Report | None:
-    """Runs a kernel on a grid of up to three dimensions; arrays that it stores to are changed in place.
+    """Runs a kernel on a grid of up to three dimensions; arrays that it stores to are changed in place
+    and may not overlap others.
 
     `arguments` has a contiguous numpy array, torch tensor or PackedWeight per array of the kernel. CPU arrays run on
     the emulator, which takes `options` (checks, on_finding, seed) and returns its report; CUDA tensors on their GPU, on
@@ -69,18 +71,9 @@ def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
     vectorised = any(divisor > 1 for _, divisor in kernel.program.divisible)
     for array in kernel.program.arrays:
         value = arguments[array.name]
+        check_element(array, value)
         if isinstance(value, PackedWeight):
-            if value.format != array.element:
-                raise LowbitvmError(
-                    "DTYPE_MISMATCH",
-                    f"{array.name} is packed as {value.format}, the kernel reads {array.element}",
-                    "compile for the weight's own format",
-                )
             continue
-        if dtypes.of(value) != array.element:
-            raise LowbitvmError(
-                "DTYPE_MISMATCH", f"{array.name} has {dtypes.of(value)}, declared {array}", "cast it first"
-            )
         contiguous = value.is_contiguous() if dtypes.is_tensor(value) else value.flags.c_contiguous
         if not contiguous:
             raise LowbitvmError(

@@ -309,6 +309,7 @@ def dot_of_a_stored_array(x, w, y):
         ("TILE_INVALID", lambda x, w, y: product(x, w, bk=512, step=512)),
         ("TILE_INVALID", lambda x, w, y: product(x, w, step=128)),
         ("TILE_INVALID", lambda x, w, y: product(x, w, start=32)),
+        ("TILE_INVALID", lambda x, w, y: product(x, w, start=-64)),
         ("TILE_INVALID", lambda x, w, y: product(x, w, feature=8)),
     ],
 )
@@ -412,3 +413,16 @@ def test_a_products_rows_may_be_reduced_and_transposed():
         lb.store(y, (0, 0), acc - lb.expand_dims(lb.max(acc, 1), 1) + lb.expand_dims(lb.sum(acc.T, 1), 0))
 
     check_product(body, lambda x, w: x @ w.T - (x @ w.T).max(1, keepdims=True) + (x @ w.T).sum(0))
+
+
+@pytest.mark.parametrize(("row", "feature"), [(-4, 0), (0, -16), (-8, -64)])
+def test_tiles_of_a_dot_that_begin_before_their_arrays_are_masked(row, feature):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, 128)).astype(np.float16)
+    w = lb.quantize(rng.standard_normal((70, 128)).astype(np.float32), FMT)
+    program = made(lambda x, w, y: lb.store(y, (0, 0), product(x, w, row=row, feature=feature)))
+    results = [np.zeros((9, 70), np.float32) for _ in range(2)]
+    lb.interpret(program, (1,), {"x": x, "w": w, "y": results[0]})
+    report = lb.launch(compile_program(program, "sm_80", 4), (1,), {"x": x, "w": w, "y": results[1]})
+    assert report.findings == []
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-4)

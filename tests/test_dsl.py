@@ -1,5 +1,6 @@
 """Recording kernels: what the IR says, and which mistakes are named, with the user's line."""
 
+import numpy as np
 import pytest
 
 import lowbitvm as lb
@@ -95,6 +96,8 @@ def test_index_arithmetic_leaves_the_loops_that_it_does_not_depend_on():
     [
         ("KERNEL_INVALID", lambda x, y: bool(lb.program_id(0))),
         ("KERNEL_INVALID", lambda x, y: list(lb.program_id(0))),
+        ("KERNEL_INVALID", lambda x, y: lb.program_id(0) == 0),
+        ("KERNEL_INVALID", lambda x, y: lb.program_id(0) < 4),
         ("KERNEL_INVALID", lambda x, y: lb.zeros((8,)).T),
         ("KERNEL_INVALID", lambda x, y: lb.program_id(0).set(lb.program_id(1))),
         ("DTYPE_MISMATCH", lambda x, y: lb.zeros((8,)) + lb.zeros((8,), lb.i32)),
@@ -156,3 +159,45 @@ def test_a_parameter_without_its_format_is_refused():
 def test_a_promise_about_an_unknown_dimension_is_refused():
     with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID"):
         linear.trace(x=lb.f16, w=FMT, bias=None, y=lb.f16, divisible={"z": 8}, **TILE)
+
+
+def broken_off(x, y):
+    for _ in lb.range(0, x.shape[1], 16):
+        break
+
+
+def broken_off_inside(x, y):
+    for k in lb.range(0, x.shape[1], 16):
+        for _ in lb.range(0, k, 16):
+            break
+
+
+def returned_from(x, y):
+    for _ in lb.range(0, x.shape[1], 16):
+        return
+
+
+@pytest.mark.parametrize("body", [broken_off, broken_off_inside, returned_from])
+def test_leaving_a_recorded_loop_early_is_named_with_the_loops_line(body):
+    error = error_of(body)
+    assert error.code == "KERNEL_INVALID"
+    assert error.location is not None and error.location.startswith(__file__)
+
+
+def test_numpy_scalars_are_numbers():
+    def body(x, y):
+        tile = np.float32(2) * lb.load(x, (np.int64(0), 0), (8, 16)) + np.float16(0.5)
+        lb.store(y, (0,), lb.sum(tile, axis=1))
+
+    assert "constant value=0.5" in str(record(body))
+
+
+def test_a_tile_can_be_set_to_a_number_and_divided_in_place():
+    def body(x, y):
+        total = lb.zeros((8,))
+        for _ in lb.range(0, x.shape[1], 16):
+            total.set(1)
+            total /= 2.0
+        lb.store(y, (0,), total)
+
+    assert str(record(body)).count("assign") == 2
