@@ -20,12 +20,11 @@ ALIGNMENT = 16  # bytes: what whole vector accesses need of an array's address
 
 
 def launch(kernel: CompiledKernel, grid: Sequence[int], arguments: Mapping[str, Any], **options: Any) -> Report | None:
-    """Runs a kernel on a grid of up to three dimensions; arrays that it stores to are changed in place
-    and may not overlap others.
+    """Runs a kernel on a grid of up to three dimensions; arrays that it stores to are changed in place.
 
-    `arguments` has a contiguous numpy array, torch tensor or PackedWeight per array of the kernel. CPU arrays run on
-    the emulator, which takes `options` (checks, on_finding, seed) and returns its report; CUDA tensors on their GPU, on
-    torch's current stream. A grid with a zero launches nothing.
+    `arguments` has a contiguous numpy array, torch tensor or PackedWeight per array of the kernel; what is stored to
+    may overlap nothing else. CPU arrays run on the emulator, which takes `options` (checks, on_finding, seed) and
+    returns its report; CUDA tensors on their GPU, on torch's current stream. A grid with a zero launches nothing.
     Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH, GRID_TOO_LARGE, LAUNCH_FAILED.
     """
     blocks = _grid(kernel, grid)
