@@ -113,6 +113,9 @@ class Lowering:
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype
         assert source is not None and target is not None
+        if source == target:
+            self.state.values[op] = self._owned(op, self.state.values[op.operands[0]])
+            return
         if (source.name, target.name) not in CASTS:
             known = ", ".join(f"{a} to {b}" for a, b in CASTS)
             raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"go by f32; casts are {known}")

@@ -45,10 +45,6 @@ class Builder:
         """Puts a label here."""
         self.lines.append(f"{label}:")
 
-    def comment(self, text: str) -> None:
-        """Emits a comment line."""
-        self.lines.append(f"    // {text}")
-
     def module(self, entry: str, target: Target, parameters: list[str], threads: int, shared: bool) -> str:
         """The whole PTX text: header, parameters, register declarations and the collected body."""
         registers = [

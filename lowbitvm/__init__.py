@@ -42,8 +42,11 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "linear":  # the one name that needs torch
-        from lowbitvm.ops import linear
-
+        try:
+            from lowbitvm.ops import linear
+        except ModuleNotFoundError as error:
+            fix = "pip install 'lowbitvm[torch]'"
+            raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
         return linear
     raise AttributeError(f"module 'lowbitvm' has no attribute {name!r}")
 
@@ -71,7 +74,6 @@ __all__ = [
     "interpret",
     "kernel",
     "launch",
-    "linear",
     "load",
     "max",
     "maximum",

@@ -4,14 +4,20 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.interpret import interpret
+from lowbitvm.pack import quantize
+from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.targets import TARGETS
@@ -61,35 +67,39 @@ def demo(text: str, device: str | None) -> None:
 @click.option("--stages", type=int, help="Pipeline stages, 2 to 5.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory.")
 def compile_command(
-    output: Path, group: str, zero: str, weights: str, act: str, target: str, **options: object
+    output: Path, weights: str, group: str, zero: str, scale: str, act: str, target: str, **parts: int | None
 ) -> None:
-    """Writes the linear kernel's .ptx, .cubin and .json (resources) to a directory."""
-    name = f"linear-{weights}-{group}-{zero}-{act}-{target}"
+    """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
+    fmt = Format(weights, int(group) if group.isdigit() else group, None if zero == "none" else zero, scale)
+    tile = chosen_tile(fmt, **parts)
+    shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
+    name = f"linear-{weights}-{group}-{zero}-{scale}-{act}-{target}-{shape}"
     with Progress(transient=True) as progress:
         progress.add_task(f"compiling {name}", total=None)
-        kernel = compile_linear(
-            weights,
-            group=int(group) if group.isdigit() else group,
-            zero=None if zero == "none" else zero,
-            act=act,
-            target=target,
-            **options,  # type: ignore[arg-type]  # click has checked their types
-        )
+        kernel = compile_linear(fmt, act=act, target=target, **asdict(tile))
         resources = {
             "entry": kernel.code.entry,
             "target": target,
-            "threads": kernel.code.threads,
+            "weights": str(fmt),
+            "activations": act,
+            "tile": asdict(tile),
+            "grid": ["ceil(m / bm)", "ceil(n / bn)", 1],
+            "block": [kernel.code.threads, 1, 1],
+            "dynamic_shared": kernel.shared,
+            "parameters": [f"{kind} {parameter}" for kind, parameter in kernel.code.parameters],
+            "promises": {"k": "a multiple of 8", "x": "16-byte aligned"},
             "registers": kernel.registers,
             "spills": kernel.spills,
-            "shared": kernel.shared,
-            "parameters": [f"{kind} {parameter}" for kind, parameter in kernel.code.parameters],
             "trace_ms": round(kernel.trace_ms, 3),
             "assemble_ms": round(kernel.assemble_ms, 3),
         }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.ptx").write_text(kernel.ptx)
-    (output / f"{name}.cubin").write_bytes(kernel.cubin)
-    (output / f"{name}.json").write_text(json.dumps(resources, indent=2) + "\n")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{name}.ptx").write_text(kernel.ptx)
+        (output / f"{name}.cubin").write_bytes(kernel.cubin)
+        (output / f"{name}.json").write_text(json.dumps(resources, indent=2) + "\n")
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error}") from error
     click.echo(f"{output / name}.{{ptx,cubin,json}}: {kernel.registers} registers, {kernel.spills} bytes of spills")
 
 
@@ -99,7 +109,7 @@ def doctor() -> None:
     table = Table("part", "state", title="lowbitvm doctor")
     for package in ("numpy", "torch", "cuda-bindings", "nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "gguf"):
         table.add_row(package, _version(package))
-    table.add_row("executor: interpreter", "works")
+    table.add_row("executor: interpreter", _state(_interpreter))
     table.add_row("executor: emulator", _state(_emulator))
     table.add_row("assembler", _state(assemble.assembler_version))
     table.add_row("executor: GPU", _state(_gpus))
@@ -118,6 +128,14 @@ def _state(check: Callable[[], str]) -> str:
         return check()
     except LowbitvmError as error:
         return str(error)
+
+
+def _interpreter() -> str:
+    weight = quantize(np.ones((16, 64), np.float32), Format("i4", "channel"))
+    x, y = np.ones((1, 64), np.float16), np.zeros((1, 16), np.float16)
+    program = compile_linear(weight.format, cache=False).program
+    interpret(program, (1, 1), {"x": x, "w": weight, "y": y})
+    return "works" if (y == 64).all() else "gives wrong results"
 
 
 def _emulator() -> str:

@@ -233,6 +233,8 @@ def default_device() -> str:
 
 def run_target(device: str) -> str:
     """The target of "cuda" (torch's current GPU) or "emulator:TARGET". Raises DEVICE_UNAVAILABLE and TARGET_UNKNOWN."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LowbitvmError("DEVICE_UNAVAILABLE", "torch sees no CUDA device", "use --device emulator:sm_80")
     if device == "cuda":
         return driver.device_target(torch.cuda.current_device())
     if device.startswith("emulator:"):

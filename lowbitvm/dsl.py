@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Scalar = int | float
 INDEX_KINDS = ("constant", "dimension", "program_id", "add", "sub", "mul", "floordiv", "mod", "max", "min")
+STAGES = range(2, 6)
+RESERVED = {"target", "warps", "divisible"}  # arguments of Kernel.compile
 _recording = threading.local()
 _THIS_FILE = str(Path(__file__))
 
@@ -69,7 +71,7 @@ def _recorder() -> Recorder:
     if recorder is None:
         raise LowbitvmError(
             "KERNEL_INVALID",
-            f"lb.{sys._getframe(1).f_code.co_name} was called outside a kernel",
+            "an operation of the DSL was called outside a kernel",
             "call it in the body of a function decorated with lb.kernel",
             _caller(),
         )
@@ -110,7 +112,7 @@ class Value:
 
     def to(self, dtype: DType) -> "Value":
         """The tile with every element rounded to nearest even in `dtype`; float to i32 truncates."""
-        return self if dtype == self.dtype else _record("cast", dtype, self.shape, (self,))
+        return _record("cast", dtype, self.shape, (self,))
 
     @property
     def T(self) -> "Value":
@@ -308,7 +310,7 @@ def program_id(axis: int) -> Value:
 
 def full(shape: tuple[int, ...], value: Scalar, dtype: DType = dtypes.f32) -> Value:
     """A tile filled with one number."""
-    return _record("full", dtype, tuple(shape), value=value)
+    return _record("full", dtype, _shape(shape), value=value)
 
 
 def zeros(shape: tuple[int, ...], dtype: DType = dtypes.f32) -> Value:
@@ -321,13 +323,16 @@ def load(source: Tensor | Packed, offsets: tuple[Value | int, ...], shape: tuple
 
     From a Packed weight the result is a tile of codes (rows, in_features) for `dequant`, of zeros beyond the array.
     """
+    _expect(source, (Tensor, Packed), "lb.load reads a parameter of the kernel")
     array = source.array
     dtype = source.dtype if isinstance(source, Tensor) else dtypes.get(source.format.dtype)
-    return _record("load", dtype, tuple(shape), _offsets(array, offsets), array, other=other)
+    return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other)
 
 
 def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:
     """Writes a tile at `offsets`; elements beyond the array are dropped."""
+    _expect(target, Tensor, "lb.store writes to a dense parameter of the kernel")
+    _expect(value, Value, "lb.store writes a tile")
     _record("store", None, value.shape, (value, *_offsets(target.array, offsets)), target.array)
 
 
@@ -340,6 +345,19 @@ def _offsets(array: Array, offsets: tuple[Value | int, ...]) -> tuple[Value, ...
             _caller(),
         )
     return tuple(map(_index, offsets))
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list) or not all(type(size) is int for size in shape):
+        raise LowbitvmError(
+            "TILE_INVALID", f"a tile of shape {shape}", "give a tuple of Python ints, known while recording", _caller()
+        )
+    return tuple(shape)
+
+
+def _expect(value: object, kind: type | tuple[type, ...], rule: str) -> None:
+    if not isinstance(value, kind):
+        raise LowbitvmError("ARGUMENT_INVALID", f"{rule}, not a {type(value).__name__}", "pass one", _caller())
 
 
 def _index(value: Value | int) -> Value:
@@ -375,7 +393,7 @@ def _unary(kind: str, value: Value) -> Value:
 
 
 def exp(value: Value) -> Value:
-    """e to the power of each f32 element."""
+    """e to the power of each f32 element x, to a relative error of about 2^-22 + |x| 2^-23 (PTX ISA, ex2.approx)."""
     return _unary("exp", value)
 
 
@@ -423,9 +441,12 @@ def expand_dims(value: Value, axis: int) -> Value:
 def record_range(start: Value | int, stop: Value | int, step: int, stages: int = 2) -> Iterator[Value]:
     """A recorded loop over start, start + step, ... below stop; loads that feed a `dot` run `stages` deep ahead."""
     recorder = _recorder()
-    if step <= 0 or not 2 <= stages <= 5:
+    if type(step) is not int or step <= 0 or type(stages) is not int or stages not in STAGES:
         raise LowbitvmError(
-            "ARGUMENT_INVALID", f"lb.range with step {step}, {stages} stages", "use step > 0, 2 to 5 stages", _caller()
+            "ARGUMENT_INVALID",
+            f"lb.range with step {step} and {stages} stages",
+            "use Python ints: a step above 0, 2 to 5 stages",
+            _caller(),
         )
     bounds = (_index(start).op, _index(stop).op)
     loop = Op("range", dtypes.i32, (), bounds, attributes={"step": step, "stages": stages})
@@ -467,6 +488,11 @@ class Kernel:
         self.function, self.specs = function, dict(specs)
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         parameters = inspect.signature(function).parameters.values()
+        reserved = RESERVED & {p.name for p in parameters}
+        if reserved:
+            raise _invalid(
+                f"{self.__name__} has parameters called {sorted(reserved)}", "rename them: compile takes these"
+            )
         self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
         tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
         if tensors != list(self.specs):
@@ -549,6 +575,9 @@ def kernel(**specs: tuple[str, DType | None] | Spec) -> Callable[[Callable[..., 
 
     A dtype of None is given when compiling. Dimensions of the same name must be equal at launch.
     """
+    for name, spec in specs.items():
+        if not isinstance(spec, Spec) and not (isinstance(spec, tuple) and len(spec) == 2):
+            raise _invalid(f"{name} is declared as {spec!r}", 'write ("m k", lb.f16) or lb.packed("n k")')
     declared = {
         name: spec if isinstance(spec, Spec) else Spec(tuple(spec[0].split()), spec[1]) for name, spec in specs.items()
     }

@@ -30,8 +30,6 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
     DTYPE_MISMATCH where they do not fit its declaration.
     """
     sizes = bind_sizes(program, arguments)
-    for array in program.arrays:
-        check_element(array, arguments[array.name])
     weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight)}
     for block in product(*(range(count) for count in grid)):
         _Block(arguments, weights, sizes, block).run(program.body)
@@ -40,8 +38,8 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
 def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]:
     """The runtime size of every dimension name.
 
-    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, and SHAPE_MISMATCH,
-    also where a promise of `divisible` is broken or a size is no i32.
+    `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, DTYPE_MISMATCH, and
+    SHAPE_MISMATCH, also where a promise of `divisible` is broken or a size is no i32.
     """
     if arguments.keys() != {array.name for array in program.arrays}:
         raise LowbitvmError(
@@ -51,6 +49,7 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
         )
     sizes: dict[str, int] = {}
     for array in program.arrays:
+        check_element(array, arguments[array.name])
         shape = tuple(arguments[array.name].shape)
         if len(shape) != len(array.dims):
             raise LowbitvmError(

@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-import numpy as np
 import torch
 
 from lowbitvm import dtypes
@@ -24,11 +23,15 @@ _library.define(
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x (..., in_features) in f16 or bf16 times the weight, transposed, plus bias (out_features): (..., out_features).
 
-    CUDA tensors run on their GPU, on the current stream. CPU tensors are multiplied exactly, in float64, and rounded
-    once; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) they go through PTX and the emulator instead.
+    CUDA tensors run on their GPU, on the current stream. CPU tensors are multiplied and summed in float64 and
+    rounded once; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) they go through PTX and the emulator instead.
     Raises DTYPE_MISMATCH, SHAPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH; a backward pass through it raises
     GRADIENT_UNSUPPORTED.
     """
+    if not isinstance(weight, PackedWeight):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"the weight is a {type(weight).__name__}", "pass what lb.pack or lb.quantize returns"
+        )
     if not dtypes.is_tensor(weight.words):
         raise LowbitvmError("DEVICE_MISMATCH", "the weight holds numpy arrays", "pack torch tensors")
     _check(x, weight, bias)
@@ -118,14 +121,23 @@ def _run(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, targe
 
 
 def _reference(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """The exact product, summed in float64 and rounded to x's dtype."""
+    """The product, summed in float64 and rounded to x's dtype."""
     exact: torch.Tensor = x.double() @ weight.dequantize().double().T
     if bias is not None:
         exact = exact + bias.double()
-    if x.dtype == torch.float16:  # torch rounds float64 to f16 twice, numpy once
-        with np.errstate(over="ignore"):
-            return torch.from_numpy(exact.numpy().astype(np.float16))
-    return exact.to(x.dtype)
+    return _rounded(exact, x.dtype)
+
+
+def _rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float64 to f16 or bf16, to nearest even, once: torch goes by float32, which is rounded to odd here.
+
+    Rounding to odd keeps on which side of every midpoint a number lies (Boldo and Melquiond, IEEE TC 2008).
+    """
+    nearest = exact.float()
+    beyond = nearest.double().abs() > exact.abs()
+    bits = nearest.view(torch.int32) - (beyond & nearest.isfinite()).int()  # toward zero
+    odd = torch.where(nearest.double() == exact, bits, bits | 1)
+    return torch.where(nearest.isfinite(), odd.view(torch.float32), nearest).to(dtype)
 
 
 def _linear_fake(

@@ -140,7 +140,10 @@ class PackedWeight:
                 "pack torch tensors, for example from torch.from_numpy",
             )
         torch = sys.modules["torch"]
-        target = torch.device(device)
+        try:
+            target = torch.device(device)
+        except RuntimeError as error:
+            raise LowbitvmError("DEVICE_UNAVAILABLE", f"there is no device {device!r}", "name cpu or cuda:0") from error
         if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
             raise LowbitvmError(
                 "DEVICE_UNAVAILABLE",
@@ -151,7 +154,7 @@ class PackedWeight:
         return PackedWeight(self.words.to(target), self.scales.to(target), zeros, self.format, *self.shape)
 
 
-def pack(codes: Array, scales: Array, zeros: Array | None, fmt: Format) -> PackedWeight:
+def pack(codes: Array, scales: Array, zeros: Array | None, fmt: Format | str) -> PackedWeight:
     """Brings a quantised weight into the stored order. Bit-exact: `PackedWeight.unpack` gives the arguments back.
 
     codes: integers (N, K) = (out_features, in_features) in the range of `fmt.dtype`, of any integer dtype.
@@ -164,6 +167,7 @@ def pack(codes: Array, scales: Array, zeros: Array | None, fmt: Format) -> Packe
     Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, GROUP_INDIVISIBLE, ARGUMENT_INVALID (zeros missing or not
     wanted) and DEVICE_MISMATCH.
     """
+    fmt = _format(fmt)
     _check_zeros_given(zeros, fmt)
     _check_one_device({"codes": codes, "scales": scales, "zeros": zeros})
     _check_integer("codes", codes)
@@ -220,7 +224,16 @@ def _pack_scales(given: Array, out_features: int) -> Array:
 
 
 @np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
-def quantize(weight: Array, fmt: Format) -> PackedWeight:
+def _format(fmt: Format | str) -> Format:
+    """A Format as it is, or as text spells it."""
+    if isinstance(fmt, str):
+        return Format.parse(fmt)
+    if not isinstance(fmt, Format):
+        raise LowbitvmError("FORMAT_INVALID", f"the format is a {type(fmt).__name__}", "pass a Format, or its text")
+    return fmt
+
+
+def quantize(weight: Array, fmt: Format | str) -> PackedWeight:
     """Rounds a float weight (N, K) to the nearest codes, ties to even. f16, bf16, f32 or f64, numpy or torch.
 
     With lo and hi the smallest and largest weight of a group, and low .. high the codes (levels = high - low = 15):
@@ -236,6 +249,7 @@ def quantize(weight: Array, fmt: Format) -> PackedWeight:
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with u4 and zero=None, and ranges that overflow the
     scale dtype; SHAPE_MISMATCH, DTYPE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
     """
+    fmt = _format(fmt)
     if not dtypes.of(weight).is_float:
         raise LowbitvmError(
             "DTYPE_MISMATCH", f"the weight is {dtypes.of(weight)}, quantize takes floats", "use pack for integer codes"

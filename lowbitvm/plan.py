@@ -1,8 +1,11 @@
 """Which tile a linear layer runs with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+
+ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
 @dataclass(frozen=True)
@@ -23,5 +26,36 @@ def linear_tile(m: int, fmt: Format) -> Tile:
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
     """
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
-    crowded = bm == 64 and (fmt.zero in ("float", "offset") or fmt.group == 32)
-    return Tile(bm, bn=128, bk=64, stages=4, warps=8 if crowded else 4)
+    return Tile(bm, bn=128, bk=64, stages=4, warps=8 if bm == 64 and _crowded(fmt) else 4)
+
+
+def chosen_tile(fmt: Format, **parts: int | None) -> Tile:
+    """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
+
+    Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
+    """
+    given = {name: part for name, part in parts.items() if part is not None}
+    tile = replace(linear_tile(given.get("bm", 16), fmt), **given)
+    threads = 32 * tile.warps
+    accumulators = tile.bm * tile.bn // threads
+    limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
+    problems = {
+        f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
+        f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
+        f"bn {tile.bn} is no power of two from 16 x {tile.warps} warps on": tile.bn < 16 * tile.warps
+        or tile.bn & (tile.bn - 1),
+        f"bk {tile.bk} is not 64, 128 or 256": tile.bk not in (64, 128, 256),
+        f"stages {tile.stages} is not 2 to 5": not 2 <= tile.stages <= 5,
+        f"bm {tile.bm} x bn {tile.bn} are {accumulators} accumulators per thread, {fmt} has registers for {limit}": (
+            accumulators > limit
+        ),
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise LowbitvmError("TILE_INVALID", problem, f"leave parts out, as in {linear_tile(16, fmt)}")
+    return tile
+
+
+def _crowded(fmt: Format) -> bool:
+    """Whether a format's kernel needs many registers beside the accumulators."""
+    return fmt.zero in ("float", "offset") or fmt.group == 32

@@ -9,7 +9,6 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.interpret import check_element
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.compiled import CompiledKernel
@@ -56,8 +55,13 @@ def launch(kernel: CompiledKernel, grid: Sequence[int], arguments: Mapping[str, 
 
 
 def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, int, int]:
+    sizes = grid if isinstance(grid, tuple | list) else ()
+    if not 1 <= len(sizes) <= 3 or not all(type(size) is int and size >= 0 for size in sizes):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"{kernel.code.entry} with grid {grid!r}", "give one to three ints, none below 0"
+        )
     x, y, z = (*grid, 1, 1)[:3]
-    if len(grid) > 3 or any(size > limit for size, limit in zip((x, y, z), Target.max_grid, strict=True)):
+    if any(size > limit for size, limit in zip((x, y, z), Target.max_grid, strict=True)):
         raise LowbitvmError(
             "GRID_TOO_LARGE",
             f"{kernel.code.entry} with grid {tuple(grid)}, the hardware takes {Target.max_grid}",
@@ -70,7 +74,6 @@ def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
     vectorised = any(divisor > 1 for _, divisor in kernel.program.divisible)
     for array in kernel.program.arrays:
         value = arguments[array.name]
-        check_element(array, value)
         if isinstance(value, PackedWeight):
             continue
         contiguous = value.is_contiguous() if dtypes.is_tensor(value) else value.flags.c_contiguous

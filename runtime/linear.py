@@ -9,7 +9,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.kernels.linear import linear
 from lowbitvm.pack import PackedWeight
-from lowbitvm.plan import Tile, linear_tile
+from lowbitvm.plan import Tile, chosen_tile, linear_tile
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
 from lowbitvm.runtime.emulator import Report
@@ -50,14 +50,7 @@ def compile_linear(
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, TARGET_UNKNOWN, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
-    default = linear_tile(16 if bm is None else bm, fmt)
-    tile = Tile(
-        default.bm if bm is None else bm,
-        default.bn if bn is None else bn,
-        default.bk if bk is None else bk,
-        default.stages if stages is None else stages,
-        default.warps if warps is None else warps,
-    )
+    tile = chosen_tile(fmt, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps)
     return _compile(fmt, act, target, tile, bias, vectorised, cache)
 
 

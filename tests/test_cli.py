@@ -22,10 +22,12 @@ def test_compile_writes_ptx_cubin_and_resources(tmp_path):
     ]
     result = CliRunner().invoke(main, ["compile", *arguments])
     assert result.exit_code == 0, result.output
-    stem = tmp_path / "out" / "linear-u4-128-int-f16-sm_90a"
+    stem = tmp_path / "out" / "linear-u4-128-int-f16-f16-sm_90a-16x128x64x4"
     resources = json.loads(stem.with_suffix(".json").read_text())
     assert resources["target"] == "sm_90a"
     assert resources["spills"] == 0
+    assert resources["tile"] == {"bm": 16, "bn": 128, "bk": 64, "stages": 4, "warps": 4}
+    assert resources["block"] == [128, 1, 1]
     assert f".visible .entry {resources['entry']}(" in stem.with_suffix(".ptx").read_text()
     assert ".target sm_90a" in stem.with_suffix(".ptx").read_text()
     assert stem.with_suffix(".cubin").read_bytes().startswith(b"\x7fELF")
@@ -37,6 +39,13 @@ def test_a_mistake_is_one_line_with_its_code():
     assert result.exit_code == 1
     assert "FORMAT_UNSUPPORTED" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(main, ["compile", "--weights", "u4", "-o", str(tmp_path / "file" / "below")])
+    assert result.exit_code == 1
+    assert "cannot be written" in result.output
 
 
 def test_doctor_names_every_executor():

@@ -218,7 +218,7 @@ def test_an_exchange_beyond_shared_memory_is_refused_with_its_line():
     assert error.location == f"{__file__}:{body.__code__.co_firstlineno + 2}"
 
 
-@pytest.mark.parametrize("grid", [(1, 65536), (1, 1, 65536), (2**31,), (1, 1, 1, 1)])
+@pytest.mark.parametrize("grid", [(1, 65536), (1, 1, 65536), (2**31,)])
 def test_a_grid_beyond_the_hardware_is_refused(grid):
     kernel = copy.compile("sm_80", x=lb.f32, y=lb.f32, bm=8, bn=8, row=0, column=0)
     arrays = {"x": np.zeros((8, 8), np.float32), "y": np.zeros((8, 8), np.float32)}
@@ -426,3 +426,18 @@ def test_tiles_of_a_dot_that_begin_before_their_arrays_are_masked(row, feature):
     report = lb.launch(compile_program(program, "sm_80", 4), (1,), {"x": x, "w": w, "y": results[1]})
     assert report.findings == []
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [(1, 1, 1, 1), (), 3, (1.0,), (-1,)])
+def test_a_grid_that_is_none_is_refused(grid):
+    program = made(lambda x, w, y: lb.store(y, (0, 0), lb.zeros((8, 8))))
+    x, y = np.zeros((8, 128), np.float16), np.zeros((8, 8), np.float32)
+    w = lb.quantize(np.zeros((8, 128), np.float32), FMT)
+    with pytest.raises(lb.LowbitvmError, match="ARGUMENT_INVALID"):
+        lb.launch(compile_program(program, "sm_80", 4), grid, {"x": x, "w": w, "y": y})
+
+
+def test_a_list_is_no_array():
+    program = made(lambda x, w, y: lb.store(y, (0, 0), lb.zeros((8, 8))))
+    with pytest.raises(lb.LowbitvmError, match="DTYPE_MISMATCH"):
+        lb.launch(compile_program(program, "sm_80", 4), (1,), {"x": [1.0], "w": [2], "y": [3]})

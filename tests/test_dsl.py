@@ -110,6 +110,11 @@ def test_index_arithmetic_leaves_the_loops_that_it_does_not_depend_on():
         ("SHAPE_MISMATCH", lambda x, y: lb.load(x, (0, 0), (8,))),
         ("SHAPE_MISMATCH", lambda x, y: lb.sum(lb.zeros((8,)), axis=1)),
         ("SHAPE_MISMATCH", lambda x, y: lb.dot(lb.zeros((16, 16)), lb.zeros((32, 16)))),
+        ("ARGUMENT_INVALID", lambda x, y: lb.store(y, (0,), 0.0)),
+        ("ARGUMENT_INVALID", lambda x, y: lb.load(5, (0,), (8,))),
+        ("ARGUMENT_INVALID", lambda x, y: list(lb.range(0, 64, x.shape[1]))),
+        ("TILE_INVALID", lambda x, y: lb.zeros(8)),
+        ("TILE_INVALID", lambda x, y: lb.zeros((x.shape[0], 8))),
         ("TILE_INVALID", lambda x, y: lb.zeros((24,))),
         ("TILE_INVALID", lambda x, y: lb.zeros((2048, 1024))),
         ("ARGUMENT_INVALID", lambda x, y: list(lb.range(0, 8, 0))),
@@ -201,3 +206,29 @@ def test_a_tile_can_be_set_to_a_number_and_divided_in_place():
         lb.store(y, (0,), total)
 
     assert str(record(body)).count("assign") == 2
+
+
+def test_a_cast_to_the_same_dtype_is_a_copy():
+    def body(x, y):
+        a = lb.zeros((8,))
+        b = a.to(lb.f32)
+        a += 1.0
+        lb.store(y, (0,), b)
+
+    program = record(body)
+    y = np.full(8, 7, np.float32)
+    lb.interpret(program, (1,), {"x": np.zeros((1, 1), np.float32), "y": y[:1]})
+    assert y[0] == 0
+
+
+def test_a_constant_may_not_be_called_like_an_argument_of_compile():
+    with pytest.raises(LowbitvmError, match="KERNEL_INVALID"):
+
+        @lb.kernel(x=("m", lb.f32))
+        def named(x, *, warps=2):
+            pass
+
+
+def test_a_declaration_that_is_none_is_refused():
+    with pytest.raises(LowbitvmError, match="KERNEL_INVALID"):
+        lb.kernel(x=("m",))

@@ -53,6 +53,43 @@ def test_the_reference_path_rounds_the_exact_result_once():
     assert np.array_equal(lb.linear(x, weight).numpy(), exact.astype(np.float16))
 
 
+def test_the_reference_path_rounds_to_bf16_once():
+    ones = np.ones((1, 3), np.int8)
+    weight = lb.pack(torch.from_numpy(ones), torch.ones(1, 1), None, lb.Format("i4", "channel", scale="f32"))
+    x = torch.tensor([[1, 2**-8, 2**-40]], dtype=torch.bfloat16)  # just above the midpoint of 1 and 1 + 2^-7
+    assert lb.linear(x, weight).item() == 1 + 2**-7
+    assert lb.linear(-x, weight).item() == -1 - 2**-7
+    assert lb.linear(x[:, :2] * torch.tensor([1, 1], dtype=torch.bfloat16), _first_two(weight)).item() == 1
+
+
+def _first_two(weight):
+    codes, scales, _ = weight.unpack()
+    return lb.pack(codes[:, :2].contiguous(), scales, None, weight.format)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_once_equals_exact_fractions(dtype):
+    from lowbitvm.ops import _rounded
+
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.arange(-200, 200, dtype=torch.float64)
+    info = torch.finfo(dtype)
+    for scale in (1.0, info.smallest_normal, info.max / 300):
+        exact = scale * (1 + steps * info.eps / 4) + scale * 1e-13 * torch.randn(400, generator=generator).double()
+        rounded = _rounded(exact, dtype).double()
+        for shift in (-1, 1):  # no neighbour is nearer
+            neighbour = (_rounded(exact, dtype).view(torch.int16) + shift).view(dtype).double()
+            assert ((rounded - exact).abs() <= (neighbour - exact).abs())[neighbour.isfinite()].all()
+    special = torch.tensor([float("inf"), -float("inf"), float("nan"), 1e300, 0.0, -0.0], dtype=torch.float64)
+    assert torch.equal(_rounded(special, dtype).isnan(), special.isnan())
+    assert torch.equal(_rounded(special, dtype)[[0, 1, 3]], special[[0, 1, 0]].to(dtype))
+
+
+def test_a_weight_that_is_none_is_refused():
+    with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID"):
+        lb.linear(torch.zeros(2, 64).half(), torch.zeros(16, 64))
+
+
 def test_a_vector_is_a_legal_input():
     weight = weight_of(24, 64, lb.Format("i4", group=64))
     assert lb.linear(torch.randn(64).half(), weight).shape == (24,)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import GROUPS, SCALES, ZEROS, Format
-from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.pack import PackedWeight, pack, quantize
 
 FORMATS = [Format(*parts) for parts in product(("u4", "i4"), GROUPS, ZEROS, SCALES)]
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -405,3 +405,17 @@ def test_moving_where_no_device_is_is_refused() -> None:
     as_tensors = pack(tensor(CODES), tensor(SCALES_), tensor(ZEROS_), FMT)
     with pytest.raises(LowbitvmError, match=r"^DEVICE_UNAVAILABLE: .*cuda:99"):
         as_tensors.to("cuda:99")
+
+
+def test_a_format_may_be_given_as_text() -> None:
+    weight = np.linspace(-1, 1, 16 * 64, dtype=np.float32).reshape(16, 64)
+    text, fmt = "u4,group=32,zero=int", Format("u4", 32, "int")
+    assert np.array_equal(quantize(weight, text).words, quantize(weight, fmt).words)
+    with pytest.raises(LowbitvmError, match="FORMAT_INVALID"):
+        quantize(weight, 4)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_none_is_refused() -> None:
+    weight = quantize(torch.ones(16, 64), Format("i4", "channel"))
+    with pytest.raises(LowbitvmError, match="DEVICE_UNAVAILABLE"):
+        weight.to("junk")

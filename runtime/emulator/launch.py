@@ -149,6 +149,8 @@ def _choice(value: str, choices: dict[str, int], what: str) -> int:
 
 
 def _extent(values: Sequence[int], what: str) -> tuple[int, int, int]:
+    if not isinstance(values, tuple | list):
+        raise invalid(f"{what} is {values!r}", "give a tuple of up to three positive extents")
     x, y, z = (*map(int, values), 1, 1, 1)[:3]
     if len(values) > 3 or min(x, y, z) < 1 or x * y * z >= 1 << 32:
         raise invalid(f"{what} is {tuple(values)}", "give up to three positive extents, below 2^32 in all")

@@ -1,0 +1,5 @@
+"""`python -m lowbitvm` is the `lowbitvm` command."""
+
+from lowbitvm.cli import main
+
+main()
