@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -16,10 +17,12 @@ from lowbitvm.plan import Tile, linear_tile
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
 from lowbitvm.runtime.linear import compile_linear
-from tests.mutate import draw_mutations
+from tests.mutate import Mutation, draw_mutations
 
 GUARD = 64  # elements before and after y
 FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+EXPLAINED = (Path(__file__).parent.parent / "docs" / "mutations.md").read_text()
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,10 @@ def test_at_least_95_percent_of_one_token_mutations_are_noticed(name: str, count
         if noticed is None:
             survivors.append(mutation)
     assert len(survivors) <= 0.05 * len(mutations), "\n".join(map(str, survivors))
+    unexplained = [row for row in map(documented, survivors) if row not in EXPLAINED]
+    assert not unexplained, "explain in docs/mutations.md why nothing changes:\n" + "\n".join(unexplained)
+
+
+def documented(mutation: Mutation) -> str:
+    """How docs/mutations.md writes a survivor."""
+    return f"`{mutation.before}` -> `{mutation.after or 'dropped'}`"
