@@ -223,7 +223,6 @@ def _pack_scales(given: Array, out_features: int) -> Array:
     return stored
 
 
-@np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
 def _format(fmt: Format | str) -> Format:
     """A Format as it is, or as text spells it."""
     if isinstance(fmt, str):
@@ -233,6 +232,7 @@ def _format(fmt: Format | str) -> Format:
     return fmt
 
 
+@np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
 def quantize(weight: Array, fmt: Format | str) -> PackedWeight:
     """Rounds a float weight (N, K) to the nearest codes, ties to even. f16, bf16, f32 or f64, numpy or torch.
 
