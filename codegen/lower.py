@@ -261,7 +261,6 @@ class Lowering:
                 raise _unsupported(load, f"a dot of {load.array.name}, which the kernel stores to", "use another array")
             if load.attributes["other"] != 0:
                 raise _unsupported(load, f"a dot of a load with other={load.attributes['other']}", "leave it 0")
-        assert self.state.atom is not None
         for dot in (op for op in pipeline.loop.body if op.kind == "dot"):
             dtype = dot.operands[0].dtype
             if dtype is not None and dtype.name != self.state.atom.operand:

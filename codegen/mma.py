@@ -44,7 +44,7 @@ class Dot:
         zeros = tiles.get((codes, "zeros"))
         assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and isinstance(scales, GroupRows)
         assert zeros is None or isinstance(zeros, GroupRows)
-        assert state.atom is not None and a.dtype is not None
+        assert a.dtype is not None
         self.state, self.slot, self.atom = state, pipeline.slot, state.atom
         self.activations, self.words, self.scales, self.zeros = activations, words, scales, zeros
         self.format = packed_array(codes)[1]
@@ -92,8 +92,7 @@ class Dot:
         self.lane_bases = {pattern: b.op("add.s32", "r", slot, base) for pattern, base in self.lane.items()}
         self.word_base = b.op("add.s32", "r", slot, self.words.base)
         self.scale_base = b.op("add.s32", "r", slot, self.scales.base)
-        same = self.zeros is None or self.zeros.base == self.scales.base
-        self.zero_base = self.scale_base if same or self.zeros is None else b.op("add.s32", "r", slot, self.zeros.base)
+        self.zero_base = b.op("add.s32", "r", slot, self.zeros.base) if self.zeros is not None else ""
         words: dict[tuple[int, int], list[str]] = {}
         for segment in range(self.scales.segments):
             scalings = [self._scaling(segment, t) for t in range(self.row_tiles)]

@@ -265,6 +265,7 @@ class Pipeline:
     base: str
     slot: str = ""
     write_slot: str = ""
+    end: str = ""
     ahead: str = ""
 
     @property

@@ -45,7 +45,7 @@ class Builder:
         """Puts a label here."""
         self.lines.append(f"{label}:")
 
-    def module(self, entry: str, target: Target, parameters: list[str], threads: int, shared: bool) -> str:
+    def module(self, entry: str, target: Target, parameters: list[str], threads: int) -> str:
         """The whole PTX text: header, parameters, register declarations and the collected body."""
         registers = [
             f"    .reg .{kind} %{prefix}<{self._counts[prefix]}>;"
@@ -54,8 +54,7 @@ class Builder:
         ]
         version = max(target.ptx_version, LOWEST_VERSION)
         head = [f".version {version}", f".target {target.name}", ".address_size 64", ""]
-        if shared:
-            head += [".extern .shared .align 128 .b8 smem[];", ""]
+        head += [".extern .shared .align 128 .b8 smem[];", ""]
         head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]
         return "\n".join([*head, f".reqntid {threads}, 1, 1", "{", *registers, *self.lines, "    ret;", "}", ""])
 

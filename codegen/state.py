@@ -22,7 +22,7 @@ class State:
 
     program: Program
     target: Target
-    atom: MmaAtom | None
+    atom: MmaAtom
     warps: int
     layouts: dict[Op, Layout]
     builder: Builder = field(default_factory=Builder)

@@ -35,9 +35,11 @@ def chosen_tile(fmt: Format, **parts: int | None) -> Tile:
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
     """
     given = {name: part for name, part in parts.items() if part is not None}
+    odd = {name: part for name, part in given.items() if type(part) is not int or part < 1}
+    if odd:
+        raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
     tile = replace(linear_tile(given.get("bm", 16), fmt), **given)
-    threads = 32 * tile.warps
-    accumulators = tile.bm * tile.bn // threads
+    accumulators = tile.bm * tile.bn // (32 * tile.warps)
     limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),

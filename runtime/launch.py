@@ -71,22 +71,28 @@ def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
-    vectorised = any(divisor > 1 for _, divisor in kernel.program.divisible)
     for array in kernel.program.arrays:
         value = arguments[array.name]
-        if isinstance(value, PackedWeight):
-            continue
-        contiguous = value.is_contiguous() if dtypes.is_tensor(value) else value.flags.c_contiguous
-        if not contiguous:
-            raise LowbitvmError(
-                "TENSOR_NOT_CONTIGUOUS", f"{array.name} of shape {tuple(value.shape)} has gaps", "call .contiguous()"
-            )
-        if vectorised and address(value) % ALIGNMENT:
-            raise LowbitvmError(
-                "ARGUMENT_INVALID",
-                f"{array.name} is at address {address(value):#x}, no multiple of {ALIGNMENT}",
-                "compile without divisible, or copy the array",
-            )
+        if isinstance(value, PackedWeight):  # contiguous by construction
+            parts = [part for part in (value.words, value.scales, value.zeros) if part is not None]
+        else:
+            _check_contiguous(array.name, value)
+            parts = [value] if kernel.program.divisor(array.dims[-1]) > 1 else []
+        for part in parts:
+            if address(part) % ALIGNMENT:
+                raise LowbitvmError(
+                    "ARGUMENT_INVALID",
+                    f"{array.name} is at address {address(part):#x}, no multiple of {ALIGNMENT}",
+                    "copy it, or compile the kernel without divisible",
+                )
+
+
+def _check_contiguous(name: str, value: Any) -> None:
+    contiguous = value.is_contiguous() if dtypes.is_tensor(value) else value.flags.c_contiguous
+    if not contiguous:
+        raise LowbitvmError(
+            "TENSOR_NOT_CONTIGUOUS", f"{name} of shape {tuple(value.shape)} has gaps", "call .contiguous()"
+        )
 
 
 def address(value: Any) -> int:

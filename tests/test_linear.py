@@ -1,5 +1,7 @@
 """The linear kernel on random problems: interpreter, emulator and float64 agree within the derived bound."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -102,6 +104,17 @@ def test_an_unaligned_view_of_activations_is_read_element_by_element():
     y = np.zeros((5, 24), np.float16)
     assert run_linear(x, weight, None, y, "sm_80").findings == []
     assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+
+
+def test_a_bias_and_an_output_need_no_alignment_but_a_weight_does():
+    rng = np.random.default_rng(0)
+    weight, x = random_weight(rng, lb.Format("i4", group=64), 30, 64), random_activations(rng, "f16", 3, 64, "normal")
+    bias, y = rng.standard_normal(31).astype(np.float16)[1:], np.zeros(91, np.float16)[1:].reshape(3, 30)
+    assert run_linear(x, weight, bias, y, "sm_80").findings == []
+    assert agrees(y, linear_exact(x, weight, bias), linear_bound(x, weight, bias)).all()
+    shifted = np.zeros(weight.words.size + 1, np.uint32)[1:].reshape(weight.words.shape)
+    with pytest.raises(lb.LowbitvmError, match="ARGUMENT_INVALID"):
+        run_linear(x, replace(weight, words=shifted), bias, y, "sm_80")
 
 
 def test_a_wrong_result_is_outside_the_bound():
