@@ -20,14 +20,13 @@ from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Attribute, Op, Program
-from lowbitvm.verify import verify
+from lowbitvm.verify import STAGES, verify
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.compiled import CompiledKernel
 
 Scalar = int | float
 INDEX_KINDS = ("constant", "dimension", "program_id", "add", "sub", "mul", "floordiv", "mod", "max", "min")
-STAGES = range(2, 6)
 RESERVED = {"target", "warps", "divisible"}  # arguments of Kernel.compile
 _recording = threading.local()
 _THIS_FILE = str(Path(__file__))

@@ -1,4 +1,4 @@
-"""torch operators."""
+"""torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; the first use of `lb.linear` does."""
 
 import os
 from typing import Any

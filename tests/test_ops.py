@@ -7,6 +7,7 @@ import torch
 import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.ops import _rounded  # and with it, torch.ops.lowbitvm
 
 
 def weight_of(n: int, k: int, fmt: lb.Format, seed: int = 0) -> lb.PackedWeight:
@@ -69,8 +70,6 @@ def _first_two(weight):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_once_equals_exact_fractions(dtype):
-    from lowbitvm.ops import _rounded
-
     generator = torch.Generator().manual_seed(0)
     steps = torch.arange(-200, 200, dtype=torch.float64)
     info = torch.finfo(dtype)
