@@ -1,4 +1,4 @@
-"""torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; the first use of `lb.linear` does."""
+"""torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; using `lb.linear` does too."""
 
 import os
 from typing import Any
