@@ -399,7 +399,7 @@ def test_the_first_finding_is_raised_with_its_place() -> None:
     finding = caught_error.value.finding
     assert (finding.block, finding.thread) == ((0, 0, 0), (0, 5, 0))
     assert text.splitlines()[finding.line - 1] == finding.text == "st.global.u32 [%d2], %r1;"
-    assert finding.address % (1 << 36) == 160
+    assert finding.address % (1 << 40) == 160
 
 
 def test_checks_can_be_chosen() -> None:

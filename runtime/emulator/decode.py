@@ -21,9 +21,9 @@ from lowbitvm.runtime.emulator.parse import (
     immediate_bits,
 )
 
-MAX_OPERANDS = 24
+MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
-REGION_SHIFT = 36
+REGION_SHIFT = 40
 FIRST_ARRAY = 2  # core.h: region 1 is the shared window
 SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1}  # memory.c; 0 is generic
 SHARED_BASE = 1024  # core.h: where a block's shared memory starts
@@ -102,7 +102,7 @@ class Slots:
 
 
 class Decoder:
-    """Decodes one kernel; the rules of `instructions.py` call it for operands."""
+    """Decodes one kernel; the rules of `isa` call it for operands."""
 
     def __init__(self, syntax: Syntax, kernel: Kernel) -> None:
         self.syntax, self.kernel, self.slots = syntax, kernel, Slots()

@@ -11,7 +11,7 @@ import numpy as np
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.emulator.decode import FIRST_ARRAY, REGION_SHIFT, ROW, Decoder, Program, build
-from lowbitvm.runtime.emulator.instructions import decode
+from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Kernel, Syntax, Variable, parse
 from lowbitvm.runtime.emulator.report import CHECKS, KINDS, ArrayTraffic, Counters, EmulatorError, Finding, Report
 
@@ -238,19 +238,21 @@ def _report(
     on_finding: str,
     shared: int,
 ) -> Report:
-    executed, (mma, wavefronts, ideal, sectors), traffic, findings = raw
+    tally, traffic, findings = raw
     found = [_finding(syntax, program, buffers, item, grid, block, shared) for item in findings]
     if found and on_finding == "raise":
         raise EmulatorError(found[0])
     by_mnemonic: dict[str, int] = {}
     by_line: dict[int, int] = {}
-    for count, name, position in zip(executed, program.names, program.positions, strict=True):
+    mma = 0
+    for (count, *_), name, position in zip(tally, program.names, program.positions, strict=True):
+        mma += count if name.startswith("mma.") else 0
         line = syntax.place(position)[0]
         by_mnemonic[name] = by_mnemonic.get(name, 0) + count
         by_line[line] = by_line.get(line, 0) + count
     arrays = {b.argument: ArrayTraffic(*t) for b, t in zip(buffers, traffic, strict=True) if b.argument is not None}
-    total = sum(executed)
-    return Report(Counters(total, by_mnemonic, by_line, mma, wavefronts, wavefronts - ideal, sectors, arrays), found)
+    total, _, wavefronts, least, sectors, *_ = (sum(column) for column in zip(*tally, strict=True))
+    return Report(Counters(total, by_mnemonic, by_line, mma, wavefronts, wavefronts - least, sectors, arrays), found)
 
 
 def _finding(

@@ -145,8 +145,9 @@ static void run_warp(Machine *m, Warp *w, u64 budget) {
         pc = (u32)w->pc++;
         i = m->code + pc;
         active = i->guard == NO_GUARD ? w->mask : guard_of(w, i);
-        m->executed[pc]++;
+        m->tally[pc].executed++;
         if (!active) continue;
+        m->tally[pc].lanes += (u32)__builtin_popcount(active);
         m->handler[pc](w, i, active);
         if (track && !(m->flags[pc] & OWN_UNDEFINED)) propagate(w, i, active);
     }

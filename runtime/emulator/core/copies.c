@@ -65,8 +65,8 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
         copy->lanes |= 1u << l;
         if (m->checks & SHADOWED) shadow_copy_issued(w, i, l, (u32)to, size);
     }
-    if (copy->lanes) count_shared(m, copy->lanes, shared_address, size);
-    if (fetched) count_global(m, fetched, address, size);
+    if (copy->lanes) count_shared(tally_of(w, i), copy->lanes, shared_address, size);
+    if (fetched) count_global(tally_of(w, i), fetched, address, size);
 }
 
 /* Land every copy of the active lanes whose group number is below the lane's limit. */

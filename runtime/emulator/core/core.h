@@ -25,7 +25,7 @@ typedef int64_t i64;
 #define FULL 0xFFFFFFFFu
 #define SLOT_BYTES 128
 #define NO_GUARD 0xFFFF
-#define MAX_OPERANDS 24
+#define MAX_OPERANDS 36
 #define MAX_WARPS 32
 #define MAX_STACK 256
 #define BARRIERS 16
@@ -99,9 +99,9 @@ struct Warp {
     u32 converged; /* clock of the last __syncwarp or barrier */
 };
 
-/* Global arrays live 64 GB apart in a made-up address space, so that an address names its array and an overrun hits
+/* Global arrays live 1 TB apart in a made-up address space, so that an address names its array and an overrun hits
  * nothing else. Region 0 is empty, region 1 the window on shared memory. */
-#define REGION_BYTES ((u64)1 << 36)
+#define REGION_BYTES ((u64)1 << 40)
 #define FIRST_ARRAY 2
 /* A block's shared memory starts here, as on a GPU that keeps the first KB: no variable of a kernel has address 0. */
 #define SHARED_BASE 1024
@@ -140,9 +140,13 @@ typedef struct {
 
 #define MAX_FINDINGS 1024
 
+/* What one instruction did so far. */
 typedef struct {
-    u64 mma, shared_wavefronts, shared_ideal, global_sectors;
-} Counters;
+    u64 executed, lanes; /* warp instructions issued; the lanes that were active in them, summed */
+    u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
+    u64 sectors, least_sectors; /* 32-byte sectors of global memory; the fewest possible for the bytes asked for */
+    u64 worst_conflict; /* most wavefronts of one phase */
+} Tally;
 
 struct Machine {
     const Insn *code;
@@ -167,8 +171,7 @@ struct Machine {
     u32 partial; /* a barrier joined only some of the warps since `epoch` */
     u32 checks, collect, numerics, fraction_bits, group_size;
     u64 random, steps, step_limit;
-    u64 *executed; /* per instruction */
-    Counters counters;
+    Tally *tally; /* per instruction */
     Finding *finding;
     u32 finding_count;
     bool stop, failed;
@@ -222,6 +225,8 @@ static inline u64 next_random(Machine *m) { /* xorshift64* */
     return m->random * 0x2545F4914F6CDD1Dull;
 }
 
+static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally + (i - w->m->code); }
+
 /* control.c */
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 other);
 void run_grid(Machine *m, int (*interrupted)(void));
@@ -243,8 +248,8 @@ void history_check_written(Warp *w, const Insn *i, u32 lane, Array *a, u64 addre
 void history_forget_clocks(Array *a); /* every access so far is before the epoch */
 
 /* traffic.c: bank conflicts and sectors */
-void count_shared(Machine *m, u32 active, const u64 *address, u32 size);
-void count_global(Machine *m, u32 active, const u64 *address, u32 size);
+void count_shared(Tally *t, u32 active, const u64 *address, u32 size);
+void count_global(Tally *t, u32 active, const u64 *address, u32 size);
 
 /* copies.c: cp.async */
 void copies_reset(Warp *w);

@@ -86,7 +86,7 @@ static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, bool wr
     EACH(active, l) a->bytes[l] = m->shared + a->address[l];
     if (!active) return;
     if (m->checks & SHADOWED) (write ? shadow_write : shadow_read)(w, i, active, a->address, size);
-    count_shared(m, active, a->address, size);
+    count_shared(tally_of(w, i), active, a->address, size);
 }
 
 static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, bool write, Access *a) {
@@ -102,7 +102,7 @@ static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, bool wr
     }
     EACH(legal, l) a->bytes[l] = array->data + (a->address[l] - array->base);
     a->lanes |= legal;
-    if (a->lanes & active) count_global(m, a->lanes & active, a->address, size);
+    if (a->lanes & active) count_global(tally_of(w, i), a->lanes & active, a->address, size);
 }
 
 /* Every lane's address, checked; `operand` is the register holding it. */

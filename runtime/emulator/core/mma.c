@@ -207,7 +207,6 @@ static void mma(Warp *w, const Insn *i, u32 active) {
         report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
         if (w->m->stop) return;
     }
-    w->m->counters.mma++;
     gather(w, i, &t);
     multiply(w->m, &t, d);
     if (w->m->checks & CHECK_UNDEFINED) spread_undefined(w, i, &t);

@@ -54,7 +54,7 @@ static void release_run(Run *r) {
     for (u32 n = 0; r->m.arrays && n < r->m.array_count; n++) history_end(r->m.arrays + n);
     free(r->data), free(r->registers), free(r->masks), free(r->m.warp), free(r->m.arrays), free(r->m.handler);
     free((void *)r->m.flags), free(r->m.shared), free(r->m.shared_write), free(r->m.shared_read);
-    free(r->m.byte_write), free(r->m.byte_read), free(r->m.executed), free(r->m.finding);
+    free(r->m.byte_write), free(r->m.byte_read), free(r->m.tally), free(r->m.finding);
 }
 
 /* config: grid, block, shared size, checks, collect, numerics, fraction bits, group, seed, step limit. */
@@ -78,7 +78,7 @@ static int allocate(Run *r) {
     u32 *flags = calloc(m->count, sizeof *flags);
     m->flags = flags;
     m->handler = calloc(m->count, sizeof *m->handler);
-    m->executed = calloc(m->count, sizeof *m->executed);
+    m->tally = calloc(m->count, sizeof *m->tally);
     m->finding = calloc(MAX_FINDINGS, sizeof *m->finding);
     m->shared = calloc(m->shared_end + 16, 1);
     m->shared_write = calloc(m->shared_end + 16, 1), m->shared_read = calloc(m->shared_end + 16, 1);
@@ -86,7 +86,7 @@ static int allocate(Run *r) {
     m->warp = calloc(m->warps, sizeof *m->warp);
     r->registers = calloc((size_t)m->warps * m->slots, SLOT_BYTES);
     r->masks = calloc((size_t)m->warps * m->slots, sizeof(u32));
-    if (!flags || !m->handler || !m->executed || !m->finding || !m->shared || !m->shared_write || !m->shared_read ||
+    if (!flags || !m->handler || !m->tally || !m->finding || !m->shared || !m->shared_write || !m->shared_read ||
         !m->byte_write || !m->byte_read || !m->warp || !r->registers || !r->masks)
         return -1;
     for (u32 n = 0; n < m->count; n++) {
@@ -127,10 +127,14 @@ static int take_arrays(Run *r, PyObject *list) {
 }
 
 static PyObject *results(const Machine *m) {
-    PyObject *executed = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *item;
+    PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *item;
     for (u32 n = 0; n < m->count; n++) {
-        item = PyLong_FromUnsignedLongLong(m->executed[n]);
-        PyList_Append(executed, item);
+        const Tally *t = m->tally + n;
+        item = Py_BuildValue("KKKKKKK", (unsigned long long)t->executed, (unsigned long long)t->lanes,
+                             (unsigned long long)t->wavefronts, (unsigned long long)t->least_wavefronts,
+                             (unsigned long long)t->sectors, (unsigned long long)t->least_sectors,
+                             (unsigned long long)t->worst_conflict);
+        PyList_Append(tally, item);
         Py_DECREF(item);
     }
     for (u32 n = 0; n < m->array_count; n++) {
@@ -145,9 +149,7 @@ static PyObject *results(const Machine *m) {
         PyList_Append(findings, item);
         Py_DECREF(item);
     }
-    return Py_BuildValue("N(KKKK)NN", executed, (unsigned long long)m->counters.mma,
-                         (unsigned long long)m->counters.shared_wavefronts, (unsigned long long)m->counters.shared_ideal,
-                         (unsigned long long)m->counters.global_sectors, traffic, findings);
+    return Py_BuildValue("NNN", tally, traffic, findings);
 }
 
 static PyObject *run(PyObject *self, PyObject *args) {

@@ -10,11 +10,11 @@ static bool contiguous(u32 active, const u64 *address, u32 size) {
 
 /* An access of 4 bytes or less goes in one phase, 8 bytes in two of 16 lanes, 16 bytes in four of 8. In a phase the
  * banks form groups of the access's size (4 bytes at least); each group serves one aligned unit at a time. */
-void count_shared(Machine *m, u32 active, const u64 *address, u32 size) {
+void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
     const u32 unit = size <= 4 ? 4 : size, groups = 128 / unit;
     if (size >= 4 && contiguous(active, address, size)) {
-        m->counters.shared_wavefronts += LANES / groups;
-        m->counters.shared_ideal += LANES / groups;
+        t->wavefronts += LANES / groups, t->least_wavefronts += LANES / groups;
+        if (!t->worst_conflict) t->worst_conflict = 1;
         return;
     }
     for (u32 first = 0; first < LANES; first += groups) {
@@ -30,17 +30,18 @@ void count_shared(Machine *m, u32 active, const u64 *address, u32 size) {
             distinct++;
             if (depth[group] > worst) worst = depth[group];
         }
-        m->counters.shared_wavefronts += worst;
-        m->counters.shared_ideal += (distinct + groups - 1) / groups;
+        t->wavefronts += worst, t->least_wavefronts += (distinct + groups - 1) / groups;
+        if (worst > t->worst_conflict) t->worst_conflict = worst;
     }
 }
 
 /* An access is aligned to its size of at most 16 bytes, so it touches one sector. */
-void count_global(Machine *m, u32 active, const u64 *address, u32 size) {
+void count_global(Tally *t, u32 active, const u64 *address, u32 size) {
     u64 sector[LANES];
     u32 count = 0;
+    t->least_sectors += ((u64)__builtin_popcount(active) * size + 31) / 32;
     if (contiguous(active, address, size)) {
-        m->counters.global_sectors += (address[LANES - 1] >> 5) - (address[0] >> 5) + 1;
+        t->sectors += (address[LANES - 1] >> 5) - (address[0] >> 5) + 1;
         return;
     }
     EACH(active, l) {
@@ -49,5 +50,5 @@ void count_global(Machine *m, u32 active, const u64 *address, u32 size) {
         while (k && sector[k - 1] != s) k--; /* neighbours share sectors: newest first */
         if (!k) sector[count++] = s;
     }
-    m->counters.global_sectors += count;
+    t->sectors += count;
 }
