@@ -6,7 +6,8 @@
 It reads PTX and knows nothing of the compiler that wrote it.
 """
 
-from lowbitvm.runtime.emulator.launch import Module, load, output
+from lowbitvm.runtime.emulator.bind import output
+from lowbitvm.runtime.emulator.launch import Module, load
 from lowbitvm.runtime.emulator.parse import PtxError
 from lowbitvm.runtime.emulator.report import ArrayTraffic, Counters, EmulatorError, Finding, Report
 

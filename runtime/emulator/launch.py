@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,46 +9,22 @@ from typing import Any
 import numpy as np
 
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.emulator.decode import FIRST_ARRAY, REGION_SHIFT, ROW, Decoder, Program, build
+from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
+from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Kernel, Syntax, Variable, parse
-from lowbitvm.runtime.emulator.report import CHECKS, KINDS, ArrayTraffic, Counters, EmulatorError, Finding, Report
+from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
+from lowbitvm.runtime.emulator.report import CHECKS, Report
+from lowbitvm.runtime.emulator.results import build_report
 
 try:
     CORE: Any = importlib.import_module("lowbitvm.runtime.emulator._core")
 except ImportError:
     CORE = None
 
-Array = np.ndarray[Any, np.dtype[Any]]
 STEP_LIMIT = 1 << 40
 NUMERICS = {"hw": 0, "float64": 1}
 # Fraction bits kept and products summed at once by the f16 and bf16 tensor cores, from compute capability x 10.
 TENSOR_CORES = {75: (24, 16), 80: (24, 8), 90: (25, 16)}
-
-
-@dataclass(frozen=True)
-class Output:
-    """A device buffer whose present contents a kernel must not read."""
-
-    array: Array
-
-
-def output(array: Array) -> Output:
-    """Mark an array as uninitialised: reading a byte before the kernel wrote it is a finding."""
-    return Output(array)
-
-
-@dataclass
-class _Buffer:
-    array: Array
-    base: int
-    uninitialised: bool
-    argument: int | None
-    stored: bool  # the kernel may store to it
-
-    def core_view(self) -> tuple[Array, int, bool, bool, bool]:
-        data = self.array.reshape(-1).view(np.uint8)
-        return data, self.base, self.array.flags.writeable, self.uninitialised, self.stored
 
 
 @dataclass
@@ -93,15 +68,18 @@ class Module:
         program = self.programs[entry]
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
-        buffers, params = _bind(program, args, self.globals)
+        buffers, params = bind(program, args, self.globals)
         fraction, group = _tensor_core(arch or self.syntax.target)
         mask = _check_mask(checks, program)
-        config = [*grid3, *block3, program.static_shared + shared, mask, on_finding == "collect"]
+        shared += program.static_shared
+        config = [*grid3, *block3, shared, mask, on_finding == "collect"]
         config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
-        return _report(self.syntax, program, buffers, raw, grid3, block3, on_finding, program.static_shared + shared)
+        return build_report(
+            self.syntax, program, buffers, raw, grid3, block3, on_finding, program.static_shared + shared
+        )
 
 
 def load(text: str) -> Module:
@@ -120,7 +98,7 @@ def load(text: str) -> Module:
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
     programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items()}
-    variables = [_initial(variable) for variable in syntax.globals]
+    variables = [initial(variable) for variable in syntax.globals]
     return Module(syntax, programs, variables)
 
 
@@ -130,16 +108,6 @@ def _program(syntax: Syntax, kernel: Kernel, opcodes: dict[str, int]) -> Program
     final = Instruction("exit", (), (), None, False, end, ())
     rows = [(decode(decoder, instruction), instruction) for instruction in (*kernel.instructions, final)]
     return build(decoder, rows, opcodes)
-
-
-def _initial(variable: Variable) -> Array:
-    data = np.zeros(variable.size, np.uint8)
-    data[: len(variable.values)] = np.frombuffer(variable.values, np.uint8)
-    return data
-
-
-def invalid(problem: str, fix: str) -> LowbitvmError:
-    return LowbitvmError("ARGUMENT_INVALID", problem, fix)
 
 
 def _choice(value: str, choices: dict[str, int], what: str) -> int:
@@ -177,108 +145,3 @@ def _tensor_core(arch: str) -> tuple[int, int]:
     if match is None or int(match[1]) < 75:
         raise invalid(f"the architecture is {arch!r}", "name one like sm_80, from sm_75 on")
     return TENSOR_CORES[max(start for start in TENSOR_CORES if start <= int(match[1]))]
-
-
-def _bind(program: Program, args: Sequence[Any], variables: list[Array]) -> tuple[list[_Buffer], bytearray]:
-    """Give every array an address range of its own and lay out the parameters."""
-    if len(args) != len(program.params):
-        raise invalid(f"{program.kernel.name} takes {len(program.params)} arguments, not {len(args)}", "pass them all")
-    buffers = [_Buffer(v, (FIRST_ARRAY + n) << REGION_SHIFT, False, None, True) for n, v in enumerate(variables)]
-    params = bytearray(program.params_size)
-    known: dict[tuple[int, int], _Buffer] = {}
-    for number, (arg, (variable, offset)) in enumerate(zip(args, program.params, strict=True)):
-        value = arg
-        if isinstance(arg, Output) or (isinstance(arg, np.ndarray) and arg.ndim):
-            buffer = _buffer(arg, number, variable, buffers, known)
-            buffer.stored |= number in program.stored
-            value = buffer.base
-        params[offset : offset + variable.size] = _encode(value, variable, number)
-    return buffers, params
-
-
-def _buffer(
-    arg: Output | Array, number: int, variable: Variable, buffers: list[_Buffer], known: dict[tuple[int, int], _Buffer]
-) -> _Buffer:
-    array = arg.array if isinstance(arg, Output) else arg
-    if variable.size != 8 or not array.flags.c_contiguous:
-        what = "an array" if variable.size != 8 else "not contiguous"
-        raise invalid(f"argument {number} is {what}, {variable.name} a .{variable.type}", "pass what the kernel takes")
-    start = array.__array_interface__["data"][0]
-    key = (start, array.nbytes)
-    if key not in known:
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        shift = (start - owner.__array_interface__["data"][0]) % 256  # a view is aligned as it lies in its owner
-        base = ((FIRST_ARRAY + len(buffers)) << REGION_SHIFT) + shift
-        known[key] = _Buffer(array, base, isinstance(arg, Output), number, False)
-        buffers.append(known[key])
-    return known[key]
-
-
-def _encode(value: Any, variable: Variable, number: int) -> bytes:
-    if isinstance(value, bytes) and len(value) == variable.size:
-        return value
-    bits = TYPE_BITS[variable.type]
-    if variable.size * 8 != bits or not isinstance(value, int | float | np.generic | np.ndarray):
-        kind = type(value).__name__
-        raise invalid(f"argument {number} is a {kind}, the parameter a .{variable.type}", "pass a number")
-    if variable.type in ("f32", "f64"):
-        return struct.pack("<f" if bits == 32 else "<d", float(value))
-    return (int(value) & ((1 << bits) - 1)).to_bytes(bits // 8, "little")
-
-
-def _report(
-    syntax: Syntax,
-    program: Program,
-    buffers: list[_Buffer],
-    raw: Any,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    on_finding: str,
-    shared: int,
-) -> Report:
-    tally, traffic, findings = raw
-    found = [_finding(syntax, program, buffers, item, grid, block, shared) for item in findings]
-    if found and on_finding == "raise":
-        raise EmulatorError(found[0])
-    by_mnemonic: dict[str, int] = {}
-    by_line: dict[int, int] = {}
-    mma = 0
-    for (count, *_), name, position in zip(tally, program.names, program.positions, strict=True):
-        mma += count if name.startswith("mma.") else 0
-        line = syntax.place(position)[0]
-        by_mnemonic[name] = by_mnemonic.get(name, 0) + count
-        by_line[line] = by_line.get(line, 0) + count
-    arrays = {b.argument: ArrayTraffic(*t) for b, t in zip(buffers, traffic, strict=True) if b.argument is not None}
-    total, _, wavefronts, least, sectors, *_ = (sum(column) for column in zip(*tally, strict=True))
-    return Report(Counters(total, by_mnemonic, by_line, mma, wavefronts, wavefronts - least, sectors, arrays), found)
-
-
-def _finding(
-    syntax: Syntax,
-    program: Program,
-    buffers: list[_Buffer],
-    item: tuple[int, ...],
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    shared: int,
-) -> Finding:
-    kind, pc, block_index, warp, lane, other, address, size = item
-    name, template = KINDS[kind]
-    line, _, text = syntax.place(program.positions[pc])
-    access, where = "write" if other else "read", _where(buffers, address)
-    message = template.format(access=access, address=address, where=where, size=size, other=other, shared=shared)
-    return Finding(name, message, line, text, _index(block_index, grid), _index(warp * 32 + lane, block), address)
-
-
-def _where(buffers: list[_Buffer], address: int) -> str:
-    for buffer in buffers:
-        if buffer.base >> REGION_SHIFT == address >> REGION_SHIFT:
-            offset, name = address - buffer.base, f"argument {buffer.argument}"
-            return f"{address:#x} ({name}, byte {offset} of {buffer.array.nbytes})"
-    return f"{address:#x}"
-
-
-def _index(number: int, extent: tuple[int, int, int]) -> tuple[int, int, int]:
-    return number % extent[0], number // extent[0] % extent[1], number // extent[0] // extent[1]

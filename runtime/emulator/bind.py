@@ -1,0 +1,98 @@
+"""What a launch passes to a kernel: arrays as device buffers at made-up addresses, and the parameters' bytes."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime.emulator.decode import FIRST_ARRAY, REGION_SHIFT, Program
+from lowbitvm.runtime.emulator.parse import TYPE_BITS, Variable
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A device buffer whose present contents a kernel must not read."""
+
+    array: Array
+
+
+def output(array: Array) -> Output:
+    """Mark an array as uninitialised: reading a byte before the kernel wrote it is a finding."""
+    return Output(array)
+
+
+@dataclass
+class Buffer:
+    array: Array
+    base: int
+    uninitialised: bool
+    argument: int | None
+    stored: bool  # the kernel may store to it
+
+    def core_view(self) -> tuple[Array, int, bool, bool, bool]:
+        data = self.array.reshape(-1).view(np.uint8)
+        return data, self.base, self.array.flags.writeable, self.uninitialised, self.stored
+
+
+def invalid(problem: str, fix: str) -> LowbitvmError:
+    return LowbitvmError("ARGUMENT_INVALID", problem, fix)
+
+
+def initial(variable: Variable) -> Array:
+    data = np.zeros(variable.size, np.uint8)
+    data[: len(variable.values)] = np.frombuffer(variable.values, np.uint8)
+    return data
+
+
+def bind(program: Program, args: Sequence[Any], variables: list[Array]) -> tuple[list[Buffer], bytearray]:
+    """Give every array an address range of its own and lay out the parameters."""
+    if len(args) != len(program.params):
+        raise invalid(f"{program.kernel.name} takes {len(program.params)} arguments, not {len(args)}", "pass them all")
+    buffers = [Buffer(v, (FIRST_ARRAY + n) << REGION_SHIFT, False, None, True) for n, v in enumerate(variables)]
+    params = bytearray(program.params_size)
+    known: dict[tuple[int, int], Buffer] = {}
+    for number, (arg, (variable, offset)) in enumerate(zip(args, program.params, strict=True)):
+        value = arg
+        if isinstance(arg, Output) or (isinstance(arg, np.ndarray) and arg.ndim):
+            buffer = _buffer(arg, number, variable, buffers, known)
+            buffer.stored |= number in program.stored
+            value = buffer.base
+        params[offset : offset + variable.size] = _encode(value, variable, number)
+    return buffers, params
+
+
+def _buffer(
+    arg: Output | Array, number: int, variable: Variable, buffers: list[Buffer], known: dict[tuple[int, int], Buffer]
+) -> Buffer:
+    array = arg.array if isinstance(arg, Output) else arg
+    if variable.size != 8 or not array.flags.c_contiguous:
+        what = "an array" if variable.size != 8 else "not contiguous"
+        raise invalid(f"argument {number} is {what}, {variable.name} a .{variable.type}", "pass what the kernel takes")
+    start = array.__array_interface__["data"][0]
+    key = (start, array.nbytes)
+    if key not in known:
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        shift = (start - owner.__array_interface__["data"][0]) % 256  # a view is aligned as it lies in its owner
+        base = ((FIRST_ARRAY + len(buffers)) << REGION_SHIFT) + shift
+        known[key] = Buffer(array, base, isinstance(arg, Output), number, False)
+        buffers.append(known[key])
+    return known[key]
+
+
+def _encode(value: Any, variable: Variable, number: int) -> bytes:
+    if isinstance(value, bytes) and len(value) == variable.size:
+        return value
+    bits = TYPE_BITS[variable.type]
+    if variable.size * 8 != bits or not isinstance(value, int | float | np.generic | np.ndarray):
+        kind = type(value).__name__
+        raise invalid(f"argument {number} is a {kind}, the parameter a .{variable.type}", "pass a number")
+    if variable.type in ("f32", "f64"):
+        return struct.pack("<f" if bits == 32 else "<d", float(value))
+    return (int(value) & ((1 << bits) - 1)).to_bytes(bits // 8, "little")
