@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm.runtime.emulator.flow import reconvergence
+from lowbitvm.runtime.emulator.order import ordering, Ordering
 from lowbitvm.runtime.emulator.parse import (
     TYPE_BITS,
     Address,
@@ -25,7 +26,7 @@ MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
 REGION_SHIFT = 40
 FIRST_ARRAY = 2  # core.h: region 1 is the shared window
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1}  # memory.c; 0 is generic
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4}  # memory.c; 0 is generic
 SHARED_BASE = 1024  # core.h: where a block's shared memory starts
 
 # What the core calls Insn (core.h).
@@ -83,8 +84,9 @@ class Program:
     static_shared: int
     positions: list[int]  # of each row in the text
     names: list[str]  # each row's mnemonic with its qualifiers
-    stored: set[int]  # parameters, by number, that may reach the address of a plain global store
-    synchronises: bool  # threads may order their global accesses by other means than barriers
+    stored: set[int]  # parameters, by number, that may reach the address of a global store or atomic
+    ordering: Ordering
+    local_size: int = 0  # bytes of each thread's local memory, from LOCAL_BASE on
 
 
 @dataclass
@@ -246,7 +248,7 @@ def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[
 
 
 def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[int]:
-    """The parameters that may reach the address of a plain global store, found by walking back from its register.
+    """The parameters that may reach the address of a global store or atomic, found by walking back from its register.
 
     Where that leads to a 64-bit value loaded from memory, which could be any pointer, these are all parameters.
     """
@@ -257,12 +259,16 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
         for slot, _ in row.operands[: row.dsts]:
             definitions.setdefault(slot, []).append(row)
     found: set[int] = set()
-    waiting = [row.operands[0][0] for row, _ in rows if row.op == "store" and row.mod[2] != SPACES["shared"]]
+    waiting = [
+        row.operands[row.dsts][0]
+        for row, _ in rows
+        if row.op in ("store", "atomic") and row.mod[2] & 0xFF in (0, SPACES["global"])
+    ]
     seen = set(waiting)
     while waiting:
         for row in definitions.get(waiting.pop(), ()):
             sources = [slot for slot, _ in row.operands[row.dsts :]]
-            if row.op == "load" and row.mod[2] == SPACES["param"] and sources[0] in constants:
+            if row.op == "load" and row.mod[2] & 0xFF == SPACES["param"] and sources[0] in constants:
                 start = constants[sources[0]] + row.offset
                 found |= {n for n, (v, offset) in enumerate(decoder.params) if offset <= start < offset + v.size}
             elif row.op in ("load", "atomic"):
@@ -272,19 +278,6 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
                 waiting += set(sources) - seen
                 seen.update(sources)
     return found
-
-
-def synchronises(kernel: Kernel) -> bool:
-    """Whether a kernel has fences, atomics with a result, or loads and stores stronger than weak.
-
-    A red counts for nothing: only one of these could see its effect.
-    """
-    strong = {"volatile", "relaxed", "acquire", "release"}
-    return any(
-        instruction.mnemonic in ("atom", "fence", "membar")
-        or (instruction.mnemonic in ("ld", "st") and not strong.isdisjoint(instruction.qualifiers))
-        for instruction in kernel.instructions
-    )
 
 
 def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[str, int]) -> Program:
@@ -334,5 +327,5 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         positions=[instruction.position for _, instruction in rows],
         names=[".".join((instruction.mnemonic, *instruction.qualifiers)) for _, instruction in rows],
         stored=stored_params(decoder, rows),
-        synchronises=synchronises(decoder.kernel),
+        ordering=ordering([row for row, _ in rows], {slot: value for (value, _), slot in slots.constants.items()}),
     )

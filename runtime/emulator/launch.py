@@ -1,6 +1,8 @@
 """Loading a module and launching its kernels."""
 
 import importlib
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, Report
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
 from lowbitvm.runtime.emulator.results import build_report
 
 try:
@@ -22,6 +24,8 @@ except ImportError:
     CORE = None
 
 STEP_LIMIT = 1 << 40
+SCHEDULES = {"random": 0, "round_robin": 1, "adversarial": 2}
+COPIES = {"late": 0, "early": 1, "random": 2}
 NUMERICS = {"hw": 0, "float64": 1}
 # Fraction bits kept and products summed at once by the f16 and bf16 tensor cores, from compute capability x 10.
 TENSOR_CORES = {75: (24, 16), 80: (24, 8), 90: (25, 16)}
@@ -48,6 +52,9 @@ class Module:
         on_finding: str = "raise",
         numerics: str = "hw",
         seed: int = 0,
+        schedule: str = "random",
+        copies: str = "late",
+        workers: int | None = None,
         step_limit: int = STEP_LIMIT,
     ) -> Report:
         """Run a kernel over the whole grid.
@@ -55,12 +62,12 @@ class Module:
         `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param.
         `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
-        or "float64" (sums in double, rounded to f32). `seed` picks the order in which warps and diverged lanes run.
+        or "float64" (sums in double, rounded to f32).
+        `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (one instruction each in turn)
+        or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
+        "late" or "early" as the program allows, or "random". `workers`: host threads, by default one per core; blocks
+        that may communicate run on one, in turns. The report does not depend on `workers`.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
-
-        Races on global memory are those of plain loads and stores, between warps without a barrier and between blocks.
-        They are not looked for in a kernel that has fences, atomics with a result, or volatile, relaxed, acquire or
-        release accesses: it may order its threads by these, which the emulator does not follow.
         """
         if entry not in self.programs:
             names = ", ".join(self.programs)
@@ -70,10 +77,14 @@ class Module:
         _check_block(program.kernel, block3)
         buffers, params = bind(program, args, self.globals)
         fraction, group = _tensor_core(arch or self.syntax.target)
-        mask = _check_mask(checks, program)
+        mask = _check_mask(checks)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
         config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed % 2**32, step_limit]
+        config += [program.local_size, _choice(schedule, SCHEDULES, "schedule"), _choice(copies, COPIES, "copies")]
+        together = program.ordering.blocks and math.prod(grid3) > 1
+        exact = together or program.ordering.is_exact(math.prod(block3))
+        config += [_workers(workers, program), exact, together]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
@@ -132,12 +143,19 @@ def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
 
 
-def _check_mask(checks: str | set[str], program: Program) -> int:
+def _check_mask(checks: str | set[str]) -> int:
     if isinstance(checks, str):
-        mask = _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
-    else:
-        mask = sum(_choice(check, CHECKS, "a check") for check in checks)
-    return mask & ~CHECKS["race_global"] if program.synchronises else mask
+        every = sum(bit for name, bit in CHECKS.items() if name not in OPT_IN)
+        return _choice(checks, {"all": every, "none": 0}, "checks")
+    return sum(_choice(check, CHECKS, "a check") for check in checks)
+
+
+def _workers(workers: int | None, program: Program) -> int:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise invalid(f"workers is {workers}", "give the number of host threads, at least 1")
+    return 1 if program.ordering.float_red else workers
 
 
 def _tensor_core(arch: str) -> tuple[int, int]:

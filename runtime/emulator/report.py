@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-# The core's finding kinds in the order of its enum, and what each says. `other` is a thread, a block or a lane mask.
+# The core's finding kinds in the order of its enum, and what each says. `context` is a mask of lanes or warps, a size, or a
+# case; what a message adds about the other thread of a race comes from the finding's `other`.
 KINDS = (
     ("out_of_bounds_global", "{access} of {size} bytes at {where} is outside every array"),
     ("out_of_bounds_shared", "{size} bytes at shared address {address:#x} are outside its {shared} from 0x400 on"),
@@ -13,27 +14,62 @@ KINDS = (
     ("undefined_address", "an address comes from a register that was never written"),
     ("undefined_predicate", "a predicate comes from a register that was never written"),
     ("undefined_store", "a stored value comes from a register that was never written"),
-    ("race_shared", "{size} bytes at shared address {address:#x}: thread {other} accesses them too, without a barrier"),
-    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async of thread {other} into them is visible "
-                  "only after that thread's wait and a barrier"),
-    ("race_global", "{size} bytes at {where}: block {other} accesses them too, and one of the two writes"),
-    ("race_global_warps", "{size} bytes at {where}: thread {other} of the block accesses them too, without a barrier"),
-    ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {other:#010x} alone"),
-    ("barrier_deadlock", "warps {other:#x} wait at barrier {address} for warps that never come"),
-    ("copy_source_size", "the source size {size} is above the copy size {other}, which is undefined"),
+    ("race_shared", "{size} bytes at shared address {address:#x}: another thread accesses them too, one of the two writes, "
+                    "and nothing orders them"),
+    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async into them is visible only after its thread's "
+                  "wait, to other threads after a barrier too"),
+    ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing orders "
+                    "them"),
+    ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {context:#010x} alone"),
+    ("barrier_deadlock", "warps {context:#x} wait {waiting} for what never comes"),
+    ("copy_source_size", "the source size {size} is above the copy size {context}, which is undefined"),
     ("copy_never_awaited", "exit with a cp.async of {size} bytes to shared address {address:#x} in flight"),
     ("read_only", "write to {where}, an array that is read-only"),
     ("limit", "the emulator's limit of {size} is reached (an endless loop?)"),
+    ("out_of_bounds_local", "{size} bytes at local address {address:#x} are outside the thread's local memory"),
+    ("uninitialised_local", "read of {size} bytes at local address {address:#x} that the thread has not written"),
+    ("barrier_invalid", "barrier {address}: {invalid_barrier}"),
+    ("mask_invalid", "the member mask {size:#010x} names the lanes {context:#010x}, which do not execute it (none: the "
+                     "executing lane is not in its own mask)"),
+    ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
+    ("trap", "the kernel stops itself"),
+    ("shuffle_source", "a value comes from lane {context}, which does not take part"),
+    ("shift_out_of_range", "a shift by {size}, the register has {context} bits"),
 )  # fmt: skip
+INVALID_BARRIER = (
+    "there are 16 barriers, 0 to 15",
+    "{size} threads, which is no positive multiple of 32",
+    "{size} threads, other warps wait there for another number",
+)
+INVALID_MBARRIER = (
+    "it was not initialised",
+    "{size} arrivals, more than its phase expects",
+    "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
 
-# Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "race_global" stands for both
-# kinds of races on global memory.
-CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32}
+# Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".
+CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32, "shift": 64}
+OPT_IN = frozenset(("shift",))
+
+
+@dataclass(frozen=True)
+class Party:
+    """The other access of a race: its PTX line (0: not known), block and thread."""
+
+    line: int
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"line {self.line}, block {self.block}, thread {self.thread}"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One defect: `kind` as in KINDS, PTX `line` (from 1) and its `text`, indices of block and thread, address."""
+    """One defect: `kind` as in KINDS, PTX `line` (from 1) and its `text`, indices of block and thread, address.
+
+    `other` is the other thread of a race, `source` the "file:line" that the PTX's .loc gives.
+    """
 
     kind: str
     message: str
@@ -42,10 +78,14 @@ class Finding:
     block: tuple[int, int, int]
     thread: tuple[int, int, int]
     address: int
+    other: Party | None = None
+    source: str | None = None
 
     def __str__(self) -> str:
-        place = f"line {self.line}, block {self.block}, thread {self.thread}"
-        return f"{self.kind}: {place}: {self.message}: {self.text.strip()}"
+        source = f" ({self.source})" if self.source else ""
+        other = f" (the other: {self.other})" if self.other else ""
+        place = f"line {self.line}{source}, block {self.block}, thread {self.thread}"
+        return f"{self.kind}: {place}: {self.message}{other}: {self.text.strip()}"
 
 
 class EmulatorError(Exception):

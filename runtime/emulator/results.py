@@ -5,7 +5,17 @@ from typing import Any
 from lowbitvm.runtime.emulator.bind import Buffer
 from lowbitvm.runtime.emulator.decode import REGION_SHIFT, Program
 from lowbitvm.runtime.emulator.parse import Syntax
-from lowbitvm.runtime.emulator.report import KINDS, ArrayTraffic, Counters, EmulatorError, Finding, Report
+from lowbitvm.runtime.emulator.report import (
+    INVALID_BARRIER,
+    INVALID_MBARRIER,
+    KINDS,
+    ArrayTraffic,
+    Counters,
+    EmulatorError,
+    Finding,
+    Party,
+    Report,
+)
 
 
 def build_report(
@@ -44,12 +54,22 @@ def _finding(
     block: tuple[int, int, int],
     shared: int,
 ) -> Finding:
-    kind, pc, block_index, warp, lane, other, address, size = item
+    kind, pc, block_index, warp, lane, context, address, size, (other_pc, other_block, other_thread) = item
     name, template = KINDS[kind]
     line, _, text = syntax.place(program.positions[pc])
-    access, where = "write" if other else "read", _where(buffers, address)
-    message = template.format(access=access, address=address, where=where, size=size, other=other, shared=shared)
-    return Finding(name, message, line, text, _index(block_index, grid), _index(warp * 32 + lane, block), address)
+    facts = {"address": address, "where": _where(buffers, address), "size": size, "context": context, "shared": shared}
+    facts["access"] = "write" if context else "read"
+    facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
+    if name == "barrier_invalid":
+        facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
+    if name == "mbarrier_invalid":
+        facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
+    other = None
+    thread = _index(warp * 32 + lane, block)
+    if other_pc >= 0 and (other_block, other_thread) != (block_index, warp * 32 + lane):
+        other_line = syntax.place(program.positions[other_pc])[0]
+        other = Party(other_line, _index(other_block, grid), _index(other_thread, block))
+    return Finding(name, template.format(**facts), line, text, _index(block_index, grid), thread, address, other)
 
 
 def _where(buffers: list[Buffer], address: int) -> str:

@@ -216,4 +216,4 @@ static void mma(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-const Opcode mma_ops[] = {{"mma_f32", mma, OWN_UNDEFINED}, {0}};
+const Opcode mma_ops[] = {{"mma_f32", mma, OWN_UNDEFINED | ALIGNED}, {0}};

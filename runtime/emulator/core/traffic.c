@@ -1,5 +1,6 @@
 /* What the memory system would do: shared wavefronts (a bank serves one 4-byte word a cycle) and 32-byte sectors. */
 #include "core.h"
+#include <stdlib.h>
 
 /* Lanes that access one stretch of memory in order. */
 static bool contiguous(u32 active, const u64 *address, u32 size) {
@@ -51,4 +52,31 @@ void count_global(Tally *t, u32 active, const u64 *address, u32 size) {
         if (!k) sector[count++] = s;
     }
     t->sectors += count;
+}
+
+bool traffic_start(Machine *m) {
+    m->traffic = calloc(m->array_count + 1, sizeof *m->traffic);
+    return m->traffic;
+}
+
+void traffic_end(Machine *m) {
+    free(m->traffic);
+    m->traffic = NULL;
+}
+
+/* Both machines have the same arrays. */
+bool traffic_merge(Machine *into, const Machine *from) {
+    for (u32 n = 0; n < into->array_count; n++) {
+        into->traffic[n].read += from->traffic[n].read;
+        into->traffic[n].written += from->traffic[n].written;
+    }
+    return true;
+}
+
+void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access) {
+    Traffic *t = m->traffic + (a - m->arrays);
+    const u64 bytes = (u64)__builtin_popcount(lanes) * size;
+    (void)address;
+    if (access != WRITE && access != STRONG_WRITE) t->read += bytes;
+    if (access == WRITE || access == STRONG_WRITE || access == ATOMIC) t->written += bytes;
 }

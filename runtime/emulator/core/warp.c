@@ -1,18 +1,12 @@
 /* Instructions that exchange data between the lanes of a warp. */
 #include "core.h"
 
-/* Lanes named by the member mask that cannot take part: undefined behaviour on a GPU. */
-static void check_members(Warp *w, const Insn *i, u32 members, u32 active) {
-    if (members & w->live & ~active) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
-}
-
 /* shfl.sync: d, [p], a, b, c, membermask; mod: 0 up, 1 down, 2 bfly, 3 idx. An out-of-range lane
  * copies itself and its predicate is false. */
 static void shfl(Warp *w, const Insn *i, u32 active) {
-    const u32 s = i->dsts, *a = SLOT(s), *b = SLOT(s + 1), *c = SLOT(s + 2), *members = SLOT(s + 3);
+    const u32 s = i->dsts, *a = SLOT(s), *b = SLOT(s + 1), *c = SLOT(s + 2);
     u32 *d = SLOT(0), result[LANES], in_range = 0, undefined = 0;
     const u32 *u = w->undefined;
-    check_members(w, i, members[__builtin_ctz(active)], active);
     EACH(active, l) {
         const u32 clamp = c[l] & 31, segment = c[l] >> 8 & 31, n = b[l] & 31;
         const u32 highest = (l & segment) | (clamp & ~segment), lowest = l & segment;
@@ -42,7 +36,6 @@ static void shfl(Warp *w, const Insn *i, u32 active) {
 static void vote(Warp *w, const Insn *i, u32 active) {
     const u32 members = *(u32 *)SLOT(2) & active, p = (get_predicate(w, i->operand[1]) ^ (i->mod[1] ? FULL : 0)) & members;
     const u32 undefined = w->undefined[i->operand[1]] & members ? FULL : 0;
-    check_members(w, i, ((u32 *)SLOT(2))[__builtin_ctz(active)], active);
     if (i->mod[0] == 3) {
         u32 *d = SLOT(0);
         LANEWISE(d[l] = p;)
@@ -62,9 +55,8 @@ static void activemask(Warp *w, const Insn *i, u32 active) {
 /* redux.sync: mod: 0 add, 1 min.u32, 2 max.u32, 3 min.s32, 4 max.s32, 5 and, 6 or, 7 xor. */
 static void redux(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
-    const u32 *a = SLOT(1), members = ((u32 *)SLOT(2))[__builtin_ctz(active)];
+    const u32 *a = SLOT(1);
     u32 value = a[__builtin_ctz(active)];
-    check_members(w, i, members, active);
     EACH(active & (active - 1), l) {
         const u32 x = a[l];
         switch (i->mod[0]) {
@@ -101,6 +93,6 @@ static void movmatrix(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, undefined);
 }
 
-const Opcode warp_ops[] = {{"shfl", shfl, OWN_UNDEFINED},   {"vote", vote, OWN_UNDEFINED},
-                           {"activemask", activemask, OWN_UNDEFINED}, {"redux", redux, OWN_UNDEFINED},
-                           {"movmatrix", movmatrix, OWN_UNDEFINED},   {0}};
+const Opcode warp_ops[] = {{"shfl", shfl, OWN_UNDEFINED | COLLECTIVE},   {"vote", vote, OWN_UNDEFINED | COLLECTIVE},
+                           {"activemask", activemask, OWN_UNDEFINED}, {"redux", redux, OWN_UNDEFINED | COLLECTIVE},
+                           {"movmatrix", movmatrix, OWN_UNDEFINED | ALIGNED},   {0}};
