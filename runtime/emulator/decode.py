@@ -290,6 +290,9 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
             assert isinstance(operand, Name)
             targets[n] = decoder.label(operand.text)
     joins = reconvergence(successors(rows, targets), [n for n, (row, _) in enumerate(rows) if row.op == "branch"])
+    for branch, join in joins.items():
+        if join >= 0 and rows[join][0].op == "exit" and rows[join][1].guard is None:
+            joins[branch] = -1  # whoever only meets the others to exit does so at once, as `if (...) return;` says
     code = np.zeros(len(rows), ROW)
     for n, (row, instruction) in enumerate(rows):
         decoder.instruction = instruction
