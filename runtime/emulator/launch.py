@@ -13,7 +13,7 @@ from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, Report
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
 from lowbitvm.runtime.emulator.results import build_report
 
 try:
@@ -134,7 +134,7 @@ def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
 
 def _check_mask(checks: str | set[str], program: Program) -> int:
     if isinstance(checks, str):
-        mask = _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
+        mask = _choice(checks, {"all": sum(CHECKS[check] for check in CHECKS.keys() - OPT_IN), "none": 0}, "checks")
     else:
         mask = sum(_choice(check, CHECKS, "a check") for check in checks)
     return mask & ~CHECKS["race_global"] if program.synchronises else mask
