@@ -4,7 +4,7 @@ from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa import bits, control, convert, matrix, memory, warp
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES, regular
-from lowbitvm.runtime.emulator.parse import Instruction
+from lowbitvm.runtime.emulator.syntax import Instruction
 
 __all__ = ["bits", "control", "convert", "decode", "matrix", "memory", "warp"]
 

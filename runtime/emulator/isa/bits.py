@@ -10,7 +10,7 @@ from lowbitvm.runtime.emulator.isa.form import (
     qualifiers_of,
     special,
 )
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Operand, Pair, Vector
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Operand, Pair, Vector
 
 
 @special("mov")

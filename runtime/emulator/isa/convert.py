@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import FLOAT_KINDS, expect_operands, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Name, Operand
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name, Operand
 
 ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction
 
 INTEGERS = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64))
 WORDS = frozenset(("b32", "u32", "s32"))
