@@ -146,7 +146,10 @@ def test_lanes_of_one_warp_race_where_nothing_orders_them() -> None:
     assert caught(write_read.format("bar.warp.sync -1;")) == []
     assert caught(write_read.format("shfl.sync.idx.b32 %r11, %r1, 0, 31, -1;")) == []
     assert caught("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r4];") == []
-    assert caught("st.global.u32 [%d2], %r1; ld.global.u32 %r10, [%d2+-4];", block=32) == ["out_of_bounds_global", "race_global"]
+    assert caught("st.global.u32 [%d2], %r1; ld.global.u32 %r10, [%d2+-4];", block=32) == [
+        "out_of_bounds_global",
+        "race_global",
+    ]
     assert caught("st.global.u32 [%d1], %r2;", block=32) == []  # one value
     assert caught("st.global.u32 [%d1], %r1;", block=32) == ["race_global"]
     assert caught("st.shared.u32 [%r2], %r1;", block=32) == ["race_shared"]
@@ -391,7 +394,9 @@ def test_a_barrier_with_an_impossible_number_or_count_is_found() -> None:
     assert kinds("mov.u32 %r10, 16; bar.sync %r10, 64;") == ["barrier_invalid"]
     assert "barrier_invalid" in kinds("mov.u32 %r10, 48; bar.sync 1, %r10;")
     assert "barrier_invalid" in kinds("mov.u32 %r10, 0; bar.sync 1, %r10;")
-    assert "barrier_invalid" in kinds("shr.u32 %r10, %r1, 5; mad.lo.u32 %r10, %r10, 32, 64; bar.sync 1, %r10;", block=96)
+    assert "barrier_invalid" in kinds(
+        "shr.u32 %r10, %r1, 5; mad.lo.u32 %r10, %r10, 32, 64; bar.sync 1, %r10;", block=96
+    )
 
 
 def test_an_endless_loop_hits_the_step_limit() -> None:
@@ -428,7 +433,7 @@ def test_checks_can_be_chosen() -> None:
     ("statement", "problem"),
     [
         ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned is not implemented"),
-        ("add.rz.f32 %f1, %f2, %f3;", "add.rz.f32 is not implemented"),
+        ("add.rz.f16x2 %r1, %r2, %r3;", "add.rz.f16x2 is not implemented"),
         ("add.u32 %r1, %r2, %nothing;", "the register %nothing is not declared"),
         ("add.u32 %r1, %r2, %d1;", "%d1 is a .b64 register, the instruction takes .u32"),
         ("bra NOWHERE;", "there is no label NOWHERE"),

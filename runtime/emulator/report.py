@@ -33,8 +33,8 @@ KINDS = (
                      "executing lane is not in its own mask)"),
     ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
     ("trap", "the kernel stops itself"),
-    ("shuffle_source", "a value comes from lane {context}, which does not take part"),
-    ("shift_out_of_range", "a shift by {size}, the register has {context} bits"),
+    ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
+    ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
 INVALID_BARRIER = (
     "there are 16 barriers, 0 to 15",

@@ -3,8 +3,7 @@
 from typing import Any
 
 from lowbitvm.runtime.emulator.bind import Buffer
-from lowbitvm.runtime.emulator.decode import REGION_SHIFT, Program
-from lowbitvm.runtime.emulator.parse import Syntax
+from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     INVALID_BARRIER,
     INVALID_MBARRIER,
@@ -16,6 +15,8 @@ from lowbitvm.runtime.emulator.report import (
     Party,
     Report,
 )
+from lowbitvm.runtime.emulator.syntax import Syntax
+from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
 
 def build_report(
@@ -49,7 +50,7 @@ def _finding(
     syntax: Syntax,
     program: Program,
     buffers: list[Buffer],
-    item: tuple[int, ...],
+    item: Any,
     grid: tuple[int, int, int],
     block: tuple[int, int, int],
     shared: int,

@@ -209,6 +209,8 @@ typedef struct {
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
     u64 sectors, least_sectors; /* 32-byte sectors of global memory; the fewest possible for the bytes asked for */
     u64 worst_conflict; /* most wavefronts of one phase */
+    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two */
+    double bound, distance, worst_share;
 } Tally;
 
 enum { RANDOM, ROUND_ROBIN, ADVERSARIAL };
@@ -269,9 +271,9 @@ struct Machine {
     u32 location_count, location_capacity;
     struct Touched *touched; /* history.c: pages this block has touched */
     u32 touched_count, touched_capacity;
-    u32 checks, collect, numerics, fraction_bits, group_size, schedule, copies;
+    u32 checks, collect, numerics, arch, schedule, copies; /* arch: compute capability x 10 */
     u32 cut; /* flags of instructions that end a burst */
-    u64 seed, random, steps, step_limit, changes; /* changes: of memory by atomics and strong stores */
+    u64 seed, random, ticks, step_limit, changes; /* changes: of memory by atomics and strong stores */
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
@@ -300,14 +302,21 @@ static inline void set_predicate(Warp *w, u32 slot, u32 active, u32 value) {
 static inline u32 get_predicate(const Warp *w, u32 slot) {
     return *(const u32 *)(w->slots + (size_t)SLOT_BYTES * slot);
 }
-/* setp writes p and, where it has two destinations, q = !p; mod[0]: 0 plain, 1 and, 2 or, 3 xor with predicate c;
- * mod[1]: negate c. */
+static inline u32 join_predicates(u32 p, u32 c, u32 how) { /* 0 p alone, 1 and, 2 or, 3 xor */
+    return how == 0 ? p : how == 1 ? p & c : how == 2 ? p | c : p ^ c;
+}
+/* setp writes p and, where it has two destinations, q = !p; mod[0]: joined how with predicate c; mod[1]: negate c. For
+ * set, mod[3] is what a register gets where p is true. */
 static inline void finish_setp(Warp *w, const Insn *i, u32 active, u32 p) {
     u32 q = ~p;
     if (i->mod[0]) {
         u32 c = get_predicate(w, i->operand[i->dsts + 2]) ^ (i->mod[1] ? FULL : 0);
-        p = i->mod[0] == 1 ? p & c : i->mod[0] == 2 ? p | c : p ^ c;
-        q = i->mod[0] == 1 ? q & c : i->mod[0] == 2 ? q | c : q ^ c;
+        p = join_predicates(p, c, i->mod[0]), q = join_predicates(q, c, i->mod[0]);
+    }
+    if (i->mod[3]) {
+        u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * i->operand[0]);
+        EACH(active, l) d[l] = p >> l & 1 ? i->mod[3] : 0;
+        return;
     }
     set_predicate(w, i->operand[0], active, p);
     if (i->dsts == 2) set_predicate(w, i->operand[1], active, q);
@@ -407,13 +416,15 @@ typedef struct {
     u32 lanes;          /* those whose access is legal */
     u32 shared, global; /* which of them are in shared and in global memory */
 } Access;
+/* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
 void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size);
 u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 
-extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
-extern const Opcode warp_ops[], mma_ops[];
+extern const Opcode atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
+extern const Opcode barrier_ops[], mbarrier_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
 
 #endif

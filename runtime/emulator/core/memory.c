@@ -1,4 +1,4 @@
-/* Loads, stores, address conversions, and ldmatrix. */
+/* Loads, stores, and address conversions. */
 #include "core.h"
 
 static Array *array_at(Machine *m, u64 address) {
@@ -124,17 +124,11 @@ void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size)
     *active &= ~undefined;
 }
 
-/* Every lane's address, checked; `operand` is the register holding it. */
-void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a) {
-    const u64 offset = (u64)i->offset, *wide = SLOT(operand);
-    const u32 *narrow = SLOT(operand);
+/* The host bytes behind a->address, checked; legal lanes are added to a->lanes. */
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a) {
     const bool write = access == WRITE || access == ATOMIC || access == STRONG_WRITE;
-    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL ? FULL : 0;
-    u32 params = space == PARAM ? FULL : 0;
-    a->lanes = a->shared = a->global = 0;
-    check_undefined(w, i, operand, &active, size);
-    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
-    else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
+    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL ? FULL : 0, params = space == PARAM ? FULL : 0;
+    a->shared = a->global = 0;
     if (space == GENERIC) EACH(active, l) {
         if (in_window(a->address[l], SHARED_WINDOW)) {
             shared |= 1u << l;
@@ -155,6 +149,17 @@ void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 spac
         if ((a->bytes[l] = local_bytes(w, i, l, a->address[l], size, write))) a->lanes |= 1u << l;
     if (shared & active) resolve_shared(w, i, shared & active, size, access, a);
     if (active & ~(shared | local | params)) resolve_global(w, i, active & ~(shared | local | params), size, access, a);
+}
+
+/* Every lane's address, checked; `operand` is the register holding it. */
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a) {
+    const u64 offset = (u64)i->offset, *wide = SLOT(operand);
+    const u32 *narrow = SLOT(operand);
+    a->lanes = 0;
+    check_undefined(w, i, operand, &active, size);
+    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
+    else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
+    resolve_addresses(w, i, active, size, space, access, a);
 }
 
 /* The name of a place where strong accesses meet, for sync.c. */
@@ -243,31 +248,6 @@ static void store(Warp *w, const Insn *i, u32 active) {
 /* fence, membar: mod: 1 where its scope is wider than the block. */
 static void fence(Warp *w, const Insn *i, u32 active) { sync_fence(w, active, i->mod[0]); }
 
-/* ldmatrix: mod: number of matrices, transposed. Lanes 8n..8n+7 give the row addresses of matrix n. */
-static void ldmatrix(Warp *w, const Insn *i, u32 active) {
-    Machine *m = w->m;
-    const u32 count = i->mod[0], transposed = i->mod[1], wanted = count == 4 ? FULL : (1u << 8 * count) - 1;
-    Access a;
-    if (active != FULL) report(w, i, F_BARRIER_DIVERGED, 0, 0, 0, active);
-    resolve(w, i, active & wanted, i->dsts, 16, SHARED, READ, &a);
-    if (a.lanes != wanted || m->stop) return;
-    for (u32 n = 0; n < count; n++) {
-        u32 *d = SLOT(n);
-        u8 **row = a.bytes + 8 * n;
-        for (u32 l = 0; l < LANES; l++) {
-            u16 low, high;
-            if (!transposed) {
-                memcpy(d + l, row[l / 4] + 4 * (l % 4), 4);
-                continue;
-            }
-            memcpy(&low, row[2 * (l % 4)] + 2 * (l / 4), 2);
-            memcpy(&high, row[2 * (l % 4) + 1] + 2 * (l / 4), 2);
-            d[l] = low | (u32)high << 16;
-        }
-        set_undefined(w, i->operand[n], FULL, 0);
-    }
-}
-
 /* cvta: mod: the window's start, low and high half; 1: from generic to the space. */
 static void cvta(Warp *w, const Insn *i, u32 active) {
     const u64 window = i->mod[0] | (u64)i->mod[1] << 32;
@@ -289,7 +269,6 @@ static void isspacep(Warp *w, const Insn *i, u32 active) {
 
 const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED},
                              {"store", store, OWN_UNDEFINED | STORES},
-                             {"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED},
                              {"fence", fence, OWN_UNDEFINED},
                              {"cvta", cvta, 0},
                              {"isspacep", isspacep, 0},

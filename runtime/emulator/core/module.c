@@ -6,7 +6,8 @@
 #include "core.h"
 
 static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops, memory_ops,   atomic_ops, copy_ops,
-                                       control_ops, barrier_ops, warp_ops,    mbarrier_ops, mma_ops};
+                                       control_ops, barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops,
+                                       wmma_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
@@ -67,21 +68,21 @@ static void release_run(Run *r) {
     free(r->data), free(r->machine);
 }
 
-/* config: grid, block, shared size, checks, collect, numerics, fraction bits, group, seed, step limit, local size, schedule,
+/* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit, local size, schedule,
  * copies, workers, exact, together. */
 static int configure(Run *r) {
     const u64 *c = r->config.buf;
-    const u32 blocks = (u32)(c[0] * c[1] * c[2]), wanted = (u32)c[17];
+    const u32 blocks = (u32)(c[0] * c[1] * c[2]), wanted = (u32)c[16];
     Machine *m;
-    r->machines = c[19] ? 1 : wanted < blocks ? wanted : blocks;
+    r->machines = c[18] ? 1 : wanted < blocks ? wanted : blocks;
     if (r->machines > MAX_WORKERS) r->machines = MAX_WORKERS;
     m = r->machine = calloc(r->machines, sizeof *m);
     if (!m) return -1;
     for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n];
     m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
-    m->fraction_bits = (u32)c[10], m->group_size = (u32)c[11], m->seed = c[12], m->step_limit = c[13];
-    m->local_size = (u32)c[14], m->schedule = (u32)c[15], m->copies = (u32)c[16];
-    m->exact = c[18] && m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE), m->together = (u32)c[19];
+    m->arch = (u32)c[10], m->seed = c[11], m->step_limit = c[12];
+    m->local_size = (u32)c[13], m->schedule = (u32)c[14], m->copies = (u32)c[15];
+    m->exact = c[17] && m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE), m->together = (u32)c[18];
     m->blocks = blocks, m->parallel = r->machines > 1, m->keeps_races = !m->together && blocks > 1;
     m->threads = m->block[0] * m->block[1] * m->block[2];
     m->warps = (m->threads + LANES - 1) / LANES;
@@ -149,10 +150,10 @@ static PyObject *results(const Machine *m) {
     PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *item;
     for (u32 n = 0; n < m->count; n++) {
         const Tally *t = m->tally + n;
-        item = Py_BuildValue("KKKKKKK", (unsigned long long)t->executed, (unsigned long long)t->lanes,
+        item = Py_BuildValue("KKKKKKKddd", (unsigned long long)t->executed, (unsigned long long)t->lanes,
                              (unsigned long long)t->wavefronts, (unsigned long long)t->least_wavefronts,
                              (unsigned long long)t->sectors, (unsigned long long)t->least_sectors,
-                             (unsigned long long)t->worst_conflict);
+                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share);
         PyList_Append(tally, item);
         Py_DECREF(item);
     }

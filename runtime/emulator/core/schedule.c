@@ -65,21 +65,35 @@ static Block *new_block(Machine *m) {
     return b;
 }
 
+/* Special register `which` of one thread, numbered as in decode.py. */
+static u32 special(const Machine *m, const Warp *w, i32 which, u32 l, u32 initial) {
+    const u32 t = w->index * LANES + l, below = (1u << l) - 1, own = 1u << l, n = w->b->index;
+    switch (which) {
+    case 0: return t % m->block[0];
+    case 1: return t / m->block[0] % m->block[1];
+    case 2: return t / m->block[0] / m->block[1];
+    case 3: case 4: case 5: return m->block[which - 3];
+    case 6: return n % m->grid[0];
+    case 7: return n / m->grid[0] % m->grid[1];
+    case 8: return n / m->grid[0] / m->grid[1];
+    case 9: case 10: case 11: return m->grid[which - 9];
+    case 12: return l;
+    case 13: return w->index;
+    case 14: return m->warps;
+    case 15: return own;
+    case 16: return below;
+    case 17: return below | own;
+    case 18: return ~(below | own);
+    case 19: return ~below;
+    case 20: return m->shared_end - SHARED_BASE - initial; /* shared memory: the dynamic part, */
+    default: return m->shared_end - SHARED_BASE;           /* all */
+    }
+}
+
 static void fill_specials(Machine *m, Warp *w) {
-    const u32 index = w->b->index;
-    const u32 blocks[3] = {index % m->grid[0], index / m->grid[0] % m->grid[1], index / m->grid[0] / m->grid[1]};
     for (u32 n = 0; n < m->special_count; n++) {
-        const i32 which = m->specials[2 * n];
         u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * (u32)m->specials[2 * n + 1]);
-        for (u32 l = 0; l < LANES; l++) {
-            const u32 t = w->index * LANES + l;
-            const u32 below = (1u << l) - 1, own = 1u << l;
-            const u32 values[] = {t % m->block[0], t / m->block[0] % m->block[1], t / m->block[0] / m->block[1],
-                                  m->block[0], m->block[1], m->block[2], blocks[0], blocks[1], blocks[2],
-                                  m->grid[0], m->grid[1], m->grid[2], l, w->index, m->warps, own, below, below | own,
-                                  ~(below | own), ~below};
-            d[l] = values[which];
-        }
+        for (u32 l = 0; l < LANES; l++) d[l] = special(m, w, m->specials[2 * n], l, d[l]);
     }
 }
 
@@ -272,7 +286,7 @@ static void run_separately(Machine *m, Machine *kept) {
     if (!b) fail_launch(launch);
     for (u32 index; !atomic_load(&launch->stop) && (index = take_block(launch)) < launch->blocks;) {
         seed_random(m, index);
-        m->now = 1, m->node_count = m->free_node = m->finding_count = m->touched_count = m->doubtful_count = 0;
+        m->now = 1, m->ticks = 0, m->node_count = m->free_node = m->finding_count = m->touched_count = m->doubtful_count = 0;
         start_block(m, b, index);
         while (!m->stop && !atomic_load_explicit(&launch->stop, memory_order_relaxed) && run_slice(m, b)) {
             if (hopeless(b)) deadlock(b);
@@ -345,6 +359,9 @@ static void add_up(Machine *into, const Machine *from) {
         t->wavefronts += f->wavefronts, t->least_wavefronts += f->least_wavefronts;
         t->sectors += f->sectors, t->least_sectors += f->least_sectors;
         if (f->worst_conflict > t->worst_conflict) t->worst_conflict = f->worst_conflict;
+        if (f->bound > t->bound) t->bound = f->bound;
+        if (f->distance > t->distance) t->distance = f->distance;
+        if (f->worst_share > t->worst_share) t->worst_share = f->worst_share;
     }
     if (!traffic_merge(into, from)) into->failed = true;
 }

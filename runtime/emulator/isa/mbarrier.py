@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import Instruction, Name
+from lowbitvm.runtime.emulator.syntax import Instruction, Name
 
 ARRIVES, DROPS, COUNTED, BYTES, COMPLETES, RELEASES = 1, 2, 4, 8, 16, 32  # core: mbarrier.c
 
@@ -15,7 +15,17 @@ def _space(qualifiers: Qualifiers) -> int:
 def _mbarrier(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.take("b64")
-    names = ("init", "inval", "arrive", "arrive_drop", "expect_tx", "complete_tx", "test_wait", "try_wait", "pending_count")
+    names = (
+        "init",
+        "inval",
+        "arrive",
+        "arrive_drop",
+        "expect_tx",
+        "complete_tx",
+        "test_wait",
+        "try_wait",
+        "pending_count",
+    )
     what = qualifiers.need(*names)
     if what in ("init", "inval"):
         return _init(decoder, instruction, qualifiers, what == "init")
