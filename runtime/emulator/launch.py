@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, Report
+from lowbitvm.runtime.emulator.report import CHECKS, Launch, Report
 from lowbitvm.runtime.emulator.results import build_report
 
 try:
@@ -76,10 +77,13 @@ class Module:
         config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
+        started = time.perf_counter()
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
-        return build_report(
-            self.syntax, program, buffers, raw, grid3, block3, on_finding, program.static_shared + shared
-        )
+        seconds = time.perf_counter() - started
+        checked = tuple(name for name, bit in CHECKS.items() if mask & bit)
+        options: dict[str, str | int] = {"numerics": numerics, "seed": seed}
+        launched = Launch(entry, grid3, block3, shared, arch or self.syntax.target, checked, options)
+        return build_report(self.syntax, program, buffers, raw, launched, on_finding, seconds)
 
 
 def load(text: str) -> Module:
