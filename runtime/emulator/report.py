@@ -81,7 +81,7 @@ class Finding:
 class EmulatorError(Exception):
     """A launch was stopped at its first finding, in `finding`; `report` has the counters up to there."""
 
-    def __init__(self, finding: Finding, report: "Report | None" = None) -> None:
+    def __init__(self, finding: Finding, report: "Report") -> None:
         self.finding, self.report = finding, report
         super().__init__(str(finding))
 

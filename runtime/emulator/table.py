@@ -10,20 +10,21 @@ from rich.text import Text
 from lowbitvm.runtime.emulator.page import percentage
 
 if TYPE_CHECKING:
-    from lowbitvm.runtime.emulator.report import Report
+    from lowbitvm.runtime.emulator.report import LineCounters, Report
 
 HOTTEST = 12  # lines shown
 
 
 def render(report: "Report") -> RenderableType:
     """Counters, arrays, hottest lines and findings; plain text where the output is no terminal."""
-    return Group(_summary(report), *_arrays(report), _lines(report), *_findings(report))
+    launch = report.launch
+    title = f"{launch.entry}, grid {launch.grid}, block {launch.block}, {launch.arch}"
+    return Group(Text(title, style="bold"), _summary(report), *_arrays(report), _lines(report), *_findings(report))
 
 
 def _summary(report: "Report") -> Table:
-    launch, counters = report.launch, report.counters
-    title = f"{launch.entry}, grid {launch.grid}, block {launch.block}, {launch.arch}"
-    table = Table("counter", "value", title=Text(title), box=SIMPLE_HEAD, title_justify="left")
+    counters = report.counters
+    table = Table("counter", "value", box=SIMPLE_HEAD)
     table.columns[1].justify = "right"
     table.add_row("warp instructions", f"{counters.instructions:,}")
     for name, count in sorted(counters.by_class.items(), key=lambda item: -item[1]):
@@ -46,29 +47,38 @@ def _summary(report: "Report") -> Table:
 def _arrays(report: "Report") -> list[Table]:
     if not report.counters.arrays:
         return []
-    table = Table("argument", "name", box=SIMPLE_HEAD)
-    for header in ("bytes", "read", "of them distinct", "times each", "written", "of them distinct"):
-        table.add_column(header, justify="right")
+    table = Table(title="bytes of each argument", box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("argument", overflow="ellipsis", no_wrap=True)
+    for header in ("size", "read", "distinct", "times\neach", "written", "distinct"):
+        table.add_column(header, justify="right", no_wrap=True)
     for number, array in report.counters.arrays.items():
         counts = (array.size, array.read, array.distinct_read)
         written = (array.written, array.distinct_written)
         cells = (*(f"{n:,}" for n in counts), f"{array.reads_per_byte:.2f}", *(f"{n:,}" for n in written))
-        table.add_row(str(number), Text(array.name), *cells)
+        table.add_row(Text(f"{number} {array.name}"), *cells)
     return [table]
 
 
 def _lines(report: "Report") -> Table:
-    table = Table("line", title=f"the {HOTTEST} hottest PTX lines", box=SIMPLE_HEAD, title_justify="left")
-    for header in ("issued", "share", "lanes", "conflicts", "sectors"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("PTX", no_wrap=True, overflow="ellipsis")
+    title = f"the {HOTTEST} PTX lines issued most"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     hottest = sorted(report.lines, key=lambda line: -line.instructions)[:HOTTEST]
-    for line in hottest:
-        conflicts = f"{line.conflict_degree}x" if line.bank_conflicts else ""
-        sectors = f"{line.global_sectors:,}/{line.fewest_sectors:,}" if line.global_sectors else ""
-        counts = (f"{line.instructions:,}", percentage(line.instructions, report.counters.instructions))
-        table.add_row(str(line.line), *counts, f"{line.active_lanes:.1f}", conflicts, sectors, Text(line.text.strip()))
+    rows = [_line(line, report.counters.instructions) for line in hottest]
+    headers = ("line", "issued", "share", "lanes", "conflicts", "sectors")
+    for header, cells in zip(headers, zip(*rows, strict=True), strict=True):
+        width = max(map(len, (header, *cells)))
+        table.add_column(header, justify="right", no_wrap=True, min_width=width)
+    table.add_column("PTX", no_wrap=True, overflow="ellipsis")
+    for line, cells in zip(hottest, rows, strict=True):
+        table.add_row(*cells, Text(line.text.strip()))
     return table
+
+
+def _line(line: "LineCounters", instructions: int) -> tuple[str, ...]:
+    conflicts = f"{line.conflict_degree}x" if line.bank_conflicts else ""
+    sectors = f"{line.global_sectors:,}/{line.fewest_sectors:,}" if line.global_sectors else ""
+    counts = (f"{line.instructions:,}", percentage(line.instructions, instructions), f"{line.active_lanes:.1f}")
+    return (str(line.line), *counts, conflicts, sectors)
 
 
 def _findings(report: "Report") -> list[RenderableType]:
