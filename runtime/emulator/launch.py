@@ -15,7 +15,7 @@ from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
 from lowbitvm.runtime.emulator.report import CHECKS, Launch, Report
-from lowbitvm.runtime.emulator.results import build_report
+from lowbitvm.runtime.emulator.results import Outline, build_report
 
 try:
     CORE: Any = importlib.import_module("lowbitvm.runtime.emulator._core")
@@ -35,6 +35,7 @@ class Module:
     syntax: Syntax = field(repr=False)
     programs: dict[str, Program] = field(repr=False)
     globals: list[Array] = field(default_factory=list, repr=False)
+    outlines: dict[str, Outline] = field(default_factory=dict, repr=False)  # of the kernels launched so far
 
     def launch(
         self,
@@ -83,7 +84,9 @@ class Module:
         checked = tuple(name for name, bit in CHECKS.items() if mask & bit)
         options: dict[str, str | int] = {"numerics": numerics, "seed": seed}
         launched = Launch(entry, grid3, block3, shared, arch or self.syntax.target, checked, options)
-        return build_report(self.syntax, program, buffers, raw, launched, on_finding, seconds)
+        if entry not in self.outlines:
+            self.outlines[entry] = Outline.of(self.syntax, program)
+        return build_report(self.syntax, program, self.outlines[entry], buffers, raw, launched, on_finding, seconds)
 
 
 def load(text: str) -> Module:

@@ -1,9 +1,12 @@
 """What a launch reports: findings with their place in the PTX, counters, and how both are written out."""
 
+import functools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lowbitvm.runtime.emulator import page
 
@@ -124,14 +127,44 @@ class Traffic:
 
     shared_wavefronts: int
     fewest_wavefronts: int
-    conflict_degree: int
     global_sectors: int
     fewest_sectors: int
+    conflict_degree: int
 
     @property
     def bank_conflicts(self) -> int:
         """Wavefronts beyond the fewest possible."""
         return self.shared_wavefronts - self.fewest_wavefronts
+
+
+# A tally's columns (core.h), and the fields that they fill here; the last is a maximum, the others are sums.
+COLUMNS = (
+    "instructions",
+    "lanes",
+    "shared_wavefronts",
+    "fewest_wavefronts",
+    "global_sectors",
+    "fewest_sectors",
+    "conflict_degree",
+)
+
+
+@dataclass(frozen=True)
+class LinePlace:
+    """A PTX line (from 1) that holds instructions, the "file:line" of its .loc, and the classes of its mnemonics."""
+
+    line: int
+    text: str
+    source: str | None
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LineTable:
+    """What `Report.lines` is made of, for a launch need not pay for lines that nobody looks at."""
+
+    places: list[LinePlace]
+    counts: np.ndarray[Any, np.dtype[np.uint64]]  # (lines, columns of a tally)
 
 
 @dataclass(frozen=True)
@@ -192,14 +225,22 @@ class Launch:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one launch. `lines` has every PTX line of the kernel that holds instructions, in order."""
+    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine."""
 
     counters: Counters
-    findings: list[Finding] = field(default_factory=list)
-    lines: list[LineCounters] = field(default_factory=list)
-    launch: Launch = field(kw_only=True)
-    seconds: float = field(kw_only=True, compare=False)
-    ptx: str = field(kw_only=True, repr=False)
+    findings: list[Finding]
+    _lines: LineTable = field(repr=False, compare=False)
+    launch: Launch
+    seconds: float = field(compare=False)
+    ptx: str = field(repr=False)
+
+    @functools.cached_property
+    def lines(self) -> list[LineCounters]:
+        """Every PTX line of the kernel that holds instructions, in order."""
+        made = []
+        for place, counts in zip(self._lines.places, self._lines.counts.tolist(), strict=True):
+            made.append(LineCounters(**vars(place), **dict(zip(COLUMNS, counts, strict=True))))
+        return made
 
     def to_json(self, indent: int | None = None) -> str:
         """The report as JSON, without `ptx` and `seconds`: the same launch gives the same text.

@@ -1,44 +1,95 @@
 """From the core's raw results to a report."""
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lowbitvm.runtime.emulator.bind import Buffer
 from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import REGION_SHIFT, Program
 from lowbitvm.runtime.emulator.parse import Syntax
 from lowbitvm.runtime.emulator.report import (
+    COLUMNS,
     KINDS,
     ArrayTraffic,
     Counters,
     EmulatorError,
     Finding,
     Launch,
-    LineCounters,
+    LinePlace,
+    LineTable,
     MatrixCount,
     Report,
 )
 
-Tally = tuple[int, ...]  # core.h: executed, lanes, wavefronts, fewest, sectors, fewest, worst conflict
+Index = np.ndarray[Any, np.dtype[np.int64]]
+Tally = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What reports say of a kernel before it runs: to which line, mnemonic, class and matrix form each row counts."""
+
+    places: list[LinePlace]
+    line: Index  # of each row, in `places`
+    names: list[str]
+    name: Index  # of each row, in `names`
+    forms: list[tuple[Index, str, int]]  # rows of a matrix form, its name, the products of one instruction
+
+    @classmethod
+    def of(cls, syntax: Syntax, program: Program) -> "Outline":
+        rows: dict[int, list[int]] = {}
+        for pc, position in enumerate(program.positions):
+            rows.setdefault(syntax.place(position)[0], []).append(pc)
+        places: list[LinePlace] = []
+        line = np.zeros(len(program.positions), np.int64)
+        for number, members in sorted(rows.items()):
+            line[members] = len(places)
+            # the row after the last instruction is the exit that ends every kernel: it has no text of its own
+            named = [pc for pc in members if pc + 1 < len(program.names)] or members
+            classes = tuple(dict.fromkeys(class_of(program.names[pc]) for pc in named))
+            text = syntax.place(program.positions[members[0]])[2]
+            places.append(LinePlace(number, text, _source(program, members[0]), classes))
+        names = list(dict.fromkeys(program.names))
+        numbers = {name: number for number, name in enumerate(names)}
+        name = np.array([numbers[name] for name in program.names], np.int64)
+        matrix: dict[tuple[str, int], list[int]] = {}
+        for pc, mnemonic in enumerate(program.names):
+            if form := matrix_form(mnemonic):
+                matrix.setdefault(form, []).append(pc)
+        forms = [(np.array(members), *form) for form, members in matrix.items()]
+        return cls(places, line, names, name, forms)
 
 
 def build_report(
     syntax: Syntax,
     program: Program,
+    outline: Outline,
     buffers: list[Buffer],
     raw: Any,
     launch: Launch,
     on_finding: str,
     seconds: float,
 ) -> Report:
-    tally, traffic, findings = raw
-    lines = _lines(syntax, program, tally)
-    counters = _counters(program, tally, lines, _arrays(program, buffers, traffic))
+    counts, traffic, findings = raw
+    tally = np.array(counts, np.uint64).reshape(-1, len(COLUMNS))
+    by_line = _grouped(tally, outline.line, len(outline.places))
+    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic))
     found = [_finding(syntax, program, buffers, item, launch) for item in findings]
-    report = Report(counters, found, lines, launch=launch, seconds=seconds, ptx=syntax.text)
+    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text)
     if found and on_finding == "raise":
         raise EmulatorError(found[0], report)
     return report
+
+
+def _grouped(tally: Tally, group: Index, groups: int) -> Tally:
+    """The tally's rows added up by group; the worst conflict is the worst of the group."""
+    result = np.zeros((groups, tally.shape[1]), np.uint64)
+    np.add.at(result, group, tally)
+    result[:, -1] = 0
+    np.maximum.at(result[:, -1], group, tally[:, -1])
+    return result
 
 
 def _arrays(
@@ -52,75 +103,25 @@ def _arrays(
     return arrays
 
 
-def _total(tallies: Iterable[Tally]) -> Tally:
-    """The sum of tallies, and their worst conflict."""
-    *sums, worst = zip(*tallies, strict=True)
-    return (*map(sum, sums), max(worst))
-
-
-def _traffic(total: Tally) -> dict[str, int]:
-    """A tally as the fields of report.Traffic."""
-    _, _, wavefronts, fewest_wavefronts, sectors, fewest_sectors, worst = total
-    return {
-        "shared_wavefronts": wavefronts,
-        "fewest_wavefronts": fewest_wavefronts,
-        "conflict_degree": worst,
-        "global_sectors": sectors,
-        "fewest_sectors": fewest_sectors,
-    }
-
-
-def _lines(syntax: Syntax, program: Program, tally: list[Tally]) -> list[LineCounters]:
-    """The counts by line. The last row, the exit that ends every kernel, has no text of its own."""
-    rows: dict[int, list[int]] = {}
-    for pc, position in enumerate(program.positions):
-        if pc + 1 < len(tally) or tally[pc][0] or pc == 0:
-            rows.setdefault(syntax.place(position)[0], []).append(pc)
-    lines = []
-    for line, members in sorted(rows.items()):
-        total = _total(tally[pc] for pc in members)
-        text = syntax.place(program.positions[members[0]])[2]
-        classes = tuple(dict.fromkeys(class_of(program.names[pc]) for pc in members))
-        counts = {"instructions": total[0], "lanes": total[1], **_traffic(total)}
-        lines.append(LineCounters(line=line, text=text, source=_source(program, members[0]), classes=classes, **counts))
-    return lines
-
-
-def _counters(
-    program: Program, tally: list[Tally], lines: list[LineCounters], arrays: dict[int, ArrayTraffic]
-) -> Counters:
-    total = _total(tally)
-    by_mnemonic: dict[str, int] = {}
-    for counts, name in zip(tally, program.names, strict=True):
-        by_mnemonic[name] = by_mnemonic.get(name, 0) + counts[0]
+def _counters(outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic]) -> Counters:
+    executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
     by_class = dict.fromkeys(CLASSES, 0)
-    for name, count in by_mnemonic.items():
+    for name, count in zip(outline.names, executed, strict=True):
         by_class[class_of(name)] += count
-    matrix = _matrix(program, tally)
+    matrix = {}
+    for rows, form, products in outline.forms:  # these run with all 32 lanes active, or with a finding
+        if count := int(tally[rows, 1].sum()) // 32:
+            matrix[form] = MatrixCount(count, count * products)
+    total = _grouped(tally, np.zeros(len(tally), np.int64), 1)[0].tolist()
     return Counters(
-        instructions=total[0],
-        lanes=total[1],
+        **dict(zip(COLUMNS, total, strict=True)),
         by_class=by_class,
-        by_mnemonic=by_mnemonic,
-        by_line={line.line: line.instructions for line in lines},
+        by_mnemonic=dict(zip(outline.names, executed, strict=True)),
+        by_line={place.line: count for place, count in zip(outline.places, by_line[:, 0].tolist(), strict=True)},
         mma=sum(count.instructions for count in matrix.values()),
         matrix=matrix,
         arrays=arrays,
-        **_traffic(total),
     )
-
-
-def _matrix(program: Program, tally: list[Tally]) -> dict[str, MatrixCount]:
-    """Matrix instructions by shape and types; those that ran have all 32 lanes active."""
-    found: dict[str, MatrixCount] = {}
-    for (_, lanes, *_), name in zip(tally, program.names, strict=True):
-        form = matrix_form(name)
-        if form is None or lanes < 32:
-            continue
-        count, products = lanes // 32, form[1]
-        before = found.get(form[0], MatrixCount(0, 0))
-        found[form[0]] = MatrixCount(before.instructions + count, before.multiply_accumulates + count * products)
-    return found
 
 
 def _source(program: Program, pc: int) -> str | None:
