@@ -1,6 +1,6 @@
 # make demo    the first block of SmolLM2-135M in 4 bits, on the GPU or on an emulated one
 # make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some
-# make bench   what the linear kernel costs: compile times, registers, main-loop instructions
+# make bench   what the linear kernel costs: compile times, registers, main-loop instructions; how fast the emulator is
 # make lint    ruff, mypy --strict, import-linter
 # make sanitize  the emulator's tests with its C core under the address and undefined-behaviour sanitizers (gcc)
 # make fuzz    mutated PTX on the sanitized core: FUZZ_SECONDS=1800 by default
@@ -33,6 +33,7 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/linear.py
+	$(BIN)/python bench/emulator.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
