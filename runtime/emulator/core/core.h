@@ -30,8 +30,8 @@ typedef int64_t i64;
 #define MAX_STACK 256
 #define BARRIERS 16
 
-/* Hot loops are built twice where the compiler can choose at load time. */
-#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+/* Hot loops are built twice where the compiler can choose at load time, which is before a sanitizer's runtime starts. */
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define VECTOR __attribute__((target_clones("arch=x86-64-v3", "default"))) /* AVX2 and FMA */
 #else
 #define VECTOR
