@@ -127,11 +127,25 @@ def _plain(decoder: Decoder, instruction: Instruction, source: str, target: str,
         raise decoder.unimplemented()
     if flags & FLAGS["ftz"] and "f32" not in (source, target):
         raise decoder.unimplemented()
+    if flags & FLAGS["sat"] and not _saturates(source, target):
+        raise decoder.error(f"cvt.sat.{target}.{source} is not legal: nothing can saturate, or it is not offered")
+    if "bf16" in (source, target) and TYPE_BITS[source] + TYPE_BITS[target] < 32:
+        raise decoder.unimplemented()
     if rounding_name in INTEGRAL and target in FLOAT_KINDS:
         flags |= TO_INTEGRAL
     to = decoder.destination(instruction.operands[0], target, loose=True)
     core, mod = _conversion(decoder, source, target, rounding, flags, instruction.operands[0])
     return Row(core, [to, decoder.source(instruction.operands[1], source, loose=True)], 1, mod)
+
+
+def _saturates(source: str, target: str) -> bool:
+    """Whether .sat is offered: to floats but bf16, and to integers that do not hold every value of the source."""
+    if target in FLOAT_KINDS:
+        return "bf16" not in (source, target)
+    if source in FLOAT_KINDS:
+        return True
+    room = TYPE_BITS[target] - (target[0] == "s") - TYPE_BITS[source] + (source[0] == "s")
+    return room < 0 or (source[0] == "s" and target[0] == "u")
 
 
 def _check_rounding(decoder: Decoder, source: str, target: str, rounding: str | None) -> None:
