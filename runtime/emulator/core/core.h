@@ -148,6 +148,8 @@ typedef struct {
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
     u64 sectors, least_sectors; /* 32-byte sectors of global memory; the fewest possible for the bytes asked for */
     u64 worst_conflict; /* most wavefronts of one phase */
+    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two */
+    double bound, distance, worst_share;
 } Tally;
 
 struct Machine {
@@ -171,7 +173,7 @@ struct Machine {
     u32 clock, epoch; /* epoch: every warp has seen everything stamped before it */
     u32 *shared_write, *shared_read, *byte_write, *byte_read; /* shadow.c */
     u32 partial; /* a barrier joined only some of the warps since `epoch` */
-    u32 checks, collect, numerics, fraction_bits, group_size;
+    u32 checks, collect, numerics, arch; /* arch: compute capability x 10 */
     u64 random, steps, step_limit, ticks;
     Tally *tally; /* per instruction */
     Finding *finding;
@@ -268,8 +270,17 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 enum { READ, WRITE, ATOMIC };
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
+enum { GENERIC, GLOBAL, SHARED, PARAM };
+typedef struct {
+    u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
+    u8 *bytes[LANES];
+    u32 lanes; /* those whose access is legal */
+} Access;
+/* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a);
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, bool write, Access *a);
 
 extern const Opcode atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
-extern const Opcode warp_ops[], mma_ops[];
+extern const Opcode warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
 
 #endif

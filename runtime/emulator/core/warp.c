@@ -137,27 +137,7 @@ static void elect(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[1], active, 0);
 }
 
-/* movmatrix.trans.m8n8.b16: lane l holds row l/4, columns 2(l%4) and the next. */
-static void movmatrix(Warp *w, const Insn *i, u32 active) {
-    u32 *d = SLOT(0), result[LANES];
-    const u32 *a = SLOT(1);
-    u32 undefined = 0;
-    if (active != FULL) report(w, i, F_BARRIER_DIVERGED, 0, 0, 0, active);
-    for (u32 l = 0; l < LANES; l++) {
-        u32 value = 0;
-        for (u32 n = 0; n < 2; n++) { /* element (l/4, 2(l%4)+n) of the result is (2(l%4)+n, l/4) of the source */
-            const u32 row = 2 * (l % 4) + n, column = l / 4, from = 4 * row + column / 2;
-            value |= (a[from] >> 16 * (column % 2) & 0xFFFF) << 16 * n;
-            undefined |= (w->undefined[i->operand[1]] >> from & 1) << l;
-        }
-        result[l] = value;
-    }
-    LANEWISE(d[l] = result[l];)
-    set_undefined(w, i->operand[0], active, undefined);
-}
-
 const Opcode warp_ops[] = {{"shfl", shfl, OWN_UNDEFINED},   {"vote", vote, OWN_UNDEFINED},
                            {"activemask", activemask, OWN_UNDEFINED}, {"redux", redux, OWN_UNDEFINED},
                            {"redux_f32", redux_f32, OWN_UNDEFINED},   {"match", match, OWN_UNDEFINED},
-                           {"elect", elect, OWN_UNDEFINED},
-                           {"movmatrix", movmatrix, OWN_UNDEFINED},   {0}};
+                           {"elect", elect, OWN_UNDEFINED},           {0}};
