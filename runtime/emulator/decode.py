@@ -74,7 +74,9 @@ CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
     "%reserved_smem_offset_end": (SHARED_BASE, (32,)),
     "%reserved_smem_offset_cap": (SHARED_BASE, (32,)),
 }
-CONSTANT_SPECIALS |= {f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"}
+CONSTANT_SPECIALS |= {
+    f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"
+}
 CONSTANT_SPECIALS |= {f"%reserved_smem_offset_{n}": (0, (32,)) for n in range(2)}
 CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
 CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
