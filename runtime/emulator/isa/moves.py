@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import CLOCKS, SPECIALS, Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands, items, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
 
 MOVED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
 
