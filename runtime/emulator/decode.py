@@ -85,6 +85,7 @@ CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
 CONSTANT_SPECIALS |= {
     f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"
 }
+CONSTANT_SPECIALS |= {f"%reserved_smem_offset_{n}": (0, (32,)) for n in range(2)}
 CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
 CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
 CONSTANT_SPECIALS |= {
@@ -270,6 +271,8 @@ class Decoder:
 
     def special(self, name: str, kind: str) -> tuple[int, bool]:
         """A special register that does not change while a kernel runs."""
+        if self.instruction.mnemonic not in ("mov", "cvt"):
+            raise self.error(f"{self.instruction.mnemonic} cannot read the special register {name}: move it first")
         value, widths = CONSTANT_SPECIALS.get(name, (0, (32,)))
         bits = TYPE_BITS[kind]
         if bits not in widths and (bits != 16 or 32 not in widths):
