@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
+from lowbitvm.runtime.emulator.bind import Array, bind, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
-from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, Report
+from lowbitvm.runtime.emulator.parse import parse
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
 from lowbitvm.runtime.emulator.results import build_report
+from lowbitvm.runtime.emulator.syntax import Kernel, Syntax
+from lowbitvm.runtime.emulator.variables import initial_contents, view
 
 try:
     CORE: Any = importlib.import_module("lowbitvm.runtime.emulator._core")
@@ -27,11 +29,16 @@ NUMERICS = {"hw": 0, "bound": 1, "permute": 2}
 
 @dataclass
 class Module:
-    """Loaded PTX. Module-level .global variables keep their contents from launch to launch."""
+    """Loaded PTX. Module-level .global variables keep their contents from launch to launch.
+
+    `symbols`: the bytes of each module-level .global and .const variable as an array of its type, to read and to write
+    between launches.
+    """
 
     syntax: Syntax = field(repr=False)
     programs: dict[str, Program] = field(repr=False)
     globals: list[Array] = field(default_factory=list, repr=False)
+    symbols: dict[str, Array] = field(default_factory=dict, repr=False)
 
     def launch(
         self,
@@ -97,16 +104,20 @@ def load(text: str) -> Module:
     assert CORE.instruction_bytes == ROW.itemsize
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
-    programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items()}
-    variables = [initial(variable) for variable in syntax.globals]
-    return Module(syntax, programs, variables)
+    programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items() if kernel.defined}
+    contents = initial_contents(syntax)
+    number = {variable: n for n, variable in enumerate(syntax.globals)}
+    symbols = {name: view(v, contents[number[v]]) for name, v in syntax.names.items() if v in number}
+    for variable, data in zip(syntax.globals, contents, strict=True):
+        if variable.space == "const":
+            contents[number[variable]] = data.view()
+            contents[number[variable]].flags.writeable = False
+    return Module(syntax, programs, contents, symbols)
 
 
 def _program(syntax: Syntax, kernel: Kernel, opcodes: dict[str, int]) -> Program:
     decoder = Decoder(syntax, kernel)
-    end = kernel.instructions[-1].position if kernel.instructions else 0
-    final = Instruction("exit", (), (), None, False, end, ())
-    rows = [(decode(decoder, instruction), instruction) for instruction in (*kernel.instructions, final)]
+    rows = [(decode(decoder, instruction), instruction) for instruction in decoder.instructions]
     return build(decoder, rows, opcodes)
 
 
@@ -128,13 +139,16 @@ def _extent(values: Sequence[int], what: str) -> tuple[int, int, int]:
 def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
     if block[0] * block[1] * block[2] > 1024:
         raise invalid(f"the block {block} has {block[0] * block[1] * block[2]} threads", "use at most 1024")
+    most = kernel.most_block
+    if most is not None and block[0] * block[1] * block[2] > most[0] * most[1] * most[2]:
+        raise invalid(f"{kernel.name} has .maxntid {most}, the block is {block}", "launch it with fewer threads")
     if kernel.required_block not in (None, block):
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
 
 
 def _check_mask(checks: str | set[str], program: Program) -> int:
     if isinstance(checks, str):
-        mask = _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
+        mask = _choice(checks, {"all": sum(CHECKS[check] for check in CHECKS.keys() - OPT_IN), "none": 0}, "checks")
     else:
         mask = sum(_choice(check, CHECKS, "a check") for check in checks)
     return mask & ~CHECKS["race_global"] if program.synchronises else mask

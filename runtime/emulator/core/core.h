@@ -125,10 +125,12 @@ enum {
     F_BOUNDS_GLOBAL, F_BOUNDS_SHARED, F_BOUNDS_PARAM, F_MISALIGNED, F_UNINITIALISED_SHARED, F_UNINITIALISED_GLOBAL,
     F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
     F_RACE_GLOBAL_WARPS,
-    F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT
+    F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT,
+    F_SHUFFLE_SOURCE, F_SHIFT
 };
 enum { /* report.py's CHECKS */
-    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32
+    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32,
+    CHECK_SHIFT = 64
 };
 #define SHADOWED (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC) /* these need shared memory's access history */
 
@@ -172,7 +174,7 @@ struct Machine {
     u32 *shared_write, *shared_read, *byte_write, *byte_read; /* shadow.c */
     u32 partial; /* a barrier joined only some of the warps since `epoch` */
     u32 checks, collect, numerics, arch; /* arch: compute capability x 10 */
-    u64 random, steps, step_limit;
+    u64 random, steps, step_limit, ticks;
     Tally *tally; /* per instruction */
     Finding *finding;
     u32 finding_count;
@@ -200,14 +202,21 @@ static inline void set_predicate(Warp *w, u32 slot, u32 active, u32 value) {
 static inline u32 get_predicate(const Warp *w, u32 slot) {
     return *(const u32 *)(w->slots + (size_t)SLOT_BYTES * slot);
 }
-/* setp writes p and, where it has two destinations, q = !p; mod[0]: 0 plain, 1 and, 2 or, 3 xor with predicate c;
- * mod[1]: negate c. */
+static inline u32 join_predicates(u32 p, u32 c, u32 how) { /* 0 p alone, 1 and, 2 or, 3 xor */
+    return how == 0 ? p : how == 1 ? p & c : how == 2 ? p | c : p ^ c;
+}
+/* setp writes p and, where it has two destinations, q = !p; mod[0]: joined how with predicate c; mod[1]: negate c. For
+ * set, mod[3] is what a register gets where p is true. */
 static inline void finish_setp(Warp *w, const Insn *i, u32 active, u32 p) {
     u32 q = ~p;
     if (i->mod[0]) {
         u32 c = get_predicate(w, i->operand[i->dsts + 2]) ^ (i->mod[1] ? FULL : 0);
-        p = i->mod[0] == 1 ? p & c : i->mod[0] == 2 ? p | c : p ^ c;
-        q = i->mod[0] == 1 ? q & c : i->mod[0] == 2 ? q | c : q ^ c;
+        p = join_predicates(p, c, i->mod[0]), q = join_predicates(q, c, i->mod[0]);
+    }
+    if (i->mod[3]) {
+        u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * i->operand[0]);
+        EACH(active, l) d[l] = p >> l & 1 ? i->mod[3] : 0;
+        return;
     }
     set_predicate(w, i->operand[0], active, p);
     if (i->dsts == 2) set_predicate(w, i->operand[1], active, q);

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, items, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import Immediate, Instruction, Operand, Vector
+from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, qualifiers_of, special
+from lowbitvm.runtime.emulator.syntax import Immediate, Instruction, Operand, Vector
 
 # In the order of the core's types, mma.h.
 TYPES = (
