@@ -85,6 +85,7 @@ CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
 CONSTANT_SPECIALS |= {
     f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"
 }
+CONSTANT_SPECIALS |= {f"%reserved_smem_offset_{n}": (0, (32,)) for n in range(2)}
 CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
 CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
 CONSTANT_SPECIALS |= {
@@ -270,6 +271,8 @@ class Decoder:
 
     def special(self, name: str, kind: str) -> tuple[int, bool]:
         """A special register that does not change while a kernel runs."""
+        if self.instruction.mnemonic not in ("mov", "cvt"):
+            raise self.error(f"{self.instruction.mnemonic} cannot read the special register {name}: move it first")
         value, widths = CONSTANT_SPECIALS.get(name, (0, (32,)))
         bits = TYPE_BITS[kind]
         if bits not in widths and (bits != 16 or 32 not in widths):
@@ -327,9 +330,6 @@ def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[
     return result
 
 
-PRIVATE = (SPACES["shared"], SPACES["local"])
-
-
 def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[int]:
     """The parameters that may reach the address of a global store or atomic, found by walking back from its register.
 
@@ -345,7 +345,7 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
     waiting = [
         row.operands[row.dsts][0]
         for row, _ in rows
-        if row.op in ("store", "atomic") and row.mod[2] & 0xFF not in PRIVATE
+        if row.op in ("store", "atomic") and row.mod[2] & 0xFF in (0, SPACES["global"])
     ]
     seen = set(waiting)
     while waiting:
@@ -413,9 +413,9 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
             assert isinstance(operand, Name)
             targets[n] = decoder.label(operand.text)
     joins = reconvergence(successors(rows, targets), [n for n, (row, _) in enumerate(rows) if row.op == "branch"])
-    for n, join in joins.items():
-        if 0 <= join < len(rows) and rows[join][0].op == "exit" and rows[join][1].guard is None:
-            joins[n] = -1  # whoever meets the others only to exit does so at once, as `if (...) return;` says
+    for branch, join in joins.items():
+        if join >= 0 and rows[join][0].op == "exit" and rows[join][1].guard is None:
+            joins[branch] = -1  # whoever only meets the others to exit does so at once, as `if (...) return;` says
     code = encode(decoder, rows, opcodes, targets, joins)
     slots = decoder.slots
     if slots.count >= NO_GUARD:

@@ -266,12 +266,6 @@ static void warp_sync(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (v
 
 static void nothing(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (void)active; }
 
-/* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */
-static void read_clock(Warp *w, const Insn *i, u32 active) {
-    const u64 now = (w->b->steps + ++w->m->ticks) * 32;
-    EACH(active, l) set_lane(w, i, 0, l, now >> i->mod[0]);
-}
-
 static void trap(Warp *w, const Insn *i, u32 active) {
     report(w, i, F_TRAP, (u32)__builtin_ctz(active), 0, 0, 0);
     w->m->stop = true;
@@ -336,6 +330,12 @@ void run_warp(Machine *m, Warp *w, u64 budget) {
         }
     }
     w->b->steps += budget - left;
+}
+
+/* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */
+static void read_clock(Warp *w, const Insn *i, u32 active) {
+    const u64 now = (w->b->steps + ++w->m->ticks) * 32;
+    EACH(active, l) set_lane(w, i, 0, l, now >> i->mod[0]);
 }
 
 const Opcode control_ops[] = {{"branch", branch, OWN_UNDEFINED},

@@ -30,8 +30,8 @@ typedef int64_t i64;
 #define MAX_WORKERS 256
 #define BARRIERS 16
 
-/* Hot loops are built twice where the compiler can choose at load time. */
-#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+/* Hot loops are built twice where the compiler can choose at load time, which is before a sanitizer's runtime starts. */
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define VECTOR __attribute__((target_clones("arch=x86-64-v3", "default"))) /* AVX2 and FMA */
 #else
 #define VECTOR
@@ -162,8 +162,10 @@ typedef struct {
     Merged **merged; /* of the blocks that have ended, where blocks run beside one another */
 } Array;
 
+/* What a machine's lanes asked of one array: bytes in all, and which bytes, a bit each in pages made when touched. */
 typedef struct {
     u64 read, written;
+    u64 **read_pages, **written_pages; /* traffic.c */
 } Traffic;
 
 typedef struct {
@@ -219,7 +221,7 @@ enum { LATE, EARLY, ANY_TIME };
 /* A block that is running. */
 struct Block {
     Machine *m;
-    u32 index, live_warps;
+    u32 index;
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
@@ -271,9 +273,9 @@ struct Machine {
     u32 location_count, location_capacity;
     struct Touched *touched; /* history.c: pages this block has touched */
     u32 touched_count, touched_capacity;
-    u32 checks, collect, numerics, arch, schedule, copies; /* arch: compute capability x 10 */
+    u32 checks, collect, numerics, arch, schedule, copies;
     u32 cut; /* flags of instructions that end a burst */
-    u64 seed, random, ticks, step_limit, changes; /* changes: of memory by atomics and strong stores */
+    u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
@@ -393,10 +395,11 @@ void merged_end(Array *a);
 void history_access(Warp *w, const Insn *i, u32 lanes, Array *a, const u64 *address, u32 size, u32 access);
 void history_merge(Machine *m, Block *b);
 
-/* traffic.c: bank conflicts and sectors */
+/* traffic.c: bank conflicts, sectors, and the bytes of each array; a machine counts for itself */
 bool traffic_start(Machine *m);
 void traffic_end(Machine *m);
 bool traffic_merge(Machine *into, const Machine *from);
+u64 traffic_distinct(const Machine *m, u32 array, bool written); /* bytes touched at least once */
 void count_shared(Tally *t, u32 active, const u64 *address, u32 size);
 void count_global(Tally *t, u32 active, const u64 *address, u32 size);
 void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access);
@@ -423,8 +426,7 @@ void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size)
 u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
-
-extern const Opcode atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
-extern const Opcode barrier_ops[], mbarrier_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
+extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
 
 #endif

@@ -1,4 +1,4 @@
-/* Loads, stores, and address conversions. */
+/* Loads, stores and address conversions. */
 #include "core.h"
 
 static Array *array_at(Machine *m, u64 address) {
@@ -127,8 +127,8 @@ void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size)
 /* The host bytes behind a->address, checked; legal lanes are added to a->lanes. */
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a) {
     const bool write = access == WRITE || access == ATOMIC || access == STRONG_WRITE;
-    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL ? FULL : 0, params = space == PARAM ? FULL : 0;
-    a->shared = a->global = 0;
+    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL ? FULL : 0;
+    u32 params = space == PARAM ? FULL : 0;
     if (space == GENERIC) EACH(active, l) {
         if (in_window(a->address[l], SHARED_WINDOW)) {
             shared |= 1u << l;
@@ -155,7 +155,7 @@ void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, 
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a) {
     const u64 offset = (u64)i->offset, *wide = SLOT(operand);
     const u32 *narrow = SLOT(operand);
-    a->lanes = 0;
+    a->lanes = a->shared = a->global = 0;
     check_undefined(w, i, operand, &active, size);
     if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
     else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);

@@ -5,9 +5,8 @@
 
 #include "core.h"
 
-static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops, memory_ops,   atomic_ops, copy_ops,
-                                       control_ops, barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops,
-                                       wmma_ops};
+static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops,  memory_ops, atomic_ops, copy_ops,   control_ops,
+                                       barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops, wmma_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
@@ -68,8 +67,8 @@ static void release_run(Run *r) {
     free(r->data), free(r->machine);
 }
 
-/* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit, local size, schedule,
- * copies, workers, exact, together. */
+/* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit, local size,
+ * schedule, copies, workers, exact, together. */
 static int configure(Run *r) {
     const u64 *c = r->config.buf;
     const u32 blocks = (u32)(c[0] * c[1] * c[2]), wanted = (u32)c[16];
@@ -158,7 +157,9 @@ static PyObject *results(const Machine *m) {
         Py_DECREF(item);
     }
     for (u32 n = 0; n < m->array_count; n++) {
-        item = Py_BuildValue("KK", (unsigned long long)m->traffic[n].read, (unsigned long long)m->traffic[n].written);
+        item = Py_BuildValue("KKKK", (unsigned long long)m->traffic[n].read, (unsigned long long)m->traffic[n].written,
+                             (unsigned long long)traffic_distinct(m, n, false),
+                             (unsigned long long)traffic_distinct(m, n, true));
         PyList_Append(traffic, item);
         Py_DECREF(item);
     }

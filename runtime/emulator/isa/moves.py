@@ -7,6 +7,20 @@ from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
 MOVED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
 
+# Where the windows of the generic address space start, core.h; global and constant addresses are generic ones.
+SHARED_WINDOW = 1 << REGION_SHIFT
+LOCAL_WINDOW, PARAM_WINDOW = SHARED_WINDOW + (1 << 32), SHARED_WINDOW + (2 << 32)
+WINDOWS = {
+    "global": 0,
+    "const": 0,
+    "shared": SHARED_WINDOW,
+    "shared::cta": SHARED_WINDOW,
+    "shared::cluster": SHARED_WINDOW,
+    "local": LOCAL_WINDOW,
+    "param": PARAM_WINDOW,
+    "param::entry": PARAM_WINDOW,
+}
+
 
 @special("mov")
 def _mov(decoder: Decoder, instruction: Instruction) -> Row:
@@ -78,21 +92,6 @@ def _vector_move(decoder: Decoder, to: Operand, source: Operand, bits: int) -> R
     return (
         Row("pack", [*halves, *names], 2, (part,)) if packs else Row("unpack", [*names, *halves], len(names), (part,))
     )
-
-
-# Where the windows of the generic address space start, core.h; global and constant addresses are generic ones.
-SHARED_WINDOW = 1 << REGION_SHIFT
-LOCAL_WINDOW, PARAM_WINDOW = SHARED_WINDOW + (1 << 32), SHARED_WINDOW + (2 << 32)
-WINDOWS = {
-    "global": 0,
-    "const": 0,
-    "shared": SHARED_WINDOW,
-    "shared::cta": SHARED_WINDOW,
-    "shared::cluster": SHARED_WINDOW,
-    "local": LOCAL_WINDOW,
-    "param": PARAM_WINDOW,
-    "param::entry": PARAM_WINDOW,
-}
 
 
 @special("cvta")
