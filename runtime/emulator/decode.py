@@ -1,5 +1,6 @@
 """Syntax to the core's instructions: register slots, constants, addresses, and one row per PTX instruction."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from lowbitvm.runtime.emulator.variables import Place, function_addresses, globa
 
 MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4}  # memory.c; 0 is generic
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4, "param::func": 5}  # memory.c; 0 is generic
 MOST_SHARED = 48 << 10  # bytes of a kernel's static shared memory
 
 # What the core calls Insn (core.h).
@@ -216,10 +217,7 @@ class Decoder:
         return slot, TYPE_BITS[declared] == 64
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
-        have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-        need = max(need, 16) if need != 1 else 1
-        have = max(have, 16) if have != 1 else 1
-        if (have < need if loose else have != need) or (have == 1) != (need == 1):
+        if not fits(declared, kind, loose):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
 
@@ -249,6 +247,16 @@ class Decoder:
         if TYPE_BITS[declared] not in (32, 64):
             raise self.error(f"{base.text} is a .{declared} register, an address takes 32 or 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
+
+
+@functools.cache
+def fits(declared: str, kind: str, loose: bool) -> bool:
+    """Whether a register of type `declared` takes a value of type `kind`: 8 bits need 16, predicates a predicate."""
+    have, need = TYPE_BITS[declared], TYPE_BITS[kind]
+    if have == 1 or need == 1:
+        return have == need
+    have, need = max(have, 16), max(need, 16)
+    return have >= need if loose else have == need
 
 
 def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[list[int]]:
@@ -335,7 +343,11 @@ def encode(
         slots += [slot for slot, _ in row.operands]
         ops.append(opcodes[row.op])
         guards.append(guard)
-        wides.append(sum([1 << k for k, (_, is_wide) in enumerate(row.operands) if is_wide]))
+        wide = 0
+        for k, (_, is_wide) in enumerate(row.operands):
+            if is_wide:
+                wide |= 1 << k
+        wides.append(wide)
         mods.append((*row.mod, 0, 0, 0, 0)[:4])
     operands = np.zeros(len(rows) * MAX_OPERANDS, np.uint16)
     operands[places] = np.array(slots, np.int64).astype(np.uint16)

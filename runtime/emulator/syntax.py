@@ -134,8 +134,7 @@ class Scope:
                 return scope, name, scope.registers[name]
             if name in scope.variables:
                 return None
-            digits = re.search(r"\d+$", name) if scope.ranges else None
-            for split in range(digits.start(), len(name)) if digits else ():
+            for split in range(len(name.rstrip("0123456789")), len(name)) if scope.ranges else ():
                 kind, count = scope.ranges.get(name[:split], ("", 0))
                 number = name[split:]
                 if kind and len(number) < 12 and int(number) < count and (number == "0" or number[0] != "0"):

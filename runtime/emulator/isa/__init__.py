@@ -1,12 +1,12 @@
 """What each PTX instruction becomes: a table for the regular ones (regular.py), a function for each of the others."""
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa import bits, control, convert, matrix, memory, warp
+from lowbitvm.runtime.emulator.isa import bits, call, control, convert, matrix, memory, warp
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES, regular
 from lowbitvm.runtime.emulator.syntax import Instruction
 
-__all__ = ["bits", "control", "convert", "decode", "matrix", "memory", "warp"]
+__all__ = ["bits", "call", "control", "convert", "decode", "matrix", "memory", "warp"]
 
 
 def decode(decoder: Decoder, instruction: Instruction) -> Row:

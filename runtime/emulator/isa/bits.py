@@ -47,11 +47,13 @@ def _cvta(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.type()
     inverse = qualifiers.take("to") is not None
-    space = qualifiers.need("global", "shared", "shared::cta", "const", "param")
+    space = qualifiers.need("global", "shared", "shared::cta", "const", "param", "local")
     qualifiers.done()
     core = f"mov_b{TYPE_BITS[kind]}"
     if space.startswith("shared"):
         core = "cvta_to_shared" if inverse else "cvta_shared"
+    if space == "local":
+        core = "cvta_local"
     to, source = instruction.operands
     return Row(core, [decoder.destination(to, kind), decoder.source(source, kind)], 1)
 

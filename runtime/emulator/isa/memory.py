@@ -18,8 +18,8 @@ def _load(decoder: Decoder, instruction: Instruction) -> Row:
         raise decoder.error(f"the load has {count} elements, the destination {len(targets)} registers")
     operands = [decoder.destination(target, kind, loose=True) for target in targets]
     base, offset, variable_space = decoder.address(instruction.operands[1])
-    if space == 0 and variable_space == "shared":
-        space = 2
+    if space == 0 and variable_space in ("shared", "local"):
+        space = SPACES[variable_space]
     sign = 0
     if kind[0] == "s":
         first = "b16" if targets[0] == Name("_") else decoder.register(targets[0])[1]
@@ -39,8 +39,8 @@ def _store(decoder: Decoder, instruction: Instruction) -> Row:
     if len(values) != count:
         raise decoder.error(f"the store has {count} elements, the source {len(values)} registers")
     base, offset, variable_space = decoder.address(instruction.operands[0])
-    if space == 0 and variable_space == "shared":
-        space = 2
+    if space == 0 and variable_space in ("shared", "local"):
+        space = SPACES[variable_space]
     sources = [decoder.source(value, kind, loose=True) for value in values]
     return Row("store", [base, *sources], 0, (TYPE_BITS[kind] // 8, count, space), offset)
 
@@ -85,8 +85,10 @@ def _memory_qualifiers(decoder: Decoder, instruction: Instruction) -> Qualifiers
 
 
 def _space(qualifiers: Qualifiers) -> int:
-    word = qualifiers.take("global", "shared", "shared::cta", "param", "param::entry", "const")
-    return SPACES[word.split("::")[0]] if word else 0
+    word = qualifiers.take("global", "shared", "shared::cta", "param", "param::entry", "param::func", "const", "local")
+    if word in ("shared::cta", "param::entry"):
+        word = word.split("::")[0]
+    return SPACES[word] if word else 0
 
 
 @special("cp")
