@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,8 @@ from lowbitvm.runtime.emulator.bind import Array, bind, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import parse
-from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
-from lowbitvm.runtime.emulator.results import build_report
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Launch, Report
+from lowbitvm.runtime.emulator.results import Outline, build_report
 from lowbitvm.runtime.emulator.syntax import Kernel, Syntax
 from lowbitvm.runtime.emulator.variables import initial_contents, view
 
@@ -39,6 +40,7 @@ class Module:
     programs: dict[str, Program] = field(repr=False)
     globals: list[Array] = field(default_factory=list, repr=False)
     symbols: dict[str, Array] = field(default_factory=dict, repr=False)
+    outlines: dict[str, Outline] = field(default_factory=dict, repr=False)  # of the kernels launched so far
 
     def launch(
         self,
@@ -83,10 +85,15 @@ class Module:
         config += [seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
+        started = time.perf_counter()
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
-        return build_report(
-            self.syntax, program, buffers, raw, grid3, block3, on_finding, program.static_shared + shared
-        )
+        seconds = time.perf_counter() - started
+        checked = tuple(name for name, bit in CHECKS.items() if mask & bit)
+        options: dict[str, str | int] = {"numerics": numerics, "seed": seed}
+        launched = Launch(entry, grid3, block3, shared, arch or self.syntax.target, checked, options)
+        if entry not in self.outlines:
+            self.outlines[entry] = Outline.of(self.syntax, program)
+        return build_report(self.syntax, program, self.outlines[entry], buffers, raw, launched, on_finding, seconds)
 
 
 def load(text: str) -> Module:
