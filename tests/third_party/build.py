@@ -88,7 +88,7 @@ class CudaSource:
 
     def _compile(self) -> Compiled:
         target = BUILD / f"{os.getpid()}.ptx"
-        flags = ["-ptx", f"-arch={self.arch}", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-diag-suppress=177"]
+        flags = ["-ptx", f"-arch={self.arch}", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-diag-suppress=177,20054"]
         flags += [f"-D{define}" for define in self.defines]
         if self.cutlass:
             flags += [f"-I{folder}" for folder in cutlass_headers()]
