@@ -35,7 +35,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class TritonKernel:
-    """A kernel of triton_kernels.py for one target: `types` and `constants` by parameter, in the order of `types`."""
+    """A kernel of triton_kernels.py for one target; `types` and `constants` by parameter."""
 
     function: str
     arch: str
@@ -62,12 +62,19 @@ class TritonKernel:
         signature = dict(self.types) | dict.fromkeys(self.constants, "constexpr")
         signature = {name: signature[name] for name in function.arg_names}
         hints = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in self.aligned}
-        source = ASTSource(function, signature=signature, constexprs=self.constants, attrs=hints)
+        constants = {name: self._constant(value, triton.language) for name, value in self.constants.items()}
+        source = ASTSource(function, signature=signature, constexprs=constants, attrs=hints)
         # Triton's default changes with its next version; both are asked for by name, so that no warning is given.
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | dict(self.options)
         os.environ["TRITON_CACHE_DIR"] = str(BUILD / "triton")
         made = triton.compile(source, target=GPUTarget("cuda", int(self.arch[3:]), 32), options=options)
         return Compiled(made.asm["ptx"], made.metadata.name, made.metadata.shared, made.metadata.num_warps)
+
+    @staticmethod
+    def _constant(value: Any, language: Any) -> Any:
+        """ "tl.float32" stands for that type: a key must be text."""
+        is_type = isinstance(value, str) and value.startswith("tl.")
+        return getattr(language, value.removeprefix("tl.")) if is_type else value
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class CudaSource:
         if self.cutlass:
             flags += [f"-I{folder}" for folder in cutlass_headers()]
         command = [str(nvcc()), *flags, str(HERE / self.file), "-o", str(target)]
-        subprocess.run(command, check=True, env=os.environ | {"NVCC_PREPEND_FLAGS": "", "NVCC_APPEND_FLAGS": ""})
+        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"NVCC_PREPEND_FLAGS": "", "NVCC_APPEND_FLAGS": ""})
         text = target.read_text()
         target.unlink()
         return Compiled(text)
@@ -140,6 +147,3 @@ def _locked(path: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-
-def report_failure(name: str, error: Exception) -> None:
-    print(f"{name}: {error}", file=sys.stderr)
