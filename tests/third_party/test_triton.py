@@ -240,7 +240,7 @@ def test_a_product_of_block_scaled_operands_equals_numpys(name: str, arch: str) 
     group = 16 if name == "scaled_nvfp4" else 32
     a, a_scales, left = _scaled_operand(0, kind, group)
     b, b_scales, right = _scaled_operand(1, kind, group)
-    args = [np.ascontiguousarray(a), np.ascontiguousarray(b), a_scales, b_scales, empty(32, 32)]
+    args = [np.ascontiguousarray(a), a_scales, np.ascontiguousarray(b), b_scales, empty(32, 32)]
     for *_, c, _, _ in run(name, arch, (1,), *args):
         np.testing.assert_array_equal(c, left @ right.T)
 
@@ -291,7 +291,7 @@ def test_rows_are_sorted_and_counted(name: str, arch: str, n: int) -> None:
 @targets("gather_rows")
 def test_rows_are_gathered_by_64_bit_indices(name: str, arch: str) -> None:
     table, indices = normal(0, 50, 200, dtype=np.float16), integers(1, 9, low=0, high=50, dtype=np.int64)
-    for _, out, *_ in run(name, arch, (9,), table, empty(9, 200, dtype=np.float16), indices, 200):
+    for _, _, out, *_ in run(name, arch, (9,), table, indices, empty(9, 200, dtype=np.float16), 200):
         np.testing.assert_array_equal(out, table[indices])
 
 
@@ -301,14 +301,14 @@ def test_rows_that_share_an_index_are_added(name: str, arch: str) -> None:
     values, indices = integers(0, 40, 33, dtype=dtype), integers(1, 40, low=0, high=6, dtype=np.int32)
     expected = np.zeros((6, 33), np.float32)
     np.add.at(expected, indices, values.astype(np.float32))
-    for _, out, *_ in run(name, arch, (6,), values, np.zeros((6, 33), dtype), indices, 40, 33):
+    for _, _, out, *_ in run(name, arch, (6,), values, indices, np.zeros((6, 33), dtype), 40, 33):
         np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
 @targets("gather_in_tile")
 def test_columns_of_a_tile_are_gathered(name: str, arch: str) -> None:
     x, indices = normal(0, 32, 64), integers(1, 32, 64, low=0, high=64, dtype=np.int32)
-    for _, out, *_ in run(name, arch, (1,), x, empty(32, 64), indices):
+    for _, _, out, *_ in run(name, arch, (1,), x, indices, empty(32, 64)):
         np.testing.assert_array_equal(out, np.take_along_axis(x, indices, 1))
 
 
@@ -331,7 +331,7 @@ def test_conversions_to_narrow_floats_round_to_nearest_even(name: str, arch: str
     magnitudes = 2.0 ** rng.uniform(np.log2(float(ml_dtypes.finfo(narrow).smallest_subnormal)), np.log2(limit), 2000)
     x = np.clip(np.concatenate([magnitudes, -magnitudes, [0.0]]), -limit, limit).astype(wide)
     expected = x.astype(narrow)
-    for _, back, found, *_ in run(name, arch, (8,), x, empty(len(x), dtype=wide), empty(len(x), dtype=narrow), len(x)):
+    for _, found, back, *_ in run(name, arch, (8,), x, empty(len(x), dtype=narrow), empty(len(x), dtype=wide), len(x)):
         np.testing.assert_array_equal(found.astype(np.float64), expected.astype(np.float64))
         np.testing.assert_array_equal(back.astype(np.float64), expected.astype(np.float64))
 
@@ -373,7 +373,7 @@ def test_rotary_embeddings_are_within_two_roundings(name: str, arch: str) -> Non
     left, right = x[..., :32].astype(np.float64), x[..., 32:].astype(np.float64)
     c, s = cosines[:, None].astype(np.float64), sines[:, None].astype(np.float64)
     expected = np.concatenate([left * c - right * s, right * c + left * s], 2)
-    for *_, out, _, _, _ in run(name, arch, (5,), x, cosines, sines, empty(5, 3, 64), 3):
+    for _, _, _, out, *_ in run(name, arch, (5,), x, cosines, sines, empty(5, 3, 64), 3):
         np.testing.assert_allclose(out, expected, atol=4 * UNIT * np.abs(x).max(), rtol=0)
 
 
@@ -383,7 +383,7 @@ def test_cross_entropies_ignore_negative_targets(name: str, arch: str) -> None:
     targets = np.array([0, 699, -100, 300])
     wide = logits.astype(np.float64)
     expected = np.where(targets < 0, 0, np.log(np.exp(wide).sum(1)) - wide[np.arange(4), targets])
-    for _, losses, *_ in run(name, arch, (4,), logits, empty(4), targets, 700):
+    for _, _, losses, *_ in run(name, arch, (4,), logits, targets, empty(4), 700):
         np.testing.assert_allclose(losses, expected, atol=2.0**-18, rtol=0)
 
 
