@@ -4,14 +4,12 @@ The clean ones give the right result without a finding, the others a finding of 
 every seed, schedule and landing of copies.
 """
 
-import itertools
-
 import numpy as np
 import pytest
 
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.assemble import assemble
-from tests.planted import barriers, blocks, memory, pipelines, shared, warps
+from tests.planted import barriers, blocks, memory, pipelines, shared, tricky, warps
 from tests.planted.table import Case, Plant, planted, tags
 
 CASES = (*shared.CASES, *pipelines.CASES, *blocks.CASES, *barriers.CASES, *warps.CASES, *memory.CASES)
@@ -25,19 +23,30 @@ def ways(text: str) -> list[dict[str, object]]:
 
 
 def by_name(values: list) -> list:
-    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), id=getattr(v, "name", None) or f"{v[0].name}: {v[1].name}") for v in values]
+    return [
+        pytest.param(*(v if isinstance(v, tuple) else (v,)), id=getattr(v, "name", None) or f"{v[0].name}: {v[1].name}")
+        for v in values
+    ]
 
 
 def launch(case: Case, module: emulator.Module, seed: int = 0, **options: object):
     data = case.data(np.random.default_rng(seed))
     grid, block = (case.grid,), (case.block,)
     report = module.launch(
-        "kernel", grid, block, data.args, shared=case.shared, step_limit=case.step_limit, on_finding="collect", seed=seed, **options
+        "kernel",
+        grid,
+        block,
+        data.args,
+        shared=case.shared,
+        step_limit=case.step_limit,
+        on_finding="collect",
+        seed=seed,
+        **options,
     )
     return data, report
 
 
-@pytest.mark.parametrize("case", by_name(CASES))
+@pytest.mark.parametrize("case", by_name((*CASES, *tricky.CASES)))
 def test_the_clean_kernel_is_right_and_has_no_finding(case: Case) -> None:
     module = emulator.load(case.text)
     for way in ways(case.text):
@@ -82,3 +91,8 @@ def matches(seen, expected) -> bool:
 def test_assembles(case, plant):
     assemble(case.text, case.target)
     assemble(planted(case.text, plant.edits), case.target)
+
+
+@pytest.mark.parametrize("case", by_name(tricky.CASES))
+def test_tricky_assembles(case):
+    assemble(case.text, case.target)

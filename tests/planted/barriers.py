@@ -70,16 +70,36 @@ END:
     plants=(
         plant("a producer that does not wait for an empty slot", {"wait_empty": ""}, "race_shared put get", also=STALE),
         plant("a consumer that does not wait for a full slot", {"wait_full": ""}, "race_shared put get", also=STALE),
-        plant("a slot announced before it is filled", {"put": "", "late": "st.shared.u32 [r5], r3;"}, "race_shared late get", also=STALE),
-        plant("a producer that never announces a slot", {"full": ""}, "barrier_deadlock wait_full", "barrier_deadlock wait_empty"),
-        plant("a consumer that never frees a slot", {"empty": ""}, "barrier_deadlock wait_full", "barrier_deadlock wait_empty"),
+        plant(
+            "a slot announced before it is filled",
+            {"put": "", "late": "st.shared.u32 [r5], r3;"},
+            "race_shared late get",
+            also=STALE,
+        ),
+        plant(
+            "a producer that never announces a slot",
+            {"full": ""},
+            "barrier_deadlock wait_full",
+            "barrier_deadlock wait_empty",
+        ),
+        plant(
+            "a consumer that never frees a slot",
+            {"empty": ""},
+            "barrier_deadlock wait_full",
+            "barrier_deadlock wait_empty",
+        ),
         plant(
             "a consumer that waits at another barrier than the producer's",
             {"number": "add.u32 r6, r2, 5;"},
             "barrier_deadlock wait_full",
             "barrier_deadlock wait_empty",
         ),
-        plant("a barrier number above 15", {"number": "add.u32 r6, r2, 16;"}, "barrier_invalid wait_full", also=("barrier_deadlock wait_empty", *STALE, "race_shared put get")),
+        plant(
+            "a barrier number above 15",
+            {"number": "add.u32 r6, r2, 16;"},
+            "barrier_invalid wait_full",
+            also=("barrier_deadlock wait_empty", *STALE, "race_shared put get"),
+        ),
         plant(
             "two thread counts at one barrier",
             {"wait_full": "bar.sync r6, 96;"},
@@ -91,10 +111,16 @@ END:
             "a thread count that is no multiple of a warp",
             {"number": "add.u32 r6, r2, 1; mov.u32 r10, 48;", "wait_full": "bar.sync r6, r10;"},
             "barrier_invalid wait_full",
-            also=("barrier_invalid full", "barrier_deadlock wait_full", "barrier_deadlock wait_empty", "race_shared put get", *STALE),
+            also=(
+                "barrier_invalid full",
+                "barrier_deadlock wait_full",
+                "barrier_deadlock wait_empty",
+                "race_shared put get",
+                *STALE,
+            ),
         ),
     ),
-)  # fmt: skip
+)
 
 
 def meeting_data(rng: np.random.Generator) -> Data:
@@ -130,7 +156,12 @@ END:
     block=128,
     data=meeting_data,
     plants=(
-        plant("a thread count of one warp too many", {"meet": "bar.sync 1, 128;"}, "barrier_deadlock meet", "barrier_deadlock all"),
+        plant(
+            "a thread count of one warp too many",
+            {"meet": "bar.sync 1, 128;"},
+            "barrier_deadlock meet",
+            "barrier_deadlock all",
+        ),
         plant(
             "a thread count of one warp too few",
             {"meet": "bar.sync 1, 64;"},
@@ -138,8 +169,18 @@ END:
             "barrier_deadlock all",
             also=("race_shared put get", *STALE),
         ),
-        plant("a barrier that one warp skips", {"who": "setp.ge.u32 p1, warp, 2;"}, "barrier_deadlock meet", "barrier_deadlock all"),
-        plant("a barrier without a count where not all warps come", {"meet": "bar.sync 1;"}, "barrier_deadlock meet", "barrier_deadlock all"),
+        plant(
+            "a barrier that one warp skips",
+            {"who": "setp.ge.u32 p1, warp, 2;"},
+            "barrier_deadlock meet",
+            "barrier_deadlock all",
+        ),
+        plant(
+            "a barrier without a count where not all warps come",
+            {"meet": "bar.sync 1;"},
+            "barrier_deadlock meet",
+            "barrier_deadlock all",
+        ),
         plant(
             "the thread count is 0",
             {"meet": "mov.u32 r8, 0; bar.sync 1, r8;"},
@@ -147,7 +188,7 @@ END:
             also=("barrier_deadlock meet", "barrier_deadlock all", "race_shared put get", *STALE),
         ),
     ),
-)  # fmt: skip
+)
 
 
 # As NAMED_RING, with mbarriers: full of slot s at 8 s, empty at 16 + 8 s, the slots from byte 32 on.
@@ -210,8 +251,16 @@ END:
         plant(
             "mbarriers used without a barrier after their initialisation",
             {"ready": ""},
-            *(f"{kind} {tag}" for kind in ("mbarrier_invalid", "uninitialised_shared") for tag in ("wait_empty", "wait_full", "full", "empty")),
-            *(f"race_shared {init} {tag}" for init in ("init", "init_second") for tag in ("wait_empty", "wait_full", "full", "empty")),
+            *(
+                f"{kind} {tag}"
+                for kind in ("mbarrier_invalid", "uninitialised_shared")
+                for tag in ("wait_empty", "wait_full", "full", "empty")
+            ),
+            *(
+                f"race_shared {init} {tag}"
+                for init in ("init", "init_second")
+                for tag in ("wait_empty", "wait_full", "full", "empty")
+            ),
             also=(*STALE, "race_shared put get"),
         ),
         plant(
@@ -230,7 +279,10 @@ END:
             "an mbarrier that waits for one arrival too few",
             {"init": "mbarrier.init.shared.b64 [base], 31;"},
             "race_shared put get",
-            also=(*STALE, *(f"{kind} {tag}" for kind in ("barrier_deadlock", "limit") for tag in ("wait_full", "wait_empty"))),
+            also=(
+                *STALE,
+                *(f"{kind} {tag}" for kind in ("barrier_deadlock", "limit") for tag in ("wait_full", "wait_empty")),
+            ),
         ),
         plant("no wait for a full slot", {"wait_full": ""}, "race_shared put get", also=STALE),
         plant("no wait for an empty slot", {"wait_empty": ""}, "race_shared put get", also=STALE),
@@ -240,7 +292,12 @@ END:
             "race_shared put get",
             also=STALE,
         ),
-        plant("an arrival before the slot is filled", {"put": "", "late": "st.shared.u32 [r6+32], r3;"}, "race_shared late get", also=STALE),
+        plant(
+            "an arrival before the slot is filled",
+            {"put": "", "late": "st.shared.u32 [r6+32], r3;"},
+            "race_shared late get",
+            also=STALE,
+        ),
         plant(
             "slots that are never freed",
             {"empty": ""},
@@ -250,11 +307,15 @@ END:
             "more arrivals than a phase has",
             {"full": "mbarrier.arrive.noComplete.shared.b64 d5, [r5], 3;"},
             "mbarrier_invalid full",
-            also=(*STALE, "race_shared put get", *(f"{kind} {tag}" for kind in ("barrier_deadlock", "limit") for tag in ("wait_full", "wait_empty"))),
+            also=(
+                *STALE,
+                "race_shared put get",
+                *(f"{kind} {tag}" for kind in ("barrier_deadlock", "limit") for tag in ("wait_full", "wait_empty")),
+            ),
         ),
     ),
     step_limit=100_000,
-)  # fmt: skip
+)
 
 
 def landing_data(rng: np.random.Generator) -> Data:
@@ -308,9 +369,22 @@ END:
     block=64,
     data=landing_data,
     plants=(
-        plant("a plain arrival where the copies' own is wanted", {"landed": "mbarrier.arrive.shared.b64 d5, [r3];"}, "race_copy copy get", also=STALE),
+        plant(
+            "a plain arrival where the copies' own is wanted",
+            {"landed": "mbarrier.arrive.shared.b64 d5, [r3];"},
+            "race_copy copy get",
+            also=STALE,
+        ),
         plant("no wait for the copies to land", {"wait": ""}, "race_copy copy get", also=STALE),
-        plant("an arrival before its copy", {"copy": "cp.async.mbarrier.arrive.noinc.shared.b64 [r3];", "landed": "cp.async.cg.shared.global [r4+32], [d2], 16;"}, "race_copy landed get", also=STALE),
+        plant(
+            "an arrival before its copy",
+            {
+                "copy": "cp.async.mbarrier.arrive.noinc.shared.b64 [r3];",
+                "landed": "cp.async.cg.shared.global [r4+32], [d2], 16;",
+            },
+            "race_copy landed get",
+            also=STALE,
+        ),
         plant(
             "an arrival that raises the count as well",
             {"landed": "cp.async.mbarrier.arrive.shared.b64 [r3];"},
@@ -319,6 +393,6 @@ END:
         ),
     ),
     step_limit=100_000,
-)  # fmt: skip
+)
 
 CASES = (NAMED_RING, MEETING, MBARRIER_RING, LANDING)

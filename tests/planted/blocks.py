@@ -47,7 +47,12 @@ END:
     data=split_k_data,
     plants=(
         plant("no fence before a semaphore is released", {"fence": ""}, "race_global write read", also=DATA),
-        plant("a fence of block scope between blocks", {"fence": "fence.acq_rel.cta;"}, "race_global write read", also=DATA),
+        plant(
+            "a fence of block scope between blocks",
+            {"fence": "fence.acq_rel.cta;"},
+            "race_global write read",
+            also=DATA,
+        ),
         plant(
             "a semaphore awaited without acquiring",
             {"spin": "SPIN: ld.relaxed.gpu.global.u32 r3, [semaphore]; setp.ne.u32 p3, r3, cta; @p3 bra SPIN;"},
@@ -83,7 +88,7 @@ END:
         plant("a semaphore that is never passed on", {"next": "mov.u32 r5, cta;"}, "limit spin"),
     ),
     step_limit=100_000,
-)  # fmt: skip
+)
 
 
 def last_block_data(rng: np.random.Generator) -> Data:
@@ -140,14 +145,23 @@ END:
     plants=(
         plant("a last-block reduction without a fence before the ticket", {"release": ""}, "race_global put get"),
         plant("a last-block reduction without a fence after the ticket", {"acquire": ""}, "race_global put get"),
-        plant("the ticket is drawn before the other warps have stored", {"stored": ""}, "race_global put get", also=("uninitialised_global get", "undefined_store store")),
+        plant(
+            "the ticket is drawn before the other warps have stored",
+            {"stored": ""},
+            "race_global put get",
+            also=("uninitialised_global get", "undefined_store store"),
+        ),
         plant(
             "no barrier around the shared flag",
             {"announced": ""},
             "race_shared announce is_last",
             also=(
-                "uninitialised_shared is_last", "undefined_predicate leave", "race_global put get",
-                "uninitialised_global get", "undefined_store store", "race_global store store",
+                "uninitialised_shared is_last",
+                "undefined_predicate leave",
+                "race_global put get",
+                "uninitialised_global get",
+                "undefined_store store",
+                "race_global store store",
             ),
         ),
         plant(
@@ -157,7 +171,7 @@ END:
             also=("race_global put get", "race_global store store"),
         ),
     ),
-)  # fmt: skip
+)
 
 
 def grid_barrier_data(rng: np.random.Generator) -> Data:
@@ -203,15 +217,40 @@ JOIN_AGAIN:
     block=64,
     data=grid_barrier_data,
     plants=(
-        plant("a grid barrier without its fence on arrival", {"release": ""}, "race_global put get", also=("race_global get overwrite",)),
-        plant("a grid barrier without its fence on leaving", {"acquire": ""}, "race_global put get", also=("race_global get overwrite",)),
-        plant("a grid barrier that other warps do not wait in", {"leave": ""}, "race_global put get", also=("uninitialised_global get", "undefined_store overwrite")),
-        plant("a grid barrier that arrives before the other warps", {"arrive": ""}, "race_global put get", also=("uninitialised_global get", "undefined_store overwrite")),
+        plant(
+            "a grid barrier without its fence on arrival",
+            {"release": ""},
+            "race_global put get",
+            also=("race_global get overwrite",),
+        ),
+        plant(
+            "a grid barrier without its fence on leaving",
+            {"acquire": ""},
+            "race_global put get",
+            also=("race_global get overwrite",),
+        ),
+        plant(
+            "a grid barrier that other warps do not wait in",
+            {"leave": ""},
+            "race_global put get",
+            also=("uninitialised_global get", "undefined_store overwrite"),
+        ),
+        plant(
+            "a grid barrier that arrives before the other warps",
+            {"arrive": ""},
+            "race_global put get",
+            also=("uninitialised_global get", "undefined_store overwrite"),
+        ),
         plant("a second grid barrier without its fence on arrival", {"release_again": ""}, "race_global get overwrite"),
-        plant("a grid barrier that one block never counts in", {"count": "setp.ne.u32 p4, cta, 1; @p4 red.relaxed.gpu.global.add.u32 [arrivals], 1;"}, "limit spin", "limit spin_again"),
+        plant(
+            "a grid barrier that one block never counts in",
+            {"count": "setp.ne.u32 p4, cta, 1; @p4 red.relaxed.gpu.global.add.u32 [arrivals], 1;"},
+            "limit spin",
+            "limit spin_again",
+        ),
     ),
     step_limit=100_000,
-)  # fmt: skip
+)
 
 
 def lock_data(rng: np.random.Generator) -> Data:
@@ -251,14 +290,23 @@ END:
             {"lock": "SPIN: atom.relaxed.gpu.global.cas.b32 r3, [lock], 0, 1; setp.ne.u32 p2, r3, 0; @p2 bra SPIN;"},
             *CRITICAL,
         ),
-        plant("a lock given back without releasing", {"unlock": "atom.relaxed.gpu.global.exch.b32 r6, [lock], 0;"}, *CRITICAL),
+        plant(
+            "a lock given back without releasing",
+            {"unlock": "atom.relaxed.gpu.global.exch.b32 r6, [lock], 0;"},
+            *CRITICAL,
+        ),
         plant(
             "a lock of block scope between blocks",
             {"unlock": "atom.release.cta.global.exch.b32 r6, [lock], 0;"},
             *CRITICAL,
             also=("race_global lock unlock", "race_global unlock unlock"),
         ),
-        plant("a lock given back by a plain store", {"unlock": "st.global.u32 [lock], 0;"}, "race_global lock unlock", also=(*CRITICAL, "race_global unlock unlock")),
+        plant(
+            "a lock given back by a plain store",
+            {"unlock": "st.global.u32 [lock], 0;"},
+            "race_global lock unlock",
+            also=(*CRITICAL, "race_global unlock unlock"),
+        ),
         plant("a lock that is never given back", {"unlock": ""}, "limit lock"),
         plant(
             "a lock given back before the store",
@@ -267,7 +315,7 @@ END:
         ),
     ),
     step_limit=100_000,
-)  # fmt: skip
+)
 
 
 def stencil_data(rng: np.random.Generator) -> Data:
@@ -307,7 +355,12 @@ STENCIL = Case(
 
 def pass_on_data(rng: np.random.Generator) -> Data:
     x = words(32, rng=rng)
-    args = [x, emulator.output(np.zeros(32, np.uint32)), np.zeros(1, np.uint32), emulator.output(np.zeros(32, np.uint32))]
+    args = [
+        x,
+        emulator.output(np.zeros(32, np.uint32)),
+        np.zeros(1, np.uint32),
+        emulator.output(np.zeros(32, np.uint32)),
+    ]
     return Data(args, {3: x[::-1] + 7})
 
 
@@ -344,16 +397,26 @@ END:
         plant("a flag set before the data is visible", {"release": ""}, "race_global put get"),
         plant("a flag seen and no fence before the data is read", {"acquire": ""}, "race_global put get"),
         plant("a flag set before other lanes have stored", {"stored": ""}, "race_global put get"),
-        plant("a flag set by a plain store", {"set": "@p2 st.global.u32 [flag], 1;"}, "race_global set spin", also=("race_global put get",)),
+        plant(
+            "a flag set by a plain store",
+            {"set": "@p2 st.global.u32 [flag], 1;"},
+            "race_global set spin",
+            also=("race_global put get",),
+        ),
         plant(
             "a flag awaited by plain loads",
             {"spin": "SPIN: ld.global.u32 r2, [flag]; setp.eq.u32 p3, r2, 0; @p3 bra SPIN;"},
             "race_global set spin",
             also=("race_global put get",),
         ),
-        plant("no waiting for the flag", {"spin": ""}, "race_global put get", also=("uninitialised_global get", "undefined_store store")),
+        plant(
+            "no waiting for the flag",
+            {"spin": ""},
+            "race_global put get",
+            also=("uninitialised_global get", "undefined_store store"),
+        ),
     ),
     step_limit=100_000,
-)  # fmt: skip
+)
 
 CASES = (SPLIT_K, LAST_BLOCK, GRID_BARRIER, LOCK, STENCIL, FLAG)

@@ -46,18 +46,60 @@ END:
     plants=(
         plant("the mask of a vector is off by one", {"mask": "setp.le.u32 p1, r1, n;"}, *BOTH),
         plant("no mask at all", {"branch": ""}, *BOTH),
-        plant("a vector load that is not aligned", {"load": "ld.global.v4.u32 {r2, r3, r4, r5}, [d2+8];"}, "misaligned load", also=("out_of_bounds_global load", "undefined_store store")),
-        plant("a vector store that is not aligned", {"target": "add.s64 d4, y, d1; add.s64 d4, d4, -4;"}, "misaligned store", also=("out_of_bounds_global store",)),
+        plant(
+            "a vector load that is not aligned",
+            {"load": "ld.global.v4.u32 {r2, r3, r4, r5}, [d2+8];"},
+            "misaligned load",
+            also=("out_of_bounds_global load", "undefined_store store"),
+        ),
+        plant(
+            "a vector store that is not aligned",
+            {"target": "add.s64 d4, y, d1; add.s64 d4, d4, -4;"},
+            "misaligned store",
+            also=("out_of_bounds_global store",),
+        ),
         plant("two blocks write the same tile", {"index": "mov.u32 r1, tid;"}, "race_global store store"),
-        plant("a store to an input", {"target": "add.s64 d4, bias, d1;"}, "read_only store", also=("race_global load_bias store",)),
-        plant("an output that is read", {"bias": "add.s64 d3, y, d1;"}, "uninitialised_global load_bias", also=("undefined_store store",)),
-        plant("an index that was never computed", {"index": ""}, "undefined_address load", also=("undefined_predicate branch", "undefined_address load_bias", "undefined_address store", "race_global store store")),
+        plant(
+            "a store to an input",
+            {"target": "add.s64 d4, bias, d1;"},
+            "read_only store",
+            also=("race_global load_bias store",),
+        ),
+        plant(
+            "an output that is read",
+            {"bias": "add.s64 d3, y, d1;"},
+            "uninitialised_global load_bias",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "an index that was never computed",
+            {"index": ""},
+            "undefined_address load",
+            also=(
+                "undefined_predicate branch",
+                "undefined_address load_bias",
+                "undefined_address store",
+                "race_global store store",
+            ),
+        ),
         plant("a predicate that was never set", {"mask": ""}, "undefined_predicate branch", also=BOTH),
-        plant("a value that was never computed", {"load": "ld.global.v2.u32 {r2, r3}, [d2]; ld.global.u32 r4, [d2+8];"}, "undefined_store store"),
-        plant("an offset in words where bytes are wanted", {"target": "mul.wide.u32 d1, r1, 16; add.s64 d4, y, d1;"}, "out_of_bounds_global store"),
-        plant("an offset that is negative before it is widened", {"target": "sub.u32 r1, r1, 4; mul.wide.u32 d1, r1, 4; add.s64 d4, y, d1;"}, "out_of_bounds_global store"),
+        plant(
+            "a value that was never computed",
+            {"load": "ld.global.v2.u32 {r2, r3}, [d2]; ld.global.u32 r4, [d2+8];"},
+            "undefined_store store",
+        ),
+        plant(
+            "an offset in words where bytes are wanted",
+            {"target": "mul.wide.u32 d1, r1, 16; add.s64 d4, y, d1;"},
+            "out_of_bounds_global store",
+        ),
+        plant(
+            "an offset that is negative before it is widened",
+            {"target": "sub.u32 r1, r1, 4; mul.wide.u32 d1, r1, 4; add.s64 d4, y, d1;"},
+            "out_of_bounds_global store",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def local_data(rng: np.random.Generator) -> Data:
@@ -100,13 +142,38 @@ DRAIN:
     block=32,
     data=local_data,
     plants=(
-        plant("one push too many", {"pushes": "setp.le.u32 p1, r1, 8;"}, "out_of_bounds_local push", also=("out_of_bounds_global load",)),
-        plant("one pop too many", {"pops": "setp.le.u32 p1, r1, 8;"}, "out_of_bounds_local pop", also=("out_of_bounds_global store", "undefined_store store", "race_global store store")),
-        plant("one push too few", {"pushes": "setp.lt.u32 p1, r1, 7;"}, "uninitialised_local pop", also=("undefined_store store",)),
-        plant("a top that is one element too high", {"top": "add.s64 d5, d1, 32;"}, "out_of_bounds_local pop", also=("undefined_store store",)),
-        plant("elements of 4 bytes, 2 bytes apart", {"grow": "add.s64 d5, d5, 2;"}, "misaligned push", also=("uninitialised_local pop", "undefined_store store")),
+        plant(
+            "one push too many",
+            {"pushes": "setp.le.u32 p1, r1, 8;"},
+            "out_of_bounds_local push",
+            also=("out_of_bounds_global load",),
+        ),
+        plant(
+            "one pop too many",
+            {"pops": "setp.le.u32 p1, r1, 8;"},
+            "out_of_bounds_local pop",
+            also=("out_of_bounds_global store", "undefined_store store", "race_global store store"),
+        ),
+        plant(
+            "one push too few",
+            {"pushes": "setp.lt.u32 p1, r1, 7;"},
+            "uninitialised_local pop",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "a top that is one element too high",
+            {"top": "add.s64 d5, d1, 32;"},
+            "out_of_bounds_local pop",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "elements of 4 bytes, 2 bytes apart",
+            {"grow": "add.s64 d5, d5, 2;"},
+            "misaligned push",
+            also=("uninitialised_local pop", "undefined_store store"),
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def dynamic_data(rng: np.random.Generator) -> Data:
@@ -136,12 +203,32 @@ DYNAMIC = Case(
     data=dynamic_data,
     shared=1024,
     plants=(
-        plant("dynamic shared memory that is too small", {"slot": "mad.lo.u32 r1, tid, 16, base; add.u32 r1, r1, 16;"}, "out_of_bounds_shared put", also=("uninitialised_shared get", "undefined_store store")),
-        plant("a pitch that is not a multiple of the vector", {"slot": "mad.lo.u32 r1, tid, 12, base;"}, "misaligned put", also=("race_shared put put", "uninitialised_shared get", "undefined_store store")),
-        plant("a row that nothing wrote", {"put": "setp.ne.u32 p1, tid, 5; @p1 st.shared.v4.u32 [r1], {r3, r4, r5, r6};"}, "uninitialised_shared get", also=("undefined_store store",)),
-        plant("a shared address without its base", {"reversed": "xor.b32 r2, tid, 63; mul.lo.u32 r2, r2, 16;"}, "out_of_bounds_shared get", also=("undefined_store store",)),
+        plant(
+            "dynamic shared memory that is too small",
+            {"slot": "mad.lo.u32 r1, tid, 16, base; add.u32 r1, r1, 16;"},
+            "out_of_bounds_shared put",
+            also=("uninitialised_shared get", "undefined_store store"),
+        ),
+        plant(
+            "a pitch that is not a multiple of the vector",
+            {"slot": "mad.lo.u32 r1, tid, 12, base;"},
+            "misaligned put",
+            also=("race_shared put put", "uninitialised_shared get", "undefined_store store"),
+        ),
+        plant(
+            "a row that nothing wrote",
+            {"put": "setp.ne.u32 p1, tid, 5; @p1 st.shared.v4.u32 [r1], {r3, r4, r5, r6};"},
+            "uninitialised_shared get",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "a shared address without its base",
+            {"reversed": "xor.b32 r2, tid, 63; mul.lo.u32 r2, r2, 16;"},
+            "out_of_bounds_shared get",
+            also=("undefined_store store",),
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def params_data(rng: np.random.Generator) -> Data:
@@ -174,10 +261,19 @@ PARAMS = Case(
     block=1,
     data=params_data,
     plants=(
-        plant("a parameter read beyond its end", {"last": "ld.param.u32 r3, [table_param+16];"}, "out_of_bounds_param last", also=("undefined_store store",)),
-        plant("a store beyond a small output", {"store_last": "st.global.u32 [y+16], r1;"}, "out_of_bounds_global store_last"),
+        plant(
+            "a parameter read beyond its end",
+            {"last": "ld.param.u32 r3, [table_param+16];"},
+            "out_of_bounds_param last",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "a store beyond a small output",
+            {"store_last": "st.global.u32 [y+16], r1;"},
+            "out_of_bounds_global store_last",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def checked_data(rng: np.random.Generator) -> Data:
@@ -207,11 +303,20 @@ GOOD:
     block=64,
     data=checked_data,
     plants=(
-        plant("indices of another table run into the trap", {"index": "ld.global.u32 r1, [d2]; add.u32 r1, r1, 40;"}, "trap trap"),
+        plant(
+            "indices of another table run into the trap",
+            {"index": "ld.global.u32 r1, [d2]; add.u32 r1, r1, 40;"},
+            "trap trap",
+        ),
         plant("the check of an index is the wrong way round", {"check": "setp.ge.u32 p1, r1, n;"}, "trap trap"),
-        plant("an index beyond its check", {"check": "setp.le.u32 p1, r1, n; add.u32 r1, r1, 40;"}, "out_of_bounds_global load", also=("trap trap",)),
+        plant(
+            "an index beyond its check",
+            {"check": "setp.le.u32 p1, r1, n; add.u32 r1, r1, 40;"},
+            "out_of_bounds_global load",
+            also=("trap trap",),
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def reset_data(rng: np.random.Generator) -> Data:
@@ -235,11 +340,22 @@ COUNTER = Case(
     block=64,
     data=reset_data,
     plants=(
-        plant("a counter that every block resets", {"reset": "setp.eq.u32 p1, tid, 0; @p1 st.global.u32 [y], 0;"}, "race_global reset add", "race_global reset reset"),
-        plant("a counter read beside atomics of other warps", {"reset": "ld.global.u32 r3, [y];"}, "race_global reset add"),
-        plant("a maximum by comparing and storing", {"largest": "ld.global.u32 r3, [y+4]; max.u32 r3, r3, r2; st.global.u32 [y+4], r3;"}, "race_global largest largest"),
+        plant(
+            "a counter that every block resets",
+            {"reset": "setp.eq.u32 p1, tid, 0; @p1 st.global.u32 [y], 0;"},
+            "race_global reset add",
+            "race_global reset reset",
+        ),
+        plant(
+            "a counter read beside atomics of other warps", {"reset": "ld.global.u32 r3, [y];"}, "race_global reset add"
+        ),
+        plant(
+            "a maximum by comparing and storing",
+            {"largest": "ld.global.u32 r3, [y+4]; max.u32 r3, r3, r2; st.global.u32 [y+4], r3;"},
+            "race_global largest largest",
+        ),
         plant("an atomic that is not aligned", {"largest": "red.global.max.u32 [y+2], r2;"}, "misaligned largest"),
     ),
-)  # fmt: skip
+)
 
 CASES = (SCALE, LOCAL, DYNAMIC, PARAMS, CHECKED, COUNTER)

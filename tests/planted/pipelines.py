@@ -122,7 +122,13 @@ LOOP:
             {"fill": "add.u32 r18, base, 1024;"},
             "race_copy read copy",
             "race_copy copy copy_first",
-            also=(*STALE, "race_shared read copy", "race_copy copy copy", "race_copy stage copy", "race_shared stage copy"),
+            also=(
+                *STALE,
+                "race_shared read copy",
+                "race_copy copy copy",
+                "race_copy stage copy",
+                "race_shared stage copy",
+            ),
         ),
         plant(
             "copies go to the stage that is being read",
@@ -133,8 +139,10 @@ LOOP:
         ),
         plant(
             "the readers run a stage ahead of the copies",
-            {"next": "add.u32 r17, r17, 2048; sub.u32 r28, r17, base; setp.ge.u32 p3, r28, 3072; "
-                     "add.u32 r28, r17, -3072; selp.b32 r17, r28, r17, p3;"},
+            {
+                "next": "add.u32 r17, r17, 2048; sub.u32 r28, r17, base; setp.ge.u32 p3, r28, 3072; "
+                "add.u32 r28, r17, -3072; selp.b32 r17, r28, r17, p3;"
+            },
             "race_copy read copy",
             "race_copy read copy_first",
             also=(*STALE, "race_shared read copy", "race_copy stage copy", "race_shared stage copy"),
@@ -144,8 +152,15 @@ LOOP:
             {"more": "setp.le.u32 p2, r27, r13;"},
             "copy_never_awaited exit",
         ),
-        plant("a source size that is not limited to the copy", {"size": ""}, "copy_source_size copy", also=("out_of_bounds_global copy",)),
-        plant("a tail of k that is copied whole", {"size": "mov.u32 r15, 16;"}, "out_of_bounds_global copy", also=STALE),
+        plant(
+            "a source size that is not limited to the copy",
+            {"size": ""},
+            "copy_source_size copy",
+            also=("out_of_bounds_global copy",),
+        ),
+        plant(
+            "a tail of k that is copied whole", {"size": "mov.u32 r15, 16;"}, "out_of_bounds_global copy", also=STALE
+        ),
         plant("the epilogue is staged over tiles that others still read", {"drained": ""}, "race_shared stage read"),
         plant("the staged tile is read without a barrier", {"staged": ""}, "race_shared stage unstage"),
         plant("two warps stage the same columns", {"column": ""}, "race_shared stage stage"),
@@ -153,7 +168,7 @@ LOOP:
             "accumulators that nothing cleared", {"clear": ""}, "undefined_store stage", also=("undefined_store store",)
         ),
     ),
-)  # fmt: skip
+)
 
 
 def gather_data(rng: np.random.Generator) -> Data:
@@ -194,7 +209,12 @@ GATHER = Case(
     plants=(
         plant("committed but not awaited", {"wait": "cp.async.commit_group;"}, "race_copy copy get", also=GATHER_STALE),
         plant("awaited but without a barrier", {"full": ""}, "race_copy copy get", also=GATHER_STALE),
-        plant("a barrier before the wait instead of after it", {"wait": "bar.sync 0;", "full": "cp.async.wait_all;"}, "race_copy copy get", also=GATHER_STALE),
+        plant(
+            "a barrier before the wait instead of after it",
+            {"wait": "bar.sync 0;", "full": "cp.async.wait_all;"},
+            "race_copy copy get",
+            also=GATHER_STALE,
+        ),
         plant(
             "a copy to rows that are not aligned to 16 bytes",
             {"pitch": "mad.lo.u32 r5, r1, 72, r2; add.u32 r5, base, r5;"},
@@ -207,7 +227,12 @@ GATHER = Case(
             "misaligned copy",
             also=(*GATHER_STALE, "out_of_bounds_global copy"),
         ),
-        plant("an index that was never loaded", {"index": ""}, "undefined_address copy", also=(*GATHER_STALE, "out_of_bounds_global copy")),
+        plant(
+            "an index that was never loaded",
+            {"index": ""},
+            "undefined_address copy",
+            also=(*GATHER_STALE, "out_of_bounds_global copy"),
+        ),
         plant(
             "an index in elements where bytes are wanted",
             {"source": "mul.wide.u32 d2, r4, 4; add.s64 d2, table, d2;"},
@@ -215,6 +240,6 @@ GATHER = Case(
             also=GATHER_STALE,
         ),
     ),
-)  # fmt: skip
+)
 
 CASES = (GEMM, GATHER)

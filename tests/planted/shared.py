@@ -161,9 +161,7 @@ LOOP:
     block=96,
     data=scan_data,
     plants=(
-        plant(
-            "reads and writes of a step without a barrier between them", {"was_read": ""}, "race_shared read write"
-        ),
+        plant("reads and writes of a step without a barrier between them", {"was_read": ""}, "race_shared read write"),
         plant("the next step reads without a barrier after the writes", {"written": ""}, "race_shared read write"),
         plant(
             "the guard of the first elements is off by one",
@@ -233,7 +231,9 @@ STORE:
             also=("uninitialised_shared get", "undefined_store store"),
         ),
         plant(
-            "the mask of the last row is off by one", {"row_mask": "setp.le.u32 p1, r4, m;"}, "out_of_bounds_global load"
+            "the mask of the last row is off by one",
+            {"row_mask": "setp.le.u32 p1, r4, m;"},
+            "out_of_bounds_global load",
         ),
         plant(
             "the mask of the last column is off by one",
@@ -374,13 +374,26 @@ END:
     block=96,
     data=histogram_data,
     plants=(
-        plant("a histogram in shared memory without atomics", {"count": COUNT.format("shared", "r5", 1)}, "race_shared count count"),
-        plant("a histogram in global memory without atomics", {"total": COUNT.format("global", "d2", "r6")}, "race_global total total"),
+        plant(
+            "a histogram in shared memory without atomics",
+            {"count": COUNT.format("shared", "r5", 1)},
+            "race_shared count count",
+        ),
+        plant(
+            "a histogram in global memory without atomics",
+            {"total": COUNT.format("global", "d2", "r6")},
+            "race_global total total",
+        ),
         plant(
             "the bins are zeroed without a barrier before the counting",
             {"zeroed": ""},
             "race_shared zero count",
-            also=("uninitialised_shared count", "uninitialised_shared get", "undefined_store count", "undefined_store total"),
+            also=(
+                "uninitialised_shared count",
+                "uninitialised_shared get",
+                "undefined_store count",
+                "undefined_store total",
+            ),
         ),
         plant("the bins are read without a barrier after the counting", {"counted": ""}, "race_shared count get"),
         plant(

@@ -48,19 +48,44 @@ END:
     block=64,
     data=tail_data,
     plants=(
-        plant("a shuffle from lanes that have left", {"clamp": "mov.u32 r6, r5;"}, "shuffle_source shuffle", also=("undefined_store store",)),
-        plant("a shuffle of the whole warp where lanes have left", {"shuffle": "shfl.sync.idx.b32 r7, r2, r6, 31, -1;"}, "mask_invalid shuffle", also=("undefined_store store", "shuffle_source shuffle")),
+        plant(
+            "a shuffle from lanes that have left",
+            {"clamp": "mov.u32 r6, r5;"},
+            "shuffle_source shuffle",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "a shuffle of the whole warp where lanes have left",
+            {"shuffle": "shfl.sync.idx.b32 r7, r2, r6, 31, -1;"},
+            "mask_invalid shuffle",
+            also=("undefined_store store", "shuffle_source shuffle"),
+        ),
         plant(
             "a shuffle whose mask leaves out lanes that execute it",
             {"shuffle": "shfl.sync.idx.b32 r7, r2, r6, 31, 0x00000FFF;"},
             "mask_invalid shuffle",
             also=("undefined_store store", "shuffle_source shuffle"),
         ),
-        plant("a vote whose mask leaves out a lane that takes part", {"vote": "vote.sync.ballot.b32 r1, p1, 0x7FFFFFFF;"}, "mask_invalid vote", also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle")),
-        plant("a reduction of the whole warp where lanes have left", {"redux": "redux.sync.max.u32 r10, r9, -1;"}, "mask_invalid redux", also=("undefined_store store",)),
-        plant("a vote in a branch that not all its members take", {"vote": "@!p1 bra END; vote.sync.ballot.b32 r1, p1, -1;"}, "mask_invalid vote", also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle")),
+        plant(
+            "a vote whose mask leaves out a lane that takes part",
+            {"vote": "vote.sync.ballot.b32 r1, p1, 0x7FFFFFFF;"},
+            "mask_invalid vote",
+            also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle"),
+        ),
+        plant(
+            "a reduction of the whole warp where lanes have left",
+            {"redux": "redux.sync.max.u32 r10, r9, -1;"},
+            "mask_invalid redux",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "a vote in a branch that not all its members take",
+            {"vote": "@!p1 bra END; vote.sync.ballot.b32 r1, p1, -1;"},
+            "mask_invalid vote",
+            also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle"),
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def grouped_data(rng: np.random.Generator) -> Data:
@@ -90,14 +115,19 @@ END:
     block=64,
     data=grouped_data,
     plants=(
-        plant("a match whose mask names half the warp", {"match": "match.any.sync.b32 r3, r2, 0x0000FFFF;"}, "mask_invalid match", also=("undefined_predicate match", "undefined_store count", "undefined_address count")),
+        plant(
+            "a match whose mask names half the warp",
+            {"match": "match.any.sync.b32 r3, r2, 0x0000FFFF;"},
+            "mask_invalid match",
+            also=("undefined_predicate match", "undefined_store count", "undefined_address count"),
+        ),
         plant(
             "the leaders update without atomics",
             {"count": "ld.global.u32 r6, [d2]; add.u32 r6, r6, r5; st.global.u32 [d2], r6;"},
             "race_global count count",
         ),
     ),
-)  # fmt: skip
+)
 
 
 def halves_data(rng: np.random.Generator) -> Data:
@@ -139,11 +169,26 @@ JOIN:
     block=32,
     data=halves_data,
     plants=(
-        plant("the masks of two halves are exchanged", {"high": "shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF;"}, "mask_invalid high", also=("undefined_store store", "mask_invalid low", "shuffle_source high")),
-        plant("a shuffle across the halves", {"low": "xor.b32 r4, lane, r2; or.b32 r4, r4, 16; shfl.sync.idx.b32 r3, r1, r4, 31, 0x0000FFFF;"}, "shuffle_source low", also=("undefined_store store",)),
-        plant("an aligned barrier in one half of a warp", {"low": "bar.sync 0; shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF;"}, "barrier_diverged low", also=("barrier_deadlock low", "undefined_store store", "mask_invalid low", "mask_invalid high")),
+        plant(
+            "the masks of two halves are exchanged",
+            {"high": "shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF;"},
+            "mask_invalid high",
+            also=("undefined_store store", "mask_invalid low", "shuffle_source high"),
+        ),
+        plant(
+            "a shuffle across the halves",
+            {"low": "xor.b32 r4, lane, r2; or.b32 r4, r4, 16; shfl.sync.idx.b32 r3, r1, r4, 31, 0x0000FFFF;"},
+            "shuffle_source low",
+            also=("undefined_store store",),
+        ),
+        plant(
+            "an aligned barrier in one half of a warp",
+            {"low": "bar.sync 0; shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF;"},
+            "barrier_diverged low",
+            also=("barrier_deadlock low", "undefined_store store", "mask_invalid low", "mask_invalid high"),
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def elected_data(rng: np.random.Generator) -> Data:
@@ -171,10 +216,20 @@ ELECTED = Case(
     block=96,
     data=elected_data,
     plants=(
-        plant("an election whose mask leaves out lanes that take part", {"elect": "elect.sync r2|p1, 0x0000FFFF;"}, "mask_invalid elect", also=("undefined_predicate elect", "undefined_store store")),
-        plant("every lane stores where one is elected", {"store": "st.global.u32 [d1], r3; st.global.u32 [d2], r3; st.global.u32 [y], r3;"}, "race_global store store", also=("read_only store",)),
+        plant(
+            "an election whose mask leaves out lanes that take part",
+            {"elect": "elect.sync r2|p1, 0x0000FFFF;"},
+            "mask_invalid elect",
+            also=("undefined_predicate elect", "undefined_store store"),
+        ),
+        plant(
+            "every lane stores where one is elected",
+            {"store": "st.global.u32 [d1], r3; st.global.u32 [d2], r3; st.global.u32 [y], r3;"},
+            "race_global store store",
+            also=("read_only store",),
+        ),
     ),
     target="sm_90a",
-)  # fmt: skip
+)
 
 CASES = (TAIL, AGGREGATED, HALVES, ELECTED)
