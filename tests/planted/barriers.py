@@ -21,46 +21,46 @@ NAMED_RING = Case(
         """
     .shared .align 4 .b8 slots[256];
     mov.u32 base, slots;
-    mul.wide.u32 d1, lane, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mov.u32 r1, 0;
-    mov.u32 r2, 0;
-    setp.ne.u32 p1, warp, 0;
-    @p1 bra CONSUMER;
+    mul.wide.u32 %d1, lane, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mov.u32 %r1, 0;
+    mov.u32 %r2, 0;
+    setp.ne.u32 %p1, warp, 0;
+    @%p1 bra CONSUMER;
 PRODUCE:
-    ld.global.u32 r3, [d2];
-    add.s64 d2, d2, 128;
-    add.u32 r4, r2, 3;
-    bar.sync r4, 64; //@wait_empty
-    mad.lo.u32 r5, r2, 128, base; mad.lo.u32 r5, lane, 4, r5;
-    add.u32 r6, r2, 1;
-    st.shared.u32 [r5], r3; //@put
-    bar.arrive r6, 64; //@full
+    ld.global.u32 %r3, [%d2];
+    add.s64 %d2, %d2, 128;
+    add.u32 %r4, %r2, 3;
+    bar.sync %r4, 64; //@wait_empty
+    mad.lo.u32 %r5, %r2, 128, base; mad.lo.u32 %r5, lane, 4, %r5;
+    add.u32 %r6, %r2, 1;
+    st.shared.u32 [%r5], %r3; //@put
+    bar.arrive %r6, 64; //@full
     //@late
-    xor.b32 r2, r2, 1;
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p2, r1, tiles;
-    @p2 bra PRODUCE;
+    xor.b32 %r2, %r2, 1;
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p2, %r1, tiles;
+    @%p2 bra PRODUCE;
     bra END;
 CONSUMER:
-    mov.u32 r7, 0;
-    xor.b32 r8, lane, 31;
+    mov.u32 %r7, 0;
+    xor.b32 %r8, lane, 31;
     bar.arrive 3, 64;
     bar.arrive 4, 64; //@prime
 CONSUME:
-    add.u32 r6, r2, 1; //@number
-    bar.sync r6, 64; //@wait_full
-    mad.lo.u32 r5, r2, 128, base; mad.lo.u32 r5, r8, 4, r5;
-    ld.shared.u32 r9, [r5]; //@get
-    add.u32 r7, r7, r9;
-    add.u32 r4, r2, 3;
-    add.u32 r10, r1, 2;
-    setp.lt.u32 p3, r10, tiles;
-    @p3 bar.arrive r4, 64; //@empty
-    xor.b32 r2, r2, 1;
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p2, r1, tiles;
-    @p2 bra CONSUME;
-    st.global.u32 [d3], r7; //@store
+    add.u32 %r6, %r2, 1; //@number
+    bar.sync %r6, 64; //@wait_full
+    mad.lo.u32 %r5, %r2, 128, base; mad.lo.u32 %r5, %r8, 4, %r5;
+    ld.shared.u32 %r9, [%r5]; //@get
+    add.u32 %r7, %r7, %r9;
+    add.u32 %r4, %r2, 3;
+    add.u32 %r10, %r1, 2;
+    setp.lt.u32 %p3, %r10, tiles;
+    @%p3 bar.arrive %r4, 64; //@empty
+    xor.b32 %r2, %r2, 1;
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p2, %r1, tiles;
+    @%p2 bra CONSUME;
+    st.global.u32 [%d3], %r7; //@store
 END:
 """,
     ),
@@ -72,7 +72,7 @@ END:
         plant("a consumer that does not wait for a full slot", {"wait_full": ""}, "race_shared put get", also=STALE),
         plant(
             "a slot announced before it is filled",
-            {"put": "", "late": "st.shared.u32 [r5], r3;"},
+            {"put": "", "late": "st.shared.u32 [%r5], %r3;"},
             "race_shared late get",
             also=STALE,
         ),
@@ -90,26 +90,26 @@ END:
         ),
         plant(
             "a consumer that waits at another barrier than the producer's",
-            {"number": "add.u32 r6, r2, 5;"},
+            {"number": "add.u32 %r6, %r2, 5;"},
             "barrier_deadlock wait_full",
             "barrier_deadlock wait_empty",
         ),
         plant(
             "a barrier number above 15",
-            {"number": "add.u32 r6, r2, 16;"},
+            {"number": "add.u32 %r6, %r2, 16;"},
             "barrier_invalid wait_full",
             also=("barrier_deadlock wait_empty", *STALE, "race_shared put get"),
         ),
         plant(
             "two thread counts at one barrier",
-            {"wait_full": "bar.sync r6, 96;"},
+            {"wait_full": "bar.sync %r6, 96;"},
             "barrier_invalid wait_full",
             "barrier_invalid full",
             also=("barrier_deadlock wait_full", "barrier_deadlock wait_empty", "race_shared put get", *STALE),
         ),
         plant(
             "a thread count that is no multiple of a warp",
-            {"number": "add.u32 r6, r2, 1; mov.u32 r10, 48;", "wait_full": "bar.sync r6, r10;"},
+            {"number": "add.u32 %r6, %r2, 1; mov.u32 %r10, 48;", "wait_full": "bar.sync %r6, %r10;"},
             "barrier_invalid wait_full",
             also=(
                 "barrier_invalid full",
@@ -137,17 +137,17 @@ MEETING = Case(
         """
     .shared .align 4 .b8 words[384];
     mov.u32 base, words;
-    setp.ge.u32 p1, warp, 3; //@who
-    @p1 bra END;
-    mad.lo.u32 r1, cta, 96, tid; mul.wide.u32 d1, r1, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r2, [d2];
-    mad.lo.u32 r3, tid, 4, base;
-    st.shared.u32 [r3], r2; //@put
+    setp.ge.u32 %p1, warp, 3; //@who
+    @%p1 bra END;
+    mad.lo.u32 %r1, cta, 96, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r2, [%d2];
+    mad.lo.u32 %r3, tid, 4, base;
+    st.shared.u32 [%r3], %r2; //@put
     bar.sync 1, 96; //@meet
-    add.u32 r4, tid, 32; setp.ge.u32 p2, r4, 96; add.u32 r5, r4, -96; selp.b32 r4, r5, r4, p2;
-    mad.lo.u32 r6, r4, 4, base;
-    ld.shared.u32 r7, [r6]; //@get
-    st.global.u32 [d3], r7; //@store
+    add.u32 %r4, tid, 32; setp.ge.u32 %p2, %r4, 96; add.u32 %r5, %r4, -96; selp.b32 %r4, %r5, %r4, %p2;
+    mad.lo.u32 %r6, %r4, 4, base;
+    ld.shared.u32 %r7, [%r6]; //@get
+    st.global.u32 [%d3], %r7; //@store
 END:
     bar.sync 0; //@all
 """,
@@ -171,7 +171,7 @@ END:
         ),
         plant(
             "a barrier that one warp skips",
-            {"who": "setp.ge.u32 p1, warp, 2;"},
+            {"who": "setp.ge.u32 %p1, warp, 2;"},
             "barrier_deadlock meet",
             "barrier_deadlock all",
         ),
@@ -183,7 +183,7 @@ END:
         ),
         plant(
             "the thread count is 0",
-            {"meet": "mov.u32 r8, 0; bar.sync 1, r8;"},
+            {"meet": "mov.u32 %r8, 0; bar.sync 1, %r8;"},
             "barrier_invalid meet",
             also=("barrier_deadlock meet", "barrier_deadlock all", "race_shared put get", *STALE),
         ),
@@ -199,48 +199,48 @@ MBARRIER_RING = Case(
         """
     .shared .align 8 .b8 memory[288];
     mov.u32 base, memory;
-    mul.wide.u32 d1, lane, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mov.u32 r1, 0;
-    setp.ne.u32 p1, tid, 0;
-    @p1 bra READY;
+    mul.wide.u32 %d1, lane, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mov.u32 %r1, 0;
+    setp.ne.u32 %p1, tid, 0;
+    @%p1 bra READY;
     mbarrier.init.shared.b64 [base], 32; //@init
     mbarrier.init.shared.b64 [base+8], 32; //@init_second
     mbarrier.init.shared.b64 [base+16], 32;
     mbarrier.init.shared.b64 [base+24], 32;
 READY:
     bar.sync 0; //@ready
-    setp.ne.u32 p2, warp, 0;
-    @p2 bra CONSUMER;
+    setp.ne.u32 %p2, warp, 0;
+    @%p2 bra CONSUMER;
 PRODUCE:
-    ld.global.u32 r3, [d2];
-    add.s64 d2, d2, 128;
-    and.b32 r2, r1, 1; bfe.u32 r4, r1, 1, 1; xor.b32 r4, r4, 1;
-    mad.lo.u32 r5, r2, 8, base;
-    mad.lo.u32 r6, r2, 128, base; mad.lo.u32 r6, lane, 4, r6;
-    FREE: mbarrier.test_wait.parity.shared.b64 p3, [r5+16], r4; @!p3 bra FREE; //@wait_empty
-    st.shared.u32 [r6+32], r3; //@put
-    mbarrier.arrive.shared.b64 d5, [r5]; //@full
+    ld.global.u32 %r3, [%d2];
+    add.s64 %d2, %d2, 128;
+    and.b32 %r2, %r1, 1; bfe.u32 %r4, %r1, 1, 1; xor.b32 %r4, %r4, 1;
+    mad.lo.u32 %r5, %r2, 8, base;
+    mad.lo.u32 %r6, %r2, 128, base; mad.lo.u32 %r6, lane, 4, %r6;
+    FREE: mbarrier.test_wait.parity.shared.b64 %p3, [%r5+16], %r4; @!%p3 bra FREE; //@wait_empty
+    st.shared.u32 [%r6+32], %r3; //@put
+    mbarrier.arrive.shared.b64 %d5, [%r5]; //@full
     //@late
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p4, r1, tiles;
-    @p4 bra PRODUCE;
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p4, %r1, tiles;
+    @%p4 bra PRODUCE;
     bra END;
 CONSUMER:
-    mov.u32 r7, 0;
-    xor.b32 r8, lane, 31;
+    mov.u32 %r7, 0;
+    xor.b32 %r8, lane, 31;
 CONSUME:
-    and.b32 r2, r1, 1;
-    bfe.u32 r4, r1, 1, 1; //@parity
-    mad.lo.u32 r5, r2, 8, base;
-    mad.lo.u32 r6, r2, 128, base; mad.lo.u32 r6, r8, 4, r6;
-    FILLED: mbarrier.test_wait.parity.shared.b64 p3, [r5], r4; @!p3 bra FILLED; //@wait_full
-    ld.shared.u32 r9, [r6+32]; //@get
-    add.u32 r7, r7, r9;
-    mbarrier.arrive.shared.b64 d5, [r5+16]; //@empty
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p4, r1, tiles;
-    @p4 bra CONSUME;
-    st.global.u32 [d3], r7; //@store
+    and.b32 %r2, %r1, 1;
+    bfe.u32 %r4, %r1, 1, 1; //@parity
+    mad.lo.u32 %r5, %r2, 8, base;
+    mad.lo.u32 %r6, %r2, 128, base; mad.lo.u32 %r6, %r8, 4, %r6;
+    FILLED: mbarrier.test_wait.parity.shared.b64 %p3, [%r5], %r4; @!%p3 bra FILLED; //@wait_full
+    ld.shared.u32 %r9, [%r6+32]; //@get
+    add.u32 %r7, %r7, %r9;
+    mbarrier.arrive.shared.b64 %d5, [%r5+16]; //@empty
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p4, %r1, tiles;
+    @%p4 bra CONSUME;
+    st.global.u32 [%d3], %r7; //@store
 END:
 """,
     ),
@@ -288,13 +288,13 @@ END:
         plant("no wait for an empty slot", {"wait_empty": ""}, "race_shared put get", also=STALE),
         plant(
             "a wait for the wrong parity",
-            {"parity": "bfe.u32 r4, r1, 1, 1; xor.b32 r4, r4, 1;"},
+            {"parity": "bfe.u32 %r4, %r1, 1, 1; xor.b32 %r4, %r4, 1;"},
             "race_shared put get",
             also=STALE,
         ),
         plant(
             "an arrival before the slot is filled",
-            {"put": "", "late": "st.shared.u32 [r6+32], r3;"},
+            {"put": "", "late": "st.shared.u32 [%r6+32], %r3;"},
             "race_shared late get",
             also=STALE,
         ),
@@ -305,7 +305,7 @@ END:
         ),
         plant(
             "more arrivals than a phase has",
-            {"full": "mbarrier.arrive.noComplete.shared.b64 d5, [r5], 3;"},
+            {"full": "mbarrier.arrive.noComplete.shared.b64 %d5, [%r5], 3;"},
             "mbarrier_invalid full",
             also=(
                 *STALE,
@@ -331,37 +331,37 @@ LANDING = Case(
         """
     .shared .align 16 .b8 memory[2080];
     mov.u32 base, memory;
-    mul.wide.u32 d1, lane, 16; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    setp.lt.u32 p1, tid, 4;
-    mad.lo.u32 r1, tid, 8, base;
-    @p1 mbarrier.init.shared.b64 [r1], 32; //@init
+    mul.wide.u32 %d1, lane, 16; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    setp.lt.u32 %p1, tid, 4;
+    mad.lo.u32 %r1, tid, 8, base;
+    @%p1 mbarrier.init.shared.b64 [%r1], 32; //@init
     bar.sync 0; //@ready
-    mov.u32 r2, 0;
-    mov.u32 r3, base;
-    mad.lo.u32 r4, lane, 16, base;
-    setp.ne.u32 p2, warp, 0;
-    @p2 bra CONSUMER;
+    mov.u32 %r2, 0;
+    mov.u32 %r3, base;
+    mad.lo.u32 %r4, lane, 16, base;
+    setp.ne.u32 %p2, warp, 0;
+    @%p2 bra CONSUMER;
 COPY:
-    cp.async.cg.shared.global [r4+32], [d2], 16; //@copy
-    cp.async.mbarrier.arrive.noinc.shared.b64 [r3]; //@landed
-    add.s64 d2, d2, 512; add.u32 r3, r3, 8; add.u32 r4, r4, 512;
-    add.u32 r2, r2, 1;
-    setp.lt.u32 p3, r2, 4;
-    @p3 bra COPY;
+    cp.async.cg.shared.global [%r4+32], [%d2], 16; //@copy
+    cp.async.mbarrier.arrive.noinc.shared.b64 [%r3]; //@landed
+    add.s64 %d2, %d2, 512; add.u32 %r3, %r3, 8; add.u32 %r4, %r4, 512;
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p3, %r2, 4;
+    @%p3 bra COPY;
     cp.async.wait_all; //@drain
     bra END;
 CONSUMER:
-    xor.b32 r4, lane, 31; mad.lo.u32 r4, r4, 16, base;
-    mov.u32 r5, 0; mov.u32 r6, 0; mov.u32 r7, 0; mov.u32 r8, 0;
+    xor.b32 %r4, lane, 31; mad.lo.u32 %r4, %r4, 16, base;
+    mov.u32 %r5, 0; mov.u32 %r6, 0; mov.u32 %r7, 0; mov.u32 %r8, 0;
 ADD:
-    WAIT: mbarrier.test_wait.parity.shared.b64 p4, [r3], 0; @!p4 bra WAIT; //@wait
-    ld.shared.v4.u32 {r9, r10, r11, r12}, [r4+32]; //@get
-    add.u32 r5, r5, r9; add.u32 r6, r6, r10; add.u32 r7, r7, r11; add.u32 r8, r8, r12;
-    add.u32 r3, r3, 8; add.u32 r4, r4, 512;
-    add.u32 r2, r2, 1;
-    setp.lt.u32 p3, r2, 4;
-    @p3 bra ADD;
-    st.global.v4.u32 [d3], {r5, r6, r7, r8}; //@store
+    WAIT: mbarrier.test_wait.parity.shared.b64 %p4, [%r3], 0; @!%p4 bra WAIT; //@wait
+    ld.shared.v4.u32 {%r9, %r10, %r11, %r12}, [%r4+32]; //@get
+    add.u32 %r5, %r5, %r9; add.u32 %r6, %r6, %r10; add.u32 %r7, %r7, %r11; add.u32 %r8, %r8, %r12;
+    add.u32 %r3, %r3, 8; add.u32 %r4, %r4, 512;
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p3, %r2, 4;
+    @%p3 bra ADD;
+    st.global.v4.u32 [%d3], {%r5, %r6, %r7, %r8}; //@store
 END:
 """,
     ),
@@ -371,7 +371,7 @@ END:
     plants=(
         plant(
             "a plain arrival where the copies' own is wanted",
-            {"landed": "mbarrier.arrive.shared.b64 d5, [r3];"},
+            {"landed": "mbarrier.arrive.shared.b64 %d5, [%r3];"},
             "race_copy copy get",
             also=STALE,
         ),
@@ -379,15 +379,15 @@ END:
         plant(
             "an arrival before its copy",
             {
-                "copy": "cp.async.mbarrier.arrive.noinc.shared.b64 [r3];",
-                "landed": "cp.async.cg.shared.global [r4+32], [d2], 16;",
+                "copy": "cp.async.mbarrier.arrive.noinc.shared.b64 [%r3];",
+                "landed": "cp.async.cg.shared.global [%r4+32], [%d2], 16;",
             },
             "race_copy landed get",
             also=STALE,
         ),
         plant(
             "an arrival that raises the count as well",
-            {"landed": "cp.async.mbarrier.arrive.shared.b64 [r3];"},
+            {"landed": "cp.async.mbarrier.arrive.shared.b64 [%r3];"},
             "barrier_deadlock wait",
             "limit wait",
         ),

@@ -20,25 +20,25 @@ SPLIT_K = Case(
     ptx(
         "u64 x, u64 y, u64 semaphore",
         """
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
-    mul.wide.u32 d2, tid, 4; add.s64 d2, y, d2;
-    setp.ne.u32 p1, tid, 0;
-    setp.eq.u32 p2, cta, 0;
-    @p2 bra FIRST;
-    @p1 bra WAITED;
-    SPIN: ld.acquire.gpu.global.u32 r3, [semaphore]; setp.ne.u32 p3, r3, cta; @p3 bra SPIN; //@spin
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    mul.wide.u32 %d2, tid, 4; add.s64 %d2, y, %d2;
+    setp.ne.u32 %p1, tid, 0;
+    setp.eq.u32 %p2, cta, 0;
+    @%p2 bra FIRST;
+    @%p1 bra WAITED;
+    SPIN: ld.acquire.gpu.global.u32 %r3, [semaphore]; setp.ne.u32 %p3, %r3, cta; @%p3 bra SPIN; //@spin
 WAITED:
     bar.sync 0; //@acquired
-    ld.global.u32 r4, [d2]; //@read
-    add.u32 r2, r2, r4;
+    ld.global.u32 %r4, [%d2]; //@read
+    add.u32 %r2, %r2, %r4;
 FIRST:
-    st.global.u32 [d2], r2; //@write
+    st.global.u32 [%d2], %r2; //@write
     bar.sync 0; //@written
-    @p1 bra END;
+    @%p1 bra END;
     fence.acq_rel.gpu; //@fence
-    add.u32 r5, cta, 1; //@next
-    st.relaxed.gpu.global.u32 [semaphore], r5; //@release
+    add.u32 %r5, cta, 1; //@next
+    st.relaxed.gpu.global.u32 [semaphore], %r5; //@release
 END:
 """,
     ),
@@ -55,26 +55,26 @@ END:
         ),
         plant(
             "a semaphore awaited without acquiring",
-            {"spin": "SPIN: ld.relaxed.gpu.global.u32 r3, [semaphore]; setp.ne.u32 p3, r3, cta; @p3 bra SPIN;"},
+            {"spin": "SPIN: ld.relaxed.gpu.global.u32 %r3, [semaphore]; setp.ne.u32 %p3, %r3, cta; @%p3 bra SPIN;"},
             "race_global write read",
             also=DATA,
         ),
         plant(
             "a semaphore released at block scope between blocks",
-            {"release": "st.release.cta.global.u32 [semaphore], r5;"},
+            {"release": "st.release.cta.global.u32 [semaphore], %r5;"},
             *DATA,
             "race_global release spin",
             also=("race_global release release",),
         ),
         plant(
             "a semaphore stored by a plain store",
-            {"release": "st.global.u32 [semaphore], r5;"},
+            {"release": "st.global.u32 [semaphore], %r5;"},
             "race_global release spin",
             also=(*DATA, "race_global release release"),
         ),
         plant(
             "a semaphore awaited by plain loads",
-            {"spin": "SPIN: ld.global.u32 r3, [semaphore]; setp.ne.u32 p3, r3, cta; @p3 bra SPIN;"},
+            {"spin": "SPIN: ld.global.u32 %r3, [semaphore]; setp.ne.u32 %p3, %r3, cta; @%p3 bra SPIN;"},
             "race_global release spin",
             also=DATA,
         ),
@@ -85,7 +85,7 @@ END:
             *DATA,
             also=("uninitialised_global read", "undefined_store write"),
         ),
-        plant("a semaphore that is never passed on", {"next": "mov.u32 r5, cta;"}, "limit spin"),
+        plant("a semaphore that is never passed on", {"next": "mov.u32 %r5, cta;"}, "limit spin"),
     ),
     step_limit=100_000,
 )
@@ -106,36 +106,36 @@ LAST_BLOCK = Case(
         """
     .shared .align 4 .b8 last[4];
     mov.u32 base, last;
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d2, x, d1; add.s64 d3, partial, d1;
-    ld.global.u32 r2, [d2];
-    mul.lo.u32 r2, r2, r2;
-    st.global.u32 [d3], r2; //@put
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, partial, %d1;
+    ld.global.u32 %r2, [%d2];
+    mul.lo.u32 %r2, %r2, %r2;
+    st.global.u32 [%d3], %r2; //@put
     bar.sync 0; //@stored
-    setp.ne.u32 p1, tid, 0;
-    @p1 bra JOIN;
+    setp.ne.u32 %p1, tid, 0;
+    @%p1 bra JOIN;
     fence.acq_rel.gpu; //@release
-    atom.relaxed.gpu.global.add.u32 r3, [tickets], 1; //@ticket
+    atom.relaxed.gpu.global.add.u32 %r3, [tickets], 1; //@ticket
     fence.acq_rel.gpu; //@acquire
-    add.u32 r4, r3, 1;
-    setp.eq.u32 p2, r4, grid; selp.b32 r5, 1, 0, p2;
-    st.shared.u32 [base], r5; //@announce
+    add.u32 %r4, %r3, 1;
+    setp.eq.u32 %p2, %r4, grid; selp.b32 %r5, 1, 0, %p2;
+    st.shared.u32 [base], %r5; //@announce
 JOIN:
     bar.sync 0; //@announced
-    ld.shared.u32 r6, [base]; //@is_last
-    setp.eq.u32 p3, r6, 0;
-    @p3 bra END; //@leave
-    sub.u32 r7, 63, tid; mul.wide.u32 d4, r7, 4; add.s64 d4, partial, d4;
-    mov.u32 r8, 0;
-    mov.u32 r9, 0;
+    ld.shared.u32 %r6, [base]; //@is_last
+    setp.eq.u32 %p3, %r6, 0;
+    @%p3 bra END; //@leave
+    sub.u32 %r7, 63, tid; mul.wide.u32 %d4, %r7, 4; add.s64 %d4, partial, %d4;
+    mov.u32 %r8, 0;
+    mov.u32 %r9, 0;
 SUM:
-    ld.global.u32 r10, [d4]; //@get
-    add.u32 r8, r8, r10;
-    add.s64 d4, d4, 256;
-    add.u32 r9, r9, 1;
-    setp.lt.u32 p4, r9, grid;
-    @p4 bra SUM;
-    mul.wide.u32 d5, tid, 4; add.s64 d5, y, d5;
-    st.global.u32 [d5], r8; //@store
+    ld.global.u32 %r10, [%d4]; //@get
+    add.u32 %r8, %r8, %r10;
+    add.s64 %d4, %d4, 256;
+    add.u32 %r9, %r9, 1;
+    setp.lt.u32 %p4, %r9, grid;
+    @%p4 bra SUM;
+    mul.wide.u32 %d5, tid, 4; add.s64 %d5, y, %d5;
+    st.global.u32 [%d5], %r8; //@store
 END:
 """,
     ),
@@ -166,7 +166,7 @@ END:
         ),
         plant(
             "tickets without atomics",
-            {"ticket": "ld.global.u32 r3, [tickets]; add.u32 r4, r3, 1; st.global.u32 [tickets], r4;"},
+            {"ticket": "ld.global.u32 %r3, [tickets]; add.u32 %r4, %r3, 1; st.global.u32 [tickets], %r4;"},
             "race_global ticket ticket",
             also=("race_global put get", "race_global store store"),
         ),
@@ -185,32 +185,32 @@ GRID_BARRIER = Case(
     ptx(
         "u64 x, u64 y, u64 arrivals",
         """
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    add.u32 r2, cta, 1; setp.eq.u32 p1, r2, grid; selp.b32 r2, 0, r2, p1;
-    mad.lo.u32 r2, r2, 64, tid; mul.wide.u32 d4, r2, 4; add.s64 d4, y, d4;
-    setp.ne.u32 p2, tid, 0;
-    shl.b32 r9, grid, 1;
-    ld.global.u32 r3, [d2];
-    st.global.u32 [d3], r3; //@put
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    add.u32 %r2, cta, 1; setp.eq.u32 %p1, %r2, grid; selp.b32 %r2, 0, %r2, %p1;
+    mad.lo.u32 %r2, %r2, 64, tid; mul.wide.u32 %d4, %r2, 4; add.s64 %d4, y, %d4;
+    setp.ne.u32 %p2, tid, 0;
+    shl.b32 %r9, grid, 1;
+    ld.global.u32 %r3, [%d2];
+    st.global.u32 [%d3], %r3; //@put
     bar.sync 0; //@arrive
-    @p2 bra JOIN;
+    @%p2 bra JOIN;
     fence.acq_rel.gpu; //@release
     red.relaxed.gpu.global.add.u32 [arrivals], 1; //@count
-    SPIN: ld.relaxed.gpu.global.u32 r4, [arrivals]; setp.lt.u32 p3, r4, grid; @p3 bra SPIN; //@spin
+    SPIN: ld.relaxed.gpu.global.u32 %r4, [arrivals]; setp.lt.u32 %p3, %r4, grid; @%p3 bra SPIN; //@spin
     fence.acq_rel.gpu; //@acquire
 JOIN:
     bar.sync 0; //@leave
-    ld.global.u32 r5, [d4]; //@get
+    ld.global.u32 %r5, [%d4]; //@get
     bar.sync 0; //@arrive_again
-    @p2 bra JOIN_AGAIN;
+    @%p2 bra JOIN_AGAIN;
     fence.acq_rel.gpu; //@release_again
     red.relaxed.gpu.global.add.u32 [arrivals], 1;
-    SPIN_AGAIN: ld.relaxed.gpu.global.u32 r4, [arrivals]; setp.lt.u32 p3, r4, r9; @p3 bra SPIN_AGAIN; //@spin_again
+    SPIN_AGAIN: ld.relaxed.gpu.global.u32 %r4, [arrivals]; setp.lt.u32 %p3, %r4, %r9; @%p3 bra SPIN_AGAIN; //@spin_again
     fence.acq_rel.gpu;
 JOIN_AGAIN:
     bar.sync 0; //@leave_again
-    add.u32 r5, r5, 1;
-    st.global.u32 [d3], r5; //@overwrite
+    add.u32 %r5, %r5, 1;
+    st.global.u32 [%d3], %r5; //@overwrite
 """,
     ),
     grid=3,
@@ -244,7 +244,7 @@ JOIN_AGAIN:
         plant("a second grid barrier without its fence on arrival", {"release_again": ""}, "race_global get overwrite"),
         plant(
             "a grid barrier that one block never counts in",
-            {"count": "setp.ne.u32 p4, cta, 1; @p4 red.relaxed.gpu.global.add.u32 [arrivals], 1;"},
+            {"count": "setp.ne.u32 %p4, cta, 1; @%p4 red.relaxed.gpu.global.add.u32 [arrivals], 1;"},
             "limit spin",
             "limit spin_again",
         ),
@@ -267,16 +267,16 @@ LOCK = Case(
     ptx(
         "u64 x, u64 y, u64 lock",
         """
-    setp.ne.u32 p1, lane, 0;
-    @p1 bra END;
-    mad.lo.u32 r1, cta, 2, warp; mul.wide.u32 d1, r1, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
-    SPIN: atom.acquire.gpu.global.cas.b32 r3, [lock], 0, 1; setp.ne.u32 p2, r3, 0; @p2 bra SPIN; //@lock
-    ld.global.v2.u32 {r4, r5}, [y]; //@load
-    add.u32 r4, r4, r2; add.u32 r5, r5, 1;
+    setp.ne.u32 %p1, lane, 0;
+    @%p1 bra END;
+    mad.lo.u32 %r1, cta, 2, warp; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    SPIN: atom.acquire.gpu.global.cas.b32 %r3, [lock], 0, 1; setp.ne.u32 %p2, %r3, 0; @%p2 bra SPIN; //@lock
+    ld.global.v2.u32 {%r4, %r5}, [y]; //@load
+    add.u32 %r4, %r4, %r2; add.u32 %r5, %r5, 1;
     //@early
-    st.global.v2.u32 [y], {r4, r5}; //@store
-    atom.release.gpu.global.exch.b32 r6, [lock], 0; //@unlock
+    st.global.v2.u32 [y], {%r4, %r5}; //@store
+    atom.release.gpu.global.exch.b32 %r6, [lock], 0; //@unlock
 END:
 """,
     ),
@@ -287,17 +287,17 @@ END:
         plant("no lock around an update", {"lock": ""}, *CRITICAL),
         plant(
             "a lock taken without acquiring",
-            {"lock": "SPIN: atom.relaxed.gpu.global.cas.b32 r3, [lock], 0, 1; setp.ne.u32 p2, r3, 0; @p2 bra SPIN;"},
+            {"lock": "SPIN: atom.relaxed.gpu.global.cas.b32 %r3, [lock], 0, 1; setp.ne.u32 %p2, %r3, 0; @%p2 bra SPIN;"},
             *CRITICAL,
         ),
         plant(
             "a lock given back without releasing",
-            {"unlock": "atom.relaxed.gpu.global.exch.b32 r6, [lock], 0;"},
+            {"unlock": "atom.relaxed.gpu.global.exch.b32 %r6, [lock], 0;"},
             *CRITICAL,
         ),
         plant(
             "a lock of block scope between blocks",
-            {"unlock": "atom.release.cta.global.exch.b32 r6, [lock], 0;"},
+            {"unlock": "atom.release.cta.global.exch.b32 %r6, [lock], 0;"},
             *CRITICAL,
             also=("race_global lock unlock", "race_global unlock unlock"),
         ),
@@ -310,7 +310,7 @@ END:
         plant("a lock that is never given back", {"unlock": ""}, "limit lock"),
         plant(
             "a lock given back before the store",
-            {"early": "atom.release.gpu.global.exch.b32 r6, [lock], 0;", "unlock": ""},
+            {"early": "atom.release.gpu.global.exch.b32 %r6, [lock], 0;", "unlock": ""},
             *CRITICAL,
         ),
     ),
@@ -329,14 +329,14 @@ STENCIL = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mad.lo.u32 r1, cta, 32, tid; mul.wide.u32 d1, r1, 4;
-    add.s64 d2, x, d1;
-    ld.global.u32 r2, [d2]; //@left
-    ld.global.u32 r3, [d2+4];
-    ld.global.u32 r4, [d2+8]; //@right
-    add.u32 r2, r2, r3; add.u32 r2, r2, r4;
-    add.s64 d3, y, d1; //@target
-    st.global.u32 [d3+4], r2; //@store
+    mad.lo.u32 %r1, cta, 32, tid; mul.wide.u32 %d1, %r1, 4;
+    add.s64 %d2, x, %d1;
+    ld.global.u32 %r2, [%d2]; //@left
+    ld.global.u32 %r3, [%d2+4];
+    ld.global.u32 %r4, [%d2+8]; //@right
+    add.u32 %r2, %r2, %r3; add.u32 %r2, %r2, %r4;
+    add.s64 %d3, y, %d1; //@target
+    st.global.u32 [%d3+4], %r2; //@store
 """,
     ),
     grid=4,
@@ -345,7 +345,7 @@ STENCIL = Case(
     plants=(
         plant(
             "an update in place of what a neighbour block reads",
-            {"target": "add.s64 d3, x, d1;"},
+            {"target": "add.s64 %d3, x, %d1;"},
             "race_global left store",
             "race_global right store",
         ),
@@ -370,23 +370,23 @@ FLAG = Case(
     ptx(
         "u64 x, u64 message, u64 flag, u64 y",
         """
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, message, d1; add.s64 d4, y, d1;
-    setp.ne.u32 p1, cta, 0;
-    setp.eq.u32 p2, tid, 0;
-    @p1 bra CONSUMER;
-    ld.global.u32 r1, [d2];
-    add.u32 r1, r1, 7;
-    st.global.u32 [d3], r1; //@put
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, message, %d1; add.s64 %d4, y, %d1;
+    setp.ne.u32 %p1, cta, 0;
+    setp.eq.u32 %p2, tid, 0;
+    @%p1 bra CONSUMER;
+    ld.global.u32 %r1, [%d2];
+    add.u32 %r1, %r1, 7;
+    st.global.u32 [%d3], %r1; //@put
     bar.sync 0; //@stored
     membar.gl; //@release
-    @p2 st.volatile.global.u32 [flag], 1; //@set
+    @%p2 st.volatile.global.u32 [flag], 1; //@set
     bra END;
 CONSUMER:
-    SPIN: ld.volatile.global.u32 r2, [flag]; setp.eq.u32 p3, r2, 0; @p3 bra SPIN; //@spin
+    SPIN: ld.volatile.global.u32 %r2, [flag]; setp.eq.u32 %p3, %r2, 0; @%p3 bra SPIN; //@spin
     membar.gl; //@acquire
-    sub.u32 r3, 31, tid; mul.wide.u32 d5, r3, 4; add.s64 d5, message, d5;
-    ld.global.u32 r4, [d5]; //@get
-    st.global.u32 [d4], r4; //@store
+    sub.u32 %r3, 31, tid; mul.wide.u32 %d5, %r3, 4; add.s64 %d5, message, %d5;
+    ld.global.u32 %r4, [%d5]; //@get
+    st.global.u32 [%d4], %r4; //@store
 END:
 """,
     ),
@@ -399,13 +399,13 @@ END:
         plant("a flag set before other lanes have stored", {"stored": ""}, "race_global put get"),
         plant(
             "a flag set by a plain store",
-            {"set": "@p2 st.global.u32 [flag], 1;"},
+            {"set": "@%p2 st.global.u32 [flag], 1;"},
             "race_global set spin",
             also=("race_global put get",),
         ),
         plant(
             "a flag awaited by plain loads",
-            {"spin": "SPIN: ld.global.u32 r2, [flag]; setp.eq.u32 p3, r2, 0; @p3 bra SPIN;"},
+            {"spin": "SPIN: ld.global.u32 %r2, [flag]; setp.eq.u32 %p3, %r2, 0; @%p3 bra SPIN;"},
             "race_global set spin",
             also=("race_global put get",),
         ),

@@ -24,19 +24,19 @@ SCALE = Case(
     ptx(
         "u64 x, u64 bias, u64 y, u32 n",
         """
-    mad.lo.u32 r1, cta, 64, tid; //@index
-    shl.b32 r1, r1, 2;
-    setp.lt.u32 p1, r1, n; //@mask
-    @!p1 bra END; //@branch
-    mul.wide.u32 d1, r1, 4;
-    add.s64 d2, x, d1;
-    add.s64 d3, bias, d1; //@bias
-    add.s64 d4, y, d1; //@target
-    ld.global.v4.u32 {r2, r3, r4, r5}, [d2]; //@load
-    ld.global.nc.v4.u32 {r6, r7, r8, r9}, [d3]; //@load_bias
-    mad.lo.u32 r2, r2, 3, r6; mad.lo.u32 r3, r3, 3, r7; mad.lo.u32 r4, r4, 3, r8;
-    mad.lo.u32 r5, r5, 3, r9; //@last
-    st.global.v4.u32 [d4], {r2, r3, r4, r5}; //@store
+    mad.lo.u32 %r1, cta, 64, tid; //@index
+    shl.b32 %r1, %r1, 2;
+    setp.lt.u32 %p1, %r1, n; //@mask
+    @!%p1 bra END; //@branch
+    mul.wide.u32 %d1, %r1, 4;
+    add.s64 %d2, x, %d1;
+    add.s64 %d3, bias, %d1; //@bias
+    add.s64 %d4, y, %d1; //@target
+    ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d2]; //@load
+    ld.global.nc.v4.u32 {%r6, %r7, %r8, %r9}, [%d3]; //@load_bias
+    mad.lo.u32 %r2, %r2, 3, %r6; mad.lo.u32 %r3, %r3, 3, %r7; mad.lo.u32 %r4, %r4, 3, %r8;
+    mad.lo.u32 %r5, %r5, 3, %r9; //@last
+    st.global.v4.u32 [%d4], {%r2, %r3, %r4, %r5}; //@store
 END:
 """,
     ),
@@ -44,30 +44,30 @@ END:
     block=64,
     data=scale_data,
     plants=(
-        plant("the mask of a vector is off by one", {"mask": "setp.le.u32 p1, r1, n;"}, *BOTH),
+        plant("the mask of a vector is off by one", {"mask": "setp.le.u32 %p1, %r1, n;"}, *BOTH),
         plant("no mask at all", {"branch": ""}, *BOTH),
         plant(
             "a vector load that is not aligned",
-            {"load": "ld.global.v4.u32 {r2, r3, r4, r5}, [d2+8];"},
+            {"load": "ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d2+8];"},
             "misaligned load",
             also=("out_of_bounds_global load", "undefined_store store"),
         ),
         plant(
             "a vector store that is not aligned",
-            {"target": "add.s64 d4, y, d1; add.s64 d4, d4, -4;"},
+            {"target": "add.s64 %d4, y, %d1; add.s64 %d4, %d4, -4;"},
             "misaligned store",
             also=("out_of_bounds_global store",),
         ),
-        plant("two blocks write the same tile", {"index": "mov.u32 r1, tid;"}, "race_global store store"),
+        plant("two blocks write the same tile", {"index": "mov.u32 %r1, tid;"}, "race_global store store"),
         plant(
             "a store to an input",
-            {"target": "add.s64 d4, bias, d1;"},
+            {"target": "add.s64 %d4, bias, %d1;"},
             "read_only store",
             also=("race_global load_bias store",),
         ),
         plant(
             "an output that is read",
-            {"bias": "add.s64 d3, y, d1;"},
+            {"bias": "add.s64 %d3, y, %d1;"},
             "uninitialised_global load_bias",
             also=("undefined_store store",),
         ),
@@ -85,17 +85,17 @@ END:
         plant("a predicate that was never set", {"mask": ""}, "undefined_predicate branch", also=BOTH),
         plant(
             "a value that was never computed",
-            {"load": "ld.global.v2.u32 {r2, r3}, [d2]; ld.global.u32 r4, [d2+8];"},
+            {"load": "ld.global.v2.u32 {%r2, %r3}, [%d2]; ld.global.u32 %r4, [%d2+8];"},
             "undefined_store store",
         ),
         plant(
             "an offset in words where bytes are wanted",
-            {"target": "mul.wide.u32 d1, r1, 16; add.s64 d4, y, d1;"},
+            {"target": "mul.wide.u32 %d1, %r1, 16; add.s64 %d4, y, %d1;"},
             "out_of_bounds_global store",
         ),
         plant(
             "an offset that is negative before it is widened",
-            {"target": "sub.u32 r1, r1, 4; mul.wide.u32 d1, r1, 4; add.s64 d4, y, d1;"},
+            {"target": "sub.u32 %r1, %r1, 4; mul.wide.u32 %d1, %r1, 4; add.s64 %d4, y, %d1;"},
             "out_of_bounds_global store",
         ),
     ),
@@ -114,28 +114,28 @@ LOCAL = Case(
         "u64 x, u64 y",
         """
     .local .align 4 .b8 stack[32];
-    mov.u64 d1, stack;
-    mul.wide.u32 d2, tid, 32; add.s64 d3, x, d2; add.s64 d4, y, d2;
-    mov.u32 r1, 0;
-    mov.u64 d5, d1;
+    mov.u64 %d1, stack;
+    mul.wide.u32 %d2, tid, 32; add.s64 %d3, x, %d2; add.s64 %d4, y, %d2;
+    mov.u32 %r1, 0;
+    mov.u64 %d5, %d1;
 FILL:
-    ld.global.u32 r2, [d3]; //@load
-    st.local.u32 [d5], r2; //@push
-    add.s64 d3, d3, 4;
-    add.s64 d5, d5, 4; //@grow
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p1, r1, 8; //@pushes
-    @p1 bra FILL;
-    mov.u32 r1, 0;
-    add.s64 d5, d1, 28; //@top
+    ld.global.u32 %r2, [%d3]; //@load
+    st.local.u32 [%d5], %r2; //@push
+    add.s64 %d3, %d3, 4;
+    add.s64 %d5, %d5, 4; //@grow
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p1, %r1, 8; //@pushes
+    @%p1 bra FILL;
+    mov.u32 %r1, 0;
+    add.s64 %d5, %d1, 28; //@top
 DRAIN:
-    ld.local.u32 r2, [d5]; //@pop
-    st.global.u32 [d4], r2; //@store
-    add.s64 d4, d4, 4;
-    add.s64 d5, d5, -4;
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p1, r1, 8; //@pops
-    @p1 bra DRAIN;
+    ld.local.u32 %r2, [%d5]; //@pop
+    st.global.u32 [%d4], %r2; //@store
+    add.s64 %d4, %d4, 4;
+    add.s64 %d5, %d5, -4;
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p1, %r1, 8; //@pops
+    @%p1 bra DRAIN;
 """,
     ),
     grid=1,
@@ -144,31 +144,31 @@ DRAIN:
     plants=(
         plant(
             "one push too many",
-            {"pushes": "setp.le.u32 p1, r1, 8;"},
+            {"pushes": "setp.le.u32 %p1, %r1, 8;"},
             "out_of_bounds_local push",
             also=("out_of_bounds_global load",),
         ),
         plant(
             "one pop too many",
-            {"pops": "setp.le.u32 p1, r1, 8;"},
+            {"pops": "setp.le.u32 %p1, %r1, 8;"},
             "out_of_bounds_local pop",
             also=("out_of_bounds_global store", "undefined_store store", "race_global store store"),
         ),
         plant(
             "one push too few",
-            {"pushes": "setp.lt.u32 p1, r1, 7;"},
+            {"pushes": "setp.lt.u32 %p1, %r1, 7;"},
             "uninitialised_local pop",
             also=("undefined_store store",),
         ),
         plant(
             "a top that is one element too high",
-            {"top": "add.s64 d5, d1, 32;"},
+            {"top": "add.s64 %d5, %d1, 32;"},
             "out_of_bounds_local pop",
             also=("undefined_store store",),
         ),
         plant(
             "elements of 4 bytes, 2 bytes apart",
-            {"grow": "add.s64 d5, d5, 2;"},
+            {"grow": "add.s64 %d5, %d5, 2;"},
             "misaligned push",
             also=("uninitialised_local pop", "undefined_store store"),
         ),
@@ -187,14 +187,14 @@ DYNAMIC = Case(
         "u64 x, u64 y",
         """
     mov.u32 base, dynamic;
-    mul.wide.u32 d1, tid, 16; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 16, base; //@slot
-    xor.b32 r2, tid, 63; mad.lo.u32 r2, r2, 16, base; //@reversed
-    ld.global.v4.u32 {r3, r4, r5, r6}, [d2];
-    st.shared.v4.u32 [r1], {r3, r4, r5, r6}; //@put
+    mul.wide.u32 %d1, tid, 16; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 16, base; //@slot
+    xor.b32 %r2, tid, 63; mad.lo.u32 %r2, %r2, 16, base; //@reversed
+    ld.global.v4.u32 {%r3, %r4, %r5, %r6}, [%d2];
+    st.shared.v4.u32 [%r1], {%r3, %r4, %r5, %r6}; //@put
     bar.sync 0;
-    ld.shared.v4.u32 {r3, r4, r5, r6}, [r2]; //@get
-    st.global.v4.u32 [d3], {r3, r4, r5, r6}; //@store
+    ld.shared.v4.u32 {%r3, %r4, %r5, %r6}, [%r2]; //@get
+    st.global.v4.u32 [%d3], {%r3, %r4, %r5, %r6}; //@store
 """,
         variables=".extern .shared .align 16 .b8 dynamic[];",
     ),
@@ -205,25 +205,25 @@ DYNAMIC = Case(
     plants=(
         plant(
             "dynamic shared memory that is too small",
-            {"slot": "mad.lo.u32 r1, tid, 16, base; add.u32 r1, r1, 16;"},
+            {"slot": "mad.lo.u32 %r1, tid, 16, base; add.u32 %r1, %r1, 16;"},
             "out_of_bounds_shared put",
             also=("uninitialised_shared get", "undefined_store store"),
         ),
         plant(
             "a pitch that is not a multiple of the vector",
-            {"slot": "mad.lo.u32 r1, tid, 12, base;"},
+            {"slot": "mad.lo.u32 %r1, tid, 12, base;"},
             "misaligned put",
             also=("race_shared put put", "uninitialised_shared get", "undefined_store store"),
         ),
         plant(
             "a row that nothing wrote",
-            {"put": "setp.ne.u32 p1, tid, 5; @p1 st.shared.v4.u32 [r1], {r3, r4, r5, r6};"},
+            {"put": "setp.ne.u32 %p1, tid, 5; @%p1 st.shared.v4.u32 [%r1], {%r3, %r4, %r5, %r6};"},
             "uninitialised_shared get",
             also=("undefined_store store",),
         ),
         plant(
             "a shared address without its base",
-            {"reversed": "xor.b32 r2, tid, 63; mul.lo.u32 r2, r2, 16;"},
+            {"reversed": "xor.b32 %r2, tid, 63; mul.lo.u32 %r2, %r2, 16;"},
             "out_of_bounds_shared get",
             also=("undefined_store store",),
         ),
@@ -243,17 +243,17 @@ PARAMS = Case(
 .address_size 64
 .visible .entry kernel(.param .u64 y_param, .param .align 4 .b8 table_param[16])
 {
-    .reg .b32 r<6>;
+    .reg .b32 %r<6>;
     .reg .b64 y;
     ld.param.u64 y, [y_param];
-    ld.param.u32 r0, [table_param];
-    ld.param.u32 r1, [table_param+4];
-    ld.param.u32 r2, [table_param+8];
-    ld.param.u32 r3, [table_param+12]; //@last
-    st.global.u32 [y], r2;
-    st.global.u32 [y+4], r0;
-    st.global.u32 [y+8], r3; //@store
-    st.global.u32 [y+12], r1; //@store_last
+    ld.param.u32 %r0, [table_param];
+    ld.param.u32 %r1, [table_param+4];
+    ld.param.u32 %r2, [table_param+8];
+    ld.param.u32 %r3, [table_param+12]; //@last
+    st.global.u32 [y], %r2;
+    st.global.u32 [y+4], %r0;
+    st.global.u32 [y+8], %r3; //@store
+    st.global.u32 [y+12], %r1; //@store_last
     ret; //@exit
 }
 """,
@@ -263,13 +263,13 @@ PARAMS = Case(
     plants=(
         plant(
             "a parameter read beyond its end",
-            {"last": "ld.param.u32 r3, [table_param+16];"},
+            {"last": "ld.param.u32 %r3, [table_param+16];"},
             "out_of_bounds_param last",
             also=("undefined_store store",),
         ),
         plant(
             "a store beyond a small output",
-            {"store_last": "st.global.u32 [y+16], r1;"},
+            {"store_last": "st.global.u32 [y+16], %r1;"},
             "out_of_bounds_global store_last",
         ),
     ),
@@ -288,15 +288,15 @@ CHECKED = Case(
     ptx(
         "u64 x, u64 indices, u64 y, u32 n",
         """
-    mul.wide.u32 d1, tid, 4; add.s64 d2, indices, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2]; //@index
-    setp.lt.u32 p1, r1, n; //@check
-    @p1 bra GOOD;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, indices, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2]; //@index
+    setp.lt.u32 %p1, %r1, n; //@check
+    @%p1 bra GOOD;
     trap; //@trap
 GOOD:
-    mul.wide.u32 d4, r1, 4; add.s64 d4, x, d4;
-    ld.global.u32 r2, [d4]; //@load
-    st.global.u32 [d3], r2;
+    mul.wide.u32 %d4, %r1, 4; add.s64 %d4, x, %d4;
+    ld.global.u32 %r2, [%d4]; //@load
+    st.global.u32 [%d3], %r2;
 """,
     ),
     grid=1,
@@ -305,13 +305,13 @@ GOOD:
     plants=(
         plant(
             "indices of another table run into the trap",
-            {"index": "ld.global.u32 r1, [d2]; add.u32 r1, r1, 40;"},
+            {"index": "ld.global.u32 %r1, [%d2]; add.u32 %r1, %r1, 40;"},
             "trap trap",
         ),
-        plant("the check of an index is the wrong way round", {"check": "setp.ge.u32 p1, r1, n;"}, "trap trap"),
+        plant("the check of an index is the wrong way round", {"check": "setp.ge.u32 %p1, %r1, n;"}, "trap trap"),
         plant(
             "an index beyond its check",
-            {"check": "setp.le.u32 p1, r1, n; add.u32 r1, r1, 40;"},
+            {"check": "setp.le.u32 %p1, %r1, n; add.u32 %r1, %r1, 40;"},
             "out_of_bounds_global load",
             also=("trap trap",),
         ),
@@ -329,11 +329,11 @@ COUNTER = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
     //@reset
-    red.global.add.u32 [y], r2; //@add
-    red.global.max.u32 [y+4], r2; //@largest
+    red.global.add.u32 [y], %r2; //@add
+    red.global.max.u32 [y+4], %r2; //@largest
 """,
     ),
     grid=3,
@@ -342,19 +342,19 @@ COUNTER = Case(
     plants=(
         plant(
             "a counter that every block resets",
-            {"reset": "setp.eq.u32 p1, tid, 0; @p1 st.global.u32 [y], 0;"},
+            {"reset": "setp.eq.u32 %p1, tid, 0; @%p1 st.global.u32 [y], 0;"},
             "race_global reset add",
             "race_global reset reset",
         ),
         plant(
-            "a counter read beside atomics of other warps", {"reset": "ld.global.u32 r3, [y];"}, "race_global reset add"
+            "a counter read beside atomics of other warps", {"reset": "ld.global.u32 %r3, [y];"}, "race_global reset add"
         ),
         plant(
             "a maximum by comparing and storing",
-            {"largest": "ld.global.u32 r3, [y+4]; max.u32 r3, r3, r2; st.global.u32 [y+4], r3;"},
+            {"largest": "ld.global.u32 %r3, [y+4]; max.u32 %r3, %r3, %r2; st.global.u32 [y+4], %r3;"},
             "race_global largest largest",
         ),
-        plant("an atomic that is not aligned", {"largest": "red.global.max.u32 [y+2], r2;"}, "misaligned largest"),
+        plant("an atomic that is not aligned", {"largest": "red.global.max.u32 [y+2], %r2;"}, "misaligned largest"),
     ),
 )
 

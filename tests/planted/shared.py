@@ -19,31 +19,31 @@ ROW_MAX = Case(
         """
     .shared .align 16 .b8 partial[16];
     mov.u32 base, partial;
-    shl.b32 r1, warp, 2; add.u32 r1, base, r1;
-    mov.u32 r2, cta;
+    shl.b32 %r1, warp, 2; add.u32 %r1, base, %r1;
+    mov.u32 %r2, cta;
 LOOP:
-    mad.lo.u32 r3, r2, 128, tid;
-    mul.wide.u32 d1, r3, 4;
-    add.s64 d2, x, d1;
-    add.s64 d3, y, d1;
-    ld.global.f32 f1, [d2];
-    mov.b32 r4, f1;
-    shfl.sync.bfly.b32 r5, r4, 16, 31, -1; mov.b32 f2, r4; mov.b32 f3, r5; max.f32 f2, f2, f3; mov.b32 r4, f2;
-    shfl.sync.bfly.b32 r5, r4, 8, 31, -1; mov.b32 f3, r5; max.f32 f2, f2, f3; mov.b32 r4, f2;
-    shfl.sync.bfly.b32 r5, r4, 4, 31, -1; mov.b32 f3, r5; max.f32 f2, f2, f3; mov.b32 r4, f2;
-    shfl.sync.bfly.b32 r5, r4, 2, 31, -1; mov.b32 f3, r5; max.f32 f2, f2, f3; mov.b32 r4, f2;
-    shfl.sync.bfly.b32 r5, r4, 1, 31, -1; mov.b32 f3, r5; max.f32 f2, f2, f3;
-    setp.eq.u32 p1, lane, 0;
-    @p1 st.shared.f32 [r1], f2; //@put
+    mad.lo.u32 %r3, %r2, 128, tid;
+    mul.wide.u32 %d1, %r3, 4;
+    add.s64 %d2, x, %d1;
+    add.s64 %d3, y, %d1;
+    ld.global.f32 %f1, [%d2];
+    mov.b32 %r4, %f1;
+    shfl.sync.bfly.b32 %r5, %r4, 16, 31, -1; mov.b32 %f2, %r4; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
+    shfl.sync.bfly.b32 %r5, %r4, 8, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
+    shfl.sync.bfly.b32 %r5, %r4, 4, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
+    shfl.sync.bfly.b32 %r5, %r4, 2, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
+    shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3;
+    setp.eq.u32 %p1, lane, 0;
+    @%p1 st.shared.f32 [%r1], %f2; //@put
     bar.sync 0; //@full
-    ld.shared.v4.f32 {f4, f5, f6, f7}, [base]; //@get
-    max.f32 f4, f4, f5; max.f32 f6, f6, f7; max.f32 f4, f4, f6;
-    sub.f32 f1, f1, f4;
-    st.global.f32 [d3], f1; //@store
+    ld.shared.v4.f32 {%f4, %f5, %f6, %f7}, [base]; //@get
+    max.f32 %f4, %f4, %f5; max.f32 %f6, %f6, %f7; max.f32 %f4, %f4, %f6;
+    sub.f32 %f1, %f1, %f4;
+    st.global.f32 [%d3], %f1; //@store
     bar.sync 0; //@empty
-    add.u32 r2, r2, grid;
-    setp.lt.u32 p2, r2, rows;
-    @p2 bra LOOP;
+    add.u32 %r2, %r2, grid;
+    setp.lt.u32 %p2, %r2, rows;
+    @%p2 bra LOOP;
 """,
     ),
     grid=2,
@@ -73,32 +73,32 @@ TREE_SUM = Case(
         """
     .shared .align 4 .b8 part[512];
     mov.u32 base, part;
-    shl.b32 r1, tid, 2; add.u32 r1, base, r1;
-    mad.lo.u32 r2, cta, 128, tid;
-    mul.wide.u32 d1, r2, 4; add.s64 d1, x, d1;
-    ld.global.u32 r3, [d1];
-    st.shared.u32 [r1], r3; //@put
+    shl.b32 %r1, tid, 2; add.u32 %r1, base, %r1;
+    mad.lo.u32 %r2, cta, 128, tid;
+    mul.wide.u32 %d1, %r2, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r3, [%d1];
+    st.shared.u32 [%r1], %r3; //@put
     bar.sync 0; //@loaded
-    mov.u32 r4, 64;
+    mov.u32 %r4, 64;
 LOOP:
-    setp.ge.u32 p1, tid, r4;
-    @p1 bra SKIP; //@branch
-    shl.b32 r5, r4, 2; add.u32 r5, r1, r5;
-    ld.shared.u32 r6, [r5]; //@other
-    ld.shared.u32 r7, [r1]; //@own
-    add.u32 r7, r7, r6;
-    st.shared.u32 [r1], r7; //@add
+    setp.ge.u32 %p1, tid, %r4;
+    @%p1 bra SKIP; //@branch
+    shl.b32 %r5, %r4, 2; add.u32 %r5, %r1, %r5;
+    ld.shared.u32 %r6, [%r5]; //@other
+    ld.shared.u32 %r7, [%r1]; //@own
+    add.u32 %r7, %r7, %r6;
+    st.shared.u32 [%r1], %r7; //@add
 SKIP:
     bar.sync 0; //@step
 AFTER:
-    shr.u32 r4, r4, 1;
-    setp.ne.u32 p2, r4, 0;
-    @p2 bra LOOP;
-    setp.ne.u32 p3, tid, 0;
-    @p3 bra END;
-    ld.shared.u32 r8, [base]; //@total
-    mul.wide.u32 d2, cta, 4; add.s64 d2, y, d2;
-    st.global.u32 [d2], r8; //@store
+    shr.u32 %r4, %r4, 1;
+    setp.ne.u32 %p2, %r4, 0;
+    @%p2 bra LOOP;
+    setp.ne.u32 %p3, tid, 0;
+    @%p3 bra END;
+    ld.shared.u32 %r8, [base]; //@total
+    mul.wide.u32 %d2, cta, 4; add.s64 %d2, y, %d2;
+    st.global.u32 [%d2], %r8; //@store
 END:
 """,
     ),
@@ -115,7 +115,7 @@ END:
         plant("a barrier dropped between the steps", {"step": ""}, "race_shared add other"),
         plant(
             "a barrier inside a divergent branch",
-            {"branch": "@p1 bra AFTER;"},
+            {"branch": "@%p1 bra AFTER;"},
             "barrier_diverged step",
             also=("barrier_deadlock step", "race_shared add other", "barrier_invalid step"),
         ),
@@ -136,25 +136,25 @@ SCAN = Case(
         """
     .shared .align 4 .b8 part[384];
     mov.u32 base, part;
-    shl.b32 r1, tid, 2; add.u32 r1, base, r1;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r2, [d2];
-    st.shared.u32 [r1], r2; //@put
+    shl.b32 %r1, tid, 2; add.u32 %r1, base, %r1;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r2, [%d2];
+    st.shared.u32 [%r1], %r2; //@put
     bar.sync 0; //@loaded
-    mov.u32 r3, 1;
+    mov.u32 %r3, 1;
 LOOP:
-    setp.lt.u32 p1, tid, r3; //@guard
-    mov.u32 r4, 0;
-    shl.b32 r5, r3, 2; sub.u32 r5, r1, r5;
-    @!p1 ld.shared.u32 r4, [r5]; //@read
-    add.u32 r2, r2, r4;
+    setp.lt.u32 %p1, tid, %r3; //@guard
+    mov.u32 %r4, 0;
+    shl.b32 %r5, %r3, 2; sub.u32 %r5, %r1, %r5;
+    @!%p1 ld.shared.u32 %r4, [%r5]; //@read
+    add.u32 %r2, %r2, %r4;
     bar.sync 0; //@was_read
-    st.shared.u32 [r1], r2; //@write
+    st.shared.u32 [%r1], %r2; //@write
     bar.sync 0; //@written
-    shl.b32 r3, r3, 1;
-    setp.lt.u32 p2, r3, 96;
-    @p2 bra LOOP;
-    st.global.u32 [d3], r2; //@store
+    shl.b32 %r3, %r3, 1;
+    setp.lt.u32 %p2, %r3, 96;
+    @%p2 bra LOOP;
+    st.global.u32 [%d3], %r2; //@store
 """,
     ),
     grid=1,
@@ -165,7 +165,7 @@ LOOP:
         plant("the next step reads without a barrier after the writes", {"written": ""}, "race_shared read write"),
         plant(
             "the guard of the first elements is off by one",
-            {"guard": "add.u32 r5, tid, 1; setp.lt.u32 p1, r5, r3;"},
+            {"guard": "add.u32 %r5, tid, 1; setp.lt.u32 %p1, %r5, %r3;"},
             "out_of_bounds_shared read",
             also=("undefined_store store", "undefined_store write"),
         ),
@@ -186,38 +186,38 @@ TRANSPOSE = Case(
         """
     .shared .align 4 .b8 tile[4224];
     mov.u32 base, tile;
-    and.b32 r1, cta, 1; shl.b32 r1, r1, 5;
-    shr.u32 r2, cta, 1; shl.b32 r2, r2, 5;
-    mov.u32 r3, warp;
+    and.b32 %r1, cta, 1; shl.b32 %r1, %r1, 5;
+    shr.u32 %r2, cta, 1; shl.b32 %r2, %r2, 5;
+    mov.u32 %r3, warp;
 LOAD:
-    add.u32 r4, r2, r3;
-    add.u32 r5, r1, lane;
-    setp.lt.u32 p1, r4, m; //@row_mask
-    setp.lt.and.u32 p1, r5, n, p1; //@column_mask
-    mad.lo.u32 r6, r4, n, r5;
-    mul.wide.u32 d1, r6, 4; add.s64 d1, x, d1;
-    mad.lo.u32 r7, r3, 33, lane; shl.b32 r7, r7, 2; add.u32 r7, base, r7; //@pitch
-    mov.u32 r8, 0;
-    @p1 ld.global.u32 r8, [d1]; //@load
-    st.shared.u32 [r7], r8; //@put
-    add.u32 r3, r3, 8;
-    setp.lt.u32 p2, r3, 32;
-    @p2 bra LOAD;
+    add.u32 %r4, %r2, %r3;
+    add.u32 %r5, %r1, lane;
+    setp.lt.u32 %p1, %r4, m; //@row_mask
+    setp.lt.and.u32 %p1, %r5, n, %p1; //@column_mask
+    mad.lo.u32 %r6, %r4, n, %r5;
+    mul.wide.u32 %d1, %r6, 4; add.s64 %d1, x, %d1;
+    mad.lo.u32 %r7, %r3, 33, lane; shl.b32 %r7, %r7, 2; add.u32 %r7, base, %r7; //@pitch
+    mov.u32 %r8, 0;
+    @%p1 ld.global.u32 %r8, [%d1]; //@load
+    st.shared.u32 [%r7], %r8; //@put
+    add.u32 %r3, %r3, 8;
+    setp.lt.u32 %p2, %r3, 32;
+    @%p2 bra LOAD;
     bar.sync 0; //@full
-    mov.u32 r3, warp;
+    mov.u32 %r3, warp;
 STORE:
-    add.u32 r4, r1, r3;
-    add.u32 r5, r2, lane;
-    setp.lt.u32 p1, r4, n; //@out_row_mask
-    setp.lt.and.u32 p1, r5, m, p1; //@out_column_mask
-    mad.lo.u32 r6, r4, m, r5;
-    mul.wide.u32 d2, r6, 4; add.s64 d2, y, d2;
-    mad.lo.u32 r7, lane, 33, r3; shl.b32 r7, r7, 2; add.u32 r7, base, r7; //@out_pitch
-    ld.shared.u32 r8, [r7]; //@get
-    @p1 st.global.u32 [d2], r8; //@store
-    add.u32 r3, r3, 8;
-    setp.lt.u32 p2, r3, 32;
-    @p2 bra STORE;
+    add.u32 %r4, %r1, %r3;
+    add.u32 %r5, %r2, lane;
+    setp.lt.u32 %p1, %r4, n; //@out_row_mask
+    setp.lt.and.u32 %p1, %r5, m, %p1; //@out_column_mask
+    mad.lo.u32 %r6, %r4, m, %r5;
+    mul.wide.u32 %d2, %r6, 4; add.s64 %d2, y, %d2;
+    mad.lo.u32 %r7, lane, 33, %r3; shl.b32 %r7, %r7, 2; add.u32 %r7, base, %r7; //@out_pitch
+    ld.shared.u32 %r8, [%r7]; //@get
+    @%p1 st.global.u32 [%d2], %r8; //@store
+    add.u32 %r3, %r3, 8;
+    setp.lt.u32 %p2, %r3, 32;
+    @%p2 bra STORE;
 """,
     ),
     grid=4,
@@ -232,34 +232,34 @@ STORE:
         ),
         plant(
             "the mask of the last row is off by one",
-            {"row_mask": "setp.le.u32 p1, r4, m;"},
+            {"row_mask": "setp.le.u32 %p1, %r4, m;"},
             "out_of_bounds_global load",
         ),
         plant(
             "the mask of the last column is off by one",
-            {"column_mask": "setp.le.and.u32 p1, r5, n, p1;"},
+            {"column_mask": "setp.le.and.u32 %p1, %r5, n, %p1;"},
             "out_of_bounds_global load",
         ),
         plant(
             "the mask of the output's last row is off by one",
-            {"out_row_mask": "setp.le.u32 p1, r4, n;"},
+            {"out_row_mask": "setp.le.u32 %p1, %r4, n;"},
             "out_of_bounds_global store",
         ),
         plant(
             "the mask of the output's last column is off by one",  # into the next row, which another block writes
-            {"out_column_mask": "setp.le.and.u32 p1, r5, m, p1;"},
+            {"out_column_mask": "setp.le.and.u32 %p1, %r5, m, %p1;"},
             "race_global store store",
             also=("out_of_bounds_global store",),
         ),
         plant(
             "two pitches for one tile",
-            {"out_pitch": "mad.lo.u32 r7, lane, 32, r3; shl.b32 r7, r7, 2; add.u32 r7, base, r7;"},
+            {"out_pitch": "mad.lo.u32 %r7, lane, 32, %r3; shl.b32 %r7, %r7, 2; add.u32 %r7, base, %r7;"},
             "uninitialised_shared get",
             also=("undefined_store store",),
         ),
         plant(
             "a pitch that does not fit the tile",
-            {"pitch": "mad.lo.u32 r7, r3, 36, lane; shl.b32 r7, r7, 2; add.u32 r7, base, r7;"},
+            {"pitch": "mad.lo.u32 %r7, %r3, 36, lane; shl.b32 %r7, %r7, 2; add.u32 %r7, base, %r7;"},
             "out_of_bounds_shared put",
             also=("uninitialised_shared get", "undefined_store store"),
         ),
@@ -280,27 +280,27 @@ DOUBLE_BUFFER = Case(
         """
     .shared .align 4 .b8 buffers[512];
     mov.u32 base, buffers;
-    shl.b32 r1, tid, 2;
-    xor.b32 r2, r1, 252;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mov.u32 r3, 0;
-    mov.u32 r4, 0;
-    mov.u32 r5, base;
-    ld.global.u32 r6, [d2];
+    shl.b32 %r1, tid, 2;
+    xor.b32 %r2, %r1, 252;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mov.u32 %r3, 0;
+    mov.u32 %r4, 0;
+    mov.u32 %r5, base;
+    ld.global.u32 %r6, [%d2];
 LOOP:
-    add.u32 r7, r5, r1;
-    st.shared.u32 [r7], r6; //@put
-    add.u32 r4, r4, 1;
-    setp.lt.u32 p1, r4, tiles; //@more
-    add.s64 d2, d2, 256;
-    @p1 ld.global.u32 r6, [d2]; //@load
+    add.u32 %r7, %r5, %r1;
+    st.shared.u32 [%r7], %r6; //@put
+    add.u32 %r4, %r4, 1;
+    setp.lt.u32 %p1, %r4, tiles; //@more
+    add.s64 %d2, %d2, 256;
+    @%p1 ld.global.u32 %r6, [%d2]; //@load
     bar.sync 0; //@full
-    add.u32 r8, r5, r2;
-    ld.shared.u32 r9, [r8]; //@get
-    add.u32 r3, r3, r9;
-    sub.u32 r5, r5, base; xor.b32 r5, r5, 256; add.u32 r5, base, r5; //@toggle
-    @p1 bra LOOP;
-    st.global.u32 [d3], r3; //@store
+    add.u32 %r8, %r5, %r2;
+    ld.shared.u32 %r9, [%r8]; //@get
+    add.u32 %r3, %r3, %r9;
+    sub.u32 %r5, %r5, base; xor.b32 %r5, %r5, 256; add.u32 %r5, base, %r5; //@toggle
+    @%p1 bra LOOP;
+    st.global.u32 [%d3], %r3; //@store
 """,
     ),
     grid=1,
@@ -316,13 +316,13 @@ LOOP:
         ),
         plant(
             "the prefetch runs one tile too far",
-            {"more": "setp.le.u32 p1, r4, tiles;"},
+            {"more": "setp.le.u32 %p1, %r4, tiles;"},
             "out_of_bounds_global load",
             also=("undefined_store put", "undefined_store store"),
         ),
         plant(
             "the second buffer is larger than its memory",
-            {"toggle": "sub.u32 r5, r5, base; xor.b32 r5, r5, 320; add.u32 r5, base, r5;"},
+            {"toggle": "sub.u32 %r5, %r5, base; xor.b32 %r5, %r5, 320; add.u32 %r5, base, %r5;"},
             "out_of_bounds_shared put",
             "out_of_bounds_shared get",
             also=("out_of_bounds_shared get", "undefined_store store", "uninitialised_shared get"),
@@ -337,7 +337,7 @@ def histogram_data(rng: np.random.Generator) -> Data:
     return Data([x, np.zeros(16, np.uint32)], {1: np.bincount((x >> 2 & 15).ravel(), minlength=16).astype(np.uint32)})
 
 
-COUNT = "ld.{0}.u32 r9, [{1}]; add.u32 r9, r9, {2}; st.{0}.u32 [{1}], r9;"  # what a plain increment becomes
+COUNT = "ld.{0}.u32 %r9, [{1}]; add.u32 %r9, %r9, {2}; st.{0}.u32 [{1}], %r9;"  # what a plain increment becomes
 HISTOGRAM = Case(
     "histogram",
     ptx(
@@ -345,28 +345,28 @@ HISTOGRAM = Case(
         """
     .shared .align 4 .b8 bins[64];
     mov.u32 base, bins;
-    setp.lt.u32 p1, tid, 16;
-    shl.b32 r1, tid, 2; add.u32 r1, base, r1;
-    @p1 st.shared.u32 [r1], 0; //@zero
+    setp.lt.u32 %p1, tid, 16;
+    shl.b32 %r1, tid, 2; add.u32 %r1, base, %r1;
+    @%p1 st.shared.u32 [%r1], 0; //@zero
     bar.sync 0; //@zeroed
-    mad.lo.u32 r2, cta, 96, tid;
-    mul.wide.u32 d1, r2, 4; add.s64 d1, x, d1;
-    ld.global.u32 r3, [d1];
-    mov.u32 r4, 4;
+    mad.lo.u32 %r2, cta, 96, tid;
+    mul.wide.u32 %d1, %r2, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r3, [%d1];
+    mov.u32 %r4, 4;
 LOOP:
-    shr.u32 r5, r3, 2;
-    and.b32 r5, r5, 15; //@bin
-    shl.b32 r5, r5, 2; add.u32 r5, base, r5;
-    red.shared.add.u32 [r5], 1; //@count
-    shr.u32 r3, r3, 8;
-    sub.u32 r4, r4, 1;
-    setp.ne.u32 p2, r4, 0;
-    @p2 bra LOOP;
+    shr.u32 %r5, %r3, 2;
+    and.b32 %r5, %r5, 15; //@bin
+    shl.b32 %r5, %r5, 2; add.u32 %r5, base, %r5;
+    red.shared.add.u32 [%r5], 1; //@count
+    shr.u32 %r3, %r3, 8;
+    sub.u32 %r4, %r4, 1;
+    setp.ne.u32 %p2, %r4, 0;
+    @%p2 bra LOOP;
     bar.sync 0; //@counted
-    @!p1 bra END;
-    ld.shared.u32 r6, [r1]; //@get
-    mul.wide.u32 d2, tid, 4; add.s64 d2, y, d2;
-    red.global.add.u32 [d2], r6; //@total
+    @!%p1 bra END;
+    ld.shared.u32 %r6, [%r1]; //@get
+    mul.wide.u32 %d2, tid, 4; add.s64 %d2, y, %d2;
+    red.global.add.u32 [%d2], %r6; //@total
 END:
 """,
     ),
@@ -376,12 +376,12 @@ END:
     plants=(
         plant(
             "a histogram in shared memory without atomics",
-            {"count": COUNT.format("shared", "r5", 1)},
+            {"count": COUNT.format("shared", "%r5", 1)},
             "race_shared count count",
         ),
         plant(
             "a histogram in global memory without atomics",
-            {"total": COUNT.format("global", "d2", "r6")},
+            {"total": COUNT.format("global", "%d2", "%r6")},
             "race_global total total",
         ),
         plant(
@@ -402,7 +402,7 @@ END:
             "uninitialised_shared count",
             also=("uninitialised_shared get", "undefined_store count", "undefined_store total"),
         ),
-        plant("a bin number with one bit too many", {"bin": "and.b32 r5, r5, 31;"}, "out_of_bounds_shared count"),
+        plant("a bin number with one bit too many", {"bin": "and.b32 %r5, %r5, 31;"}, "out_of_bounds_shared count"),
     ),
 )
 
@@ -423,22 +423,22 @@ BROADCAST = Case(
         """
     .shared .align 4 .b8 pivot[4];
     mov.u32 base, pivot;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mov.u32 r1, 0;
-    mov.u32 r2, 0;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mov.u32 %r1, 0;
+    mov.u32 %r2, 0;
 LOOP:
-    ld.global.u32 r3, [d2];
-    setp.eq.u32 p1, tid, r1;
-    @p1 st.shared.u32 [base], r3; //@put
+    ld.global.u32 %r3, [%d2];
+    setp.eq.u32 %p1, tid, %r1;
+    @%p1 st.shared.u32 [base], %r3; //@put
     bar.sync 0; //@full
-    ld.shared.u32 r4, [base]; //@get
-    mad.lo.u32 r2, r3, r4, r2;
+    ld.shared.u32 %r4, [base]; //@get
+    mad.lo.u32 %r2, %r3, %r4, %r2;
     bar.sync 0; //@empty
-    add.s64 d2, d2, 256;
-    add.u32 r1, r1, 1;
-    setp.lt.u32 p2, r1, 8;
-    @p2 bra LOOP;
-    st.global.u32 [d3], r2; //@store
+    add.s64 %d2, %d2, 256;
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p2, %r1, 8;
+    @%p2 bra LOOP;
+    st.global.u32 [%d3], %r2; //@store
 """,
     ),
     grid=1,
@@ -448,7 +448,7 @@ LOOP:
         plant("the owner writes its broadcast while others still read the last", {"empty": ""}, "race_shared put get"),
         plant(
             "every warp's owner broadcasts",
-            {"put": "setp.eq.u32 p1, lane, r1; @p1 st.shared.u32 [base], r3;"},
+            {"put": "setp.eq.u32 %p1, lane, %r1; @%p1 st.shared.u32 [base], %r3;"},
             "race_shared put put",
         ),
     ),
@@ -474,30 +474,30 @@ SWIZZLED_TILE = Case(
     .shared .align 16 .b8 tiles[2048];
     mov.u32 base, tiles;
     mad.lo.u32 base, warp, 1024, base; //@tile
-    and.b32 r1, lane, 7;
-    shr.u32 r2, lane, 3;
-    mad.lo.u32 r3, warp, 8, r1; mul.lo.u32 r3, r3, 5; add.u32 r3, r3, r2;
-    mul.wide.u32 d1, r3, 16; add.s64 d1, x, d1;
-    xor.b32 r4, r2, r1; mad.lo.u32 r4, r1, 8, r4; mad.lo.u32 r4, r4, 16, base;
-    ld.global.v4.u32 {r5, r6, r7, r8}, [d1];
-    st.shared.v4.u32 [r4], {r5, r6, r7, r8}; //@put
-    add.u32 r2, r2, 4;
-    setp.lt.u32 p1, r2, 5; //@edge
-    xor.b32 r4, r2, r1; mad.lo.u32 r4, r1, 8, r4; mad.lo.u32 r4, r4, 16, base; //@swizzle
-    @p1 ld.global.v4.u32 {r5, r6, r7, r8}, [d1+64]; //@load_edge
-    @p1 st.shared.v4.u32 [r4], {r5, r6, r7, r8}; //@put_edge
+    and.b32 %r1, lane, 7;
+    shr.u32 %r2, lane, 3;
+    mad.lo.u32 %r3, warp, 8, %r1; mul.lo.u32 %r3, %r3, 5; add.u32 %r3, %r3, %r2;
+    mul.wide.u32 %d1, %r3, 16; add.s64 %d1, x, %d1;
+    xor.b32 %r4, %r2, %r1; mad.lo.u32 %r4, %r1, 8, %r4; mad.lo.u32 %r4, %r4, 16, base;
+    ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%d1];
+    st.shared.v4.u32 [%r4], {%r5, %r6, %r7, %r8}; //@put
+    add.u32 %r2, %r2, 4;
+    setp.lt.u32 %p1, %r2, 5; //@edge
+    xor.b32 %r4, %r2, %r1; mad.lo.u32 %r4, %r1, 8, %r4; mad.lo.u32 %r4, %r4, 16, base; //@swizzle
+    @%p1 ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%d1+64]; //@load_edge
+    @%p1 st.shared.v4.u32 [%r4], {%r5, %r6, %r7, %r8}; //@put_edge
     bar.warp.sync -1; //@full
-    mad.lo.u32 r9, warp, 160, lane; mul.wide.u32 d2, r9, 4; add.s64 d2, y, d2;
-    and.b32 r1, lane, 7; //@row
-    mov.u32 r10, 0;
+    mad.lo.u32 %r9, warp, 160, lane; mul.wide.u32 %d2, %r9, 4; add.s64 %d2, y, %d2;
+    and.b32 %r1, lane, 7; //@row
+    mov.u32 %r10, 0;
 LOOP:
-    xor.b32 r11, r10, r1; mad.lo.u32 r11, r1, 8, r11; mad.lo.u32 r11, r11, 16, base; //@read_swizzle
-    ldmatrix.sync.aligned.m8n8.x1.shared.b16 {r12}, [r11]; //@get
-    st.global.u32 [d2], r12; //@store
-    add.s64 d2, d2, 128;
-    add.u32 r10, r10, 1;
-    setp.lt.u32 p2, r10, 5; //@chunks
-    @p2 bra LOOP;
+    xor.b32 %r11, %r10, %r1; mad.lo.u32 %r11, %r1, 8, %r11; mad.lo.u32 %r11, %r11, 16, base; //@read_swizzle
+    ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r12}, [%r11]; //@get
+    st.global.u32 [%d2], %r12; //@store
+    add.s64 %d2, %d2, 128;
+    add.u32 %r10, %r10, 1;
+    setp.lt.u32 %p2, %r10, 5; //@chunks
+    @%p2 bra LOOP;
 """,
     ),
     grid=1,
@@ -506,19 +506,19 @@ LOOP:
     plants=(
         plant(
             "a swizzle on the writing side only",
-            {"read_swizzle": "mad.lo.u32 r11, r1, 8, r10; mad.lo.u32 r11, r11, 16, base;"},
+            {"read_swizzle": "mad.lo.u32 %r11, %r1, 8, %r10; mad.lo.u32 %r11, %r11, 16, base;"},
             "uninitialised_shared get",
             also=("undefined_store store",),
         ),
         plant(
             "a swizzle on the reading side only of some chunks",
-            {"swizzle": "mad.lo.u32 r4, r1, 8, r2; mad.lo.u32 r4, r4, 16, base;"},
+            {"swizzle": "mad.lo.u32 %r4, %r1, 8, %r2; mad.lo.u32 %r4, %r4, 16, base;"},
             "uninitialised_shared get",
             also=("undefined_store store", "race_shared put put_edge"),
         ),
         plant(
             "ldmatrix rows of the neighbouring warp's tile",
-            {"row": "and.b32 r1, lane, 7; add.u32 r1, r1, 1;"},
+            {"row": "and.b32 %r1, lane, 7; add.u32 %r1, %r1, 1;"},
             "uninitialised_shared get",
             "race_shared put get",
             "race_shared put_edge get",
@@ -527,7 +527,7 @@ LOOP:
         ),
         plant(
             "one chunk too many of a ragged edge",
-            {"chunks": "setp.le.u32 p2, r10, 5;"},
+            {"chunks": "setp.le.u32 %p2, %r10, 5;"},
             "uninitialised_shared get",
             also=("undefined_store store", "race_global store store", "out_of_bounds_global store"),
         ),
@@ -562,26 +562,26 @@ WARP_SUM = Case(
         """
     .shared .align 4 .b8 part[384];
     mov.u32 base, part;
-    shl.b32 r1, tid, 2; add.u32 r1, base, r1;
-    mul.wide.u32 d1, tid, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
-    st.shared.u32 [r1], r2; //@put
-    mov.u32 r3, 16;
+    shl.b32 %r1, tid, 2; add.u32 %r1, base, %r1;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    st.shared.u32 [%r1], %r2; //@put
+    mov.u32 %r3, 16;
 LOOP:
     bar.warp.sync -1; //@written
-    setp.lt.u32 p1, lane, r3;
-    mov.u32 r5, 0;
-    shl.b32 r4, r3, 2; add.u32 r4, r1, r4;
-    @p1 ld.shared.u32 r5, [r4]; //@read
-    add.u32 r2, r2, r5;
+    setp.lt.u32 %p1, lane, %r3;
+    mov.u32 %r5, 0;
+    shl.b32 %r4, %r3, 2; add.u32 %r4, %r1, %r4;
+    @%p1 ld.shared.u32 %r5, [%r4]; //@read
+    add.u32 %r2, %r2, %r5;
     bar.warp.sync -1; //@was_read
-    @p1 st.shared.u32 [r1], r2; //@write
-    shr.u32 r3, r3, 1;
-    setp.ne.u32 p2, r3, 0;
-    @p2 bra LOOP;
-    setp.eq.u32 p3, lane, 0;
-    mul.wide.u32 d2, warp, 4; add.s64 d2, y, d2;
-    @p3 st.global.u32 [d2], r2; //@store
+    @%p1 st.shared.u32 [%r1], %r2; //@write
+    shr.u32 %r3, %r3, 1;
+    setp.ne.u32 %p2, %r3, 0;
+    @%p2 bra LOOP;
+    setp.eq.u32 %p3, lane, 0;
+    mul.wide.u32 %d2, warp, 4; add.s64 %d2, y, %d2;
+    @%p3 st.global.u32 [%d2], %r2; //@store
 """,
     ),
     grid=1,

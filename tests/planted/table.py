@@ -13,11 +13,11 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-REGISTERS = """.reg .pred p<10>;
-    .reg .b16 h<10>;
-    .reg .b32 r<48>, tid, lane, warp, cta, grid, base;
-    .reg .f32 f<32>;
-    .reg .b64 d<20>;"""
+REGISTERS = """.reg .pred %p<10>;
+    .reg .b16 %h<10>;
+    .reg .b32 %r<48>, tid, lane, warp, cta, grid, base;
+    .reg .f32 %f<32>;
+    .reg .b64 %d<20>;"""
 
 
 def ptx(params: str, body: str, *, variables: str = "", target: str = "sm_80", version: str = "8.0") -> str:

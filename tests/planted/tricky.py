@@ -36,13 +36,13 @@ def reversed_warps(rng: np.random.Generator) -> Data:
 MIRROR = """
     .shared .align 4 .b8 part[256];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 4, base; xor.b32 r2, tid, 31; mad.lo.u32 r2, r2, 4, base;
-    ld.global.u32 r3, [d2];
-    st.shared.u32 [r1], r3;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; xor.b32 %r2, tid, 31; mad.lo.u32 %r2, %r2, 4, base;
+    ld.global.u32 %r3, [%d2];
+    st.shared.u32 [%r1], %r3;
     {}
-    ld.shared.u32 r4, [r2];
-    st.global.u32 [d3], r4;
+    ld.shared.u32 %r4, [%r2];
+    st.global.u32 [%d3], %r4;
 """
 
 WARP_BARRIER = Case(
@@ -55,7 +55,7 @@ WARP_BARRIER = Case(
 
 SHUFFLE_ORDERS = Case(
     "a shuffle that all lanes take part in orders them",
-    ptx("u64 x, u64 y", MIRROR.format("shfl.sync.idx.b32 r5, r3, 0, 31, 0xFFFFFFFF;")),
+    ptx("u64 x, u64 y", MIRROR.format("shfl.sync.idx.b32 %r5, %r3, 0, 31, 0xFFFFFFFF;")),
     grid=1,
     block=64,
     data=reversed_warps,
@@ -63,7 +63,7 @@ SHUFFLE_ORDERS = Case(
 
 VOTE_ORDERS = Case(
     "a vote that all lanes take part in orders them",
-    ptx("u64 x, u64 y", MIRROR.format("setp.ne.u32 p1, r3, 0; vote.sync.any.pred p2, p1, 0xFFFFFFFF;")),
+    ptx("u64 x, u64 y", MIRROR.format("setp.ne.u32 %p1, %r3, 0; vote.sync.any.pred %p2, %p1, 0xFFFFFFFF;")),
     grid=1,
     block=64,
     data=reversed_warps,
@@ -77,24 +77,24 @@ PART_MASKS = Case(
         """
     .shared .align 4 .b8 part[128];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 4, base; xor.b32 r2, tid, 7; mad.lo.u32 r2, r2, 4, base;
-    and.b32 r3, lane, 24; mov.u32 r4, 0xFF; shl.b32 r4, r4, r3;
-    setp.lt.u32 p1, lane, 16;
-    ld.global.u32 r5, [d2];
-    @p1 bra LOW;
-    add.u32 r5, r5, 1;
-    st.shared.u32 [r1], r5;
-    bar.warp.sync r4;
-    ld.shared.u32 r6, [r2];
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; xor.b32 %r2, tid, 7; mad.lo.u32 %r2, %r2, 4, base;
+    and.b32 %r3, lane, 24; mov.u32 %r4, 0xFF; shl.b32 %r4, %r4, %r3;
+    setp.lt.u32 %p1, lane, 16;
+    ld.global.u32 %r5, [%d2];
+    @%p1 bra LOW;
+    add.u32 %r5, %r5, 1;
+    st.shared.u32 [%r1], %r5;
+    bar.warp.sync %r4;
+    ld.shared.u32 %r6, [%r2];
     bra JOIN;
 LOW:
-    add.u32 r5, r5, 2;
-    st.shared.u32 [r1], r5;
-    bar.warp.sync r4;
-    ld.shared.u32 r6, [r2];
+    add.u32 %r5, %r5, 2;
+    st.shared.u32 [%r1], %r5;
+    bar.warp.sync %r4;
+    ld.shared.u32 %r6, [%r2];
 JOIN:
-    st.global.u32 [d3], r6;
+    st.global.u32 [%d3], %r6;
 """,
     ),
     grid=1,
@@ -114,21 +114,21 @@ ACROSS_BRANCHES = Case(
         """
     .shared .align 4 .b8 part[128];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 4, base; xor.b32 r2, tid, 31; mad.lo.u32 r2, r2, 4, base;
-    setp.lt.u32 p1, lane, 16;
-    ld.global.u32 r5, [d2];
-    @p1 bra LOW;
-    st.shared.u32 [r1], r5;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; xor.b32 %r2, tid, 31; mad.lo.u32 %r2, %r2, 4, base;
+    setp.lt.u32 %p1, lane, 16;
+    ld.global.u32 %r5, [%d2];
+    @%p1 bra LOW;
+    st.shared.u32 [%r1], %r5;
     bar.warp.sync 0xFFFFFFFF;
-    ld.shared.u32 r6, [r2];
+    ld.shared.u32 %r6, [%r2];
     bra JOIN;
 LOW:
-    st.shared.u32 [r1], r5;
+    st.shared.u32 [%r1], %r5;
     bar.warp.sync 0xFFFFFFFF;
-    ld.shared.u32 r6, [r2];
+    ld.shared.u32 %r6, [%r2];
 JOIN:
-    st.global.u32 [d3], r6;
+    st.global.u32 [%d3], %r6;
 """,
     ),
     grid=1,
@@ -141,12 +141,12 @@ ATOMIC_HISTOGRAM = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
-    and.b32 r3, r2, 7; mul.wide.u32 d2, r3, 4; add.s64 d2, y, d2;
-    red.global.add.u32 [d2], 1;
-    atom.global.max.u32 r4, [y+32], r2;
-    atom.global.or.b32 r4, [y+36], r2;
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    and.b32 %r3, %r2, 7; mul.wide.u32 %d2, %r3, 4; add.s64 %d2, y, %d2;
+    red.global.add.u32 [%d2], 1;
+    atom.global.max.u32 %r4, [y+32], %r2;
+    atom.global.or.b32 %r4, [y+36], %r2;
 """,
     ),
     grid=3,
@@ -164,21 +164,21 @@ CHAIN = Case(
     ptx(
         "u64 x, u64 message, u64 flags, u64 y",
         """
-    setp.ne.u32 p1, tid, 0;
-    @p1 bra END;
-    setp.eq.u32 p2, cta, 0; @p2 bra FIRST;
-    setp.eq.u32 p3, cta, 1; @p3 bra SECOND;
-    WAIT_TWO: ld.acquire.gpu.global.u32 r1, [flags+4]; setp.eq.u32 p4, r1, 0; @p4 bra WAIT_TWO;
-    ld.global.u32 r2, [message];
-    st.global.u32 [y], r2;
+    setp.ne.u32 %p1, tid, 0;
+    @%p1 bra END;
+    setp.eq.u32 %p2, cta, 0; @%p2 bra FIRST;
+    setp.eq.u32 %p3, cta, 1; @%p3 bra SECOND;
+    WAIT_TWO: ld.acquire.gpu.global.u32 %r1, [flags+4]; setp.eq.u32 %p4, %r1, 0; @%p4 bra WAIT_TWO;
+    ld.global.u32 %r2, [message];
+    st.global.u32 [y], %r2;
     bra END;
 SECOND:
-    WAIT_ONE: ld.acquire.gpu.global.u32 r1, [flags]; setp.eq.u32 p4, r1, 0; @p4 bra WAIT_ONE;
+    WAIT_ONE: ld.acquire.gpu.global.u32 %r1, [flags]; setp.eq.u32 %p4, %r1, 0; @%p4 bra WAIT_ONE;
     st.release.gpu.global.u32 [flags+4], 1;
     bra END;
 FIRST:
-    ld.global.u32 r2, [x];
-    st.global.u32 [message], r2;
+    ld.global.u32 %r2, [x];
+    st.global.u32 [message], %r2;
     st.release.gpu.global.u32 [flags], 1;
 END:
 """,
@@ -189,27 +189,27 @@ END:
 )
 
 ALL_ARRIVE = """
-    mad.lo.u32 r1, cta, 32, tid; mul.wide.u32 d1, r1, 4; add.s64 d2, x, d1; add.s64 d3, message, d1;
-    ld.global.u32 r2, [d2];
-    st.global.u32 [d3], r2;
+    mad.lo.u32 %r1, cta, 32, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, message, %d1;
+    ld.global.u32 %r2, [%d2];
+    st.global.u32 [%d3], %r2;
     bar.sync 0;
-    setp.ne.u32 p1, tid, 0;
+    setp.ne.u32 %p1, tid, 0;
     {arrive}
-    setp.ne.u32 p2, cta, 0;
-    @p2 bra END;
+    setp.ne.u32 %p2, cta, 0;
+    @%p2 bra END;
     {spin}
-    mov.u32 r5, 0;
-    mov.u32 r6, 0;
-    xor.b32 r7, tid, 31; mul.wide.u32 d4, r7, 4; add.s64 d4, message, d4;
+    mov.u32 %r5, 0;
+    mov.u32 %r6, 0;
+    xor.b32 %r7, tid, 31; mul.wide.u32 %d4, %r7, 4; add.s64 %d4, message, %d4;
 SUM:
-    ld.global.u32 r8, [d4];
-    add.u32 r6, r6, r8;
-    add.s64 d4, d4, 128;
-    add.u32 r5, r5, 1;
-    setp.lt.u32 p4, r5, grid;
-    @p4 bra SUM;
-    mul.wide.u32 d5, tid, 4; add.s64 d5, y, d5;
-    st.global.u32 [d5], r6;
+    ld.global.u32 %r8, [%d4];
+    add.u32 %r6, %r6, %r8;
+    add.s64 %d4, %d4, 128;
+    add.u32 %r5, %r5, 1;
+    setp.lt.u32 %p4, %r5, grid;
+    @%p4 bra SUM;
+    mul.wide.u32 %d5, tid, 4; add.s64 %d5, y, %d5;
+    st.global.u32 [%d5], %r6;
 END:
 """
 
@@ -224,8 +224,8 @@ RED_RELEASE = Case(
     ptx(
         "u64 x, u64 message, u64 count, u64 y",
         ALL_ARRIVE.format(
-            arrive="@!p1 red.release.gpu.global.add.u32 [count], 1;",
-            spin="SPIN: ld.acquire.gpu.global.u32 r3, [count]; setp.lt.u32 p3, r3, grid; @p3 bra SPIN;",
+            arrive="@!%p1 red.release.gpu.global.add.u32 [count], 1;",
+            spin="SPIN: ld.acquire.gpu.global.u32 %r3, [count]; setp.lt.u32 %p3, %r3, grid; @%p3 bra SPIN;",
         ),
     ),
     grid=3,
@@ -238,8 +238,8 @@ FENCES = Case(
     ptx(
         "u64 x, u64 message, u64 count, u64 y",
         ALL_ARRIVE.format(
-            arrive="fence.sc.gpu; @!p1 red.relaxed.gpu.global.add.u32 [count], 1;",
-            spin="SPIN: ld.relaxed.gpu.global.u32 r3, [count]; setp.lt.u32 p3, r3, grid; @p3 bra SPIN; fence.acq_rel.gpu;",
+            arrive="fence.sc.gpu; @!%p1 red.relaxed.gpu.global.add.u32 [count], 1;",
+            spin="SPIN: ld.relaxed.gpu.global.u32 %r3, [count]; setp.lt.u32 %p3, %r3, grid; @%p3 bra SPIN; fence.acq_rel.gpu;",
         ),
     ),
     grid=3,
@@ -252,8 +252,8 @@ VOLATILE = Case(
     ptx(
         "u64 x, u64 message, u64 count, u64 y",
         ALL_ARRIVE.format(
-            arrive="membar.gl; @!p1 atom.global.add.u32 r9, [count], 1;",
-            spin="SPIN: ld.volatile.global.u32 r3, [count]; setp.lt.u32 p3, r3, grid; @p3 bra SPIN; membar.gl;",
+            arrive="membar.gl; @!%p1 atom.global.add.u32 %r9, [count], 1;",
+            spin="SPIN: ld.volatile.global.u32 %r3, [count]; setp.lt.u32 %p3, %r3, grid; @%p3 bra SPIN; membar.gl;",
         ),
     ),
     grid=3,
@@ -266,9 +266,9 @@ ONE_WAITS = Case(
     ptx(
         "u64 x, u64 message, u64 count, u64 y",
         ALL_ARRIVE.format(
-            arrive="@!p1 atom.release.gpu.global.add.u32 r9, [count], 1;",
-            spin="@p1 bra JOIN; SPIN: atom.acquire.gpu.global.or.b32 r3, [count], 0; setp.lt.u32 p3, r3, grid; "
-            "@p3 bra SPIN; JOIN: bar.sync 0;",
+            arrive="@!%p1 atom.release.gpu.global.add.u32 %r9, [count], 1;",
+            spin="@%p1 bra JOIN; SPIN: atom.acquire.gpu.global.or.b32 %r3, [count], 0; setp.lt.u32 %p3, %r3, grid; "
+            "@%p3 bra SPIN; JOIN: bar.sync 0;",
         ),
     ),
     grid=3,
@@ -283,23 +283,23 @@ LAST_TICKET = Case(
         """
     .shared .align 4 .b8 ticket[4];
     mov.u32 base, ticket;
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d2, x, d1; add.s64 d3, message, d1;
-    ld.global.u32 r2, [d2];
-    st.global.u32 [d3], r2;
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, message, %d1;
+    ld.global.u32 %r2, [%d2];
+    st.global.u32 [%d3], %r2;
     bar.sync 0;
-    setp.ne.u32 p1, tid, 0;
-    @p1 bra JOIN;
-    atom.acq_rel.gpu.global.inc.u32 r3, [count], 2;
-    st.shared.u32 [base], r3;
+    setp.ne.u32 %p1, tid, 0;
+    @%p1 bra JOIN;
+    atom.acq_rel.gpu.global.inc.u32 %r3, [count], 2;
+    st.shared.u32 [base], %r3;
 JOIN:
     bar.sync 0;
-    ld.shared.u32 r3, [base];
-    setp.ne.u32 p2, r3, 2;
-    @p2 bra END;
-    mul.wide.u32 d4, tid, 4; add.s64 d5, message, d4; add.s64 d6, y, d4;
-    ld.global.u32 r4, [d5]; ld.global.u32 r5, [d5+256]; ld.global.u32 r6, [d5+512];
-    add.u32 r4, r4, r5; add.u32 r4, r4, r6;
-    st.global.u32 [d6], r4;
+    ld.shared.u32 %r3, [base];
+    setp.ne.u32 %p2, %r3, 2;
+    @%p2 bra END;
+    mul.wide.u32 %d4, tid, 4; add.s64 %d5, message, %d4; add.s64 %d6, y, %d4;
+    ld.global.u32 %r4, [%d5]; ld.global.u32 %r5, [%d5+256]; ld.global.u32 %r6, [%d5+512];
+    add.u32 %r4, %r4, %r5; add.u32 %r4, %r4, %r6;
+    st.global.u32 [%d6], %r4;
 END:
 """,
     ),
@@ -319,16 +319,16 @@ EARLY_EXIT = Case(
         """
     .shared .align 4 .b8 part[256];
     mov.u32 base, part;
-    setp.ge.u32 p1, warp, 2;
-    @p1 exit;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2];
-    mad.lo.u32 r2, tid, 4, base;
-    st.shared.u32 [r2], r1;
+    setp.ge.u32 %p1, warp, 2;
+    @%p1 exit;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2];
+    mad.lo.u32 %r2, tid, 4, base;
+    st.shared.u32 [%r2], %r1;
     bar.sync 0;
-    xor.b32 r3, tid, 63; mad.lo.u32 r3, r3, 4, base;
-    ld.shared.u32 r4, [r3];
-    st.global.u32 [d3], r4;
+    xor.b32 %r3, tid, 63; mad.lo.u32 %r3, %r3, 4, base;
+    ld.shared.u32 %r4, [%r3];
+    st.global.u32 [%d3], %r4;
 """,
     ),
     grid=1,
@@ -343,16 +343,16 @@ PART_OF_A_WARP_LEAVES = Case(
         """
     .shared .align 4 .b8 part[160];
     mov.u32 base, part;
-    setp.ge.u32 p1, tid, 40;
-    @p1 exit;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2];
-    mad.lo.u32 r2, tid, 4, base;
-    st.shared.u32 [r2], r1;
+    setp.ge.u32 %p1, tid, 40;
+    @%p1 exit;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2];
+    mad.lo.u32 %r2, tid, 4, base;
+    st.shared.u32 [%r2], %r1;
     bar.sync 0;
-    sub.u32 r3, 39, tid; mad.lo.u32 r3, r3, 4, base;
-    ld.shared.u32 r4, [r3];
-    st.global.u32 [d3], r4;
+    sub.u32 %r3, 39, tid; mad.lo.u32 %r3, %r3, 4, base;
+    ld.shared.u32 %r4, [%r3];
+    st.global.u32 [%d3], %r4;
 """,
     ),
     grid=1,
@@ -367,17 +367,17 @@ BYTES_OF_A_WORD = Case(
         """
     .shared .align 4 .b8 part[64];
     mov.u32 base, part;
-    cvt.u64.u32 d1, tid; add.s64 d2, x, d1;
-    ld.global.u8 h1, [d2];
-    shl.b32 r1, lane, 1; add.u32 r1, r1, warp; add.u32 r1, base, r1;
-    st.shared.u8 [r1], h1;
+    cvt.u64.u32 %d1, tid; add.s64 %d2, x, %d1;
+    ld.global.u8 %h1, [%d2];
+    shl.b32 %r1, lane, 1; add.u32 %r1, %r1, warp; add.u32 %r1, base, %r1;
+    st.shared.u8 [%r1], %h1;
     bar.sync 0;
-    setp.ge.u32 p1, tid, 16;
-    @p1 bra END;
-    mad.lo.u32 r2, tid, 4, base;
-    ld.shared.u32 r3, [r2];
-    mul.wide.u32 d3, tid, 4; add.s64 d3, y, d3;
-    st.global.u32 [d3], r3;
+    setp.ge.u32 %p1, tid, 16;
+    @%p1 bra END;
+    mad.lo.u32 %r2, tid, 4, base;
+    ld.shared.u32 %r3, [%r2];
+    mul.wide.u32 %d3, tid, 4; add.s64 %d3, y, %d3;
+    st.global.u32 [%d3], %r3;
 END:
 """,
     ),
@@ -395,10 +395,10 @@ BYTES_OF_BLOCKS = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mad.lo.u32 r1, cta, 32, tid; cvt.u64.u32 d1, r1; add.s64 d1, x, d1;
-    ld.global.u8 h1, [d1];
-    mad.lo.u32 r2, tid, 4, cta; cvt.u64.u32 d2, r2; add.s64 d2, y, d2;
-    st.global.u8 [d2], h1;
+    mad.lo.u32 %r1, cta, 32, tid; cvt.u64.u32 %d1, %r1; add.s64 %d1, x, %d1;
+    ld.global.u8 %h1, [%d1];
+    mad.lo.u32 %r2, tid, 4, cta; cvt.u64.u32 %d2, %r2; add.s64 %d2, y, %d2;
+    st.global.u8 [%d2], %h1;
 """,
     ),
     grid=4,
@@ -417,19 +417,19 @@ MANY_READERS = Case(
         """
     .shared .align 4 .b8 one[4];
     mov.u32 base, one;
-    setp.eq.u32 p1, tid, 77;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2];
-    @p1 st.shared.u32 [base], r1;
+    setp.eq.u32 %p1, tid, 77;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2];
+    @%p1 st.shared.u32 [base], %r1;
     bar.sync 0;
-    ld.shared.u32 r2, [base];
+    ld.shared.u32 %r2, [base];
     bar.sync 0;
-    setp.eq.u32 p2, tid, 5;
-    @p2 st.shared.u32 [base], r1;
+    setp.eq.u32 %p2, tid, 5;
+    @%p2 st.shared.u32 [base], %r1;
     bar.sync 0;
-    ld.shared.u32 r3, [base];
-    add.u32 r2, r2, r3;
-    st.global.u32 [d3], r2;
+    ld.shared.u32 %r3, [base];
+    add.u32 %r2, %r2, %r3;
+    st.global.u32 [%d3], %r2;
 """,
     ),
     grid=1,
@@ -444,17 +444,17 @@ NOTHING_COPIED = Case(
         """
     .shared .align 16 .b8 part[1024];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 16; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 16, base;
-    setp.lt.u32 p1, tid, 40; selp.b32 r2, 16, 0, p1; selp.b64 d2, d2, 0x7000000000000000, p1;
-    cp.async.cg.shared.global [r1], [d2], 16, r2;
+    mul.wide.u32 %d1, tid, 16; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 16, base;
+    setp.lt.u32 %p1, tid, 40; selp.b32 %r2, 16, 0, %p1; selp.b64 %d2, %d2, 0x7000000000000000, %p1;
+    cp.async.cg.shared.global [%r1], [%d2], 16, %r2;
     cp.async.commit_group;
     cp.async.commit_group;
     cp.async.wait_group 1;
     bar.sync 0;
-    xor.b32 r3, tid, 63; mad.lo.u32 r3, r3, 16, base;
-    ld.shared.v4.u32 {r4, r5, r6, r7}, [r3];
-    st.global.v4.u32 [d3], {r4, r5, r6, r7};
+    xor.b32 %r3, tid, 63; mad.lo.u32 %r3, %r3, 16, base;
+    ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r3];
+    st.global.v4.u32 [%d3], {%r4, %r5, %r6, %r7};
 """,
     ),
     grid=1,
@@ -471,20 +471,20 @@ OWN_COPIES = Case(
         """
     .shared .align 16 .b8 part[2048];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 16; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 16, base;
-    cp.async.ca.shared.global [r1], [d2], 16;
+    mul.wide.u32 %d1, tid, 16; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 16, base;
+    cp.async.ca.shared.global [%r1], [%d2], 16;
     cp.async.commit_group;
-    cp.async.ca.shared.global [r1+1024], [d2+1024], 8;
-    cp.async.ca.shared.global [r1+1032], [d2+1032], 4;
-    cp.async.ca.shared.global [r1+1036], [d2+1036], 4;
+    cp.async.ca.shared.global [%r1+1024], [%d2+1024], 8;
+    cp.async.ca.shared.global [%r1+1032], [%d2+1032], 4;
+    cp.async.ca.shared.global [%r1+1036], [%d2+1036], 4;
     cp.async.commit_group;
     cp.async.wait_group 1;
-    ld.shared.v4.u32 {r2, r3, r4, r5}, [r1];
+    ld.shared.v4.u32 {%r2, %r3, %r4, %r5}, [%r1];
     cp.async.wait_group 0;
-    ld.shared.v4.u32 {r6, r7, r8, r9}, [r1+1024];
-    add.u32 r2, r2, r6; add.u32 r3, r3, r7; add.u32 r4, r4, r8; add.u32 r5, r5, r9;
-    st.global.v4.u32 [d3], {r2, r3, r4, r5};
+    ld.shared.v4.u32 {%r6, %r7, %r8, %r9}, [%r1+1024];
+    add.u32 %r2, %r2, %r6; add.u32 %r3, %r3, %r7; add.u32 %r4, %r4, %r8; add.u32 %r5, %r5, %r9;
+    st.global.v4.u32 [%d3], {%r2, %r3, %r4, %r5};
 """,
     ),
     grid=1,
@@ -497,12 +497,12 @@ SHARED_INPUT = Case(
     ptx(
         "u64 x, u64 shifted, u64 y",
         """
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, shifted, d1;
-    ld.global.u32 r1, [d2];
-    ld.global.nc.u32 r2, [d3];
-    add.u32 r1, r1, r2;
-    mad.lo.u32 r3, cta, 64, tid; mul.wide.u32 d4, r3, 4; add.s64 d4, y, d4;
-    st.global.u32 [d4], r1;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, shifted, %d1;
+    ld.global.u32 %r1, [%d2];
+    ld.global.nc.u32 %r2, [%d3];
+    add.u32 %r1, %r1, %r2;
+    mad.lo.u32 %r3, cta, 64, tid; mul.wide.u32 %d4, %r3, 4; add.s64 %d4, y, %d4;
+    st.global.u32 [%d4], %r1;
 """,
     ),
     grid=3,
@@ -518,19 +518,19 @@ LANES_LOCK = Case(
         """
     .shared .align 8 .b8 memory[8];
     mov.u32 base, memory;
-    setp.eq.u32 p1, tid, 0;
-    @p1 st.shared.v2.u32 [base], {0, 0};
+    setp.eq.u32 %p1, tid, 0;
+    @%p1 st.shared.v2.u32 [base], {0, 0};
     bar.sync 0;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1;
-    ld.global.u32 r1, [d2];
-    SPIN: atom.acquire.cta.shared.cas.b32 r2, [base], 0, 1; setp.ne.u32 p2, r2, 0; @p2 bra SPIN;
-    ld.shared.u32 r3, [base+4];
-    add.u32 r3, r3, r1;
-    st.shared.u32 [base+4], r3;
-    atom.release.cta.shared.exch.b32 r4, [base], 0;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1;
+    ld.global.u32 %r1, [%d2];
+    SPIN: atom.acquire.cta.shared.cas.b32 %r2, [base], 0, 1; setp.ne.u32 %p2, %r2, 0; @%p2 bra SPIN;
+    ld.shared.u32 %r3, [base+4];
+    add.u32 %r3, %r3, %r1;
+    st.shared.u32 [base+4], %r3;
+    atom.release.cta.shared.exch.b32 %r4, [base], 0;
     bar.sync 0;
-    ld.shared.u32 r5, [base+4];
-    @p1 st.global.u32 [y], r5;
+    ld.shared.u32 %r5, [base+4];
+    @%p1 st.global.u32 [y], %r5;
 """,
     ),
     grid=1,
@@ -544,20 +544,20 @@ LOOP_LOCK = Case(
     ptx(
         "u64 x, u64 y, u64 lock",
         """
-    mad.lo.u32 r9, cta, 32, tid; mul.wide.u32 d1, r9, 4; add.s64 d2, x, d1;
-    ld.global.u32 r1, [d2];
+    mad.lo.u32 %r9, cta, 32, tid; mul.wide.u32 %d1, %r9, 4; add.s64 %d2, x, %d1;
+    ld.global.u32 %r1, [%d2];
 TRY:
-    atom.global.cas.b32 r2, [lock], 0, 1;
-    setp.ne.u32 p2, r2, 0;
-    @p2 bra AGAIN;
+    atom.global.cas.b32 %r2, [lock], 0, 1;
+    setp.ne.u32 %p2, %r2, 0;
+    @%p2 bra AGAIN;
     membar.gl;
-    ld.global.u32 r3, [y];
-    add.u32 r3, r3, r1;
-    st.global.u32 [y], r3;
+    ld.global.u32 %r3, [y];
+    add.u32 %r3, %r3, %r1;
+    st.global.u32 [y], %r3;
     membar.gl;
-    atom.global.exch.b32 r4, [lock], 0;
+    atom.global.exch.b32 %r4, [lock], 0;
 AGAIN:
-    @p2 bra TRY;
+    @%p2 bra TRY;
 """,
     ),
     grid=2,
@@ -574,15 +574,15 @@ FLOAT_CAS = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mad.lo.u32 r1, cta, 32, tid; mul.wide.u32 d1, r1, 4; add.s64 d1, x, d1;
-    ld.global.f32 f1, [d1];
-    ld.relaxed.gpu.global.u32 r2, [y];
+    mad.lo.u32 %r1, cta, 32, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.f32 %f1, [%d1];
+    ld.relaxed.gpu.global.u32 %r2, [y];
 TRY:
-    mov.u32 r3, r2;
-    mov.b32 f2, r3; add.f32 f2, f2, f1; mov.b32 r4, f2;
-    atom.global.cas.b32 r2, [y], r3, r4;
-    setp.ne.u32 p1, r2, r3;
-    @p1 bra TRY;
+    mov.u32 %r3, %r2;
+    mov.b32 %f2, %r3; add.f32 %f2, %f2, %f1; mov.b32 %r4, %f2;
+    atom.global.cas.b32 %r2, [y], %r3, %r4;
+    setp.ne.u32 %p1, %r2, %r3;
+    @%p1 bra TRY;
 """,
     ),
     grid=2,
@@ -599,35 +599,35 @@ GRID_TWICE = Case(
     ptx(
         "u64 x, u64 y, u64 count",
         """
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    add.u32 r2, cta, 1; setp.eq.u32 p1, r2, grid; selp.b32 r2, 0, r2, p1;
-    mad.lo.u32 r2, r2, 64, tid; mul.wide.u32 d4, r2, 4; add.s64 d4, y, d4;
-    setp.ne.u32 p2, tid, 0;
-    mov.u32 r3, 0;
-    mov.u32 r4, 0;
-    ld.global.u32 r5, [d2];
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    add.u32 %r2, cta, 1; setp.eq.u32 %p1, %r2, grid; selp.b32 %r2, 0, %r2, %p1;
+    mad.lo.u32 %r2, %r2, 64, tid; mul.wide.u32 %d4, %r2, 4; add.s64 %d4, y, %d4;
+    setp.ne.u32 %p2, tid, 0;
+    mov.u32 %r3, 0;
+    mov.u32 %r4, 0;
+    ld.global.u32 %r5, [%d2];
 ROUND:
-    st.global.u32 [d3], r5;
-    mov.u32 r6, 0;
+    st.global.u32 [%d3], %r5;
+    mov.u32 %r6, 0;
 MEET:
-    add.u32 r4, r4, grid;
+    add.u32 %r4, %r4, grid;
     bar.sync 0;
-    @p2 bra JOIN;
-    atom.acq_rel.gpu.global.add.u32 r7, [count], 1;
-    SPIN: ld.acquire.gpu.global.u32 r7, [count]; setp.lt.u32 p3, r7, r4; @p3 bra SPIN;
+    @%p2 bra JOIN;
+    atom.acq_rel.gpu.global.add.u32 %r7, [count], 1;
+    SPIN: ld.acquire.gpu.global.u32 %r7, [count]; setp.lt.u32 %p3, %r7, %r4; @%p3 bra SPIN;
 JOIN:
     bar.sync 0;
-    setp.eq.u32 p4, r6, 1;
-    @p4 bra NEXT;
-    ld.global.u32 r8, [d4];
-    mov.u32 r6, 1;
+    setp.eq.u32 %p4, %r6, 1;
+    @%p4 bra NEXT;
+    ld.global.u32 %r8, [%d4];
+    mov.u32 %r6, 1;
     bra MEET;
 NEXT:
-    add.u32 r5, r8, 1;
-    add.u32 r3, r3, 1;
-    setp.lt.u32 p5, r3, 3;
-    @p5 bra ROUND;
-    st.global.u32 [d3], r5;
+    add.u32 %r5, %r8, 1;
+    add.u32 %r3, %r3, 1;
+    setp.lt.u32 %p5, %r3, 3;
+    @%p5 bra ROUND;
+    st.global.u32 [%d3], %r5;
 """,
     ),
     grid=3,
@@ -642,30 +642,30 @@ MBARRIER_PHASES = Case(
         """
     .shared .align 8 .b8 memory[264];
     mov.u32 base, memory;
-    setp.ne.u32 p1, tid, 0;
-    @p1 bra READY;
+    setp.ne.u32 %p1, tid, 0;
+    @%p1 bra READY;
     mbarrier.init.shared::cta.b64 [base], 64;
 READY:
     bar.sync 0;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2];
-    mad.lo.u32 r2, tid, 4, base; xor.b32 r3, tid, 63; mad.lo.u32 r3, r3, 4, base;
-    mov.u32 r4, 0;
-    mov.u32 r5, 0;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2];
+    mad.lo.u32 %r2, tid, 4, base; xor.b32 %r3, tid, 63; mad.lo.u32 %r3, %r3, 4, base;
+    mov.u32 %r4, 0;
+    mov.u32 %r5, 0;
 ROUND:
-    st.shared.u32 [r2+8], r1;
+    st.shared.u32 [%r2+8], %r1;
     mbarrier.arrive.release.cta.shared::cta.b64 _, [base];
-    FULL: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p2, [base], r5; @!p2 bra FULL;
-    xor.b32 r5, r5, 1;
-    ld.shared.u32 r6, [r3+8];
+    FULL: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 %p2, [base], %r5; @!%p2 bra FULL;
+    xor.b32 %r5, %r5, 1;
+    ld.shared.u32 %r6, [%r3+8];
     mbarrier.arrive.release.cta.shared::cta.b64 _, [base];
-    EMPTY: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p2, [base], r5; @!p2 bra EMPTY;
-    xor.b32 r5, r5, 1;
-    add.u32 r1, r6, 1;
-    add.u32 r4, r4, 1;
-    setp.lt.u32 p3, r4, 9;
-    @p3 bra ROUND;
-    st.global.u32 [d3], r1;
+    EMPTY: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 %p2, [base], %r5; @!%p2 bra EMPTY;
+    xor.b32 %r5, %r5, 1;
+    add.u32 %r1, %r6, 1;
+    add.u32 %r4, %r4, 1;
+    setp.lt.u32 %p3, %r4, 9;
+    @%p3 bra ROUND;
+    st.global.u32 [%d3], %r1;
 """,
         target="sm_90",
     ),
@@ -682,20 +682,20 @@ PAIRS_OF_WARPS = Case(
         """
     .shared .align 4 .b8 part[512];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 4, base; xor.b32 r2, tid, 32; mad.lo.u32 r2, r2, 4, base;
-    shr.u32 r3, tid, 6; add.u32 r3, r3, 1;
-    ld.global.u32 r4, [d2];
-    mov.u32 r5, 0;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; xor.b32 %r2, tid, 32; mad.lo.u32 %r2, %r2, 4, base;
+    shr.u32 %r3, tid, 6; add.u32 %r3, %r3, 1;
+    ld.global.u32 %r4, [%d2];
+    mov.u32 %r5, 0;
 ROUND:
-    st.shared.u32 [r1], r4;
-    bar.sync r3, 64;
-    ld.shared.u32 r4, [r2];
-    bar.sync r3, 64;
-    add.u32 r5, r5, 1;
-    setp.lt.u32 p1, r5, 3;
-    @p1 bra ROUND;
-    st.global.u32 [d3], r4;
+    st.shared.u32 [%r1], %r4;
+    bar.sync %r3, 64;
+    ld.shared.u32 %r4, [%r2];
+    bar.sync %r3, 64;
+    add.u32 %r5, %r5, 1;
+    setp.lt.u32 %p1, %r5, 3;
+    @%p1 bra ROUND;
+    st.global.u32 [%d3], %r4;
 """,
     ),
     grid=1,
@@ -710,17 +710,17 @@ COUNTING_BARRIER = Case(
         """
     .shared .align 4 .b8 part[384];
     mov.u32 base, part;
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    mad.lo.u32 r1, tid, 4, base; sub.u32 r2, 95, tid; mad.lo.u32 r2, r2, 4, base;
-    ld.global.u32 r3, [d2];
-    st.shared.u32 [r1], r3;
-    and.b32 r4, r3, 1; setp.eq.u32 p1, r4, 1;
-    bar.red.popc.u32 r5, 0, p1;
-    ld.shared.u32 r6, [r2];
-    add.u32 r6, r6, r5;
-    bar.red.or.pred p2, 0, p1;
-    @p2 st.shared.u32 [r1], r6;
-    st.global.u32 [d3], r6;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; sub.u32 %r2, 95, tid; mad.lo.u32 %r2, %r2, 4, base;
+    ld.global.u32 %r3, [%d2];
+    st.shared.u32 [%r1], %r3;
+    and.b32 %r4, %r3, 1; setp.eq.u32 %p1, %r4, 1;
+    bar.red.popc.u32 %r5, 0, %p1;
+    ld.shared.u32 %r6, [%r2];
+    add.u32 %r6, %r6, %r5;
+    bar.red.or.pred %p2, 0, %p1;
+    @%p2 st.shared.u32 [%r1], %r6;
+    st.global.u32 [%d3], %r6;
 """,
     ),
     grid=1,
@@ -735,22 +735,22 @@ SHARED_FLAG = Case(
         """
     .shared .align 4 .b8 memory[136];
     mov.u32 base, memory;
-    setp.eq.u32 p1, tid, 0;
-    @p1 st.shared.u32 [base], 0;
+    setp.eq.u32 %p1, tid, 0;
+    @%p1 st.shared.u32 [base], 0;
     bar.sync 0;
-    mul.wide.u32 d1, lane, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    setp.ne.u32 p2, warp, 0;
-    @p2 bra CONSUMER;
-    ld.global.u32 r1, [d2];
-    mad.lo.u32 r2, lane, 4, base;
-    st.shared.u32 [r2+4], r1;
+    mul.wide.u32 %d1, lane, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    setp.ne.u32 %p2, warp, 0;
+    @%p2 bra CONSUMER;
+    ld.global.u32 %r1, [%d2];
+    mad.lo.u32 %r2, lane, 4, base;
+    st.shared.u32 [%r2+4], %r1;
     red.release.cta.shared.add.u32 [base], 1;
     bra END;
 CONSUMER:
-    SPIN: ld.acquire.cta.shared.u32 r3, [base]; setp.ne.u32 p3, r3, 32; @p3 bra SPIN;
-    xor.b32 r4, lane, 31; mad.lo.u32 r4, r4, 4, base;
-    ld.shared.u32 r5, [r4+4];
-    st.global.u32 [d3], r5;
+    SPIN: ld.acquire.cta.shared.u32 %r3, [base]; setp.ne.u32 %p3, %r3, 32; @%p3 bra SPIN;
+    xor.b32 %r4, lane, 31; mad.lo.u32 %r4, %r4, 4, base;
+    ld.shared.u32 %r5, [%r4+4];
+    st.global.u32 [%d3], %r5;
 END:
 """,
     ),
@@ -766,17 +766,17 @@ UNIFORM_BRANCH = Case(
         """
     .shared .align 4 .b8 part[256];
     mov.u32 base, part;
-    mad.lo.u32 r9, cta, 64, tid; mul.wide.u32 d1, r9, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2];
-    and.b32 r2, cta, 1; setp.eq.u32 p1, r2, 0;
-    @p1 bra PLAIN;
-    mad.lo.u32 r3, tid, 4, base;
-    st.shared.u32 [r3], r1;
+    mad.lo.u32 %r9, cta, 64, tid; mul.wide.u32 %d1, %r9, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2];
+    and.b32 %r2, cta, 1; setp.eq.u32 %p1, %r2, 0;
+    @%p1 bra PLAIN;
+    mad.lo.u32 %r3, tid, 4, base;
+    st.shared.u32 [%r3], %r1;
     bar.sync 0;
-    xor.b32 r4, tid, 63; mad.lo.u32 r4, r4, 4, base;
-    ld.shared.u32 r1, [r4];
+    xor.b32 %r4, tid, 63; mad.lo.u32 %r4, %r4, 4, base;
+    ld.shared.u32 %r1, [%r4];
 PLAIN:
-    st.global.u32 [d3], r1;
+    st.global.u32 [%d3], %r1;
 """,
     ),
     grid=4,
@@ -793,16 +793,16 @@ PARTLY_UNDEFINED = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    setp.lt.u32 p1, tid, 20;
-    @p1 ld.global.u32 r1, [d2];
-    add.u32 r2, r1, 5;
-    shfl.sync.bfly.b32 r3, r2, 3, 31, 0xFFFFFFFF;
-    selp.b32 r4, r2, 7, p1;
-    xor.b32 r5, r6, r6;
-    @p1 add.u32 r4, r4, r3;
-    setp.lt.u32 p2, tid, 16;
-    @p2 st.global.u32 [d3], r4;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    setp.lt.u32 %p1, tid, 20;
+    @%p1 ld.global.u32 %r1, [%d2];
+    add.u32 %r2, %r1, 5;
+    shfl.sync.bfly.b32 %r3, %r2, 3, 31, 0xFFFFFFFF;
+    selp.b32 %r4, %r2, 7, %p1;
+    xor.b32 %r5, %r6, %r6;
+    @%p1 add.u32 %r4, %r4, %r3;
+    setp.lt.u32 %p2, tid, 16;
+    @%p2 st.global.u32 [%d3], %r4;
 """,
     ),
     grid=1,
@@ -815,13 +815,13 @@ RELAXED_FLAG_ONLY = Case(
     ptx(
         "u64 x, u64 y",
         """
-    setp.ne.u32 p1, tid, 0;
-    @p1 bra END;
-    ld.global.u32 r1, [x];
-    st.relaxed.gpu.global.u32 [y], r1;
-    ld.relaxed.gpu.global.u32 r2, [y];
-    st.volatile.global.u32 [y+4], r1;
-    ld.volatile.global.u32 r2, [y+4];
+    setp.ne.u32 %p1, tid, 0;
+    @%p1 bra END;
+    ld.global.u32 %r1, [x];
+    st.relaxed.gpu.global.u32 [y], %r1;
+    ld.relaxed.gpu.global.u32 %r2, [y];
+    st.volatile.global.u32 [y+4], %r1;
+    ld.volatile.global.u32 %r2, [y+4];
 END:
 """,
     ),

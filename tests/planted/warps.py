@@ -18,29 +18,29 @@ TAIL = Case(
     ptx(
         "u64 x, u64 y, u32 n",
         """
-    setp.lt.u32 p1, tid, n;
-    vote.sync.ballot.b32 r1, p1, -1; //@vote
-    @!p1 bra END; //@leave
-    mul.wide.u32 d1, tid, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
-    mov.u32 r9, r2;
-    popc.b32 r3, r1;
-    mov.u32 r4, 16;
+    setp.lt.u32 %p1, tid, n;
+    vote.sync.ballot.b32 %r1, %p1, -1; //@vote
+    @!%p1 bra END; //@leave
+    mul.wide.u32 %d1, tid, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    mov.u32 %r9, %r2;
+    popc.b32 %r3, %r1;
+    mov.u32 %r4, 16;
 LOOP:
-    add.u32 r5, lane, r4;
-    sub.u32 r6, r3, 1;
-    min.u32 r6, r5, r6; //@clamp
-    shfl.sync.idx.b32 r7, r2, r6, 31, r1; //@shuffle
-    setp.lt.u32 p2, r5, r3; selp.b32 r7, r7, 0, p2;
-    add.u32 r2, r2, r7;
-    shr.u32 r4, r4, 1;
-    setp.ne.u32 p3, r4, 0;
-    @p3 bra LOOP;
-    redux.sync.max.u32 r10, r9, r1; //@redux
-    setp.ne.u32 p4, lane, 0;
-    @p4 bra END;
-    mul.wide.u32 d2, warp, 8; add.s64 d2, y, d2;
-    st.global.v2.u32 [d2], {r2, r10}; //@store
+    add.u32 %r5, lane, %r4;
+    sub.u32 %r6, %r3, 1;
+    min.u32 %r6, %r5, %r6; //@clamp
+    shfl.sync.idx.b32 %r7, %r2, %r6, 31, %r1; //@shuffle
+    setp.lt.u32 %p2, %r5, %r3; selp.b32 %r7, %r7, 0, %p2;
+    add.u32 %r2, %r2, %r7;
+    shr.u32 %r4, %r4, 1;
+    setp.ne.u32 %p3, %r4, 0;
+    @%p3 bra LOOP;
+    redux.sync.max.u32 %r10, %r9, %r1; //@redux
+    setp.ne.u32 %p4, lane, 0;
+    @%p4 bra END;
+    mul.wide.u32 %d2, warp, 8; add.s64 %d2, y, %d2;
+    st.global.v2.u32 [%d2], {%r2, %r10}; //@store
 END:
 """,
     ),
@@ -50,37 +50,37 @@ END:
     plants=(
         plant(
             "a shuffle from lanes that have left",
-            {"clamp": "mov.u32 r6, r5;"},
+            {"clamp": "mov.u32 %r6, %r5;"},
             "shuffle_source shuffle",
             also=("undefined_store store",),
         ),
         plant(
             "a shuffle of the whole warp where lanes have left",
-            {"shuffle": "shfl.sync.idx.b32 r7, r2, r6, 31, -1;"},
+            {"shuffle": "shfl.sync.idx.b32 %r7, %r2, %r6, 31, -1;"},
             "mask_invalid shuffle",
             also=("undefined_store store", "shuffle_source shuffle"),
         ),
         plant(
             "a shuffle whose mask leaves out lanes that execute it",
-            {"shuffle": "shfl.sync.idx.b32 r7, r2, r6, 31, 0x00000FFF;"},
+            {"shuffle": "shfl.sync.idx.b32 %r7, %r2, %r6, 31, 0x00000FFF;"},
             "mask_invalid shuffle",
             also=("undefined_store store", "shuffle_source shuffle"),
         ),
         plant(
             "a vote whose mask leaves out a lane that takes part",
-            {"vote": "vote.sync.ballot.b32 r1, p1, 0x7FFFFFFF;"},
+            {"vote": "vote.sync.ballot.b32 %r1, %p1, 0x7FFFFFFF;"},
             "mask_invalid vote",
             also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle"),
         ),
         plant(
             "a reduction of the whole warp where lanes have left",
-            {"redux": "redux.sync.max.u32 r10, r9, -1;"},
+            {"redux": "redux.sync.max.u32 %r10, %r9, -1;"},
             "mask_invalid redux",
             also=("undefined_store store",),
         ),
         plant(
             "a vote in a branch that not all its members take",
-            {"vote": "@!p1 bra END; vote.sync.ballot.b32 r1, p1, -1;"},
+            {"vote": "@!%p1 bra END; vote.sync.ballot.b32 %r1, %p1, -1;"},
             "mask_invalid vote",
             also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle"),
         ),
@@ -99,15 +99,15 @@ AGGREGATED = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mad.lo.u32 r1, cta, 64, tid; mul.wide.u32 d1, r1, 4; add.s64 d1, x, d1;
-    ld.global.u32 r2, [d1];
-    match.any.sync.b32 r3, r2, 0xFFFFFFFF; //@match
-    brev.b32 r4, r3; clz.b32 r4, r4;
-    setp.ne.u32 p1, r4, lane;
-    @p1 bra END;
-    popc.b32 r5, r3;
-    mul.wide.u32 d2, r2, 4; add.s64 d2, y, d2;
-    red.global.add.u32 [d2], r5; //@count
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    match.any.sync.b32 %r3, %r2, 0xFFFFFFFF; //@match
+    brev.b32 %r4, %r3; clz.b32 %r4, %r4;
+    setp.ne.u32 %p1, %r4, lane;
+    @%p1 bra END;
+    popc.b32 %r5, %r3;
+    mul.wide.u32 %d2, %r2, 4; add.s64 %d2, y, %d2;
+    red.global.add.u32 [%d2], %r5; //@count
 END:
 """,
     ),
@@ -117,13 +117,13 @@ END:
     plants=(
         plant(
             "a match whose mask names half the warp",
-            {"match": "match.any.sync.b32 r3, r2, 0x0000FFFF;"},
+            {"match": "match.any.sync.b32 %r3, %r2, 0x0000FFFF;"},
             "mask_invalid match",
             also=("undefined_predicate match", "undefined_store count", "undefined_address count"),
         ),
         plant(
             "the leaders update without atomics",
-            {"count": "ld.global.u32 r6, [d2]; add.u32 r6, r6, r5; st.global.u32 [d2], r6;"},
+            {"count": "ld.global.u32 %r6, [%d2]; add.u32 %r6, %r6, %r5; st.global.u32 [%d2], %r6;"},
             "race_global count count",
         ),
     ),
@@ -142,27 +142,27 @@ HALVES = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mul.wide.u32 d1, tid, 4; add.s64 d2, x, d1; add.s64 d3, y, d1;
-    ld.global.u32 r1, [d2];
-    setp.lt.u32 p1, lane, 16;
-    mov.u32 r2, 8;
-    @!p1 bra HIGH;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r1, [%d2];
+    setp.lt.u32 %p1, lane, 16;
+    mov.u32 %r2, 8;
+    @!%p1 bra HIGH;
 LOW:
-    shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF; //@low
-    max.u32 r1, r1, r3;
-    shr.u32 r2, r2, 1;
-    setp.ne.u32 p2, r2, 0;
-    @p2 bra LOW;
+    shfl.sync.bfly.b32 %r3, %r1, %r2, 31, 0x0000FFFF; //@low
+    max.u32 %r1, %r1, %r3;
+    shr.u32 %r2, %r2, 1;
+    setp.ne.u32 %p2, %r2, 0;
+    @%p2 bra LOW;
     bra JOIN;
 HIGH:
-    shfl.sync.bfly.b32 r3, r1, r2, 31, 0xFFFF0000; //@high
-    add.u32 r1, r1, r3;
-    shr.u32 r2, r2, 1;
-    setp.ne.u32 p2, r2, 0;
-    @p2 bra HIGH;
+    shfl.sync.bfly.b32 %r3, %r1, %r2, 31, 0xFFFF0000; //@high
+    add.u32 %r1, %r1, %r3;
+    shr.u32 %r2, %r2, 1;
+    setp.ne.u32 %p2, %r2, 0;
+    @%p2 bra HIGH;
 JOIN:
     bar.warp.sync 0xFFFFFFFF; //@join
-    st.global.u32 [d3], r1; //@store
+    st.global.u32 [%d3], %r1; //@store
 """,
     ),
     grid=1,
@@ -171,19 +171,19 @@ JOIN:
     plants=(
         plant(
             "the masks of two halves are exchanged",
-            {"high": "shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF;"},
+            {"high": "shfl.sync.bfly.b32 %r3, %r1, %r2, 31, 0x0000FFFF;"},
             "mask_invalid high",
             also=("undefined_store store", "mask_invalid low", "shuffle_source high"),
         ),
         plant(
             "a shuffle across the halves",
-            {"low": "xor.b32 r4, lane, r2; or.b32 r4, r4, 16; shfl.sync.idx.b32 r3, r1, r4, 31, 0x0000FFFF;"},
+            {"low": "xor.b32 %r4, lane, %r2; or.b32 %r4, %r4, 16; shfl.sync.idx.b32 %r3, %r1, %r4, 31, 0x0000FFFF;"},
             "shuffle_source low",
             also=("undefined_store store",),
         ),
         plant(
             "an aligned barrier in one half of a warp",
-            {"low": "bar.sync 0; shfl.sync.bfly.b32 r3, r1, r2, 31, 0x0000FFFF;"},
+            {"low": "bar.sync 0; shfl.sync.bfly.b32 %r3, %r1, %r2, 31, 0x0000FFFF;"},
             "barrier_diverged low",
             also=("barrier_deadlock low", "undefined_store store", "mask_invalid low", "mask_invalid high"),
         ),
@@ -201,14 +201,14 @@ ELECTED = Case(
     ptx(
         "u64 x, u64 y",
         """
-    mul.wide.u32 d1, tid, 4; add.s64 d1, x, d1;
-    mul.wide.u32 d2, warp, 4; add.s64 d2, y, d2;
-    ld.global.u32 r1, [d1];
-    elect.sync r2|p1, 0xFFFFFFFF; //@elect
-    shfl.sync.idx.b32 r3, r1, r2, 31, 0xFFFFFFFF;
-    setp.ne.u32 p2, r2, 0;
-    @p2 shfl.sync.idx.b32 r3, r1, 0, 31, 0xFFFFFFFF;
-    @p1 st.global.u32 [d2], r3; //@store
+    mul.wide.u32 %d1, tid, 4; add.s64 %d1, x, %d1;
+    mul.wide.u32 %d2, warp, 4; add.s64 %d2, y, %d2;
+    ld.global.u32 %r1, [%d1];
+    elect.sync %r2|%p1, 0xFFFFFFFF; //@elect
+    shfl.sync.idx.b32 %r3, %r1, %r2, 31, 0xFFFFFFFF;
+    setp.ne.u32 %p2, %r2, 0;
+    @%p2 shfl.sync.idx.b32 %r3, %r1, 0, 31, 0xFFFFFFFF;
+    @%p1 st.global.u32 [%d2], %r3; //@store
 """,
         target="sm_90",
     ),
@@ -218,13 +218,13 @@ ELECTED = Case(
     plants=(
         plant(
             "an election whose mask leaves out lanes that take part",
-            {"elect": "elect.sync r2|p1, 0x0000FFFF;"},
+            {"elect": "elect.sync %r2|%p1, 0x0000FFFF;"},
             "mask_invalid elect",
             also=("undefined_predicate elect", "undefined_store store"),
         ),
         plant(
             "every lane stores where one is elected",
-            {"store": "st.global.u32 [d1], r3; st.global.u32 [d2], r3; st.global.u32 [y], r3;"},
+            {"store": "st.global.u32 [%d1], %r3; st.global.u32 [%d2], %r3; st.global.u32 [y], %r3;"},
             "race_global store store",
             also=("read_only store",),
         ),
