@@ -287,7 +287,10 @@ END:
         plant("no lock around an update", {"lock": ""}, *CRITICAL),
         plant(
             "a lock taken without acquiring",
-            {"lock": "SPIN: atom.relaxed.gpu.global.cas.b32 %r3, [lock], 0, 1; setp.ne.u32 %p2, %r3, 0; @%p2 bra SPIN;"},
+            {
+                "lock": "SPIN: atom.relaxed.gpu.global.cas.b32 %r3, [lock], 0, 1; "
+                "setp.ne.u32 %p2, %r3, 0; @%p2 bra SPIN;"
+            },
             *CRITICAL,
         ),
         plant(

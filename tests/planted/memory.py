@@ -347,7 +347,9 @@ COUNTER = Case(
             "race_global reset reset",
         ),
         plant(
-            "a counter read beside atomics of other warps", {"reset": "ld.global.u32 %r3, [y];"}, "race_global reset add"
+            "a counter read beside atomics of other warps",
+            {"reset": "ld.global.u32 %r3, [y];"},
+            "race_global reset add",
         ),
         plant(
             "a maximum by comparing and storing",

@@ -28,11 +28,13 @@ LOOP:
     add.s64 %d3, y, %d1;
     ld.global.f32 %f1, [%d2];
     mov.b32 %r4, %f1;
-    shfl.sync.bfly.b32 %r5, %r4, 16, 31, -1; mov.b32 %f2, %r4; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
-    shfl.sync.bfly.b32 %r5, %r4, 8, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
-    shfl.sync.bfly.b32 %r5, %r4, 4, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
-    shfl.sync.bfly.b32 %r5, %r4, 2, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
-    shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3;
+    mov.u32 %r6, 16;
+REDUCE:
+    shfl.sync.bfly.b32 %r5, %r4, %r6, 31, -1;
+    mov.b32 %f2, %r4; mov.b32 %f3, %r5; max.f32 %f2, %f2, %f3; mov.b32 %r4, %f2;
+    shr.u32 %r6, %r6, 1;
+    setp.ne.u32 %p3, %r6, 0;
+    @%p3 bra REDUCE;
     setp.eq.u32 %p1, lane, 0;
     @%p1 st.shared.f32 [%r1], %f2; //@put
     bar.sync 0; //@full
@@ -464,8 +466,8 @@ def rows_of_eight(rng: np.random.Generator) -> Data:
     return Data([x, emulator.output(np.zeros((2, 5, 32), np.uint32))], {1: expected})
 
 
-# Each warp has a tile of 8 rows x 8 chunks of 16 bytes of its own, of which a ragged edge fills 5; chunk c of row r lies
-# at c ^ r. Lane l copies row l % 8, chunks l / 8 and l / 8 + 4.
+# Each warp has a tile of 8 rows x 8 chunks of 16 bytes of its own, of which a ragged edge fills 5; chunk c of row r
+# lies at c ^ r. Lane l copies row l % 8, chunks l / 8 and l / 8 + 4.
 SWIZZLED_TILE = Case(
     "swizzled_tile",
     ptx(

@@ -1,7 +1,8 @@
 """The form of the planted bugs: a clean kernel, and one-line edits of it that each plant one bug.
 
-Every `.u64` or `.u32` parameter `name` is in a register `name`, and `tid`, `lane`, `warp`, `cta` and `grid` are set, when
-the body begins. A comment `//@name` tags its line, so that an edit can name the line it changes and a finding its place.
+Every `.u64` or `.u32` parameter `name` is in a register `name`, and `tid`, `lane`, `warp`, `cta` and `grid` are set,
+when the body begins. A comment `//@name` tags its line, so that an edit can name the line it changes and a finding its
+place.
 """
 
 import re

@@ -239,7 +239,8 @@ FENCES = Case(
         "u64 x, u64 message, u64 count, u64 y",
         ALL_ARRIVE.format(
             arrive="fence.sc.gpu; @!%p1 red.relaxed.gpu.global.add.u32 [count], 1;",
-            spin="SPIN: ld.relaxed.gpu.global.u32 %r3, [count]; setp.lt.u32 %p3, %r3, grid; @%p3 bra SPIN; fence.acq_rel.gpu;",
+            spin="SPIN: ld.relaxed.gpu.global.u32 %r3, [count]; setp.lt.u32 %p3, %r3, grid; @%p3 bra SPIN; "
+            "fence.acq_rel.gpu;",
         ),
     ),
     grid=3,
