@@ -54,8 +54,36 @@ SPECIALS = {
         [f"%{what}.{axis}" for what in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
         + [f"%{what}" for what in ("laneid", "warpid", "nwarpid")]
         + [f"%lanemask_{which}" for which in ("eq", "lt", "le", "gt", "ge")]
+        + ["%dynamic_smem_size", "%total_smem_size"]
     )
 }
+# A grid without clusters is one of clusters of one block.
+SPECIALS |= {f"%clusterid.{axis}": SPECIALS[f"%ctaid.{axis}"] for axis in "xyz"}
+SPECIALS |= {f"%nclusterid.{axis}": SPECIALS[f"%nctaid.{axis}"] for axis in "xyz"}
+SPECIALS |= {"%aggr_smem_size": SPECIALS["%total_smem_size"]}
+# Special registers that are the same for every thread of every launch: their value and the widths they have.
+CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "%smid": (0, (32,)),
+    "%nsmid": (1, (32,)),
+    "%gridid": (0, (32, 64)),
+    "%current_graph_exec": (0, (64,)),
+    "%is_explicit_cluster": (0, (1,)),
+    "%cluster_ctarank": (0, (32,)),
+    "%cluster_nctarank": (1, (32,)),
+    "%reserved_smem_offset_begin": (0, (32,)),
+    "%reserved_smem_offset_end": (SHARED_BASE, (32,)),
+    "%reserved_smem_offset_cap": (SHARED_BASE, (32,)),
+}
+CONSTANT_SPECIALS |= {f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"}
+CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
+CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
+CONSTANT_SPECIALS |= {
+    f"%{what}.w": (0, (32,))
+    for what in ("tid", "ntid", "ctaid", "nctaid", "clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid")
+}
+# Those that change while a kernel runs: their bits, and how far the core shifts its count of time.
+CLOCKS = {"%clock": (32, 0), "%clock_hi": (32, 32), "%clock64": (64, 0)}
+CLOCKS |= {"%globaltimer": (64, 0), "%globaltimer_lo": (32, 0), "%globaltimer_hi": (32, 32)}
 
 
 @dataclass
@@ -161,8 +189,26 @@ class Decoder:
         scope, kind = found
         key = (scope, operand.text)
         if key not in self.slots.registers:
-            self.slots.registers[key] = self.slots.new(TYPE_BITS[kind] == 64)
+            self.slots.registers[key] = self.slots.new(TYPE_BITS[kind] >= 64)
+            if kind == "b128":
+                self.slots.registers[scope, operand.text + " high"] = self.slots.new(True)
         return self.slots.registers[key], kind
+
+    def halves(self, operand: Operand) -> list[tuple[int, bool]]:
+        """The two 64-bit operands that stand for a .b128 register, the low half first."""
+        if operand == Name("_"):
+            return [(0, True), (0, True)]
+        slot, kind = self.register(operand)
+        if kind != "b128":
+            assert isinstance(operand, Name)
+            raise self.error(f"{operand.text} is a .{kind} register, the instruction takes .b128")
+        return [(slot, True), (slot + 2, True)]
+
+    def carry(self) -> int:
+        """The slot of the carry flag, a predicate of its own."""
+        if ((), "the carry") not in self.slots.registers:
+            self.slots.registers[(), "the carry"] = self.slots.new(False)
+        return self.slots.registers[(), "the carry"]
 
     def constant(self, value: int, wide: bool) -> tuple[int, bool]:
         if (value, wide) not in self.slots.constants:
@@ -185,12 +231,8 @@ class Decoder:
         if isinstance(operand, Immediate):
             return self.constant(immediate_bits(operand, kind), wide)
         if isinstance(operand, Name):
-            if operand.text in SPECIALS:
-                if wide:
-                    raise self.error(f"{operand.text} has 32 bits, the instruction takes .{kind}")
-                if operand.text not in self.slots.specials:
-                    self.slots.specials[operand.text] = self.slots.new(False)
-                return self.slots.specials[operand.text], False
+            if operand.text in SPECIALS or operand.text in CONSTANT_SPECIALS:
+                return self.special(operand.text, kind)
             if operand.text == "WARP_SZ":
                 return self.constant(32, wide)
             if operand.text in self.addresses and self.register_type(operand.text, self.instruction.scope) is None:
@@ -199,10 +241,20 @@ class Decoder:
         self.check_width(operand, declared, kind, loose)
         return slot, TYPE_BITS[declared] == 64
 
+    def special(self, name: str, kind: str) -> tuple[int, bool]:
+        """A special register that does not change while a kernel runs."""
+        value, widths = CONSTANT_SPECIALS.get(name, (0, (32,)))
+        bits = TYPE_BITS[kind]
+        if bits not in widths and (bits != 16 or 32 not in widths):
+            raise self.error(f"{name} has {' or '.join(map(str, widths))} bits, the instruction takes .{kind}")
+        if name in CONSTANT_SPECIALS:
+            return self.constant(value, bits == 64)
+        if name not in self.slots.specials:
+            self.slots.specials[name] = self.slots.new(False)
+        return self.slots.specials[name], False
+
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
         have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-        need = max(need, 16) if need != 1 else 1
-        have = max(have, 16) if have != 1 else 1
         if (have < need if loose else have != need) or (have == 1) != (need == 1):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
@@ -321,6 +373,8 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         else:
             image[slot] = value & (2**32 - 1)
     undefined[list(slots.registers.values())] = 0xFFFFFFFF
+    if "%dynamic_smem_size" in slots.specials:
+        image[slots.specials["%dynamic_smem_size"]] = decoder.static_shared  # control.c subtracts it from the total
     specials = np.array([(SPECIALS[name], slot) for name, slot in slots.specials.items()], np.int32).reshape(-1, 2)
     return Program(
         kernel=decoder.kernel,

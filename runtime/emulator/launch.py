@@ -13,7 +13,7 @@ from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
 from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, Report
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
 from lowbitvm.runtime.emulator.results import build_report
 
 try:
@@ -22,9 +22,7 @@ except ImportError:
     CORE = None
 
 STEP_LIMIT = 1 << 40
-NUMERICS = {"hw": 0, "float64": 1}
-# Fraction bits kept and products summed at once by the f16 and bf16 tensor cores, from compute capability x 10.
-TENSOR_CORES = {75: (24, 16), 80: (24, 8), 90: (25, 16)}
+NUMERICS = {"hw": 0, "bound": 1, "permute": 2}
 
 
 @dataclass
@@ -55,7 +53,9 @@ class Module:
         `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param.
         `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
-        or "float64" (sums in double, rounded to f32). `seed` picks the order in which warps and diverged lanes run.
+        (bit for bit), "bound" (sums in double, rounded once; the report says how far the hardware may be from them and
+        how far it was), or "permute" (the hardware's, with k in random order within an instruction). `seed` picks the
+        order in which warps and diverged lanes run.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
 
         Races on global memory are those of plain loads and stores, between warps without a barrier and between blocks.
@@ -69,11 +69,11 @@ class Module:
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
         buffers, params = bind(program, args, self.globals)
-        fraction, group = _tensor_core(arch or self.syntax.target)
         mask = _check_mask(checks, program)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
-        config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed % 2**32, step_limit]
+        config += [_choice(numerics, NUMERICS, "numerics"), _capability(arch or self.syntax.target)]
+        config += [seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
@@ -134,14 +134,15 @@ def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
 
 def _check_mask(checks: str | set[str], program: Program) -> int:
     if isinstance(checks, str):
-        mask = _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
+        mask = _choice(checks, {"all": sum(CHECKS[check] for check in CHECKS.keys() - OPT_IN), "none": 0}, "checks")
     else:
         mask = sum(_choice(check, CHECKS, "a check") for check in checks)
     return mask & ~CHECKS["race_global"] if program.synchronises else mask
 
 
-def _tensor_core(arch: str) -> tuple[int, int]:
+def _capability(arch: str) -> int:
+    """Compute capability x 10."""
     match = re.fullmatch(r"sm_(\d+)[af]?", arch)
     if match is None or int(match[1]) < 75:
         raise invalid(f"the architecture is {arch!r}", "name one like sm_80, from sm_75 on")
-    return TENSOR_CORES[max(start for start in TENSOR_CORES if start <= int(match[1]))]
+    return int(match[1])
