@@ -40,8 +40,9 @@ def ways(text: str) -> Iterator[dict[str, Any]]:
 
 def launch(case: Case, module: emulator.Module, way: dict[str, Any]) -> tuple[Data, emulator.Report]:
     data = case.data(np.random.default_rng(way["seed"]))
-    limits = {"shared": case.shared, "step_limit": case.step_limit, "on_finding": "collect"}
-    return data, module.launch("kernel", (case.grid,), (case.block,), data.args, **limits, **way)
+    checks = case.checks if isinstance(case.checks, str) else set(case.checks)
+    options = {"shared": case.shared, "checks": checks, "step_limit": case.step_limit, "on_finding": "collect"}
+    return data, module.launch("kernel", (case.grid,), (case.block,), data.args, **options, **way)
 
 
 def place(finding: emulator.Finding, names: dict[int, str]) -> tuple[str, ...]:

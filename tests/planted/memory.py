@@ -360,4 +360,84 @@ COUNTER = Case(
     ),
 )
 
-CASES = (SCALE, LOCAL, DYNAMIC, PARAMS, CHECKED, COUNTER)
+
+def accumulated_data(rng: np.random.Generator) -> Data:
+    x = words(2, 64, rng=rng)
+    return Data([x, emulator.output(np.zeros((2, 64), np.uint32))], {1: x[:, ::-1] + x})
+
+
+# An output that the kernel zeroes itself before it adds to it.
+ACCUMULATE = Case(
+    "accumulate",
+    ptx(
+        "u64 x, u64 y",
+        """
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    xor.b32 %r2, %r1, 63; mul.wide.u32 %d4, %r2, 4; add.s64 %d4, y, %d4;
+    ld.global.u32 %r3, [%d2];
+    st.global.u32 [%d3], 0; //@zero
+    bar.sync 0; //@zeroed
+    red.global.add.u32 [%d4], %r3; //@add
+    red.global.add.u32 [%d3], %r3; //@add_own
+""",
+    ),
+    grid=2,
+    block=64,
+    data=accumulated_data,
+    plants=(
+        plant(
+            "an output that nothing zeroed is added to",
+            {"zero": ""},
+            "uninitialised_global add",
+            also=("uninitialised_global add_own",),
+        ),
+        plant(
+            "an output is zeroed without a barrier before the additions",
+            {"zeroed": ""},
+            "race_global zero add",
+            also=("uninitialised_global add",),
+        ),
+    ),
+)
+
+
+def unpacked_data(rng: np.random.Generator) -> Data:
+    x = rng.integers(0, 1 << 32, 32, dtype=np.uint32)
+    return Data(
+        [x, emulator.output(np.zeros((32, 8), np.uint32))], {1: x[:, None] >> np.arange(0, 32, 4, np.uint32) & 15}
+    )
+
+
+# Eight codes of 4 bits from each word. PTX defines shifts by 32 and more, so they are looked for on request alone.
+UNPACK = Case(
+    "unpack",
+    ptx(
+        "u64 x, u64 y",
+        """
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; mul.wide.u32 %d3, tid, 32; add.s64 %d3, y, %d3;
+    ld.global.u32 %r1, [%d2];
+    mov.u32 %r2, 0; //@first
+LOOP:
+    shr.u32 %r3, %r1, %r2; //@shift
+    and.b32 %r3, %r3, 15;
+    st.global.u32 [%d3], %r3;
+    add.s64 %d3, %d3, 4;
+    add.u32 %r2, %r2, 4;
+    setp.lt.u32 %p1, %r2, 32;
+    @%p1 bra LOOP;
+""",
+    ),
+    grid=1,
+    block=32,
+    data=unpacked_data,
+    checks=frozenset({"shift"}),
+    plants=(
+        plant(
+            "a shift by all bits of a word",
+            {"first": "mov.u32 %r2, 4; setp.eq.u32 %p1, tid, 9; @%p1 mov.u32 %r2, 32;"},
+            "shift_out_of_range shift",
+        ),
+    ),
+)
+
+CASES = (SCALE, LOCAL, DYNAMIC, PARAMS, CHECKED, COUNTER, ACCUMULATE, UNPACK)

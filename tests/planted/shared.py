@@ -605,6 +605,124 @@ LOOP:
     ),
 )
 
+
+def wmma_data(rng: np.random.Generator) -> Data:
+    a = rng.integers(-8, 9, (16, 16)).astype(np.float16)
+    b = rng.integers(-8, 9, (2, 16, 16)).astype(np.float16)
+    c = a.astype(np.float32) @ b.astype(np.float32)
+    return Data([a, b, emulator.output(np.zeros((2, 16, 16), np.float32))], {2: c})
+
+
+# Two warps multiply one A, staged in shared memory, by a B of their own each, and store through shared memory.
+WMMA = Case(
+    "wmma",
+    ptx(
+        "u64 a, u64 b, u64 c",
+        """
+    .shared .align 32 .b8 memory[2560];
+    .reg .b32 a<8>, b<8>;
+    .reg .f32 c<8>;
+    mov.u32 base, memory;
+    mul.wide.u32 %d1, tid, 8; add.s64 %d2, a, %d1;
+    ld.global.v2.u32 {%r1, %r2}, [%d2];
+    mad.lo.u32 %r3, tid, 8, base;
+    st.shared.v2.u32 [%r3], {%r1, %r2}; //@put
+    bar.sync 0; //@full
+    mul.wide.u32 %d3, warp, 512; add.s64 %d3, b, %d3;
+    mov.u32 %r4, 16; //@pitch
+    wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {a0, a1, a2, a3, a4, a5, a6, a7}, [base], %r4; //@load
+    wmma.load.b.sync.aligned.row.m16n16k16.global.f16 {b0, b1, b2, b3, b4, b5, b6, b7}, [%d3], 16; //@load_b
+    mov.f32 %f0, 0f00000000;
+    wmma.mma.sync.aligned.row.row.m16n16k16.f32.f32 {c0, c1, c2, c3, c4, c5, c6, c7}, {a0, a1, a2, a3, a4, a5, a6, a7},
+        {b0, b1, b2, b3, b4, b5, b6, b7}, {%f0, %f0, %f0, %f0, %f0, %f0, %f0, %f0};
+    add.u32 %r5, base, 512;
+    mad.lo.u32 %r5, warp, 1024, %r5; //@region
+    wmma.store.d.sync.aligned.row.m16n16k16.shared.f32 [%r5], {c0, c1, c2, c3, c4, c5, c6, c7}, 16; //@stage
+    bar.warp.sync 0xFFFFFFFF; //@staged
+    mad.lo.u32 %r6, lane, 16, %r5;
+    mul.wide.u32 %d4, warp, 1024; mul.wide.u32 %d5, lane, 16; add.s64 %d4, %d4, %d5; add.s64 %d4, c, %d4;
+    ld.shared.v4.f32 {%f1, %f2, %f3, %f4}, [%r6]; //@unstage
+    ld.shared.v4.f32 {%f5, %f6, %f7, %f8}, [%r6+512]; //@unstage
+    st.global.v4.f32 [%d4], {%f1, %f2, %f3, %f4}; //@store
+    st.global.v4.f32 [%d4+512], {%f5, %f6, %f7, %f8}; //@store
+""",
+    ),
+    grid=1,
+    block=64,
+    data=wmma_data,
+    plants=(
+        plant(
+            "a wmma load without a barrier after the stores",
+            {"full": ""},
+            "race_shared put load",
+            also=("uninitialised_shared load", "undefined_store stage", "undefined_store store"),
+        ),
+        plant(
+            "a wmma load with the wrong row pitch",
+            {"pitch": "mov.u32 %r4, 24;"},
+            "uninitialised_shared load",
+            "race_shared load stage",
+            also=("undefined_store stage", "undefined_store store"),
+        ),
+        plant("a staged fragment read by other lanes without order", {"staged": ""}, "race_shared stage unstage"),
+        plant("two warps stage fragments in one region", {"region": ""}, "race_shared stage stage"),
+    ),
+)
+
+
+def stmatrix_data(rng: np.random.Generator) -> Data:
+    x = words(64, 4, rng=rng)
+    y = np.zeros((2, 4, 8, 4), np.uint32)  # per warp and matrix: 8 rows of 4 pairs of halves, lane l holds row l / 4
+    y[:] = x.reshape(2, 8, 4, 4).transpose(0, 3, 1, 2)
+    return Data([x, emulator.output(np.zeros((2, 4, 8, 4), np.uint32))], {1: y})
+
+
+# Each warp writes four matrices of 8 x 8 halves as 32 rows of 16 bytes, which the other warp copies out.
+STMATRIX = Case(
+    "stmatrix",
+    ptx(
+        "u64 x, u64 y",
+        """
+    .shared .align 16 .b8 rows[1024];
+    mov.u32 base, rows;
+    mul.wide.u32 %d1, tid, 16; add.s64 %d2, x, %d1;
+    ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d2];
+    mad.lo.u32 %r5, tid, 16, base; //@row
+    stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r5], {%r1, %r2, %r3, %r4}; //@put
+    bar.sync 0; //@full
+    xor.b32 %r6, tid, 32; mad.lo.u32 %r7, %r6, 16, base;
+    ld.shared.v4.u32 {%r8, %r9, %r10, %r11}, [%r7]; //@get
+    mul.wide.u32 %d3, %r6, 16; add.s64 %d3, y, %d3;
+    st.global.v4.u32 [%d3], {%r8, %r9, %r10, %r11}; //@store
+""",
+        target="sm_90",
+    ),
+    grid=1,
+    block=64,
+    data=stmatrix_data,
+    target="sm_90a",
+    plants=(
+        plant(
+            "no barrier after stmatrix",
+            {"full": ""},
+            "race_shared put get",
+            also=("uninitialised_shared get", "undefined_store store"),
+        ),
+        plant(
+            "stmatrix rows of the lane instead of the thread",
+            {"row": "mad.lo.u32 %r5, lane, 16, base;"},
+            "race_shared put put",
+            also=("uninitialised_shared get", "undefined_store store"),
+        ),
+        plant(
+            "stmatrix rows that are not aligned",
+            {"row": "mad.lo.u32 %r5, tid, 8, base;"},
+            "misaligned put",
+            also=("uninitialised_shared get", "undefined_store store", "race_shared put put"),
+        ),
+    ),
+)
+
 CASES = (
     ROW_MAX,
     TREE_SUM,
@@ -615,4 +733,6 @@ CASES = (
     BROADCAST,
     SWIZZLED_TILE,
     WARP_SUM,
+    WMMA,
+    STMATRIX,
 )

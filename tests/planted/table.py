@@ -84,6 +84,7 @@ class Case:
     plants: tuple[Plant, ...] = ()
     shared: int = 0
     target: str = "sm_80"
+    checks: str | frozenset[str] = "all"
     step_limit: int = 1 << 20
 
 
