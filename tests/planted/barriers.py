@@ -77,9 +77,10 @@ END:
             also=(*STALE, *STUCK),
         ),
         plant(
-            "a consumer that does not wait for a full slot",
+            "a consumer that does not wait for a full slot",  # it may have left before the producer stores
             {"wait_full": ""},
             "race_shared put get",
+            "uninitialised_shared get",
             also=(*STALE, *STUCK),
         ),
         plant(
@@ -213,8 +214,8 @@ MBARRIER_RING = Case(
     @%p1 bra READY;
     mbarrier.init.shared.b64 [base], 32; //@init
     mbarrier.init.shared.b64 [base+8], 32; //@init_second
-    mbarrier.init.shared.b64 [base+16], 32;
-    mbarrier.init.shared.b64 [base+24], 32;
+    mbarrier.init.shared.b64 [base+16], 32; //@init_rest
+    mbarrier.init.shared.b64 [base+24], 32; //@init_rest
 READY:
     bar.sync 0; //@ready
     setp.ne.u32 %p2, warp, 0;
@@ -266,17 +267,23 @@ END:
             ),
             *(
                 f"race_shared {init} {tag}"
-                for init in ("init", "init_second")
+                for init in ("init", "init_second", "init_rest")
                 for tag in ("wait_empty", "wait_full", "full", "empty")
             ),
-            also=(*STALE, "race_shared put get"),
+            also=(*STALE, *SPINNING, "race_shared put get"),
         ),
         plant(
             "an mbarrier that is never initialised",
             {"init_second": ""},
             "mbarrier_invalid full",
             "mbarrier_invalid wait_full",
-            also=(*STALE, "race_shared put get"),
+            also=(
+                *STALE,
+                *SPINNING,
+                "race_shared put get",
+                "uninitialised_shared full",
+                "uninitialised_shared wait_full",
+            ),
         ),
         plant(
             "an mbarrier that waits for one arrival too many",
