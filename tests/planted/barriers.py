@@ -390,7 +390,7 @@ END:
             "race_copy copy get",
             also=STALE,
         ),
-        plant("no wait for the copies to land", {"wait": ""}, "race_copy copy get", also=STALE),
+        plant("no wait for the copies to land", {"wait": ""}, "race_copy copy get", "race_shared copy get", also=STALE),
         plant(
             "an arrival before its copy",
             {

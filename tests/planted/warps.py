@@ -8,11 +8,23 @@ from tests.planted.table import Case, Data, plant, ptx, words
 
 def tail_data(rng: np.random.Generator) -> Data:
     x = words(45, rng=rng)
-    y = np.array([x[:32].sum(), x[:32].max(), x[32:].sum(), x[32:].max()], np.uint32)
-    return Data([x, emulator.output(np.zeros(4, np.uint32)), 45], {1: y})
+    y = np.array([x[:32].sum(), x[:32].max(), x[32:].sum(), x[32:].max(), x.sum()], np.uint32)
+    return Data([x, emulator.output(np.zeros(5, np.uint32)), 45], {1: y})
 
 
-# The sum and the largest of each warp's words, where the last warp has 13 lanes with one.
+# What follows from a warp that came apart at a shuffle, vote or reduction.
+AFTERWARDS = (
+    "undefined_store store",
+    "undefined_store total",
+    "shuffle_source shuffle",
+    "mask_invalid shuffle",
+    "mask_invalid redux",
+    "barrier_diverged all",
+    "barrier_deadlock all",
+)
+
+# The sum and the largest of each warp's words, where the last warp has 13 lanes with one, and the sum of all. The other
+# lanes wait at the barrier meanwhile; had they left, PTX would let a mask name them.
 TAIL = Case(
     "tail",
     ptx(
@@ -42,6 +54,13 @@ LOOP:
     mul.wide.u32 %d2, warp, 8; add.s64 %d2, y, %d2;
     st.global.v2.u32 [%d2], {%r2, %r10}; //@store
 END:
+    bar.sync 0; //@all
+    setp.ne.u32 %p5, tid, 0;
+    @%p5 bra OUT;
+    ld.global.u32 %r11, [y]; ld.global.u32 %r12, [y+8]; //@get
+    add.u32 %r11, %r11, %r12;
+    st.global.u32 [y+16], %r11; //@total
+OUT:
 """,
     ),
     grid=1,
@@ -49,40 +68,40 @@ END:
     data=tail_data,
     plants=(
         plant(
-            "a shuffle from lanes that have left",
+            "a shuffle from lanes that take no part",
             {"clamp": "mov.u32 %r6, %r5;"},
             "shuffle_source shuffle",
-            also=("undefined_store store",),
+            also=AFTERWARDS,
         ),
         plant(
-            "a shuffle of the whole warp where lanes have left",
+            "a shuffle of the whole warp in a branch of some lanes",
             {"shuffle": "shfl.sync.idx.b32 %r7, %r2, %r6, 31, -1;"},
             "mask_invalid shuffle",
-            also=("undefined_store store", "shuffle_source shuffle"),
+            also=AFTERWARDS,
         ),
         plant(
             "a shuffle whose mask leaves out lanes that execute it",
             {"shuffle": "shfl.sync.idx.b32 %r7, %r2, %r6, 31, 0x00000FFF;"},
             "mask_invalid shuffle",
-            also=("undefined_store store", "shuffle_source shuffle"),
+            also=AFTERWARDS,
         ),
         plant(
             "a vote whose mask leaves out a lane that takes part",
             {"vote": "vote.sync.ballot.b32 %r1, %p1, 0x7FFFFFFF;"},
             "mask_invalid vote",
-            also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle"),
+            also=AFTERWARDS,
         ),
         plant(
-            "a reduction of the whole warp where lanes have left",
+            "a reduction of the whole warp in a branch of some lanes",
             {"redux": "redux.sync.max.u32 %r10, %r9, -1;"},
             "mask_invalid redux",
-            also=("undefined_store store",),
+            also=AFTERWARDS,
         ),
         plant(
             "a vote in a branch that not all its members take",
             {"vote": "@!%p1 bra END; vote.sync.ballot.b32 %r1, %p1, -1;"},
             "mask_invalid vote",
-            also=("undefined_store store", "mask_invalid shuffle", "mask_invalid redux", "shuffle_source shuffle"),
+            also=AFTERWARDS,
         ),
     ),
 )
