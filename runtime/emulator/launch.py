@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
+from lowbitvm.runtime.emulator.bind import Array, bind, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
-from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
-from lowbitvm.runtime.emulator.results import build_report
+from lowbitvm.runtime.emulator.parse import parse
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Launch, Report
+from lowbitvm.runtime.emulator.results import Outline, build_report
+from lowbitvm.runtime.emulator.syntax import Kernel, Syntax
+from lowbitvm.runtime.emulator.variables import initial_contents, view
 
 try:
     CORE: Any = importlib.import_module("lowbitvm.runtime.emulator._core")
@@ -27,11 +30,17 @@ NUMERICS = {"hw": 0, "bound": 1, "permute": 2}
 
 @dataclass
 class Module:
-    """Loaded PTX. Module-level .global variables keep their contents from launch to launch."""
+    """Loaded PTX. Module-level .global variables keep their contents from launch to launch.
+
+    `symbols`: the bytes of each module-level .global and .const variable as an array of its type, to read and to write
+    between launches.
+    """
 
     syntax: Syntax = field(repr=False)
     programs: dict[str, Program] = field(repr=False)
     globals: list[Array] = field(default_factory=list, repr=False)
+    symbols: dict[str, Array] = field(default_factory=dict, repr=False)
+    outlines: dict[str, Outline] = field(default_factory=dict, repr=False)  # of the kernels launched so far
 
     def launch(
         self,
@@ -76,10 +85,15 @@ class Module:
         config += [seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
+        started = time.perf_counter()
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
-        return build_report(
-            self.syntax, program, buffers, raw, grid3, block3, on_finding, program.static_shared + shared
-        )
+        seconds = time.perf_counter() - started
+        checked = tuple(name for name, bit in CHECKS.items() if mask & bit)
+        options: dict[str, str | int] = {"numerics": numerics, "seed": seed}
+        launched = Launch(entry, grid3, block3, shared, arch or self.syntax.target, checked, options)
+        if entry not in self.outlines:
+            self.outlines[entry] = Outline.of(self.syntax, program)
+        return build_report(self.syntax, program, self.outlines[entry], buffers, raw, launched, on_finding, seconds)
 
 
 def load(text: str) -> Module:
@@ -97,16 +111,20 @@ def load(text: str) -> Module:
     assert CORE.instruction_bytes == ROW.itemsize
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
-    programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items()}
-    variables = [initial(variable) for variable in syntax.globals]
-    return Module(syntax, programs, variables)
+    programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items() if kernel.defined}
+    contents = initial_contents(syntax)
+    number = {variable: n for n, variable in enumerate(syntax.globals)}
+    symbols = {name: view(v, contents[number[v]]) for name, v in syntax.names.items() if v in number}
+    for variable, data in zip(syntax.globals, contents, strict=True):
+        if variable.space == "const":
+            contents[number[variable]] = data.view()
+            contents[number[variable]].flags.writeable = False
+    return Module(syntax, programs, contents, symbols)
 
 
 def _program(syntax: Syntax, kernel: Kernel, opcodes: dict[str, int]) -> Program:
     decoder = Decoder(syntax, kernel)
-    end = kernel.instructions[-1].position if kernel.instructions else 0
-    final = Instruction("exit", (), (), None, False, end, ())
-    rows = [(decode(decoder, instruction), instruction) for instruction in (*kernel.instructions, final)]
+    rows = [(decode(decoder, instruction), instruction) for instruction in decoder.instructions]
     return build(decoder, rows, opcodes)
 
 
@@ -128,6 +146,9 @@ def _extent(values: Sequence[int], what: str) -> tuple[int, int, int]:
 def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
     if block[0] * block[1] * block[2] > 1024:
         raise invalid(f"the block {block} has {block[0] * block[1] * block[2]} threads", "use at most 1024")
+    most = kernel.most_block
+    if most is not None and block[0] * block[1] * block[2] > most[0] * most[1] * most[2]:
+        raise invalid(f"{kernel.name} has .maxntid {most}, the block is {block}", "launch it with fewer threads")
     if kernel.required_block not in (None, block):
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
 

@@ -30,8 +30,8 @@ typedef int64_t i64;
 #define MAX_STACK 256
 #define BARRIERS 16
 
-/* Hot loops are built twice where the compiler can choose at load time. */
-#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+/* Hot loops are built twice where the compiler can choose at load time, which is before a sanitizer's runtime starts. */
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define VECTOR __attribute__((target_clones("arch=x86-64-v3", "default"))) /* AVX2 and FMA */
 #else
 #define VECTOR
@@ -112,8 +112,13 @@ typedef struct {
     u64 base, size;
     u8 uninitialised, writable;
     Page **history; /* history.c; NULL where none is kept */
-    u64 read, written;
 } Array;
+
+/* What a machine's lanes asked of one array: bytes in all, and which bytes, a bit each in pages made when touched. */
+typedef struct {
+    u64 read, written;
+    u64 **read_pages, **written_pages; /* traffic.c */
+} Traffic;
 
 typedef struct {
     u32 arrived, threads, expected;
@@ -176,6 +181,7 @@ struct Machine {
     u32 checks, collect, numerics, arch; /* arch: compute capability x 10 */
     u64 random, steps, step_limit, ticks;
     Tally *tally; /* per instruction */
+    Traffic *traffic; /* per array */
     Finding *finding;
     u32 finding_count;
     bool stop, failed;
@@ -258,9 +264,14 @@ void history_write(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 
 void history_check_written(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
 void history_forget_clocks(Array *a); /* every access so far is before the epoch */
 
-/* traffic.c: bank conflicts and sectors */
+/* traffic.c: bank conflicts, sectors, and the bytes of each array; a machine counts for itself */
+bool traffic_start(Machine *m);
+void traffic_end(Machine *m);
+bool traffic_merge(Machine *into, const Machine *from);
+u64 traffic_distinct(const Machine *m, u32 array, bool written); /* bytes touched at least once */
 void count_shared(Tally *t, u32 active, const u64 *address, u32 size);
 void count_global(Tally *t, u32 active, const u64 *address, u32 size);
+void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access);
 
 /* copies.c: cp.async */
 void copies_reset(Warp *w);

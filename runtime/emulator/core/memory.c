@@ -15,11 +15,7 @@ static bool touch_array(Warp *w, const Insn *i, u32 lane, Array *a, u64 address,
         report(w, i, F_READ_ONLY, lane, address, size, 0);
         return false;
     }
-    if (access != WRITE) {
-        a->read += size;
-        if (a->history && a->uninitialised) history_check_written(w, i, lane, a, address, size);
-    }
-    if (access != READ) a->written += size;
+    if (access != WRITE && a->history && a->uninitialised) history_check_written(w, i, lane, a, address, size);
     if (a->history && access == READ) history_read(w, i, lane, a, address, size);
     if (a->history && access == WRITE) history_write(w, i, lane, a, address, size);
     return true;
@@ -36,7 +32,9 @@ u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 ac
         report(w, i, F_MISALIGNED, lane, address, size, access != READ);
         return NULL;
     }
-    return touch_array(w, i, lane, a, address, size, access) ? a->data + (address - a->base) : NULL;
+    if (!touch_array(w, i, lane, a, address, size, access)) return NULL;
+    count_array(w->m, a, 1, &address, size, access);
+    return a->data + (address - a->base);
 }
 
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) {
@@ -87,11 +85,9 @@ static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, bool wr
     const u32 elsewhere = array ? outside(a->address, array->base, array->size, size) & active : active;
     u32 legal = active & ~elsewhere;
     EACH(elsewhere, l) if ((a->bytes[l] = global_bytes(w, i, l, a->address[l], size, write))) a->lanes |= 1u << l;
-    if (legal && !array->history && (array->writable || !write)) {
-        *(write ? &array->written : &array->read) += (u64)__builtin_popcount(legal) * size;
-    } else {
+    if (legal && (array->history || (write && !array->writable)))
         EACH(legal, l) if (!touch_array(w, i, l, array, a->address[l], size, write)) legal &= ~(1u << l);
-    }
+    if (legal) count_array(m, array, legal, a->address, size, write);
     EACH(legal, l) a->bytes[l] = array->data + (a->address[l] - array->base);
     a->lanes |= legal;
     if (a->lanes & active) count_global(tally_of(w, i), a->lanes & active, a->address, size);

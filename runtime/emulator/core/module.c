@@ -52,6 +52,7 @@ static void release_run(Run *r) {
     for (size_t n = 0; n < sizeof fixed / sizeof *fixed; n++) if (fixed[n]->obj) PyBuffer_Release(fixed[n]);
     for (Py_ssize_t n = 0; n < r->buffers; n++) PyBuffer_Release(r->data + n);
     for (u32 n = 0; r->m.warp && n < r->m.warps; n++) free(r->m.warp[n].copies);
+    traffic_end(&r->m);
     for (u32 n = 0; r->m.arrays && n < r->m.array_count; n++) history_end(r->m.arrays + n);
     free(r->data), free(r->registers), free(r->masks), free(r->m.warp), free(r->m.arrays), free(r->m.handler);
     free((void *)r->m.flags), free(r->m.shared), free(r->m.shared_write), free(r->m.shared_read);
@@ -124,7 +125,7 @@ static int take_arrays(Run *r, PyObject *list) {
         if ((uninitialised && m->checks & CHECK_UNINITIALISED) || (stored && writable && many && m->checks & CHECK_GLOBAL_RACE))
             if (!history_start(a)) return -1;
     }
-    return 0;
+    return traffic_start(m) ? 0 : -1;
 }
 
 static PyObject *results(const Machine *m) {
@@ -139,7 +140,9 @@ static PyObject *results(const Machine *m) {
         Py_DECREF(item);
     }
     for (u32 n = 0; n < m->array_count; n++) {
-        item = Py_BuildValue("KK", (unsigned long long)m->arrays[n].read, (unsigned long long)m->arrays[n].written);
+        item = Py_BuildValue("KKKK", (unsigned long long)m->traffic[n].read, (unsigned long long)m->traffic[n].written,
+                             (unsigned long long)traffic_distinct(m, n, false),
+                             (unsigned long long)traffic_distinct(m, n, true));
         PyList_Append(traffic, item);
         Py_DECREF(item);
     }

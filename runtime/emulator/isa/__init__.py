@@ -7,7 +7,7 @@ from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa import bits, control, convert, floats, integers, matrix, memory, moves, warp
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES, regular
-from lowbitvm.runtime.emulator.parse import Instruction
+from lowbitvm.runtime.emulator.syntax import Instruction
 
 __all__ = ["bits", "control", "convert", "decode", "floats", "integers", "matrix", "memory", "moves", "warp"]
 

@@ -10,8 +10,7 @@ from lowbitvm.runtime.emulator.isa.form import (
     qualifiers_of,
     special,
 )
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Pair
-
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Pair
 
 UNTYPED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
 

@@ -9,7 +9,7 @@ from lowbitvm.runtime.emulator.isa.form import (
     qualifiers_of,
     special,
 )
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Name, Operand
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name, Operand
 
 # numbers.h
 ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rs": 5}

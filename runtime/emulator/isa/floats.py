@@ -4,7 +4,7 @@ from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import FLOAT_KINDS, Qualifiers, expect_operands, qualifiers_of, special
 from lowbitvm.runtime.emulator.isa.integers import CARRIED, extended
 from lowbitvm.runtime.emulator.isa.regular import ABSOLUTE, FLAGS, FTZ, NAN, XORSIGN
-from lowbitvm.runtime.emulator.parse import Instruction
+from lowbitvm.runtime.emulator.syntax import Instruction
 
 ROUNDINGS = ("rn", "rz", "rm", "rp")  # numbers.h
 # The core's number of each operation (float.c) and its sources.

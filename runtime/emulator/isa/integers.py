@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction
 
 # integer.c: takes the carry, leaves it, subtracts, multiplies first, the high half of the product, signed
 CARRY_IN, CARRY_OUT, SUBTRACTS, MULTIPLIES, HIGH_HALF, SIGNED = 1, 2, 4, 8, 16, 32

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, items, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import Immediate, Instruction, Operand, Vector
+from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, qualifiers_of, special
+from lowbitvm.runtime.emulator.syntax import Immediate, Instruction, Operand, Vector
 
 # In the order of the core's types, mma.h.
 TYPES = (
@@ -137,7 +137,10 @@ def _scale(form: Form, qualifiers: Qualifiers) -> tuple[int, int] | None:
     """Scales per row (0: none) and 1 for ue4m3; None where the qualifiers are not this form's."""
     if qualifiers.take("block_scale") is None:
         return None if form.scales else (0, 0)
-    vector_size, kind = qualifiers.take("scale_vec::1X", "scale_vec::2X", "scale_vec::4X"), qualifiers.take("ue8m0", "ue4m3")
+    vector_size, kind = (
+        qualifiers.take("scale_vec::1X", "scale_vec::2X", "scale_vec::4X"),
+        qualifiers.take("ue8m0", "ue4m3"),
+    )
     if vector_size is None and len(form.scales) > 1:
         return None
     ((default, _),) = form.scales if len(form.scales) == 1 else ((0, ""),)

@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import CLOCKS, SPECIALS, Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands, items, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
 
 MOVED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
 
@@ -68,9 +68,15 @@ def _vector_move(decoder: Decoder, to: Operand, source: Operand, bits: int) -> R
     names = [decoder.source(p, f"b{part}") if packs else decoder.destination(p, f"b{part}") for p in parts]
     if bits < 128:
         register = decoder.destination(whole, f"b{bits}") if packs else decoder.source(whole, f"b{bits}")
-        return Row("pack", [register, *names], 1, (part,)) if packs else Row("unpack", [*names, register], len(names), (part,))
+        return (
+            Row("pack", [register, *names], 1, (part,))
+            if packs
+            else Row("unpack", [*names, register], len(names), (part,))
+        )
     halves = decoder.halves(whole)
-    return Row("pack", [*halves, *names], 2, (part,)) if packs else Row("unpack", [*names, *halves], len(names), (part,))
+    return (
+        Row("pack", [*halves, *names], 2, (part,)) if packs else Row("unpack", [*names, *halves], len(names), (part,))
+    )
 
 
 @special("cvta")

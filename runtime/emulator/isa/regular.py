@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction
 
 INTEGERS = frozenset(f"{sign}{bits}" for sign in "us" for bits in (16, 32, 64))
 BITS = frozenset(("b16", "b32", "b64"))
