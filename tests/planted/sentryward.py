@@ -5,7 +5,7 @@ EVERY = ("*",)
 GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     (
         "integer_range",
-        "Refused for the bug itself: the address or the barrier's number is out of range.",
+        "Refused, as bugs are, but so are addresses and barrier numbers that it cannot bound.",
         {
             "scan": ("the guard of the first elements is off by one",),
             "named_ring": ("a barrier number above 15",),
@@ -59,6 +59,7 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
                 "a row that nothing wrote",
                 "a shared address without its base",
             ),
+            "unpack": ("a shift by all bits of a word",),
         },
     ),
     (
@@ -74,21 +75,26 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
         {
             "histogram": EVERY,
             "counter": EVERY,
+            "accumulate": EVERY,
             "blocks that meet in atomics alone": EVERY,
         },
     ),
     (
-        "invalid_warp_sync_mask",
-        "Refused for the bug itself: a lane outside its mask.",
+        "bug",
+        "It sees no order in shuffles, votes and relaxed accesses, and waits at barriers for warps that have left.",
         {
-            "warp_sum": ("a bar.warp.sync of half the warp",),
+            "a shuffle that all lanes take part in orders them": EVERY,
+            "a vote that all lanes take part in orders them": EVERY,
+            "warps that have nothing to do leave before a barrier of the others": EVERY,
+            "lanes that have left count for nothing at a barrier": EVERY,
+            "a relaxed flag that guards no data": EVERY,
         },
     ),
     (
-        "cp_async_source_size",
-        "Refused for the bug itself: a source larger than its copy.",
+        "bug",
+        "It does not know which lane stores what of a fragment, and takes every lane to store all of it.",
         {
-            "gemm": ("a source size that is not limited to the copy",),
+            "wmma": ("",),
         },
     ),
     (
@@ -142,29 +148,11 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
         },
     ),
     (
-        "invalid_named_barrier",
-        "Refused for the bug itself: a thread count that no barrier has.",
-        {
-            "named_ring": (
-                "two thread counts at one barrier",
-                "a thread count that is no multiple of a warp",
-            ),
-            "meeting": ("the thread count is 0",),
-        },
-    ),
-    (
-        "missing-barrier-initialization",
-        "Refused for the bug itself.",
-        {
-            "mbarrier_ring": ("an mbarrier that is never initialised",),
-        },
-    ),
-    (
         "ptx_execution_not_supported",
-        "Refused for the bug itself: a lane, or the source of a shuffle, outside the mask.",
+        "Refused for a lane, or the source of a shuffle, outside the mask, but in words that stand for much else.",
         {
             "tail": (
-                "a shuffle from lanes that have left",
+                "a shuffle from lanes that take no part",
                 "a shuffle whose mask leaves out lanes that execute it",
                 "a vote whose mask leaves out a lane that takes part",
             ),
@@ -180,27 +168,17 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
         "Not all lanes of a mask execute the same instruction: the bug itself, or lanes that meet from two branches.",
         {
             "tail": (
-                "a shuffle of the whole warp where lanes have left",
-                "a reduction of the whole warp where lanes have left",
+                "a shuffle of the whole warp in a branch of some lanes",
+                "a reduction of the whole warp in a branch of some lanes",
             ),
             "both sides of a branch meet at a bar.warp.sync": EVERY,
         },
     ),
     (
         "unexpected_exception",
-        "Refused for the bug itself: a vote and a shuffle that lanes have left.",
+        "It fails at a vote that only some of its members execute.",
         {
             "tail": ("a vote in a branch that not all its members take",),
-        },
-    ),
-    (
-        "pointer_extent",
-        "Refused for the bug itself: an access beyond a local array.",
-        {
-            "local_array": (
-                "one push too many",
-                "a top that is one element too high",
-            ),
         },
     ),
     (
@@ -211,23 +189,25 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
         },
     ),
     (
-        "bug",
-        "It sees no order in shuffles, votes and relaxed accesses, and waits at barriers for warps that have left.",
-        {
-            "a shuffle that all lanes take part in orders them": EVERY,
-            "a vote that all lanes take part in orders them": EVERY,
-            "warps that have nothing to do leave before a barrier of the others": EVERY,
-            "lanes that have left count for nothing at a barrier": EVERY,
-            "a relaxed flag that guards no data": EVERY,
-        },
-    ),
-    (
         "execution_step_budget_exceeded",
         "It runs a loop that waits for another warp one lane at a time, until its limit.",
         {
             "a flag in shared memory between two warps": EVERY,
         },
     ),
+)
+
+# What it refuses a kernel for, where that is the bug: a source larger than its copy, a lane outside its mask, a thread
+# count that no barrier has, an mbarrier that nothing initialised, a row that is not aligned, a local array's end.
+DIAGNOSES = frozenset(
+    (
+        "cp_async_source_size",
+        "invalid_warp_sync_mask",
+        "invalid_named_barrier",
+        "missing-barrier-initialization",
+        "matrix_memory_row_alignment",
+        "pointer_extent",
+    )
 )
 
 NO_AGREEMENT = {
