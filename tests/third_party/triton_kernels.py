@@ -121,7 +121,9 @@ def matmul_4bit(
     for start in range(0, K, BK):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        words = tl.load(codes + (k // 8)[:, None] * N + columns[None, :], mask=inside[None, :] & (k[:, None] < K), other=0)
+        words = tl.load(
+            codes + (k // 8)[:, None] * N + columns[None, :], mask=inside[None, :] & (k[:, None] < K), other=0
+        )
         group = start // GROUP
         scale = tl.load(scales + group * N + columns, mask=inside, other=0.0)
         zero = tl.load(zeros + group * (N // 8) + columns // 8, mask=inside, other=0)
@@ -175,7 +177,9 @@ def split_k_atomic(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.
     for start in range(0, K, BK * SPLIT):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+        right = tl.load(
+            b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+        )
         total = tl.dot(left, right, total)
     mask = (rows[:, None] < M) & (columns[None, :] < N)
     tl.atomic_add(c + rows[:, None] * N + columns[None, :], total.to(c.dtype.element_ty), mask=mask, sem="relaxed")
@@ -194,7 +198,9 @@ def split_k_lock(
     for start in range(0, K, BK * SPLIT):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+        right = tl.load(
+            b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+        )
         total = tl.dot(left, right, total)
     tile = i * tl.num_programs(1) + j
     at = c + rows[:, None] * N + columns[None, :]
@@ -223,7 +229,9 @@ def split_k_semaphore(
     for start in range(0, K, BK * SPLIT):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+        right = tl.load(
+            b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+        )
         total = tl.dot(left, right, total)
     at = rows[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -237,7 +245,9 @@ def split_k_semaphore(
 
 
 @triton.jit
-def reduce_all(x, sums, largest, smallest, where_largest, where_smallest, xors, M, N, BM: tl.constexpr, BN: tl.constexpr):
+def reduce_all(
+    x, sums, largest, smallest, where_largest, where_smallest, xors, M, N, BM: tl.constexpr, BN: tl.constexpr
+):
     """Reductions of a tile along both axes."""
     rows, columns = tl.arange(0, BM), tl.arange(0, BN)
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -483,7 +493,9 @@ def persistent_matmul(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: 
         for start in range(0, K, BK):
             k = start + tl.arange(0, BK)
             left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-            right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+            right = tl.load(
+                b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+            )
             total = tl.dot(left, right, total)
         mask = (rows[:, None] < M) & (columns[None, :] < N)
         tl.store(c + rows[:, None] * N + columns[None, :], total.to(c.dtype.element_ty), mask=mask)
