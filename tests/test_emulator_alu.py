@@ -27,8 +27,8 @@ def apply(body: str, result: int, *sources: np.ndarray) -> np.ndarray:
     body = body.replace("Z", f"{REGISTER[result]}9")
     params = ", ".join(f".param .u64 p{n}" for n in range(len(sources) + 1))
     text = f"""
-    .version 8.0
-    .target sm_80
+    .version 8.8
+    .target sm_100a
     .address_size 64
     .visible .entry k({params}) {{
         .reg .pred %p<4>; .reg .b16 %h<10>; .reg .b32 %r<10>; .reg .b64 %d<10>; .reg .b64 %q<3>; .reg .b32 %index;

@@ -144,6 +144,10 @@ class Decoder:
                     return inner, found[0]
         return None
 
+    def is_predicate(self, operand: Operand) -> bool:
+        declared = self.register_type(operand.text, self.instruction.scope) if isinstance(operand, Name) else None
+        return declared is not None and declared[1] == "pred"
+
     def label(self, name: str) -> int:
         scope = self.instruction.scope
         for depth in range(len(scope), -1, -1):
@@ -200,10 +204,12 @@ class Decoder:
         return slot, TYPE_BITS[declared] == 64
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
+        """The manual's "Operand Type Checking": same width (`loose`: or wider) and no integer as a float or reverse."""
         have, need = TYPE_BITS[declared], TYPE_BITS[kind]
         need = max(need, 16) if need != 1 else 1
         have = max(have, 16) if have != 1 else 1
-        if (have < need if loose else have != need) or (have == 1) != (need == 1):
+        classes = {_value_class(declared), _value_class(kind)} - {"b"}
+        if (have < need if loose else have != need) or (have == 1) != (need == 1) or len(classes) > 1:
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
 
@@ -220,6 +226,13 @@ class Decoder:
         if TYPE_BITS[declared] not in (32, 64):
             raise self.error(f"{base.text} is a .{declared} register, an address takes 32 or 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
+
+
+def _value_class(kind: str) -> str:
+    """What agrees with what: bits with everything, integers with integers, each float type with itself alone."""
+    if kind[0] in "us":
+        return "i"
+    return kind if kind[0] == "f" else "b"
 
 
 def place(variables: list[Variable]) -> tuple[list[tuple[Variable, int]], int]:

@@ -9,7 +9,11 @@ def reconvergence(successors: list[list[int]], branches: list[int]) -> dict[int,
     blocks.
     """
     exit_node = len(successors)
-    leaders = {0} | {s for i, after in enumerate(successors) if after != [i + 1] for s in (*after, i + 1)}
+    leaders = (
+        {0}
+        | {branch + 1 for branch in branches}
+        | {s for i, after in enumerate(successors) if after != [i + 1] for s in (*after, i + 1)}
+    )
     starts = sorted(leader for leader in leaders if leader < exit_node)
     ends = [*(s - 1 for s in starts[1:]), exit_node - 1]
     block_of = {start: number for number, start in enumerate(starts)}

@@ -1,7 +1,6 @@
 """Loading a module and launching its kernels."""
 
 import importlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
+from lowbitvm.runtime.emulator.legality import TARGETS, module_problem, parse_target, runs_on
 from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
 from lowbitvm.runtime.emulator.report import CHECKS, Report
 from lowbitvm.runtime.emulator.results import build_report
@@ -69,7 +69,7 @@ class Module:
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
         buffers, params = bind(program, args, self.globals)
-        fraction, group = _tensor_core(arch or self.syntax.target)
+        fraction, group = _tensor_core(self.syntax.target, arch or self.syntax.target)
         mask = _check_mask(checks, program)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
@@ -97,6 +97,9 @@ def load(text: str) -> Module:
     assert CORE.instruction_bytes == ROW.itemsize
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
+    problem = module_problem(syntax.target, syntax.version)
+    if problem is not None:
+        raise syntax.error(problem, max(text.find(".target"), 0))
     programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items()}
     variables = [initial(variable) for variable in syntax.globals]
     return Module(syntax, programs, variables)
@@ -140,8 +143,10 @@ def _check_mask(checks: str | set[str], program: Program) -> int:
     return mask & ~CHECKS["race_global"] if program.synchronises else mask
 
 
-def _tensor_core(arch: str) -> tuple[int, int]:
-    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
-    if match is None or int(match[1]) < 75:
+def _tensor_core(target: str, arch: str) -> tuple[int, int]:
+    if arch not in TARGETS:
         raise invalid(f"the architecture is {arch!r}", "name one like sm_80, from sm_75 on")
-    return TENSOR_CORES[max(start for start in TENSOR_CORES if start <= int(match[1]))]
+    if not runs_on(target, arch):
+        raise invalid(f"the PTX is for {target}, which does not run on {arch}", f"name {target} or what can run it")
+    number = parse_target(arch).number
+    return TENSOR_CORES[max(start for start in TENSOR_CORES if start <= number)]

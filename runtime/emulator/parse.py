@@ -122,6 +122,7 @@ class Syntax:
     shared: list[Variable]
     globals: list[Variable]
     line_starts: list[int]
+    version: float = 6.3
 
     def place(self, position: int) -> tuple[int, int, str]:
         """Line, column (from 1) and source line of a character position."""
@@ -220,7 +221,9 @@ class _Parser:
         while self.next.kind != "end":
             token = self.take()
             if token.text == ".version":
-                self.take()
+                if re.fullmatch(r"\d+\.\d", self.next.text) is None:
+                    raise self.error(f"expected a version such as 8.0, found {self.next.text!r}")
+                self.syntax.version = float(self.take().text)
             elif token.text == ".target":
                 self.syntax.target = self.word()
                 while self.accept(","):
