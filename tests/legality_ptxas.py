@@ -38,33 +38,33 @@ def module(instructions: Sequence[str], target: str, version: float) -> str:
 def rejected(instructions: Sequence[str], target: str, version: float) -> dict[str, str]:
     """The instructions that ptxas rejects, each with its first message.
 
-    ptxas stops at a syntax error; those instructions are taken out and the rest asked again. An error at the end of the
+    ptxas stops at a syntax error and at what it calls fatal; those are taken out and the rest asked again. An error at the end of the
     module keeps it from generating code for thousands of kernels: what it checks of single instructions comes before.
     """
     found: dict[str, str] = {}
     left = list(instructions)
     while True:
         messages = _messages(module(left, target, version) + ".visible .entry last() { bogus.u32 %r1; }\n", target)
-        syntax_errors = set()
-        for line, message in messages:
+        stopping = set()
+        for line, severity, message in messages:
             number = (line - HEADER.count("\n") - 1) // KERNEL.count("\n")
             if number < len(left):
                 found.setdefault(left[number], message)
-                if "Parsing error" in message:
-                    syntax_errors.add(left[number])
-        if not syntax_errors:
-            assert any("bogus" in message for _, message in messages), messages[:3]
+                if severity == "fatal" or "Parsing error" in message:
+                    stopping.add(left[number])
+        if not stopping:
+            assert any("bogus" in message for *_, message in messages), messages[:3]
             return found
-        left = [instruction for instruction in left if instruction not in syntax_errors]
+        left = [instruction for instruction in left if instruction not in stopping]
 
 
 def assembles(text: str, target: str) -> bool:
     return not _log(text, target)
 
 
-def _messages(text: str, target: str) -> list[tuple[int, str]]:
-    log = _log(text, target)
-    return [(int(line), message) for line, message in re.findall(r"line (\d+); (?:error|fatal)\s*: (.*)", log)]
+def _messages(text: str, target: str) -> list[tuple[int, str, str]]:
+    found = re.findall(r"line (\d+); (error|fatal)\s*: (.*)", _log(text, target))
+    return [(int(line), severity, message) for line, severity, message in found]
 
 
 def _log(text: str, target: str) -> str:

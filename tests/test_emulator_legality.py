@@ -57,8 +57,8 @@ def differences(sample: list[str], target: str, version: float = NEWEST) -> list
 
 @functools.cache
 def gated_forms() -> set[str]:
-    """The forms that not every target and version has. (Below .version 8.3 ptxas stops at the type .b128.)"""
-    return set(rejected([form for form in FORMS if "b128" not in form], "sm_75", 6.3))
+    """The forms that not every target and version has."""
+    return set(rejected(FORMS, "sm_75", 6.3))
 
 
 @pytest.mark.parametrize("target", TARGETS)
