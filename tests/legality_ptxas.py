@@ -38,8 +38,9 @@ def module(instructions: Sequence[str], target: str, version: float) -> str:
 def rejected(instructions: Sequence[str], target: str, version: float) -> dict[str, str]:
     """The instructions that ptxas rejects, each with its first message.
 
-    ptxas stops at a syntax error and at what it calls fatal; those are taken out and the rest asked again. An error at the end of the
-    module keeps it from generating code for thousands of kernels: what it checks of single instructions comes before.
+    ptxas stops at a syntax error and at what it calls fatal; those are taken out and the rest asked again. An error at
+    the end of the module keeps it from generating code for thousands of kernels: what it checks of single instructions
+    comes before that.
     """
     found: dict[str, str] = {}
     left = list(instructions)

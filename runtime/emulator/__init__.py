@@ -8,7 +8,7 @@ It reads PTX and knows nothing of the compiler that wrote it.
 
 from lowbitvm.runtime.emulator.bind import output
 from lowbitvm.runtime.emulator.launch import Module, load
-from lowbitvm.runtime.emulator.parse import PtxError
 from lowbitvm.runtime.emulator.report import ArrayTraffic, Counters, EmulatorError, Finding, Report
+from lowbitvm.runtime.emulator.syntax import PtxError
 
 __all__ = ["ArrayTraffic", "Counters", "EmulatorError", "Finding", "Module", "PtxError", "Report", "load", "output"]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lowbitvm.runtime.emulator.parse import Instruction, Name, Operand
+from lowbitvm.runtime.emulator.syntax import Instruction, Name, Operand
 
 # Targets and the first .version that knows them.
 TARGETS = {
@@ -64,7 +64,7 @@ def runs_on(target: str, arch: str) -> bool:
 class Rule:
     """Instructions of one of `mnemonics` with all `words` among their qualifiers need one of `targets` and `version`.
 
-    A word `a|b` is either of the two, `!a` is the absence of one; `operands=4` is the number of operands and
+    A target `89@8.1` counts from that version on. A word `a|b` is either of the two, `!a` is the absence of one; `operands=4` is the number of operands and
     `operand=pred` a last operand that is a predicate.
     """
 
@@ -125,7 +125,7 @@ RULES = (
     Rule("cvt", "tf32", "80", 7.0),
     Rule("cvt", "tf32 !rna", "90", 7.8),
     Rule("cvt", "tf32 !rna satfinite", "100", 8.6),
-    Rule("cvt", "e4m3x2|e5m2x2", "89", 7.8),
+    Rule("cvt", "e4m3x2|e5m2x2", "90 89@8.1", 7.8),
     Rule("cvt", "e2m3x2|e3m2x2|e2m1x2|ue8m0x2", BLACKWELL, 8.6),
     Rule("cvt", "rs", "100a 103a", 8.7),
     # exchange within a warp
@@ -213,6 +213,8 @@ for _rule in RULES:
 
 def module_problem(target: str, version: float) -> str | None:
     """What is wrong with a module's .target and .version, or None."""
+    if not version:
+        return "the module has no .version"
     if target not in TARGETS:
         return f"the target {target} is not known here; {', '.join(TARGETS)} are"
     if version < TARGETS[target]:
@@ -245,7 +247,11 @@ def _first_lacking(mnemonic: str, words: tuple[str, ...], target: str, version: 
 
 def _lacking(targets: str, version: float, target: str, have: float) -> str | None:
     """In words, which of a rule's requirements the module does not meet."""
-    if not any(parse_target(target).has(feature) for feature in targets.split()):
-        names = [f"sm_{feature}" + (" or higher" if feature.isdigit() else "") for feature in targets.split()]
+    features = [feature.partition("@") for feature in targets.split()]
+    if not any(parse_target(target).has(feature) and have >= float(since or 0) for feature, _, since in features):
+        names = [
+            f"sm_{feature}{' or higher' * feature.isdigit()}{since and f' with .version {since}'}"
+            for feature, _, since in features
+        ]
         return f"{' or '.join(names)}, the module is for {target}"
     return f".version {version} or later, the module has {have}" if have < version else None

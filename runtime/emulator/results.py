@@ -3,9 +3,10 @@
 from typing import Any
 
 from lowbitvm.runtime.emulator.bind import Buffer
-from lowbitvm.runtime.emulator.decode import REGION_SHIFT, Program
-from lowbitvm.runtime.emulator.parse import Syntax
+from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import KINDS, ArrayTraffic, Counters, EmulatorError, Finding, Report
+from lowbitvm.runtime.emulator.syntax import Syntax
+from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
 
 def build_report(
