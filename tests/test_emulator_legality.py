@@ -121,7 +121,9 @@ def test_ptx_launches_on_the_architectures_it_assembles_for(target: str, arch: s
 
 
 def test_an_error_names_what_the_instruction_needs() -> None:
-    with pytest.raises(emulator.PtxError, match=r"needs sm_89 or higher, the module is for sm_80") as error:
+    with pytest.raises(
+        emulator.PtxError, match=r"needs sm_90 or higher or sm_89 or higher with .version 8.1, the module is for sm_80"
+    ) as error:
         emulator.load(module(["cvt.rn.f16x2.e4m3x2 %r1, %h1"], "sm_80", NEWEST))
     assert "cvt.rn.f16x2.e4m3x2" in error.value.text
     with pytest.raises(emulator.PtxError, match=r"needs \.version 7\.0 or later, the module has 6\.5"):

@@ -247,11 +247,11 @@ def _first_lacking(mnemonic: str, words: tuple[str, ...], target: str, version: 
 
 def _lacking(targets: str, version: float, target: str, have: float) -> str | None:
     """In words, which of a rule's requirements the module does not meet."""
-    features = [feature.partition("@") for feature in targets.split()]
-    if not any(parse_target(target).has(feature) and have >= float(since or 0) for feature, _, since in features):
+    features = [feature.partition("@")[::2] for feature in targets.split()]
+    if not any(parse_target(target).has(feature) and have >= float(since or 0) for feature, since in features):
         names = [
-            f"sm_{feature}{' or higher' * feature.isdigit()}{since and f' with .version {since}'}"
-            for feature, _, since in features
+            f"sm_{feature}" + " or higher" * feature.isdigit() + (f" with .version {since}" if since else "")
+            for feature, since in features
         ]
         return f"{' or '.join(names)}, the module is for {target}"
     return f".version {version} or later, the module has {have}" if have < version else None
