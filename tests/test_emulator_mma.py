@@ -131,7 +131,7 @@ def run(
 ) -> tuple[Array, Any]:
     """The instruction on fragments (t, 32, registers); D's, and the report."""
     wide = a.dtype == np.uint64
-    text = kernel(name, (a.shape[2], b.shape[2], c.shape[2]), wide, extra)
+    text = kernel(name, (a.shape[2], b.shape[2], c.shape[2]), wide, extra, options.get("arch", "sm_120a"))
     d = c.copy()
     s = np.zeros((len(a), 32, 2), np.uint32) if scales is None else scales
     report = emulator.load(text).launch("k", (len(a),), (32,), [a, b, d, s], **options)
