@@ -28,8 +28,8 @@ KINDS = (
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
 
-# Names for `checks`; "all" leaves out OPT_IN. What a GPU traps on (bounds, alignment, deadlock) is always checked. "race_global" stands for both
-# kinds of races on global memory.
+# Names for `checks`; "all" leaves out those of OPT_IN. What a GPU traps on (bounds, alignment, deadlock) is always
+# checked. "race_global" stands for both kinds of races on global memory.
 CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32, "shift": 64}
 OPT_IN = {"shift"}
 
