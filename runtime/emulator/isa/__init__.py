@@ -16,6 +16,7 @@ from lowbitvm.runtime.emulator.isa import (
     memory,
     moves,
     warp,
+    wmma,
 )
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import regular
@@ -35,6 +36,7 @@ __all__ = [
     "memory",
     "moves",
     "warp",
+    "wmma",
 ]
 
 
