@@ -58,7 +58,9 @@ def of_magnitude(kind: str, seed: int) -> np.ndarray:
     grid = np.unique(grid[np.isfinite(grid)])
     middles = (grid[1:] + grid[:-1]) / 2
     points = np.concatenate([grid, middles, grid[-1:] * np.float32(1.05), grid[-1:] * 2, grid[:1] * 2])
-    points = np.concatenate([points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))])
+    points = np.concatenate(
+        [points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))]
+    )
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, -3e38], np.float32)
     points = np.concatenate([points, special, floats(np.float32, 300, seed)]).astype(np.float32)
     return np.random.default_rng(seed).permutation(points)
@@ -185,7 +187,9 @@ def test_f32_becomes_tf32_with_13_bits_of_zeros(mode: str) -> None:
 
 @np.errstate(all="ignore")
 @pytest.mark.parametrize("mode", ["rz", "rm", "rp"])
-@pytest.mark.parametrize(("source", "target"), [("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f16", "bf16"), ("bf16", "f16")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f16", "bf16"), ("bf16", "f16")]
+)
 def test_other_float_conversions_round_in_every_direction(source: str, target: str, mode: str) -> None:
     a = floats(TYPES[source], seed=1)
     got = apply(f"cvt.{mode}.{target}.{source} Z, A;", np.dtype(TYPES[target]).itemsize, a)
