@@ -345,7 +345,7 @@ def check(got: Array, count: int, expected: Any) -> None:
     """`count` outputs at random places against expected(t, row, column)."""
     for t, m, n in np.random.default_rng(0).integers(0, got.shape, (count, 3)):
         want = got.dtype.type(expected(t, m, n))
-        assert got[t, m, n] == want or np.isnan(got[t, m, n]) and np.isnan(want), (t, m, n)
+        assert got[t, m, n] == want or (np.isnan(got[t, m, n]) and np.isnan(want)), (t, m, n)
 
 
 @pytest.mark.parametrize(("arch", "a_kind", "b_kind", "shape", "accumulator", "spread"), CASES)

@@ -153,10 +153,10 @@ class _Expander:
     def copy(self, instruction: Instruction, scope: Scope, is_entry: bool) -> Instruction:
         i = instruction
         qualifiers = i.qualifiers
-        if i.mnemonic in ("ld", "st") and ("param" in qualifiers or "param::func" in qualifiers):
+        if i.mnemonic in ("ld", "st") and "param" in qualifiers:
             address = next((x for x in i.operands if isinstance(x, Address)), None)
             if not is_entry or (address and self.find(address.base, scope)):
-                qualifiers = tuple("local" if q in ("param", "param::func") else q for q in qualifiers)
+                qualifiers = tuple("param::func" if q == "param" else q for q in qualifiers)
         return Instruction(i.mnemonic, qualifiers, i.operands, i.guard, i.negated, i.position, scope)
 
     def jump_table(self, instruction: Instruction, around: Scope) -> None:
@@ -271,9 +271,9 @@ class _Expander:
             if place is None:
                 self.emit(f"mov.{kind}", call.scope, register, actual)
             else:
-                self.emit(f"ld.local.{kind}", call.scope, register, _at(place))
+                self.emit(f"ld.param::func.{kind}", call.scope, register, _at(place))
         elif place is None:
-            self.emit(f"st.local.{kind}", call.scope, _at(self.places[root][formal.name]), actual)
+            self.emit(f"st.param::func.{kind}", call.scope, _at(self.places[root][formal.name]), actual)
 
     def pass_out(
         self, call: _Call, root: Scope, formal: Variable, actual: Operand
@@ -287,9 +287,9 @@ class _Expander:
             register = self.alias(call, root, formal)
             if place is None:
                 return f"mov.{kind}", (actual, register)
-            return f"st.local.{kind}", (_at(place), register)
+            return f"st.param::func.{kind}", (_at(place), register)
         if place is None:
-            return f"ld.local.{kind}", (actual, _at(self.places[root][formal.name]))
+            return f"ld.param::func.{kind}", (actual, _at(self.places[root][formal.name]))
         return None
 
     def indirect(self, call: _Call) -> None:
@@ -340,13 +340,13 @@ class _Expander:
                 values.append(arg)
                 continue
             values.append(self.temporary(call, kind))
-            self.emit(f"ld.local.{kind}", call.scope, values[-1], _at(place))
+            self.emit(f"ld.param::func.{kind}", call.scope, values[-1], _at(place))
         results = [self.temporary(call, kind) for kind in returns]
         self.emit(f"call.{call.target}", call.scope, *results, *values)
         for kind, result, actual in zip(returns, results, call.results, strict=True):
             place = self.find(actual, call.scope)
             if place is not None:
-                self.emit(f"st.local.{kind}", call.scope, _at(place), result)
+                self.emit(f"st.param::func.{kind}", call.scope, _at(place), result)
             elif actual != Name("_"):
                 self.emit(f"mov.{kind}", call.scope, actual, result)
 

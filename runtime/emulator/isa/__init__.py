@@ -6,6 +6,7 @@ A function gets the forms of its mnemonic that no rule of the table takes.
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa import (
     bits,
+    call,
     control,
     convert,
     floats,
@@ -22,6 +23,7 @@ from lowbitvm.runtime.emulator.syntax import Instruction
 
 __all__ = [
     "bits",
+    "call",
     "control",
     "convert",
     "decode",
