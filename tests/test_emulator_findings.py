@@ -415,7 +415,7 @@ def test_checks_can_be_chosen() -> None:
     ("statement", "problem"),
     [
         ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned is not implemented"),
-        ("add.rz.f32 %f1, %f2, %f3;", "add.rz.f32 is not implemented"),
+        ("add.rz.f16x2 %r1, %r2, %r3;", "add.rz.f16x2 is not implemented"),
         ("add.u32 %r1, %r2, %nothing;", "the register %nothing is not declared"),
         ("add.u32 %r1, %r2, %d1;", "%d1 is a .b64 register, the instruction takes .u32"),
         ("bra NOWHERE;", "there is no label NOWHERE"),

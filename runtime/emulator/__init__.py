@@ -8,7 +8,6 @@ It reads PTX and knows nothing of the compiler that wrote it.
 
 from lowbitvm.runtime.emulator.bind import output
 from lowbitvm.runtime.emulator.launch import Module, load
-from lowbitvm.runtime.emulator.parse import PtxError
 from lowbitvm.runtime.emulator.report import (
     ArrayTraffic,
     Counters,
@@ -20,6 +19,7 @@ from lowbitvm.runtime.emulator.report import (
     Party,
     Report,
 )
+from lowbitvm.runtime.emulator.syntax import PtxError
 
 __all__ = [
     "ArrayTraffic",

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.emulator.decode import FIRST_ARRAY, REGION_SHIFT, Program
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Variable
+from lowbitvm.runtime.emulator.decode import Program
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Variable
+from lowbitvm.runtime.emulator.variables import FIRST_ARRAY, REGION_SHIFT
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,12 +42,6 @@ class Buffer:
 
 def invalid(problem: str, fix: str) -> LowbitvmError:
     return LowbitvmError("ARGUMENT_INVALID", problem, fix)
-
-
-def initial(variable: Variable) -> Array:
-    data = np.zeros(variable.size, np.uint8)
-    data[: len(variable.values)] = np.frombuffer(variable.values, np.uint8)
-    return data
 
 
 def bind(program: Program, args: Sequence[Any], variables: list[Array]) -> tuple[list[Buffer], bytearray]:

@@ -1,13 +1,14 @@
 """Syntax to the core's instructions: register slots, constants, addresses, and one row per PTX instruction."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lowbitvm.runtime.emulator.calls import expand
 from lowbitvm.runtime.emulator.flow import reconvergence
-from lowbitvm.runtime.emulator.parse import (
+from lowbitvm.runtime.emulator.operands import immediate_bits
+from lowbitvm.runtime.emulator.syntax import (
     TYPE_BITS,
     Address,
     Immediate,
@@ -16,17 +17,23 @@ from lowbitvm.runtime.emulator.parse import (
     Name,
     Operand,
     PtxError,
+    Scope,
     Syntax,
     Variable,
-    immediate_bits,
+)
+from lowbitvm.runtime.emulator.variables import (
+    SHARED_BASE,
+    Place,
+    function_addresses,
+    global_places,
+    place,
+    shared_places,
 )
 
 MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
-REGION_SHIFT = 40
-FIRST_ARRAY = 2  # core.h: region 1 is the shared window
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1}  # memory.c; 0 is generic
-SHARED_BASE = 1024  # core.h: where a block's shared memory starts
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4}  # memory.c; 0 is generic
+MOST_SHARED = 48 << 10  # bytes of a kernel's static shared memory
 
 # What the core calls Insn (core.h).
 ROW = np.dtype(
@@ -54,8 +61,38 @@ SPECIALS = {
         [f"%{what}.{axis}" for what in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
         + [f"%{what}" for what in ("laneid", "warpid", "nwarpid")]
         + [f"%lanemask_{which}" for which in ("eq", "lt", "le", "gt", "ge")]
+        + ["%dynamic_smem_size", "%total_smem_size"]
     )
 }
+# A grid without clusters is one of clusters of one block.
+SPECIALS |= {f"%clusterid.{axis}": SPECIALS[f"%ctaid.{axis}"] for axis in "xyz"}
+SPECIALS |= {f"%nclusterid.{axis}": SPECIALS[f"%nctaid.{axis}"] for axis in "xyz"}
+SPECIALS |= {"%aggr_smem_size": SPECIALS["%total_smem_size"]}
+# Special registers that are the same for every thread of every launch: their value and the widths they have.
+CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "%smid": (0, (32,)),
+    "%nsmid": (1, (32,)),
+    "%gridid": (0, (32, 64)),
+    "%current_graph_exec": (0, (64,)),
+    "%is_explicit_cluster": (0, (1,)),
+    "%cluster_ctarank": (0, (32,)),
+    "%cluster_nctarank": (1, (32,)),
+    "%reserved_smem_offset_begin": (0, (32,)),
+    "%reserved_smem_offset_end": (SHARED_BASE, (32,)),
+    "%reserved_smem_offset_cap": (SHARED_BASE, (32,)),
+}
+CONSTANT_SPECIALS |= {
+    f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"
+}
+CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
+CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
+CONSTANT_SPECIALS |= {
+    f"%{what}.w": (0, (32,))
+    for what in ("tid", "ntid", "ctaid", "nctaid", "clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid")
+}
+# Those that change while a kernel runs: their bits, and how far the core shifts its count of time.
+CLOCKS = {"%clock": (32, 0), "%clock_hi": (32, 32), "%clock64": (64, 0)}
+CLOCKS |= {"%globaltimer": (64, 0), "%globaltimer_lo": (32, 0), "%globaltimer_hi": (32, 32)}
 
 
 @dataclass
@@ -83,6 +120,8 @@ class Program:
     static_shared: int
     positions: list[int]  # of each row in the text
     names: list[str]  # each row's mnemonic with its qualifiers
+    local_size: int  # bytes of each thread's local memory, from LOCAL_BASE on
+    sources: list[str | None]  # "file:line" of each row where a .loc gives it
     stored: set[int]  # parameters, by number, that may reach the address of a plain global store
     synchronises: bool  # threads may order their global accesses by other means than barriers
 
@@ -92,7 +131,7 @@ class Slots:
     """Slot numbers of registers, constants and special registers. Slot 0 and 1 are the sink `_`."""
 
     count: int = 2
-    registers: dict[tuple[tuple[int, ...], str], int] = field(default_factory=dict)
+    registers: dict[tuple[Scope, str], int] = field(default_factory=dict)
     constants: dict[tuple[int, bool], int] = field(default_factory=dict)
     specials: dict[str, int] = field(default_factory=dict)
 
@@ -107,62 +146,92 @@ class Decoder:
     def __init__(self, syntax: Syntax, kernel: Kernel) -> None:
         self.syntax, self.kernel, self.slots = syntax, kernel, Slots()
         self.instruction: Instruction
-        self.addresses: dict[str, int] = {}
-        self.spaces: dict[str, str] = {}
         self.params, self.params_size = place(kernel.params)
-        statics = [v for v in (*syntax.shared, *kernel.shared) if v.size]
-        placed, self.static_shared = place(statics)
-        dynamic_start = -(-self.static_shared // 128) * 128 if self.static_shared else 0
-        dynamic = [(v, dynamic_start) for v in (*syntax.shared, *kernel.shared) if not v.size]
-        shared = [(v, SHARED_BASE + offset) for v, offset in placed + dynamic]
-        if dynamic:
-            self.static_shared = dynamic_start
-        regions = [(v, (FIRST_ARRAY + n) << REGION_SHIFT) for n, v in enumerate(syntax.globals)]
-        for space, variables in (("param", self.params), ("shared", shared), ("global", regions)):
-            for variable, address in variables:
-                self.addresses[variable.name], self.spaces[variable.name] = address, space
+        self.expansion = expand(syntax, kernel)
+        self.instructions, self.local_size = self.expansion.instructions, self.expansion.local_size
+        self.functions = function_addresses(syntax)
+        shared, self.static_shared = shared_places(syntax, self.expansion.reached)
+        if self.static_shared > MOST_SHARED:
+            problem = f"{kernel.name} has {self.static_shared} bytes of shared variables, at most {MOST_SHARED} fit"
+            raise syntax.error(problem, kernel.position)
+        self.static: dict[Variable, Place] = global_places(syntax) | shared
+        self.static |= {v: Place(offset, "param", v.size, v.size) for v, offset in self.params}
+        self.param_names = {variable.name: variable for variable in kernel.params}
+        self.registers: dict[Scope, dict[str, tuple[int, str]]] = {scope: {} for scope in self.expansion.labels}
 
     def error(self, problem: str) -> PtxError:
         return self.syntax.error(problem, self.instruction.position)
 
     def unimplemented(self) -> PtxError:
-        name = ".".join((self.instruction.mnemonic, *self.instruction.qualifiers))
-        return self.error(f"the instruction {name} is not implemented")
+        return self.error(f"the instruction {self.instruction.name} is not implemented")
 
     # Names
 
-    def register_type(self, name: str, scope: tuple[int, ...]) -> tuple[tuple[int, ...], str] | None:
+    def register_type(self, name: str, scope: Scope) -> tuple[Scope, str] | None:
         """The scope that declares a register, and its type."""
-        for depth in range(len(scope), -1, -1):
-            inner = scope[:depth]
-            if (inner, name) in self.kernel.registers:
-                return inner, self.kernel.registers[inner, name]
-            digits = re.search(r"\d+$", name)
-            for split in range(digits.start(), len(name)) if digits else ():
-                found = self.kernel.ranges.get((inner, name[:split]))
-                if found and str(int(name[split:])) == name[split:] and int(name[split:]) < found[1]:
-                    return inner, found[0]
-        return None
+        found = scope.register(name)
+        return (found[0], found[2]) if found else None
 
     def label(self, name: str) -> int:
-        scope = self.instruction.scope
-        for depth in range(len(scope), -1, -1):
-            if (scope[:depth], name) in self.kernel.labels:
-                return self.kernel.labels[scope[:depth], name]
+        for scope in self.instruction.scope.outward():
+            labels = self.expansion.labels.get(scope, {})
+            if name in labels:
+                return labels[name]
         raise self.error(f"there is no label {name}")
 
     def register(self, operand: Operand) -> tuple[int, str]:
         """Slot and type of a register operand."""
         if not isinstance(operand, Name):
             raise self.error("expected a register")
-        found = self.register_type(operand.text, self.instruction.scope)
+        scope = self.instruction.scope
+        known = self.registers[scope]
+        if operand.text in known:
+            return known[operand.text]
+        found = scope.register(operand.text)
         if found is None:
             raise self.error(f"the register {operand.text} is not declared")
-        scope, kind = found
-        key = (scope, operand.text)
+        declaring, name, kind = found
+        key = (declaring, name)
         if key not in self.slots.registers:
-            self.slots.registers[key] = self.slots.new(TYPE_BITS[kind] == 64)
-        return self.slots.registers[key], kind
+            self.slots.registers[key] = self.slots.new(TYPE_BITS[kind] >= 64)
+            if kind == "b128":
+                self.slots.registers[declaring, name + " high"] = self.slots.new(True)
+        known[operand.text] = self.slots.registers[key], kind
+        return known[operand.text]
+
+    def variable(self, name: str) -> Place | None:
+        """Where a variable, parameter or function lies; None for other names and for registers."""
+        scope = self.instruction.scope
+        if name in self.registers[scope] or scope.register(name):
+            return None
+        for around in scope.outward():
+            if name in self.expansion.places.get(around, {}):
+                return self.expansion.places[around][name]
+            if name in around.variables:
+                return self.static.get(around.variables[name])
+        variable = self.param_names.get(name) or self.syntax.names.get(name)
+        if variable is not None:
+            return self.static.get(variable)
+        if name in self.functions:
+            return Place(self.functions[name], "function", 0, 1)
+        return None
+
+    def halves(self, operand: Operand) -> list[tuple[int, bool]]:
+        """The two 64-bit operands that stand for a .b128 register, the low half first."""
+        if operand == Name("_"):
+            return [(0, True), (0, True)]
+        slot, kind = self.register(operand)
+        if kind != "b128":
+            assert isinstance(operand, Name)
+            raise self.error(f"{operand.text} is a .{kind} register, the instruction takes .b128")
+        return [(slot, True), (slot + 2, True)]
+
+    def carry(self) -> int:
+        """The slot of the carry flag, a predicate of its own."""
+        key = (self.kernel.scopes[0], "the carry")
+        if key not in self.slots.registers:
+            self.slots.registers[key] = self.slots.new(False)
+        return self.slots.registers[key]
 
     def constant(self, value: int, wide: bool) -> tuple[int, bool]:
         if (value, wide) not in self.slots.constants:
@@ -183,53 +252,65 @@ class Decoder:
         """A register, special register, number or variable's address, read as type `kind`."""
         wide = TYPE_BITS[kind] == 64
         if isinstance(operand, Immediate):
-            return self.constant(immediate_bits(operand, kind), wide)
-        if isinstance(operand, Name):
-            if operand.text in SPECIALS:
-                if wide:
-                    raise self.error(f"{operand.text} has 32 bits, the instruction takes .{kind}")
-                if operand.text not in self.slots.specials:
-                    self.slots.specials[operand.text] = self.slots.new(False)
-                return self.slots.specials[operand.text], False
-            if operand.text == "WARP_SZ":
-                return self.constant(32, wide)
-            if operand.text in self.addresses and self.register_type(operand.text, self.instruction.scope) is None:
-                return self.constant(self.addresses[operand.text], wide)
+            try:
+                return self.constant(immediate_bits(operand, kind), wide)
+            except ValueError as problem:
+                raise self.error(str(problem)) from None
+        if isinstance(operand, Address) and not operand.brackets and isinstance(operand.base, Name):
+            return self.address_of(operand.base.text, operand.offset, operand.scaled, wide)
+        if isinstance(operand, Name) and operand.text not in self.registers[self.instruction.scope]:
+            if operand.text in SPECIALS or operand.text in CONSTANT_SPECIALS:
+                return self.special(operand.text, kind)
+            if self.variable(operand.text) is not None:
+                return self.address_of(operand.text, 0, False, wide)
         slot, declared = self.register(operand)
         self.check_width(operand, declared, kind, loose)
         return slot, TYPE_BITS[declared] == 64
 
+    def special(self, name: str, kind: str) -> tuple[int, bool]:
+        """A special register that does not change while a kernel runs."""
+        value, widths = CONSTANT_SPECIALS.get(name, (0, (32,)))
+        bits = TYPE_BITS[kind]
+        if bits not in widths and (bits != 16 or 32 not in widths):
+            raise self.error(f"{name} has {' or '.join(map(str, widths))} bits, the instruction takes .{kind}")
+        if name in CONSTANT_SPECIALS:
+            return self.constant(value, bits == 64)
+        if name not in self.slots.specials:
+            self.slots.specials[name] = self.slots.new(False)
+        return self.slots.specials[name], False
+
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
         have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-        need = max(need, 16) if need != 1 else 1
-        have = max(have, 16) if have != 1 else 1
         if (have < need if loose else have != need) or (have == 1) != (need == 1):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
 
+    def address_of(self, name: str, offset: int, scaled: bool, wide: bool) -> tuple[int, bool]:
+        """The address of a variable or function, as a constant."""
+        place = self.variable(name)
+        if place is None:
+            raise self.error(f"{name} is no variable")
+        if self.instruction.mnemonic not in ("mov", "cvta", "call"):
+            raise self.error(f"{self.instruction.mnemonic} takes a register, not the address of {name}")
+        return self.constant(place.address + offset * (place.unit if scaled else 1), wide)
+
     def address(self, operand: Operand) -> tuple[tuple[int, bool], int, str | None]:
         """Base operand, byte offset, and the state space where the base is a variable."""
-        if not isinstance(operand, Address):
+        if not isinstance(operand, Address) or not (operand.brackets or operand.scaled):
             raise self.error("expected an address in brackets")
         base = operand.base
         if isinstance(base, Immediate):
             return self.constant(int(base.value), True), operand.offset, None
-        if base.text in self.addresses and self.register_type(base.text, self.instruction.scope) is None:
-            return self.constant(self.addresses[base.text], True), operand.offset, self.spaces[base.text]
+        place = self.variable(base.text)
+        if place is not None:
+            offset = operand.offset * (place.unit if operand.scaled else 1)
+            return self.constant(place.address, True), offset, place.space
+        if operand.scaled:
+            raise self.error(f"{base.text} is no array")
         slot, declared = self.register(base)
         if TYPE_BITS[declared] not in (32, 64):
             raise self.error(f"{base.text} is a .{declared} register, an address takes 32 or 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
-
-
-def place(variables: list[Variable]) -> tuple[list[tuple[Variable, int]], int]:
-    """Offsets of variables one after another, each aligned, and their total size."""
-    placed, end = [], 0
-    for variable in variables:
-        end = -(-end // variable.alignment) * variable.alignment
-        placed.append((variable, end))
-        end += variable.size
-    return placed, end
 
 
 def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[list[int]]:
@@ -245,6 +326,9 @@ def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[
     return result
 
 
+PRIVATE = (SPACES["shared"], SPACES["local"])
+
+
 def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[int]:
     """The parameters that may reach the address of a plain global store, found by walking back from its register.
 
@@ -257,7 +341,7 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
         for slot, _ in row.operands[: row.dsts]:
             definitions.setdefault(slot, []).append(row)
     found: set[int] = set()
-    waiting = [row.operands[0][0] for row, _ in rows if row.op == "store" and row.mod[2] != SPACES["shared"]]
+    waiting = [row.operands[0][0] for row, _ in rows if row.op == "store" and row.mod[2] not in PRIVATE]
     seen = set(waiting)
     while waiting:
         for row in definitions.get(waiting.pop(), ()):
@@ -274,7 +358,7 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
     return found
 
 
-def synchronises(kernel: Kernel) -> bool:
+def synchronises(instructions: list[Instruction]) -> bool:
     """Whether a kernel has fences, atomics with a result, or loads and stores stronger than weak.
 
     A red counts for nothing: only one of these could see its effect.
@@ -283,8 +367,48 @@ def synchronises(kernel: Kernel) -> bool:
     return any(
         instruction.mnemonic in ("atom", "fence", "membar")
         or (instruction.mnemonic in ("ld", "st") and not strong.isdisjoint(instruction.qualifiers))
-        for instruction in kernel.instructions
+        for instruction in instructions
     )
+
+
+def encode(
+    decoder: Decoder,
+    rows: list[tuple[Row, Instruction]],
+    opcodes: dict[str, int],
+    targets: list[int],
+    joins: dict[int, int],
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """The rows as the core reads them."""
+    code = np.zeros(len(rows), ROW)
+    ops, guards, wides, mods = [], [], [], []
+    places: list[int] = []  # of the operands, in the flattened matrix of operands
+    slots: list[int] = []
+    for n, (row, instruction) in enumerate(rows):
+        decoder.instruction = instruction
+        if row.op not in opcodes:
+            raise decoder.unimplemented()
+        if len(row.operands) > MAX_OPERANDS:
+            raise decoder.error(f"{len(row.operands)} operands, at most {MAX_OPERANDS} are possible")
+        guard = NO_GUARD
+        if instruction.guard is not None:
+            guard = decoder.destination(Name(instruction.guard), "pred")[0]
+        start = n * MAX_OPERANDS
+        places += range(start, start + len(row.operands))
+        slots += [slot for slot, _ in row.operands]
+        ops.append(opcodes[row.op])
+        guards.append(guard)
+        wides.append(sum([1 << k for k, (_, is_wide) in enumerate(row.operands) if is_wide]))
+        mods.append((*row.mod, 0, 0, 0, 0)[:4])
+    operands = np.zeros(len(rows) * MAX_OPERANDS, np.uint16)
+    operands[places] = np.array(slots, np.int64).astype(np.uint16)
+    code["operand"] = operands.reshape(-1, MAX_OPERANDS)
+    code["op"], code["guard"], code["wide"], code["mod"] = ops, guards, wides, np.array(mods, np.uint64)
+    code["negated"] = [instruction.negated for _, instruction in rows]
+    code["dsts"] = [row.dsts for row, _ in rows]
+    code["srcs"] = [len(row.operands) - row.dsts for row, _ in rows]
+    code["target"], code["reconverge"] = targets, [joins.get(n, -1) for n in range(len(rows))]
+    code["offset"] = [row.offset for row, _ in rows]
+    return code
 
 
 def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[str, int]) -> Program:
@@ -293,26 +417,15 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
     for n, (row, instruction) in enumerate(rows):
         if row.op == "branch":
             decoder.instruction = instruction
-            operand = instruction.operands[0]
+            (operand,) = instruction.operands
             assert isinstance(operand, Name)
             targets[n] = decoder.label(operand.text)
     joins = reconvergence(successors(rows, targets), [n for n, (row, _) in enumerate(rows) if row.op == "branch"])
-    code = np.zeros(len(rows), ROW)
-    for n, (row, instruction) in enumerate(rows):
-        decoder.instruction = instruction
-        if row.op not in opcodes:
-            raise decoder.unimplemented()
-        assert len(row.operands) <= MAX_OPERANDS
-        guard = NO_GUARD
-        if instruction.guard is not None:
-            guard = decoder.destination(Name(instruction.guard), "pred")[0]
-        wide = sum(1 << k for k, (_, is_wide) in enumerate(row.operands) if is_wide)
-        operands = [slot for slot, _ in row.operands] + [0] * (MAX_OPERANDS - len(row.operands))
-        mod = (*row.mod, 0, 0, 0, 0)[:4]
-        head = (opcodes[row.op], guard, operands, instruction.negated, row.dsts, len(row.operands) - row.dsts, 0, wide)
-        code[n] = (*head, targets[n], joins.get(n, -1), mod, row.offset)
+    code = encode(decoder, rows, opcodes, targets, joins)
     slots = decoder.slots
-    assert slots.count < NO_GUARD, f"{slots.count} register slots do not fit 16 bits"
+    if slots.count >= NO_GUARD:
+        problem = f"{decoder.kernel.name} uses {slots.count} register slots, the emulator has {NO_GUARD - 1}"
+        raise decoder.syntax.error(problem, decoder.kernel.position)
     image = np.zeros((slots.count, 32), np.uint32)
     undefined = np.zeros(slots.count, np.uint32)
     for (value, is_wide), slot in slots.constants.items():
@@ -321,6 +434,8 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         else:
             image[slot] = value & (2**32 - 1)
     undefined[list(slots.registers.values())] = 0xFFFFFFFF
+    if "%dynamic_smem_size" in slots.specials:
+        image[slots.specials["%dynamic_smem_size"]] = decoder.static_shared  # control.c subtracts it from the total
     specials = np.array([(SPECIALS[name], slot) for name, slot in slots.specials.items()], np.int32).reshape(-1, 2)
     return Program(
         kernel=decoder.kernel,
@@ -331,8 +446,10 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         params=decoder.params,
         params_size=decoder.params_size,
         static_shared=decoder.static_shared,
+        local_size=decoder.local_size,
+        sources=decoder.syntax.sources([instruction.position for _, instruction in rows]),
         positions=[instruction.position for _, instruction in rows],
-        names=[".".join((instruction.mnemonic, *instruction.qualifiers)) for _, instruction in rows],
+        names=[instruction.name for _, instruction in rows],
         stored=stored_params(decoder, rows),
-        synchronises=synchronises(decoder.kernel),
+        synchronises=synchronises(decoder.instructions),
     )

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.emulator.bind import Array, bind, initial, invalid
+from lowbitvm.runtime.emulator.bind import Array, bind, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
-from lowbitvm.runtime.emulator.parse import Instruction, Kernel, Syntax, parse
-from lowbitvm.runtime.emulator.report import CHECKS, Launch, Report
+from lowbitvm.runtime.emulator.parse import parse
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Launch, Report
 from lowbitvm.runtime.emulator.results import Outline, build_report
+from lowbitvm.runtime.emulator.syntax import Kernel, Syntax
+from lowbitvm.runtime.emulator.variables import initial_contents, view
 
 try:
     CORE: Any = importlib.import_module("lowbitvm.runtime.emulator._core")
@@ -23,18 +25,21 @@ except ImportError:
     CORE = None
 
 STEP_LIMIT = 1 << 40
-NUMERICS = {"hw": 0, "float64": 1}
-# Fraction bits kept and products summed at once by the f16 and bf16 tensor cores, from compute capability x 10.
-TENSOR_CORES = {75: (24, 16), 80: (24, 8), 90: (25, 16)}
+NUMERICS = {"hw": 0, "bound": 1, "permute": 2}
 
 
 @dataclass
 class Module:
-    """Loaded PTX. Module-level .global variables keep their contents from launch to launch."""
+    """Loaded PTX. Module-level .global variables keep their contents from launch to launch.
+
+    `symbols`: the bytes of each module-level .global and .const variable as an array of its type, to read and to write
+    between launches.
+    """
 
     syntax: Syntax = field(repr=False)
     programs: dict[str, Program] = field(repr=False)
     globals: list[Array] = field(default_factory=list, repr=False)
+    symbols: dict[str, Array] = field(default_factory=dict, repr=False)
     outlines: dict[str, Outline] = field(default_factory=dict, repr=False)  # of the kernels launched so far
 
     def launch(
@@ -57,7 +62,9 @@ class Module:
         `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param.
         `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
-        or "float64" (sums in double, rounded to f32). `seed` picks the order in which warps and diverged lanes run.
+        (bit for bit), "bound" (sums in double, rounded once; the report says how far the hardware may be from them and
+        how far it was), or "permute" (the hardware's, with k in random order within an instruction). `seed` picks the
+        order in which warps and diverged lanes run.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
 
         Races on global memory are those of plain loads and stores, between warps without a barrier and between blocks.
@@ -71,11 +78,11 @@ class Module:
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
         buffers, params = bind(program, args, self.globals)
-        fraction, group = _tensor_core(arch or self.syntax.target)
         mask = _check_mask(checks, program)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
-        config += [_choice(numerics, NUMERICS, "numerics"), fraction, group, seed % 2**32, step_limit]
+        config += [_choice(numerics, NUMERICS, "numerics"), _capability(arch or self.syntax.target)]
+        config += [seed % 2**32, step_limit]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         started = time.perf_counter()
@@ -104,16 +111,20 @@ def load(text: str) -> Module:
     assert CORE.instruction_bytes == ROW.itemsize
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
-    programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items()}
-    variables = [initial(variable) for variable in syntax.globals]
-    return Module(syntax, programs, variables)
+    programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items() if kernel.defined}
+    contents = initial_contents(syntax)
+    number = {variable: n for n, variable in enumerate(syntax.globals)}
+    symbols = {name: view(v, contents[number[v]]) for name, v in syntax.names.items() if v in number}
+    for variable, data in zip(syntax.globals, contents, strict=True):
+        if variable.space == "const":
+            contents[number[variable]] = data.view()
+            contents[number[variable]].flags.writeable = False
+    return Module(syntax, programs, contents, symbols)
 
 
 def _program(syntax: Syntax, kernel: Kernel, opcodes: dict[str, int]) -> Program:
     decoder = Decoder(syntax, kernel)
-    end = kernel.instructions[-1].position if kernel.instructions else 0
-    final = Instruction("exit", (), (), None, False, end, ())
-    rows = [(decode(decoder, instruction), instruction) for instruction in (*kernel.instructions, final)]
+    rows = [(decode(decoder, instruction), instruction) for instruction in decoder.instructions]
     return build(decoder, rows, opcodes)
 
 
@@ -135,20 +146,24 @@ def _extent(values: Sequence[int], what: str) -> tuple[int, int, int]:
 def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
     if block[0] * block[1] * block[2] > 1024:
         raise invalid(f"the block {block} has {block[0] * block[1] * block[2]} threads", "use at most 1024")
+    most = kernel.most_block
+    if most is not None and block[0] * block[1] * block[2] > most[0] * most[1] * most[2]:
+        raise invalid(f"{kernel.name} has .maxntid {most}, the block is {block}", "launch it with fewer threads")
     if kernel.required_block not in (None, block):
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
 
 
 def _check_mask(checks: str | set[str], program: Program) -> int:
     if isinstance(checks, str):
-        mask = _choice(checks, {"all": sum(CHECKS.values()), "none": 0}, "checks")
+        mask = _choice(checks, {"all": sum(CHECKS[check] for check in CHECKS.keys() - OPT_IN), "none": 0}, "checks")
     else:
         mask = sum(_choice(check, CHECKS, "a check") for check in checks)
     return mask & ~CHECKS["race_global"] if program.synchronises else mask
 
 
-def _tensor_core(arch: str) -> tuple[int, int]:
+def _capability(arch: str) -> int:
+    """Compute capability x 10."""
     match = re.fullmatch(r"sm_(\d+)[af]?", arch)
     if match is None or int(match[1]) < 75:
         raise invalid(f"the architecture is {arch!r}", "name one like sm_80, from sm_75 on")
-    return TENSOR_CORES[max(start for start in TENSOR_CORES if start <= int(match[1]))]
+    return int(match[1])

@@ -35,11 +35,14 @@ KINDS = (
     ("copy_never_awaited", "exit with a cp.async of {size} bytes to shared address {address:#x} in flight"),
     ("read_only", "write to {where}, an array that is read-only"),
     ("limit", "the emulator's limit of {size} is reached (an endless loop?)"),
+    ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
+    ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
 
-# Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "race_global" stands for both
+# Names for `checks`; "all" leaves out OPT_IN. What a GPU traps on (bounds, alignment, deadlock) is always checked. "race_global" stands for both
 # kinds of races on global memory.
-CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32}
+CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32, "shift": 64}
+OPT_IN = {"shift"}
 
 
 SCHEMA = 1  # of `Report.to_json`; a number that is not this one means that a key changed its meaning or went

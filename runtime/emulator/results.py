@@ -7,8 +7,7 @@ import numpy as np
 
 from lowbitvm.runtime.emulator.bind import Buffer
 from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
-from lowbitvm.runtime.emulator.decode import REGION_SHIFT, Program
-from lowbitvm.runtime.emulator.parse import Syntax
+from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
     KINDS,
@@ -22,6 +21,8 @@ from lowbitvm.runtime.emulator.report import (
     MatrixCount,
     Report,
 )
+from lowbitvm.runtime.emulator.syntax import Syntax
+from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Tally = np.ndarray[Any, np.dtype[np.uint64]]
@@ -73,7 +74,7 @@ def build_report(
     seconds: float,
 ) -> Report:
     counts, traffic, findings = raw
-    tally = np.array(counts, np.uint64).reshape(-1, len(COLUMNS))
+    tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
     by_line = _grouped(tally, outline.line, len(outline.places))
     counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic))
     found = [_finding(syntax, program, buffers, item, launch) for item in findings]
@@ -126,8 +127,7 @@ def _counters(outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, 
 
 def _source(program: Program, pc: int) -> str | None:
     """The "file:line" of an instruction's .loc."""
-    del program, pc
-    return None
+    return program.sources[pc]
 
 
 def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[int, ...], launch: Launch) -> Finding:

@@ -8,7 +8,8 @@ static u32 check_of(int kind) {
     case F_UNINITIALISED_SHARED: case F_UNINITIALISED_GLOBAL: return CHECK_UNINITIALISED;
     case F_UNDEFINED_ADDRESS: case F_UNDEFINED_PREDICATE: case F_UNDEFINED_STORE: return CHECK_UNDEFINED;
     case F_RACE_ASYNC: case F_SOURCE_SIZE: case F_PENDING_COPY: return CHECK_ASYNC;
-    case F_BARRIER_DIVERGED: return CHECK_BARRIER;
+    case F_BARRIER_DIVERGED: case F_SHUFFLE_SOURCE: return CHECK_BARRIER;
+    case F_SHIFT: return CHECK_SHIFT;
     default: return FULL; /* what a GPU would trap on cannot be switched off */
     }
 }
@@ -154,22 +155,42 @@ static void run_warp(Machine *m, Warp *w, u64 budget) {
     m->steps += budget - left;
 }
 
-static void fill_specials(Machine *m, Warp *w) {
-    const u32 blocks[3] = {m->block_index % m->grid[0], m->block_index / m->grid[0] % m->grid[1],
-                           m->block_index / m->grid[0] / m->grid[1]};
-    for (u32 n = 0; n < m->special_count; n++) {
-        const i32 which = m->specials[2 * n];
-        u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * (u32)m->specials[2 * n + 1]);
-        for (u32 l = 0; l < LANES; l++) {
-            const u32 t = w->index * LANES + l;
-            const u32 below = (1u << l) - 1, own = 1u << l;
-            const u32 values[] = {t % m->block[0], t / m->block[0] % m->block[1], t / m->block[0] / m->block[1],
-                                  m->block[0], m->block[1], m->block[2], blocks[0], blocks[1], blocks[2],
-                                  m->grid[0], m->grid[1], m->grid[2], l, w->index, m->warps, own, below, below | own,
-                                  ~(below | own), ~below};
-            d[l] = values[which];
-        }
+/* Special register `which` of one thread, numbered as in decode.py. */
+static u32 special(const Machine *m, const Warp *w, i32 which, u32 l, u32 initial) {
+    const u32 t = w->index * LANES + l, below = (1u << l) - 1, own = 1u << l, n = m->block_index;
+    switch (which) {
+    case 0: return t % m->block[0];
+    case 1: return t / m->block[0] % m->block[1];
+    case 2: return t / m->block[0] / m->block[1];
+    case 3: case 4: case 5: return m->block[which - 3];
+    case 6: return n % m->grid[0];
+    case 7: return n / m->grid[0] % m->grid[1];
+    case 8: return n / m->grid[0] / m->grid[1];
+    case 9: case 10: case 11: return m->grid[which - 9];
+    case 12: return l;
+    case 13: return w->index;
+    case 14: return m->warps;
+    case 15: return own;
+    case 16: return below;
+    case 17: return below | own;
+    case 18: return ~(below | own);
+    case 19: return ~below;
+    case 20: return m->shared_end - SHARED_BASE - initial; /* shared memory: the dynamic part, */
+    default: return m->shared_end - SHARED_BASE;           /* all */
     }
+}
+
+static void fill_specials(Machine *m, Warp *w) {
+    for (u32 n = 0; n < m->special_count; n++) {
+        u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * (u32)m->specials[2 * n + 1]);
+        for (u32 l = 0; l < LANES; l++) d[l] = special(m, w, m->specials[2 * n], l, d[l]);
+    }
+}
+
+/* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */
+static void read_clock(Warp *w, const Insn *i, u32 active) {
+    const u64 now = (w->m->steps + ++w->m->ticks) * 32;
+    EACH(active, l) set_lane(w, i, 0, l, now >> i->mod[0]);
 }
 
 static void start_block(Machine *m) {
@@ -243,4 +264,5 @@ const Opcode control_ops[] = {{"branch", branch, OWN_UNDEFINED},
                               {"barrier", barrier_sync, OWN_UNDEFINED},
                               {"warp_sync", warp_sync, OWN_UNDEFINED},
                               {"nothing", nothing, OWN_UNDEFINED},
+                              {"clock", read_clock, 0},
                               {0}};

@@ -1,20 +1,5 @@
-/* cvt between integers and floats, and the packing conversions to f16x2 and bf16x2. */
-#include "half.h"
-#include <math.h>
-
-enum { F16, BF16, F32, F64 };                                            /* float kinds */
-enum { NEAREST, ZERO, DOWN, UP };                                        /* rounding modes */
-enum { SATURATE = 1, FLUSH = 2, REMAIN_FLOAT_INTEGER = 4, RELU = 8 };    /* flags */
-
-static double read_float(const Warp *w, const Insn *i, u32 n, u32 lane, u32 kind) {
-    u64 bits = get_lane(w, i, n, lane);
-    switch (kind) {
-    case F16: return f32_of_f16((u32)bits & 0xFFFF);
-    case BF16: return f32_of_bf16((u32)bits & 0xFFFF);
-    case F32: return f32_of_bits((u32)bits);
-    default: return f64_of_bits(bits);
-    }
-}
+/* cvt between integers and floats of every format, one by one and packed. */
+#include "numbers.h"
 
 static double to_integral(double d, u32 rounding) {
     switch (rounding) {
@@ -22,37 +7,6 @@ static double to_integral(double d, u32 rounding) {
     case ZERO: return trunc(d);
     case DOWN: return floor(d);
     default: return ceil(d);
-    }
-}
-
-/* Rounded to f32 in a direction: step from the nearest where it lies on the wrong side. */
-static float to_f32(double d, u32 rounding) {
-    float f = (float)d;
-    if (rounding == NEAREST || (double)f == d || f != f) return f;
-    if (rounding == ZERO) return toward_zero_f32(d);
-    if (rounding == DOWN) return f > d ? nextafterf(f, -INFINITY) : f;
-    return f < d ? nextafterf(f, INFINITY) : f;
-}
-
-/* The neighbour of a 16-bit float one step toward zero. */
-static u32 cut_half(double d, u32 kind) {
-    u32 h = kind == F16 ? f16_of_f32(odd_f32(d)) : bf16_of_f32(odd_f32(d));
-    double value = kind == F16 ? f32_of_f16(h) : f32_of_bf16(h);
-    return fabs(value) > fabs(d) ? h - 1 : h;
-}
-
-static u64 encode_float(double d, u32 kind, u32 rounding, u32 flags) {
-    if (flags & SATURATE) d = d > 0 ? (d < 1 ? d : 1) : 0;
-    if (flags & RELU) d = d > 0 || d != d ? d : 0;
-    switch (kind) {
-    case F16: return rounding == ZERO ? cut_half(d, F16) : f16_of_f32(odd_f32(d));
-    case BF16: return rounding == ZERO ? cut_half(d, BF16) : bf16_of_f32(odd_f32(d));
-    case F32: {
-        float f = to_f32(d, rounding);
-        if (flags & FLUSH && fabsf(f) < 0x1p-126f) f = copysignf(0, f);
-        return canonical(f);
-    }
-    default: return bits_of_f64(d);
     }
 }
 
@@ -66,6 +20,11 @@ static void put_integer(const Warp *w, const Insn *i, u32 lane, u64 value, u32 b
     set_lane(w, i, 0, lane, zero_extend(value, register_bits));
 }
 
+static i64 clamp(i64 value, u32 bits, bool is_signed) {
+    const i64 high = (i64)(((u64)1 << (bits - is_signed)) - 1), low = is_signed ? -high - 1 : 0;
+    return value < low ? low : value > high ? high : value;
+}
+
 /* mod[0]: source bits | signed << 8 | destination bits << 16 | signed << 24; mod[1]: saturate; mod[2]: register bits. */
 static void cvt_int_int(Warp *w, const Insn *i, u32 active) {
     const u32 from = i->mod[0] & 255, to = i->mod[0] >> 16 & 255;
@@ -74,25 +33,27 @@ static void cvt_int_int(Warp *w, const Insn *i, u32 active) {
         u64 value = get_lane(w, i, 1, l);
         value = from_signed ? (u64)sign_extend(value, from) : zero_extend(value, from);
         if (i->mod[1]) {
-            const __int128 wide = from_signed ? (__int128)(i64)value : (__int128)value;
-            const __int128 high = ((__int128)1 << (to - to_signed)) - 1, low = to_signed ? -high - 1 : 0;
-            value = (u64)(wide < low ? low : wide > high ? high : wide);
+            const bool huge = !from_signed && value >> 63; /* does not fit i64 */
+            if (to == 64) value = to_signed && huge ? INT64_MAX : !to_signed && from_signed && (i64)value < 0 ? 0 : value;
+            else value = (u64)clamp(huge ? INT64_MAX : (i64)value, to, to_signed);
         }
         put_integer(w, i, l, value, to, to_signed, i->mod[2]);
     }
 }
 
-/* mod[0] as above with the float kind for the source bits; mod[1]: rounding | flags << 8; mod[2]: register bits. */
+/* mod[0] as above with the float's format for the source bits; mod[1]: rounding | flags << 8; mod[2]: register bits.
+ * Out of range gives the nearest integer; NaN gives 0, or the top bit alone where one side is 64 bits wide. */
 static void cvt_float_int(Warp *w, const Insn *i, u32 active) {
     const u32 kind = i->mod[0] & 255, to = i->mod[0] >> 16 & 255;
     const bool to_signed = i->mod[0] >> 24 & 1;
     const double high = ldexp(1, (int)(to - to_signed)), low = to_signed ? -high : 0;
+    const u64 of_nan = kind == F64 || to == 64 ? (u64)1 << (to - 1) : 0;
     EACH(active, l) {
-        double d = read_float(w, i, 1, l, kind);
+        double d = decode_float(get_lane(w, i, 1, l), kind);
         u64 value;
         if (i->mod[1] >> 8 & FLUSH && fabs(d) < 0x1p-126) d = 0;
         d = to_integral(d, i->mod[1] & 255);
-        if (d != d) value = 0;
+        if (d != d) value = of_nan;
         else if (d >= high) value = zero_extend(~(u64)0, to - to_signed);
         else if (d <= low) value = to_signed ? (u64)1 << (to - 1) : 0;
         else value = d < 0 ? (u64)(i64)d : (u64)d;
@@ -100,29 +61,33 @@ static void cvt_float_int(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-/* mod[0]: source bits | signed << 8 | float kind << 16; mod[1]: rounding | flags << 8. */
+/* mod[0]: source bits | signed << 8 | format << 16; mod[1]: rounding | flags << 8. */
 static void cvt_int_float(Warp *w, const Insn *i, u32 active) {
     const u32 from = i->mod[0] & 255, kind = i->mod[0] >> 16 & 255, rounding = i->mod[1] & 255, flags = i->mod[1] >> 8;
     const bool is_signed = i->mod[0] >> 8 & 1;
     EACH(active, l) {
         u64 value = get_lane(w, i, 1, l);
+        bool negative;
         value = is_signed ? (u64)sign_extend(value, from) : zero_extend(value, from);
         if (kind == F32 && rounding == NEAREST && !flags) {
             set_lane(w, i, 0, l, bits_of_f32(is_signed ? (float)(i64)value : (float)value));
             continue;
         }
-        set_lane(w, i, 0, l, encode_float(is_signed ? (double)(i64)value : (double)value, kind, rounding, flags));
+        negative = is_signed && value >> 63;
+        if (flags & SATURATE) value = negative ? 0 : value > 0, negative = false;
+        if (negative) value = 0 - value;
+        set_lane(w, i, 0, l, value ? round_magnitude(negative, value, 0, kind, rounding, flags, 0) : 0);
     }
 }
 
-/* mod[0]: source kind | destination kind << 16; mod[1]: rounding | flags << 8. */
+/* mod[0]: source format | destination format << 16; mod[1]: rounding | flags << 8. */
 static void cvt_float_float(Warp *w, const Insn *i, u32 active) {
     const u32 from = i->mod[0] & 255, to = i->mod[0] >> 16 & 255, rounding = i->mod[1] & 255, flags = i->mod[1] >> 8;
     EACH(active, l) {
-        double d = read_float(w, i, 1, l, from);
+        double d = decode_float(get_lane(w, i, 1, l), from);
         if (flags & FLUSH && from == F32 && fabs(d) < 0x1p-126) d = copysign(0, d);
-        if (flags & REMAIN_FLOAT_INTEGER) d = to_integral(d, rounding);
-        set_lane(w, i, 0, l, encode_float(d, to, rounding, flags));
+        if (flags & TO_INTEGRAL) d = to_integral(d, rounding);
+        set_lane(w, i, 0, l, encode_float(d, to, rounding, to == F32 ? flags : flags & ~(u32)FLUSH, 0));
     }
 }
 
@@ -136,18 +101,71 @@ VECTOR static void cvt_f16_f32(Warp *w, const Insn *i, u32 active) {
     const float *x = SLOT(1);
     LANEWISE(d[l] = f16_of_f32(x[l]);)
 }
-
-/* cvt.f16x2.f32 d, a, b: a goes to the high half. mod as cvt_float_float. */
-static void cvt_pack(Warp *w, const Insn *i, u32 active) {
-    const u32 to = i->mod[0] >> 16 & 255, rounding = i->mod[1] & 255, flags = i->mod[1] >> 8;
+VECTOR static void cvt_f32_bf16(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
-    EACH(active, l) {
-        const u32 high = (u32)encode_float(read_float(w, i, 1, l, F32), to, rounding, flags);
-        d[l] = high << 16 | (u32)encode_float(read_float(w, i, 2, l, F32), to, rounding, flags);
+    const u32 *x = SLOT(1);
+    LANEWISE(d[l] = canonical(f32_of_bf16(x[l] & 0xFFFF));)
+}
+VECTOR static void cvt_bf16_f32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const float *x = SLOT(1);
+    LANEWISE(d[l] = bf16_of_f32(x[l]);)
+}
+VECTOR static void cvt_f16x2_f32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const float *x = SLOT(1), *y = SLOT(2);
+    LANEWISE(d[l] = f16_of_f32(x[l]) << 16 | f16_of_f32(y[l]);)
+}
+VECTOR static void cvt_bf16x2_f32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const float *x = SLOT(1), *y = SLOT(2);
+    LANEWISE(d[l] = bf16_of_f32(x[l]) << 16 | bf16_of_f32(y[l]);)
+}
+
+/* The 16 random bits of one element (the last is the highest), which .rs rounding adds to what it cuts off. The manual
+ * gives f16 13 bits of its half of the word, bf16 all 16; four 8-bit formats share a half by pairs, four of 4 bits the
+ * upper or lower bytes of both halves by pairs. */
+static u32 random_bits(u32 word, u32 element, u32 kind) {
+    const u32 upper = element >= 2;
+    switch (kind) {
+    case F16: return (word >> 16 * element & 0x1FFF) << 3;
+    case BF16: return word >> 16 * element & 0xFFFF;
+    case E2M1: return (word >> (16 + 8 * upper) & 0xFF) << 8 | (word >> 8 * upper & 0xFF);
+    default: return word >> 16 * upper & 0xFFFF;
     }
 }
 
-const Opcode convert_ops[] = {{"cvt_int_int", cvt_int_int, 0},     {"cvt_float_int", cvt_float_int, 0},
-                              {"cvt_int_float", cvt_int_float, 0}, {"cvt_float_float", cvt_float_float, 0},
-                              {"cvt_f32_f16", cvt_f32_f16, 0},     {"cvt_f16_f32", cvt_f16_f32, 0},
-                              {"cvt_pack", cvt_pack, 0},           {0}};
+/* Several elements at once. mod[0]: source format | destination format << 8 | elements << 16 | bits of a destination
+ * element << 24; mod[1]: rounding | flags << 8; mod[2]: bits of a source element, 0 where each has a register of its
+ * own (the first is the highest element). The last operand are the random bits of .rs. */
+static void cvt_packed(Warp *w, const Insn *i, u32 active) {
+    const u32 from = i->mod[0] & 255, to = i->mod[0] >> 8 & 255, count = i->mod[0] >> 16 & 255, width = i->mod[0] >> 24;
+    const u32 rounding = i->mod[1] & 255, flags = i->mod[1] >> 8;
+    EACH(active, l) {
+        const u32 random = rounding == STOCHASTIC ? (u32)get_lane(w, i, i->srcs, l) : 0;
+        u64 result = 0;
+        for (u32 n = 0; n < count; n++) {
+            const u64 bits = i->mod[2] ? get_lane(w, i, 1, l) >> i->mod[2] * n : get_lane(w, i, count - n, l);
+            result |= encode_float(decode_float(bits, from), to, rounding, flags, random_bits(random, n, to)) << width * n;
+        }
+        set_lane(w, i, 0, l, result);
+    }
+}
+
+/* cvt.pack: two saturated integers of mod[0] bits, a above b; where they leave room, c's low bits above them. mod[1]:
+ * signed. */
+static void cvt_pack(Warp *w, const Insn *i, u32 active) {
+    const u32 bits = i->mod[0];
+    u32 *d = SLOT(0);
+    EACH(active, l) {
+        const u64 a = (u64)clamp((i32)get_lane(w, i, 1, l), bits, i->mod[1]), b = (u64)clamp((i32)get_lane(w, i, 2, l), bits, i->mod[1]);
+        const u64 c = i->srcs > 2 ? get_lane(w, i, 3, l) : 0;
+        d[l] = (u32)(c << 2 * bits | zero_extend(a, bits) << bits | zero_extend(b, bits));
+    }
+}
+
+#define ENTRY(name) {#name, name, 0},
+const Opcode convert_ops[] = {
+    ENTRY(cvt_int_int) ENTRY(cvt_float_int) ENTRY(cvt_int_float) ENTRY(cvt_float_float) ENTRY(cvt_packed) ENTRY(cvt_pack)
+    ENTRY(cvt_f32_f16) ENTRY(cvt_f16_f32) ENTRY(cvt_f32_bf16) ENTRY(cvt_bf16_f32) ENTRY(cvt_f16x2_f32)
+    ENTRY(cvt_bf16x2_f32) {0}};

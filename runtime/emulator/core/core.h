@@ -30,8 +30,8 @@ typedef int64_t i64;
 #define MAX_STACK 256
 #define BARRIERS 16
 
-/* Hot loops are built twice where the compiler can choose at load time. */
-#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+/* Hot loops are built twice where the compiler can choose at load time, which is before a sanitizer's runtime starts. */
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define VECTOR __attribute__((target_clones("arch=x86-64-v3", "default"))) /* AVX2 and FMA */
 #else
 #define VECTOR
@@ -130,10 +130,12 @@ enum {
     F_BOUNDS_GLOBAL, F_BOUNDS_SHARED, F_BOUNDS_PARAM, F_MISALIGNED, F_UNINITIALISED_SHARED, F_UNINITIALISED_GLOBAL,
     F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
     F_RACE_GLOBAL_WARPS,
-    F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT
+    F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT,
+    F_SHUFFLE_SOURCE, F_SHIFT
 };
 enum { /* report.py's CHECKS */
-    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32
+    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32,
+    CHECK_SHIFT = 64
 };
 #define SHADOWED (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC) /* these need shared memory's access history */
 
@@ -151,6 +153,8 @@ typedef struct {
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
     u64 sectors, least_sectors; /* 32-byte sectors of global memory; the fewest possible for the bytes asked for */
     u64 worst_conflict; /* most wavefronts of one phase */
+    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two */
+    double bound, distance, worst_share;
 } Tally;
 
 struct Machine {
@@ -174,8 +178,8 @@ struct Machine {
     u32 clock, epoch; /* epoch: every warp has seen everything stamped before it */
     u32 *shared_write, *shared_read, *byte_write, *byte_read; /* shadow.c */
     u32 partial; /* a barrier joined only some of the warps since `epoch` */
-    u32 checks, collect, numerics, fraction_bits, group_size;
-    u64 random, steps, step_limit;
+    u32 checks, collect, numerics, arch; /* arch: compute capability x 10 */
+    u64 random, steps, step_limit, ticks;
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
     Finding *finding;
@@ -204,14 +208,21 @@ static inline void set_predicate(Warp *w, u32 slot, u32 active, u32 value) {
 static inline u32 get_predicate(const Warp *w, u32 slot) {
     return *(const u32 *)(w->slots + (size_t)SLOT_BYTES * slot);
 }
-/* setp writes p and, where it has two destinations, q = !p; mod[0]: 0 plain, 1 and, 2 or, 3 xor with predicate c;
- * mod[1]: negate c. */
+static inline u32 join_predicates(u32 p, u32 c, u32 how) { /* 0 p alone, 1 and, 2 or, 3 xor */
+    return how == 0 ? p : how == 1 ? p & c : how == 2 ? p | c : p ^ c;
+}
+/* setp writes p and, where it has two destinations, q = !p; mod[0]: joined how with predicate c; mod[1]: negate c. For
+ * set, mod[3] is what a register gets where p is true. */
 static inline void finish_setp(Warp *w, const Insn *i, u32 active, u32 p) {
     u32 q = ~p;
     if (i->mod[0]) {
         u32 c = get_predicate(w, i->operand[i->dsts + 2]) ^ (i->mod[1] ? FULL : 0);
-        p = i->mod[0] == 1 ? p & c : i->mod[0] == 2 ? p | c : p ^ c;
-        q = i->mod[0] == 1 ? q & c : i->mod[0] == 2 ? q | c : q ^ c;
+        p = join_predicates(p, c, i->mod[0]), q = join_predicates(q, c, i->mod[0]);
+    }
+    if (i->mod[3]) {
+        u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * i->operand[0]);
+        EACH(active, l) d[l] = p >> l & 1 ? i->mod[3] : 0;
+        return;
     }
     set_predicate(w, i->operand[0], active, p);
     if (i->dsts == 2) set_predicate(w, i->operand[1], active, q);
@@ -270,8 +281,17 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 enum { READ, WRITE, ATOMIC };
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
+enum { GENERIC, GLOBAL, SHARED, PARAM };
+typedef struct {
+    u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
+    u8 *bytes[LANES];
+    u32 lanes; /* those whose access is legal */
+} Access;
+/* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a);
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, bool write, Access *a);
 
 extern const Opcode atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
-extern const Opcode warp_ops[], mma_ops[];
+extern const Opcode warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
 
 #endif

@@ -51,12 +51,42 @@
     X(mul_hi_u32, u32, u32, u32, ((u64)a * b) >> 32)                                        \
     X(mul_hi_s32, u32, u32, i32, ((i64)a * b) >> 32)                                        \
     X(mul_hi_u64, u64, u64, u64, ((unsigned __int128)a * b) >> 64)                          \
-    X(mul_hi_s64, u64, u64, i64, ((__int128)a * b) >> 64)
+    X(mul_hi_s64, u64, u64, i64, ((__int128)a * b) >> 64)                                   \
+    X(add_sat_s32, u32, u32, i32, clamp_s32((i64)a + b)) X(sub_sat_s32, u32, u32, i32, clamp_s32((i64)a - b)) \
+    X(add_sat_u32, u32, u32, u32, a + b < a ? FULL : a + b)                                 \
+    X(min_relu_s32, u32, u32, i32, a < b ? (a < 0 ? 0 : a) : (b < 0 ? 0 : b))               \
+    X(max_relu_s32, u32, u32, i32, a > b ? (a < 0 ? 0 : a) : (b < 0 ? 0 : b))               \
+    X(mul24_lo_u32, u32, u32, u32, u24(a) * u24(b)) X(mul24_lo_s32, u32, u32, u32, (u64)(s24(a) * s24(b))) \
+    X(mul24_hi_u32, u32, u32, u32, (u64)u24(a) * u24(b) >> 16) X(mul24_hi_s32, u32, u32, u32, s24(a) * s24(b) >> 16)
 #define MIXED_MAD_OPS(X)                                                                                   \
     X(mad_wide_u16, u32, u32, u16, (u32)a * b + c) X(mad_wide_s16, u32, u32, i16, (u32)((i32)a * b) + c)   \
     X(mad_wide_u32, u64, u32, u32, (u64)a * b + c) X(mad_wide_s32, u64, u32, i32, (u64)((i64)a * b) + c)   \
     X(mad_hi_u32, u32, u32, u32, (u32)(((u64)a * b) >> 32) + c)                                            \
-    X(mad_hi_s32, u32, u32, i32, (u32)(((i64)a * b) >> 32) + c)
+    X(mad_hi_s32, u32, u32, i32, (u32)(((i64)a * b) >> 32) + c)                                            \
+    X(mad_hi_u16, u32, u32, u16, (u16)(((u32)a * b >> 16) + c)) X(mad_hi_s16, u32, u32, i16, (u16)((u32)((i32)a * b >> 16) + c)) \
+    X(mad_hi_u64, u64, u64, u64, (u64)(((unsigned __int128)a * b) >> 64) + c)                              \
+    X(mad_hi_s64, u64, u64, i64, (u64)(((__int128)a * b) >> 64) + c)                                       \
+    X(mad_hi_sat_s32, u32, u32, i32, clamp_s32((((i64)a * b) >> 32) + (i32)c))                             \
+    X(mad24_lo_u32, u32, u32, u32, u24(a) * u24(b) + c) X(mad24_lo_s32, u32, u32, u32, (u32)(s24(a) * s24(b)) + c) \
+    X(mad24_hi_u32, u32, u32, u32, (u32)((u64)u24(a) * u24(b) >> 16) + c)                                  \
+    X(mad24_hi_s32, u32, u32, u32, (u32)(s24(a) * s24(b) >> 16) + c)                                       \
+    X(mad24_hi_sat_s32, u32, u32, u32, clamp_s32((s24(a) * s24(b) >> 16) + (i32)c))                        \
+    X(sad_u16, u32, u32, u16, (u16)(c + (u32)(a < b ? b - a : a - b))) X(sad_s16, u32, u32, i16, (u16)(c + (u32)(a < b ? b - a : a - b))) \
+    X(sad_u32, u32, u32, u32, c + (a < b ? b - a : a - b)) X(sad_s32, u32, u32, i32, c + (a < b ? (u32)b - (u32)a : (u32)a - (u32)b)) \
+    X(sad_u64, u64, u64, u64, c + (a < b ? b - a : a - b)) X(sad_s64, u64, u64, i64, c + (a < b ? (u64)b - (u64)a : (u64)a - (u64)b))
+/* Two 16-bit integers in a word; T: signed or not, the expression wraps. */
+#define PAIR_OPS(X)                                                                                   \
+    X(add_u16x2, u16, a + b) X(add_s16x2, i16, a + b)                                                 \
+    X(add_sat_u16x2, u16, a + b > 0xFFFF ? 0xFFFF : a + b)                                            \
+    X(add_sat_s16x2, i16, a + b > 0x7FFF ? 0x7FFF : a + b < -0x8000 ? -0x8000 : a + b)                \
+    X(min_u16x2, u16, a < b ? a : b) X(min_s16x2, i16, a < b ? a : b)                                 \
+    X(max_u16x2, u16, a > b ? a : b) X(max_s16x2, i16, a > b ? a : b)                                 \
+    X(min_relu_s16x2, i16, a < b ? (a < 0 ? 0 : a) : (b < 0 ? 0 : b))                                 \
+    X(max_relu_s16x2, i16, a > b ? (a < 0 ? 0 : a) : (b < 0 ? 0 : b))
+
+INLINE u32 clamp_s32(i64 v) { return (u32)(v > INT32_MAX ? INT32_MAX : v < INT32_MIN ? INT32_MIN : v); }
+INLINE u32 u24(u32 v) { return v & 0xFFFFFF; }
+INLINE i64 s24(u32 v) { return (i32)(v << 8) >> 8; }
 
 #define DEFINE_BINARY(name, S, U, T, expression)                 \
     VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
@@ -75,8 +105,14 @@
         S *d = SLOT(0);                                          \
         const S *x = SLOT(1);                                    \
         const u32 *y = SLOT(2);                                  \
+        if (w->m->checks & CHECK_SHIFT) check_shift(w, i, active, 8 * sizeof(U)); \
         LANEWISE(T a = (T)x[l]; u32 n = y[l]; d[l] = (U)(expression);) \
     }
+/* Opt-in: PTX defines these shifts, C does not. */
+static void check_shift(Warp *w, const Insn *i, u32 active, u32 width) {
+    const u32 *count = SLOT(2), defined = ~w->undefined[i->operand[2]];
+    EACH(active & defined, l) if (count[l] >= width) report(w, i, F_SHIFT, l, count[l], width, 0);
+}
 #define DEFINE_MAD(name, S, U, expression)                       \
     VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
         S *d = SLOT(0);                                          \
@@ -95,6 +131,17 @@
         const S *x = SLOT(1), *y = SLOT(2);                      \
         const D *z = SLOT(3);                                    \
         LANEWISE(T a = (T)x[l]; T b = (T)y[l]; D c = z[l]; d[l] = (D)(expression);) \
+    }
+
+#define DEFINE_PAIR(name, T, expression)                          \
+    INLINE u32 name##_half(u32 x, u32 y) {                        \
+        const i32 a = (T)x, b = (T)y;                             \
+        return (u16)(expression);                                 \
+    }                                                             \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        u32 *d = SLOT(0);                                         \
+        const u32 *x = SLOT(1), *y = SLOT(2);                     \
+        LANEWISE(d[l] = name##_half(x[l], y[l]) | name##_half(x[l] >> 16, y[l] >> 16) << 16;) \
     }
 
 #define DEFINE_COMPARE(name, S, T, expression)                    \
@@ -120,6 +167,33 @@ WIDTHS(EXPAND_MAD, DEFINE_MAD)
 WIDTHS(EXPAND_COMPARE, DEFINE_COMPARE)
 MIXED_OPS(DEFINE_MIXED)
 MIXED_MAD_OPS(DEFINE_MIXED_MAD)
+PAIR_OPS(DEFINE_PAIR)
+
+/* Extended precision: d = a + b + carry and the like. The carry is a predicate of its own, the last source and the last
+ * destination of those that take and leave it. mod[0]: bits below; mod[1]: register bits. */
+enum { CARRY_IN = 1, CARRY_OUT = 2, SUBTRACTS = 4, MULTIPLIES = 8, HIGH_HALF = 16, IS_SIGNED = 32 };
+static u64 high_product(u64 a, u64 b, u32 bits, bool is_signed) {
+    if (bits == 32) return is_signed ? (u32)((i64)(i32)a * (i32)b >> 32) : a * b >> 32;
+    return is_signed ? (u64)((__int128)(i64)a * (i64)b >> 64) : (u64)((unsigned __int128)a * b >> 64);
+}
+static void extended(Warp *w, const Insn *i, u32 active) {
+    const u32 how = i->mod[0], bits = i->mod[1], first = i->dsts, last = (u32)i->dsts + i->srcs - 1;
+    const u64 mask = bits == 64 ? ~(u64)0 : FULL;
+    const u32 carry = how & CARRY_IN ? get_predicate(w, i->operand[last]) : 0;
+    u32 out = 0;
+    EACH(active, l) {
+        u64 a = get_lane(w, i, first, l), b = get_lane(w, i, first + 1, l);
+        unsigned __int128 sum;
+        if (how & MULTIPLIES) {
+            a = how & HIGH_HALF ? high_product(a, b, bits, how & IS_SIGNED) : a * b & mask;
+            b = get_lane(w, i, first + 2, l);
+        }
+        sum = how & SUBTRACTS ? (unsigned __int128)a - b - (carry >> l & 1) : (unsigned __int128)a + b + (carry >> l & 1);
+        set_lane(w, i, 0, l, (u64)sum & mask);
+        out |= (u32)(sum >> bits & 1) << l;
+    }
+    if (how & CARRY_OUT) set_predicate(w, i->operand[1], active, out);
+}
 
 /* lop3: mod[0] is the truth table, bit a<<2 | b<<1 | c. */
 VECTOR static void lop3_b32(Warp *w, const Insn *i, u32 active) {
@@ -233,6 +307,81 @@ VECTOR static void shf_b32(Warp *w, const Insn *i, u32 active) {
 BITFIELD(32, u32, i32)
 BITFIELD(64, u64, i64)
 
+/* The place of the highest bit that differs from the sign (signed: mod[0]), or of the highest 1; mod[1]: as the shift
+ * that would bring it to the top; mod[2]: bits. */
+static void bfind(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    EACH(active, l) {
+        u64 a = get_lane(w, i, 1, l);
+        u32 place;
+        if (i->mod[0] && i->mod[2] == 32) a = (u64)(i64)(i32)a;
+        if (i->mod[0] && (i64)a < 0) a = ~a;
+        place = a ? 63 - (u32)__builtin_clzll(a) : FULL;
+        d[l] = i->mod[1] && place != FULL ? i->mod[2] - 1 - place : place;
+    }
+}
+
+/* fns d, mask, base, offset: the offset-th set bit from base on, upwards or downwards; offset 0: base itself. */
+static void fns(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *mask = SLOT(1), *base = SLOT(2);
+    const i32 *offset = SLOT(3);
+    EACH(active, l) {
+        const i32 step = offset[l] < 0 ? -1 : 1;
+        u32 left = offset[l] < 0 ? 0 - (u32)offset[l] : offset[l] ? (u32)offset[l] : 1;
+        d[l] = FULL;
+        for (i32 place = (i32)(base[l] & 31); place >= 0 && place < 32; place += step) {
+            if (mask[l] >> place & 1 && --left == 0) d[l] = (u32)place;
+            if (left == 0 || offset[l] == 0) break;
+        }
+    }
+}
+
+/* bmsk: b bits from bit a on; mod[0]: 0 clamp, 1 wrap. */
+VECTOR static void bmsk(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2);
+    const u32 wrap = i->mod[0];
+    LANEWISE(u64 from = (u64)FULL << (x[l] & 31); u32 end = (x[l] & 31) + (y[l] & 31);
+             u32 below = end >= 32 || (!wrap && y[l] >= 32) ? FULL : ((u32)1 << (end & 31)) - 1;
+             d[l] = !wrap && x[l] >= 32 ? 0 : (u32)from & below;)
+}
+
+/* szext: extend the low b bits; mod[0]: 0 clamp, 1 wrap; mod[1]: signed. */
+VECTOR static void szext(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2);
+    const u32 wrap = i->mod[0], is_signed = i->mod[1];
+    LANEWISE(u32 n = y[l] & 31; u32 a = x[l]; u32 up = (32 - n) & 31;
+             u32 low = n ? is_signed ? (u32)((i32)(a << up) >> up) : a << up >> up : 0;
+             d[l] = !wrap && y[l] >= 32 ? a : low;)
+}
+
+/* lop3 with a predicate: p = (d != 0) joined with q. mod[0]: table; mod[1]: 1 and, 2 or; mod[2]: negate q. */
+static void lop3_pred(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0), p = 0;
+    const u32 *x = SLOT(2), *y = SLOT(3), *z = SLOT(4), q = get_predicate(w, i->operand[5]) ^ (i->mod[2] ? FULL : 0);
+    EACH(active, l) {
+        u32 value = 0;
+        for (u32 row = 0; row < 8; row++)
+            if (i->mod[0] >> row & 1) value |= (row & 4 ? x[l] : ~x[l]) & (row & 2 ? y[l] : ~y[l]) & (row & 1 ? z[l] : ~z[l]);
+        d[l] = value;
+        p |= (u32)(value != 0) << l;
+    }
+    set_predicate(w, i->operand[1], active, join_predicates(p, q, i->mod[1]));
+}
+
+/* dp2a: two 16-bit numbers of a by two bytes of b; mod[0], mod[1]: a, b are signed; mod[2]: b's upper bytes. */
+static void dp2a(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    LANEWISE(u32 sum = z[l]; u32 bytes = y[l] >> 16 * i->mod[2]; for (int n = 0; n < 2; n++) {
+        i32 a = i->mod[0] ? (i16)(x[l] >> 16 * n) : (i32)(u16)(x[l] >> 16 * n);
+        i32 b = i->mod[1] ? (i8)(bytes >> 8 * n) : (i32)(u8)(bytes >> 8 * n);
+        sum += (u32)(a * b);
+    } d[l] = sum;)
+}
+
 /* dp4a: mod[0], mod[1]: a, b are signed. */
 static void dp4a(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
@@ -257,6 +406,20 @@ static void dp4a(Warp *w, const Insn *i, u32 active) {
 SELECT(selp_b32, u32)
 SELECT(selp_b64, u64)
 
+/* slct d, a, b, c: a where c >= 0. mod[0]: 1 where c is f32; mod[1]: flush it. */
+static void slct(Warp *w, const Insn *i, u32 active) {
+    const u32 *c = SLOT(3), *u = w->undefined;
+    u32 p = 0;
+    EACH(active, l) {
+        const u32 magnitude = c[l] & 0x7FFFFFFF;
+        const bool zero = magnitude == 0 || (i->mod[1] && magnitude < 0x800000);
+        const bool first = i->mod[0] ? magnitude <= 0x7F800000 && (zero || !(c[l] >> 31)) : !(c[l] >> 31);
+        set_lane(w, i, 0, l, get_lane(w, i, first ? 1 : 2, l));
+        p |= (u32)first << l;
+    }
+    set_undefined(w, i->operand[0], active, (u[i->operand[1]] & p) | (u[i->operand[2]] & ~p) | u[i->operand[3]]);
+}
+
 /* Predicate logic; mod[0] is the truth table over a and b, bit a<<1 | b. */
 static void logic_pred(Warp *w, const Insn *i, u32 active) {
     u32 a = get_predicate(w, i->operand[1]), b = i->srcs > 1 ? get_predicate(w, i->operand[2]) : 0, d = 0;
@@ -265,26 +428,56 @@ static void logic_pred(Warp *w, const Insn *i, u32 active) {
     set_predicate(w, i->operand[0], active, d);
 }
 
-/* Vector moves: pack sources of mod[0] bits into one register, or unpack one into several. */
-static void pack(Warp *w, const Insn *i, u32 active) {
-    u32 bits = i->mod[0], undefined = 0;
-    u64 mask = bits == 32 ? FULL : ((u64)1 << bits) - 1;
-    for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[1 + s]];
-    EACH(active, l) {
-        u64 value = 0;
-        for (u32 s = 0; s < i->srcs; s++) value |= (get_lane(w, i, 1 + s, l) & mask) << bits * s;
-        set_lane(w, i, 0, l, value);
-    }
-    set_undefined(w, i->operand[0], active, undefined);
-}
-static void unpack(Warp *w, const Insn *i, u32 active) {
-    u32 bits = i->mod[0], undefined = w->undefined[i->operand[i->dsts]];
-    u64 mask = bits == 32 ? FULL : ((u64)1 << bits) - 1;
-    EACH(active, l) {
-        u64 value = get_lane(w, i, i->dsts, l);
-        for (u32 d = 0; d < i->dsts; d++) set_lane(w, i, d, l, value >> bits * d & mask);
+/* Vector moves: pack sources of mod[0] bits into a register (of 128 bits: two), or unpack one into several. */
+VECTOR static void pack(Warp *w, const Insn *i, u32 active) {
+    const u32 bits = i->mod[0];
+    u32 undefined = 0;
+    for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[i->dsts + s]];
+    if (bits == 16 && i->srcs == 2) {
+        u32 *d = SLOT(0);
+        const u32 *x = SLOT(1), *y = SLOT(2);
+        LANEWISE(d[l] = (x[l] & 0xFFFF) | y[l] << 16;)
+    } else if (bits == 32 && i->srcs == 2) {
+        u64 *d = SLOT(0);
+        const u32 *x = SLOT(1), *y = SLOT(2);
+        LANEWISE(d[l] = (u64)y[l] << 32 | x[l];)
+    } else EACH(active, l) {
+        const u64 mask = bits == 64 ? ~(u64)0 : ((u64)1 << bits) - 1;
+        u64 value[2] = {0, 0};
+        for (u32 s = 0; s < i->srcs; s++) value[bits * s / 64] |= (get_lane(w, i, i->dsts + s, l) & mask) << bits * s % 64;
+        for (u32 d = 0; d < i->dsts; d++) set_lane(w, i, d, l, value[d]);
     }
     for (u32 d = 0; d < i->dsts; d++) set_undefined(w, i->operand[d], active, undefined);
+}
+VECTOR static void unpack(Warp *w, const Insn *i, u32 active) {
+    const u32 bits = i->mod[0];
+    u32 undefined = 0;
+    for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[i->dsts + s]];
+    if (bits == 16 && i->dsts == 2) {
+        u32 *d = SLOT(0), *e = SLOT(1);
+        const u32 *x = SLOT(2);
+        LANEWISE(d[l] = x[l] & 0xFFFF; e[l] = x[l] >> 16;)
+    } else if (bits == 32 && i->dsts == 2) {
+        u32 *d = SLOT(0), *e = SLOT(1);
+        const u64 *x = SLOT(2);
+        LANEWISE(d[l] = (u32)x[l]; e[l] = (u32)(x[l] >> 32);)
+    } else EACH(active, l) {
+        const u64 mask = bits == 64 ? ~(u64)0 : ((u64)1 << bits) - 1;
+        for (u32 d = 0; d < i->dsts; d++)
+            set_lane(w, i, d, l, get_lane(w, i, i->dsts + bits * d / 64, l) >> bits * d % 64 & mask);
+    }
+    for (u32 d = 0; d < i->dsts; d++) set_undefined(w, i->operand[d], active, undefined);
+}
+/* Each source to its destination, all read first. */
+static void mov_several(Warp *w, const Insn *i, u32 active) {
+    u32 undefined[4];
+    EACH(active, l) {
+        u64 value[4];
+        for (u32 n = 0; n < i->dsts; n++) value[n] = get_lane(w, i, i->dsts + n, l);
+        for (u32 n = 0; n < i->dsts; n++) set_lane(w, i, n, l, value[n]);
+    }
+    for (u32 n = 0; n < i->dsts; n++) undefined[n] = w->undefined[i->operand[i->dsts + n]];
+    for (u32 n = 0; n < i->dsts; n++) set_undefined(w, i->operand[n], active, undefined[n]);
 }
 
 #define ENTRY(name, ...) {#name, name, 0},
@@ -294,7 +487,8 @@ const Opcode integer_ops[] = {
     ENTRY(lop3_b32) ENTRY(prmt_b32) ENTRY(shf_b32)
     ENTRY(bfe_u32) ENTRY(bfe_s32) ENTRY(bfi_b32) ENTRY(popc_b32) ENTRY(clz_b32) ENTRY(brev_b32)
     ENTRY(bfe_u64) ENTRY(bfe_s64) ENTRY(bfi_b64) ENTRY(popc_b64) ENTRY(clz_b64) ENTRY(brev_b64)
-    ENTRY(dp4a) ENTRY(logic_pred)
+    PAIR_OPS(ENTRY) ENTRY(extended) ENTRY(bfind) ENTRY(fns) ENTRY(bmsk) ENTRY(szext) ENTRY(lop3_pred)
+    ENTRY(dp2a) ENTRY(dp4a) ENTRY(logic_pred) {"slct", slct, OWN_UNDEFINED},
     {"selp_b32", selp_b32, OWN_UNDEFINED}, {"selp_b64", selp_b64, OWN_UNDEFINED},
-    {"pack", pack, OWN_UNDEFINED}, {"unpack", unpack, OWN_UNDEFINED},
+    {"pack", pack, OWN_UNDEFINED}, {"unpack", unpack, OWN_UNDEFINED}, {"mov_several", mov_several, OWN_UNDEFINED},
     {0}};

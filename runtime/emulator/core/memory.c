@@ -1,11 +1,9 @@
-/* Loads, stores and ldmatrix. */
+/* Loads and stores. */
 #include "core.h"
 
 #define SHARED_WINDOW REGION_BYTES
 
 /* mod of ld and st: element bytes, count, space, sign extension (1; 2 into 16-bit registers). */
-enum { GENERIC, GLOBAL, SHARED, PARAM };
-
 static Array *array_at(Machine *m, u64 address) {
     const u64 index = address / REGION_BYTES - FIRST_ARRAY;
     return index < m->array_count ? m->arrays + index : NULL;
@@ -62,12 +60,6 @@ static u8 *param_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) 
 
 static bool in_window(u64 address) { return address / REGION_BYTES == SHARED_WINDOW / REGION_BYTES; }
 
-typedef struct {
-    u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
-    u8 *bytes[LANES];
-    u32 lanes;          /* those whose access is legal */
-} Access;
-
 /* Lanes whose access is not inside [base, base + extent) and aligned. */
 VECTOR static u32 outside(const u64 *address, u64 base, u64 extent, u32 size) {
     u32 lanes = 0;
@@ -101,19 +93,9 @@ static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, bool wr
     if (a->lanes & active) count_global(tally_of(w, i), a->lanes & active, a->address, size);
 }
 
-/* Every lane's address, checked; `operand` is the register holding it. */
-static void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a) {
-    const u32 undefined = w->undefined[i->operand[operand]] & active;
-    const u64 offset = (u64)i->offset, *wide = SLOT(operand);
-    const u32 *narrow = SLOT(operand);
+/* The host bytes behind a->address, checked; legal lanes are added to a->lanes. */
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, bool write, Access *a) {
     u32 window = space == SHARED ? active : 0;
-    a->lanes = 0;
-    if (undefined && w->m->checks & CHECK_UNDEFINED) {
-        report(w, i, F_UNDEFINED_ADDRESS, (u32)__builtin_ctz(undefined), 0, size, 0);
-        active &= ~undefined;
-    }
-    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
-    else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
     if (space == PARAM) {
         EACH(active, l) if ((a->bytes[l] = param_bytes(w, i, l, a->address[l], size))) a->lanes |= 1u << l;
         return;
@@ -124,6 +106,21 @@ static void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u
     }
     if (window & active) resolve_shared(w, i, window & active, size, write, a);
     if (active & ~window) resolve_global(w, i, active & ~window, size, write, a);
+}
+
+/* Every lane's address, checked; `operand` is the register holding it. */
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a) {
+    const u32 undefined = w->undefined[i->operand[operand]] & active;
+    const u64 offset = (u64)i->offset, *wide = SLOT(operand);
+    const u32 *narrow = SLOT(operand);
+    a->lanes = 0;
+    if (undefined && w->m->checks & CHECK_UNDEFINED) {
+        report(w, i, F_UNDEFINED_ADDRESS, (u32)__builtin_ctz(undefined), 0, size, 0);
+        active &= ~undefined;
+    }
+    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
+    else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
+    resolve_addresses(w, i, active, size, space, write, a);
 }
 
 static u64 read_element(const u8 *from, u32 bytes, u32 sign) {
@@ -165,31 +162,6 @@ static void store(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-/* ldmatrix: mod: number of matrices, transposed. Lanes 8n..8n+7 give the row addresses of matrix n. */
-static void ldmatrix(Warp *w, const Insn *i, u32 active) {
-    Machine *m = w->m;
-    const u32 count = i->mod[0], transposed = i->mod[1], wanted = count == 4 ? FULL : (1u << 8 * count) - 1;
-    Access a;
-    if (active != FULL) report(w, i, F_BARRIER_DIVERGED, 0, 0, 0, active);
-    resolve(w, i, active & wanted, i->dsts, 16, SHARED, false, &a);
-    if (a.lanes != wanted || m->stop) return;
-    for (u32 n = 0; n < count; n++) {
-        u32 *d = SLOT(n);
-        u8 **row = a.bytes + 8 * n;
-        for (u32 l = 0; l < LANES; l++) {
-            u16 low, high;
-            if (!transposed) {
-                memcpy(d + l, row[l / 4] + 4 * (l % 4), 4);
-                continue;
-            }
-            memcpy(&low, row[2 * (l % 4)] + 2 * (l / 4), 2);
-            memcpy(&high, row[2 * (l % 4) + 1] + 2 * (l / 4), 2);
-            d[l] = low | (u32)high << 16;
-        }
-        set_undefined(w, i->operand[n], FULL, 0);
-    }
-}
-
 static void cvta_to_shared(Warp *w, const Insn *i, u32 active) {
     EACH(active, l) set_lane(w, i, 0, l, get_lane(w, i, 1, l) - SHARED_WINDOW);
 }
@@ -198,5 +170,5 @@ static void cvta_shared(Warp *w, const Insn *i, u32 active) {
 }
 
 const Opcode memory_ops[] = {
-    {"load", load, OWN_UNDEFINED}, {"store", store, OWN_UNDEFINED}, {"ldmatrix", ldmatrix, OWN_UNDEFINED},
+    {"load", load, OWN_UNDEFINED}, {"store", store, OWN_UNDEFINED},
     {"cvta_to_shared", cvta_to_shared, 0}, {"cvta_shared", cvta_shared, 0}, {0}};

@@ -1,219 +1,154 @@
-/* mma.sync on f16 and bf16 with f32 accumulators.
- *
- * Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k8 / m16n8k16"), with g = lane >> 2 and q = lane & 3:
- *   A register r: row g + 8 (r & 1), columns 2q + {0, 1} + 8 (r >> 1)
- *   B register r: rows 2q + {0, 1} + 8 r, column g
- *   C value i:    row g + 8 (i >> 1), column 2q + (i & 1)
- *
- * Arithmetic, "hw": exact products and C, aligned to the largest exponent, cut to F fractional bits, summed exactly, and
- * the sum cut to f32; groups of G values of k one after another. "float64": the sum in double, rounded to f32. */
-#include "half.h"
-#include <math.h>
+/* mma.sync: operands in, products to mma_float.c or mma_integer.c, results and what is undefined in them out. */
+#include "mma.h"
+#include <fenv.h>
 
-#define M 16
-#define N 8
-#define MAX_K 16
-#define ZERO_EXPONENT (-126)
-#define UNROLLED _Pragma("GCC unroll 32") /* lane numbers become constants */
+/* Registers of A, B and C, and what to multiply. mod: k and m, types of a b c d, flags, block scales. */
+static void describe(Warp *w, const Insn *i, Product *p) {
+    u32 s = i->dsts;
+    memset(p, 0, offsetof(Product, a));
+    p->k = i->mod[0] & 0xFFFF, p->m = i->mod[0] >> 16;
+    p->a_type = i->mod[1] & 255, p->b_type = i->mod[1] >> 8 & 255;
+    p->c_type = i->mod[1] >> 16 & 255, p->d_type = i->mod[1] >> 24;
+    p->flags = i->mod[2], p->scale_vector = i->mod[3] & 255, p->scale_type = i->mod[3] >> 8;
+    p->b_registers = p->k * bits_of_type(p, p->b_type) / 128, p->a_registers = p->b_registers * (p->m / 8);
+    p->c_registers = p->c_type == F16 ? p->m / 8 : p->m / 4;
+    for (u32 r = 0; r < p->a_registers; r++) p->a[r] = SLOT(s++);
+    for (u32 r = 0; r < p->b_registers; r++) p->b[r] = SLOT(s++);
+    for (u32 r = 0; r < p->c_registers; r++) p->c[r] = SLOT(s++);
+}
 
-typedef i32 Lanes __attribute__((vector_size(4 * N))); /* the N columns of one row */
-typedef u32 Unsigned __attribute__((vector_size(4 * N)));
-typedef i32 Half __attribute__((vector_size(2 * N))); /* the same, four columns at a time for 64-bit arithmetic */
-typedef float Floats __attribute__((vector_size(2 * N)));
-typedef i64 Longs __attribute__((vector_size(4 * N)));
-typedef double Doubles __attribute__((vector_size(4 * N)));
-
-/* value = significand * 2^(exponent - fraction bits) */
+/* Rows of A (as `rows`) and columns of B that hold something undefined, and the values of C that are. */
 typedef struct {
-    i32 significand[MAX_K], exponent[MAX_K];
-} Vector;
-typedef struct {
-    Lanes significand[MAX_K], exponent[MAX_K];
-} Columns;
+    u32 rows, columns, c[MAX_C];
+} Undefined;
 
-/* f16 has 10 fraction bits and bias 15, bf16 7 and 127. */
-INLINE void decompose(const u16 *bits, u32 count, bool bf16, i32 *significand, i32 *exponent) {
-    const i32 fraction = bf16 ? 7 : 10, bias = bf16 ? 127 : 15, fields = bf16 ? 255 : 31;
-    for (u32 n = 0; n < count; n++) {
-        const i32 field = bits[n] >> fraction & fields, low = bits[n] & ((1 << fraction) - 1);
-        const i32 magnitude = field ? low | 1 << fraction : low, sign = (i32)(u32)-(bits[n] >> 15);
-        significand[n] = (magnitude ^ sign) - sign;
-        exponent[n] = (field ? field : 1) - bias;
-    }
+static u32 groups_of(u32 lanes) { /* bit g: a lane of 4g..4g+3 */
+    u32 groups = 0;
+    EACH(lanes, l) groups |= 1u << l / 4;
+    return groups;
 }
 
-/* Macros, for vectors passed to functions need one calling convention. `sign` is 0 or -1; CUT keeps the bits of a
- * magnitude that remain when it moves `distance` below the top. */
-#define NEGATE_WHERE(x, sign) (((x) ^ (sign)) - (sign))
-#define CUT(magnitude, distance) ((Lanes)((Unsigned)(magnitude) >> (Unsigned)((distance)&31)) & ~((distance) > 31))
-#define CHOOSE(condition, x, y) (((x) & (condition)) | ((y) & ~(condition)))
-
-/* A sum too small for a normal f32, cut to a multiple of 2^-149. */
-static float cut_subnormal(double value) { return (float)(trunc(value * 0x1p149) * 0x1p-149); }
-
-/* Sums in units of 2^(top - F), cut to f32, four at a time. */
-INLINE void cut_to_f32(const Doubles *sum, const Half *top, u32 F, float *result) {
-    const Longs unit = (__builtin_convertvector(*top, Longs) - (i64)F + 1023) << 52;
-    const Doubles scaled = *sum * (Doubles)unit, normal = (Doubles)((Longs)scaled & ~(i64)0x1FFFFFFF);
-    const Longs small = (scaled < 0x1p-126) & (scaled > -0x1p-126) & (scaled != 0);
-    const Floats rounded = __builtin_convertvector(normal, Floats);
-    memcpy(result, &rounded, sizeof rounded);
-    if (small[0] | small[1] | small[2] | small[3])
-        for (u32 n = 0; n < 4; n++) if (small[n]) result[n] = cut_subnormal(scaled[n]);
-}
-
-/* One group of k for row `a` and all columns, C included: acc = cut(sum). */
-INLINE void fused_sum(const Vector *a, const Columns *b, u32 from, u32 to, u32 fraction, u32 F, float *acc) {
-    const i32 shift = (i32)(F - 2 * fraction);
-    Lanes bits, field, top, sign, significand, distance, part;
-    Doubles sum[2] = {{0}, {0}};
-    Half halves[2];
-    memcpy(&bits, acc, sizeof bits);
-    field = bits >> 23 & 255;
-    top = distance = field - (field == 0) - 127;
-    for (u32 k = from; k < to; k++) {
-        const Lanes zero = b->significand[k] == 0, e = CHOOSE(zero, (zero & ZERO_EXPONENT), a->exponent[k] + b->exponent[k]);
-        if (a->significand[k]) top = CHOOSE(e > top, e, top);
-    }
-    distance = top - distance, sign = bits >> 31;
-    significand = ((bits & 0x7FFFFF) | ((field != 0) & 0x800000)) << (i32)(F - 23);
-    part = NEGATE_WHERE(CUT(significand, distance), sign);
-    for (u32 k = from; k < to;) { /* eight aligned products and C fit 32 bits */
-        for (u32 end = k + 8; k < end; k++) {
-            const Lanes product = a->significand[k] * b->significand[k];
-            sign = product >> 31, distance = top - a->exponent[k] - b->exponent[k];
-            significand = NEGATE_WHERE(product, sign) << shift;
-            part += NEGATE_WHERE(CUT(significand, distance), sign);
-        }
-        memcpy(halves, &part, sizeof part);
-        for (u32 h = 0; h < 2; h++) sum[h] += __builtin_convertvector(halves[h], Doubles);
-        part ^= part;
-    }
-    memcpy(halves, &top, sizeof top);
-    for (u32 h = 0; h < 2; h++) cut_to_f32(sum + h, halves + h, F, acc + 4 * h);
-}
-
-static void float64_sum(const Vector *a, const Columns *b, u32 k, u32 fraction, float *acc) {
-    for (u32 n = 0; n < N; n++) {
-        double sum = acc[n];
-        for (u32 j = 0; j < k; j++)
-            sum += ldexp((double)(a->significand[j] * b->significand[j][n]),
-                         a->exponent[j] + b->exponent[j][n] - 2 * (i32)fraction);
-        acc[n] = (float)sum;
-    }
-}
-
-typedef struct {
-    u16 a[M][MAX_K], b[MAX_K][N];
-    float c[M][N];
-    u32 k;
-    bool bf16, special;
-} Tile;
-
-static bool is_special(u32 bits, bool bf16) {
-    const u32 all = bf16 ? 0x7F80 : 0x7C00;
-    return (bits & all) == all;
-}
-
-static float widen(u32 bits, bool bf16) { return bf16 ? f32_of_bf16(bits) : f32_of_f16(bits); }
-
-/* Whether an infinity or NaN is among the operands. */
-VECTOR static bool any_special(const Tile *t) {
-    const u16 *operands[2] = {(const u16 *)t->a, (const u16 *)t->b}, all = t->bf16 ? 0x7F80 : 0x7C00;
-    const u32 counts[2] = {M * MAX_K, MAX_K * N};
-    const float *c = (const float *)t->c;
-    u32 found = 0;
-    for (u32 x = 0; x < 2; x++)
-        for (u32 n = 0; n < counts[x]; n++) found |= (operands[x][n] & all) == all;
-    for (u32 n = 0; n < M * N; n++) found |= (bits_of_f32(c[n]) & 0x7F800000) == 0x7F800000;
-    return found;
-}
-
-VECTOR static void gather(Warp *w, const Insn *i, Tile *t) {
-    const u32 k = t->k, a_registers = k / 4, b_registers = k / 8, s = i->dsts;
-    for (u32 r = 0; r < a_registers; r++) {
-        const u32 *x = SLOT(s + r);
-        UNROLLED for (u32 l = 0; l < LANES; l++) {
-            u16 *row = t->a[l / 4 + 8 * (r & 1)] + 2 * (l % 4) + 8 * (r >> 1);
-            memcpy(row, x + l, 4);
-        }
-    }
-    for (u32 r = 0; r < b_registers; r++) {
-        const u32 *x = SLOT(s + a_registers + r);
-        UNROLLED for (u32 l = 0; l < LANES; l++) {
-            const u32 row = 2 * (l % 4) + 8 * r;
-            t->b[row][l / 4] = (u16)x[l], t->b[row + 1][l / 4] = (u16)(x[l] >> 16);
-        }
-    }
-    for (u32 n = 0; n < 4; n++) {
-        const float *x = SLOT(s + a_registers + b_registers + n);
-        UNROLLED for (u32 l = 0; l < LANES; l++) t->c[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)] = x[l];
-    }
-    t->special = any_special(t);
-}
-
-/* Infinities and NaN decide an output by themselves; 0 means that they do not. */
-static float special_sum(const Tile *t, u32 row, u32 column) {
-    float sum = t->c[row][column] - t->c[row][column] == 0 ? 0 : t->c[row][column];
-    for (u32 k = 0; k < t->k; k++)
-        if (is_special(t->a[row][k], t->bf16) || is_special(t->b[k][column], t->bf16))
-            sum += widen(t->a[row][k], t->bf16) * widen(t->b[k][column], t->bf16);
-    return sum;
-}
-
-VECTOR static void multiply(const Machine *m, Tile *t, float d[M][N]) {
-    const u32 fraction = t->bf16 ? 7 : 10;
-    const u32 group = m->group_size < t->k ? m->group_size : t->k;
-    Vector a;
-    Columns b;
-    decompose((const u16 *)t->b, t->k * N, t->bf16, (i32 *)b.significand, (i32 *)b.exponent);
-    for (u32 row = 0; row < M; row++) {
-        decompose(t->a[row], t->k, t->bf16, a.significand, a.exponent);
-        memcpy(d[row], t->c[row], sizeof d[row]);
-        if (m->numerics) float64_sum(&a, &b, t->k, fraction, d[row]);
-        else for (u32 k = 0; k < t->k; k += group) fused_sum(&a, &b, k, k + group, fraction, m->fraction_bits, d[row]);
-    }
-    if (t->special)
-        for (u32 row = 0; row < M; row++)
-            for (u32 n = 0; n < N; n++) {
-                float s = special_sum(t, row, n);
-                if (s != 0) d[row][n] = f32_of_bits(canonical(s));
-            }
-}
-
-/* An output is undefined where anything in its row of A, its column of B, or its C is. */
-static void spread_undefined(Warp *w, const Insn *i, const Tile *t) {
-    const u32 s = i->dsts, a_registers = t->k / 4, b_registers = t->k / 8;
-    u32 rows = 0, columns = 0, u;
+static void find_undefined(Warp *w, const Insn *i, u32 m, u32 a_registers, u32 b_registers, Undefined *u) {
+    const u32 s = i->dsts;
+    u->rows = u->columns = 0;
     for (u32 r = 0; r < a_registers; r++)
-        for (u32 l = 0; (u = w->undefined[i->operand[s + r]]) && l < LANES; l++)
-            rows |= (u >> l & 1) << (l / 4 + 8 * (r & 1));
-    for (u32 r = 0; r < b_registers; r++)
-        for (u32 l = 0; (u = w->undefined[i->operand[s + a_registers + r]]) && l < LANES; l++)
-            columns |= (u >> l & 1) << l / 4;
-    for (u32 n = 0; n < 4; n++) {
-        u = w->undefined[i->operand[s + a_registers + b_registers + n]];
-        for (u32 l = 0; (rows | columns) && l < LANES; l++)
-            u |= (rows >> (l / 4 + 8 * (n >> 1)) & 1) << l | (columns >> (2 * (l % 4) + (n & 1)) & 1) << l;
-        w->undefined[i->operand[n]] = u;
+        u->rows |= groups_of(w->undefined[i->operand[s + r]]) << (m == 8 ? 0 : 8 * (r & 1));
+    for (u32 r = 0; r < b_registers; r++) u->columns |= groups_of(w->undefined[i->operand[s + a_registers + r]]);
+}
+
+/* Lanes of value i of C's fragment that lie in one of the rows or columns. */
+static u32 lanes_in(u32 rows, u32 columns, u32 i) {
+    u32 lanes = 0;
+    for (u32 l = 0; l < LANES; l++)
+        lanes |= ((rows >> (l / 4 + 8 * (i >> 1)) | columns >> (2 * (l % 4) + (i & 1))) & 1) << l;
+    return lanes;
+}
+
+/* An output is undefined where anything in its row of A, its column of B, or its C is; scales and selectors, which
+ * follow, make everything undefined. */
+static void spread_undefined(Warp *w, const Insn *i, const Product *p) {
+    const u32 c = i->dsts + p->a_registers + p->b_registers, values = p->c_type == F16 ? 2 : 1;
+    Undefined u;
+    u32 others = 0, result[MAX_C];
+    find_undefined(w, i, p->m, p->a_registers, p->b_registers, &u);
+    for (u32 n = c + p->c_registers; n < (u32)i->dsts + i->srcs; n++) others |= w->undefined[i->operand[n]];
+    for (u32 r = 0; r < p->c_registers; r++) {
+        result[r] = others ? FULL : w->undefined[i->operand[c + r]];
+        if (u.rows | u.columns)
+            for (u32 v = 0; v < values; v++) result[r] |= lanes_in(u.rows, u.columns, values * r + v);
+    }
+    for (u32 r = 0; r < p->c_registers; r++) w->undefined[i->operand[r]] = result[r];
+}
+
+/* Whether the whole warp executes the instruction; if not, that is a finding. */
+static bool is_whole(Warp *w, const Insn *i, u32 active) {
+    if (active == FULL) return true;
+    report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
+    return !w->m->stop;
+}
+
+static void finish(Warp *w, const Insn *i, const Product *p, Result d) {
+    if (w->m->checks & CHECK_UNDEFINED) spread_undefined(w, i, p);
+    for (u32 r = 0; r < p->c_registers; r++) memcpy(SLOT(r), d[r], sizeof d[r]);
+}
+
+static void mma_integer(Warp *w, const Insn *i, u32 active) {
+    Product p;
+    Result d;
+    if (!is_whole(w, i, active)) return;
+    describe(w, i, &p);
+    multiply_integers(&p, d);
+    finish(w, i, &p, d);
+}
+
+static void mma_float(Warp *w, const Insn *i, u32 active) {
+    Product p;
+    Result d;
+    if (!is_whole(w, i, active)) return;
+    describe(w, i, &p);
+    multiply_floats(w, i, &p, d);
+    finish(w, i, &p, d);
+}
+
+/* Scales: {data, byte, thread} of A, then of B, after C. Lanes 4g + 2t + {0, 1} hold the scales of rows g + {0, 8} of
+ * A, lanes 4g + t those of column g of B, t being the thread selector; the byte selector says where they start. */
+static void mma_scaled(Warp *w, const Insn *i, u32 active) {
+    const u32 n = i->dsts + i->srcs - 6u;
+    Product p;
+    Result d;
+    if (!is_whole(w, i, active)) return;
+    describe(w, i, &p);
+    for (u32 v = 0; v < p.scale_vector; v++) {
+        const u32 *a = SLOT(n), *b = SLOT(n + 3), a_byte = *(u32 *)SLOT(n + 1), b_byte = *(u32 *)SLOT(n + 4);
+        const u32 a_thread = *(u32 *)SLOT(n + 2) & 1, b_thread = *(u32 *)SLOT(n + 5) & 3;
+        for (u32 row = 0; row < 16; row++)
+            p.a_scale[row][v] = (u8)(a[4 * (row % 8) + 2 * a_thread + row / 8] >> 8 * ((a_byte + v) & 3));
+        for (u32 column = 0; column < COLUMNS; column++)
+            p.b_scale[column][v] = (u8)(b[4 * column + b_thread] >> 8 * ((b_byte + v) & 3));
+    }
+    multiply_floats(w, i, &p, d);
+    finish(w, i, &p, d);
+}
+
+/* One rounding per multiplication and addition, in the order of k. A function of its own: the compiler knows no
+ * rounding modes, and must not move the arithmetic out of where one is set. */
+__attribute__((noinline)) static double chain(const double *a, const double *b, u32 k, double c) {
+    for (u32 n = 0; n < k; n++) c = fma(a[n], b[n], c);
+    return c;
+}
+
+/* mod[2]: 0 to nearest even, 1 toward zero, 2 down, 3 up. */
+static void mma_f64(Warp *w, const Insn *i, u32 active) {
+    static const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
+    const u32 k = i->mod[0] & 0xFFFF, m = i->mod[0] >> 16, halves = m / 8, as = k / 4 * halves, bs = k / 4, cs = m / 4;
+    double a[16][16], b[COLUMNS][16], d[4][LANES];
+    Undefined u;
+    if (!is_whole(w, i, active)) return;
+    for (u32 r = 0; r < as; r++) {
+        const double *x = SLOT(i->dsts + r);
+        for (u32 l = 0; l < LANES; l++) a[l / 4 + 8 * (r % halves)][l % 4 + 4 * (r / halves)] = x[l];
+    }
+    for (u32 r = 0; r < bs; r++) {
+        const double *x = SLOT(i->dsts + as + r);
+        for (u32 l = 0; l < LANES; l++) b[l / 4][l % 4 + 4 * r] = x[l];
+    }
+    fesetround(modes[i->mod[2] & 3]);
+    for (u32 r = 0; r < cs; r++) {
+        const double *c = SLOT(i->dsts + as + bs + r);
+        for (u32 l = 0; l < LANES; l++) d[r][l] = chain(a[l / 4 + 8 * (r >> 1)], b[2 * (l % 4) + (r & 1)], k, c[l]);
+    }
+    fesetround(FE_TONEAREST);
+    find_undefined(w, i, m, as, bs, &u);
+    for (u32 r = 0; r < cs; r++) u.c[r] = w->undefined[i->operand[i->dsts + as + bs + r]] | lanes_in(u.rows, u.columns, r);
+    for (u32 r = 0; r < cs; r++) {
+        u64 *x = SLOT(r);
+        for (u32 l = 0; l < LANES; l++) x[l] = d[r][l] != d[r][l] ? 0x7FFFFFFFFFFFFFFFu : bits_of_f64(d[r][l]);
+        w->undefined[i->operand[r]] = u.c[r];
     }
 }
 
-/* mod: k, bf16. */
-static void mma(Warp *w, const Insn *i, u32 active) {
-    Tile t = {.k = i->mod[0], .bf16 = i->mod[1] != 0};
-    float d[M][N];
-    if (active != FULL) {
-        report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
-        if (w->m->stop) return;
-    }
-    gather(w, i, &t);
-    multiply(w->m, &t, d);
-    if (w->m->checks & CHECK_UNDEFINED) spread_undefined(w, i, &t);
-    for (u32 n = 0; n < 4; n++) {
-        float *x = SLOT(n);
-        UNROLLED for (u32 l = 0; l < LANES; l++) x[l] = d[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)];
-    }
-}
-
-const Opcode mma_ops[] = {{"mma_f32", mma, OWN_UNDEFINED}, {0}};
+const Opcode mma_ops[] = {{"mma_integer", mma_integer, OWN_UNDEFINED},
+                          {"mma_float", mma_float, OWN_UNDEFINED},
+                          {"mma_scaled", mma_scaled, OWN_UNDEFINED},
+                          {"mma_f64", mma_f64, OWN_UNDEFINED},
+                          {0}};

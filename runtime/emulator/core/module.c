@@ -6,7 +6,8 @@
 #include "core.h"
 
 static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops, memory_ops, atomic_ops,
-                                       copy_ops,    control_ops, warp_ops,    mma_ops};
+                                       copy_ops,    control_ops, warp_ops,    mma_ops,
+                                       matrix_ops,  wmma_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
@@ -58,13 +59,13 @@ static void release_run(Run *r) {
     free(r->m.byte_write), free(r->m.byte_read), free(r->m.tally), free(r->m.finding);
 }
 
-/* config: grid, block, shared size, checks, collect, numerics, fraction bits, group, seed, step limit. */
+/* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit. */
 static void configure(Run *r) {
     Machine *m = &r->m;
     const u64 *c = r->config.buf;
     for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n];
     m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
-    m->fraction_bits = (u32)c[10], m->group_size = (u32)c[11], m->random = c[12] * 2 + 1, m->step_limit = c[13];
+    m->arch = (u32)c[10], m->random = c[11] * 2 + 1, m->step_limit = c[12];
     m->threads = m->block[0] * m->block[1] * m->block[2];
     m->warps = (m->threads + LANES - 1) / LANES;
     m->code = r->code.buf, m->count = (u32)((size_t)r->code.len / sizeof(Insn));
@@ -131,10 +132,10 @@ static PyObject *results(const Machine *m) {
     PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *item;
     for (u32 n = 0; n < m->count; n++) {
         const Tally *t = m->tally + n;
-        item = Py_BuildValue("KKKKKKK", (unsigned long long)t->executed, (unsigned long long)t->lanes,
+        item = Py_BuildValue("KKKKKKKddd", (unsigned long long)t->executed, (unsigned long long)t->lanes,
                              (unsigned long long)t->wavefronts, (unsigned long long)t->least_wavefronts,
                              (unsigned long long)t->sectors, (unsigned long long)t->least_sectors,
-                             (unsigned long long)t->worst_conflict);
+                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share);
         PyList_Append(tally, item);
         Py_DECREF(item);
     }

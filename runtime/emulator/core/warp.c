@@ -1,5 +1,5 @@
 /* Instructions that exchange data between the lanes of a warp. */
-#include "core.h"
+#include "half.h"
 
 /* Lanes named by the member mask that cannot take part: undefined behaviour on a GPU. */
 static void check_members(Warp *w, const Insn *i, u32 members, u32 active) {
@@ -27,7 +27,11 @@ static void shfl(Warp *w, const Insn *i, u32 active) {
         if (!valid) from = (i32)l;
         in_range |= (u32)valid << l;
         result[l] = a[from & 31];
-        if (u[i->operand[s]] >> from & 1 || !(active >> from & 1)) undefined |= 1u << l;
+        if (!(active >> from & 1)) {
+            report(w, i, F_SHUFFLE_SOURCE, l, (u32)from, 0, active);
+            undefined |= 1u << l;
+        }
+        if (u[i->operand[s]] >> from & 1) undefined |= 1u << l;
     }
     undefined |= u[i->operand[s + 1]] | u[i->operand[s + 2]];
     LANEWISE(d[l] = result[l];)
@@ -59,7 +63,7 @@ static void activemask(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, 0);
 }
 
-/* redux.sync: mod: 0 add, 1 min.u32, 2 max.u32, 3 min.s32, 4 max.s32, 5 and, 6 or, 7 xor. */
+/* redux.sync: mod[0]: 0 add, 1 min.u32, 2 max.u32, 3 min.s32, 4 max.s32, 5 and, 6 or, 7 xor. */
 static void redux(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
     const u32 *a = SLOT(1), members = ((u32 *)SLOT(2))[__builtin_ctz(active)];
@@ -82,25 +86,59 @@ static void redux(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, w->undefined[i->operand[1]] & active ? FULL : 0);
 }
 
-/* movmatrix.trans.m8n8.b16: lane l holds row l/4, columns 2(l%4) and the next. */
-static void movmatrix(Warp *w, const Insn *i, u32 active) {
-    u32 *d = SLOT(0), result[LANES];
-    const u32 *a = SLOT(1);
-    u32 undefined = 0;
-    if (active != FULL) report(w, i, F_BARRIER_DIVERGED, 0, 0, 0, active);
-    for (u32 l = 0; l < LANES; l++) {
-        u32 value = 0;
-        for (u32 n = 0; n < 2; n++) { /* element (l/4, 2(l%4)+n) of the result is (2(l%4)+n, l/4) of the source */
-            const u32 row = 2 * (l % 4) + n, column = l / 4, from = 4 * row + column / 2;
-            value |= (a[from] >> 16 * (column % 2) & 0xFFFF) << 16 * n;
-            undefined |= (w->undefined[i->operand[1]] >> from & 1) << l;
+/* redux.sync.f32: mod[0]: 1 for max; mod[1]: of absolute values; mod[2]: a NaN wins. -0 is below +0. */
+static void redux_f32(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0), best = CANONICAL_NAN;
+    const u32 *a = SLOT(1), members = ((u32 *)SLOT(2))[__builtin_ctz(active)];
+    bool nan = false, any = false;
+    i32 best_order = 0;
+    check_members(w, i, members, active);
+    EACH(active, l) {
+        const u32 x = i->mod[1] ? a[l] & 0x7FFFFFFF : a[l];
+        const i32 order = (i32)x < 0 ? (i32)(x ^ 0x7FFFFFFF) : (i32)x; /* floats in order as integers */
+        if ((x & 0x7FFFFFFF) > 0x7F800000) {
+            nan = true;
+            continue;
         }
-        result[l] = value;
+        if (!any || (i->mod[0] ? order > best_order : order < best_order)) best = x, best_order = order;
+        any = true;
     }
-    LANEWISE(d[l] = result[l];)
+    if (nan && i->mod[2]) best = CANONICAL_NAN;
+    LANEWISE(d[l] = best;)
+    set_undefined(w, i->operand[0], active, w->undefined[i->operand[1]] & active ? FULL : 0);
+}
+
+/* match.sync: d, [p], a, membermask: the lanes that have the same value; mod[0]: 1 for all: every lane, or none. */
+static void match(Warp *w, const Insn *i, u32 active) {
+    const u32 s = i->dsts, members = ((u32 *)SLOT(s + 1))[__builtin_ctz(active)];
+    const u32 undefined = w->undefined[i->operand[s]] & active ? FULL : 0;
+    u32 *d = SLOT(0), same[LANES], all;
+    check_members(w, i, members, active);
+    EACH(active, l) {
+        same[l] = 0;
+        EACH(active, other) same[l] |= (u32)(get_lane(w, i, s, other) == get_lane(w, i, s, l)) << other;
+    }
+    all = same[__builtin_ctz(active)] == active;
+    EACH(active, l) d[l] = !i->mod[0] ? same[l] : all ? active : 0;
     set_undefined(w, i->operand[0], active, undefined);
+    if (i->dsts == 2) {
+        set_predicate(w, i->operand[1], active, all ? FULL : 0);
+        set_undefined(w, i->operand[1], active, undefined);
+    }
+}
+
+/* elect.sync d|p, membermask: the lowest lane leads. */
+static void elect(Warp *w, const Insn *i, u32 active) {
+    u32 *d = SLOT(0);
+    const u32 leader = (u32)__builtin_ctz(active);
+    check_members(w, i, ((u32 *)SLOT(2))[leader], active);
+    LANEWISE(d[l] = leader;)
+    set_predicate(w, i->operand[1], active, 1u << leader);
+    set_undefined(w, i->operand[0], active, 0);
+    set_undefined(w, i->operand[1], active, 0);
 }
 
 const Opcode warp_ops[] = {{"shfl", shfl, OWN_UNDEFINED},   {"vote", vote, OWN_UNDEFINED},
                            {"activemask", activemask, OWN_UNDEFINED}, {"redux", redux, OWN_UNDEFINED},
-                           {"movmatrix", movmatrix, OWN_UNDEFINED},   {0}};
+                           {"redux_f32", redux_f32, OWN_UNDEFINED},   {"match", match, OWN_UNDEFINED},
+                           {"elect", elect, OWN_UNDEFINED},           {0}};

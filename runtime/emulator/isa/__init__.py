@@ -1,19 +1,23 @@
-"""What each PTX instruction becomes: a table for the regular ones (regular.py), a function for each of the others."""
+"""What each PTX instruction becomes: a table for the regular ones (regular.py), a function for each of the others.
+
+A function gets the forms of its mnemonic that no rule of the table takes.
+"""
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa import bits, control, convert, matrix, memory, warp
+from lowbitvm.runtime.emulator.isa import bits, control, convert, floats, integers, matrix, memory, moves, warp
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES, regular
-from lowbitvm.runtime.emulator.parse import Instruction
+from lowbitvm.runtime.emulator.syntax import Instruction
 
-__all__ = ["bits", "control", "convert", "decode", "matrix", "memory", "warp"]
+__all__ = ["bits", "control", "convert", "decode", "floats", "integers", "matrix", "memory", "moves", "warp"]
 
 
 def decode(decoder: Decoder, instruction: Instruction) -> Row:
     """The core's row for one instruction. Raises PtxError, for an unimplemented instruction by name."""
     decoder.instruction = instruction
-    if instruction.mnemonic in RULES:
-        return regular(decoder, instruction)
+    row = regular(decoder, instruction)
+    if row is not None:
+        return row
     if instruction.mnemonic in SPECIAL:
         return SPECIAL[instruction.mnemonic](decoder, instruction)
     raise decoder.unimplemented()

@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import Instruction, Name
+from lowbitvm.runtime.emulator.syntax import Instruction, Name
 
 
 @special("bra")

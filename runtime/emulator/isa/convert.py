@@ -1,45 +1,164 @@
 """cvt: conversions between number formats."""
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import FLOAT_KINDS, expect_operands, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Name, Operand
+from lowbitvm.runtime.emulator.isa.form import (
+    FLOAT_KINDS,
+    Qualifiers,
+    expect_operands,
+    items,
+    qualifiers_of,
+    special,
+)
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name, Operand
 
-ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
+# numbers.h
+ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rs": 5}
+INTEGRAL = {"rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
+FLAGS = {"sat": 1, "ftz": 2, "relu": 8, "satfinite": 16}
+TO_INTEGRAL = 4
+FORMATS = FLOAT_KINDS | {"tf32": 4, "e4m3": 5, "e5m2": 6, "e2m1": 7, "e2m3": 8, "e3m2": 9, "ue8m0": 10}
+
+# Several elements in a register: the format of one, how many, the register's type.
+PACKED = {"f16x2": ("f16", 2, "b32"), "bf16x2": ("bf16", 2, "b32"), "e2m1x2": ("e2m1", 2, "b8")}
+PACKED |= {"e2m1x4": ("e2m1", 4, "b16"), "ue8m0x2": ("ue8m0", 2, "b16")}
+PACKED |= {
+    f"{kind}x{count}": (kind, count, f"b{8 * count}") for kind in ("e4m3", "e5m2", "e2m3", "e3m2") for count in (2, 4)
+}
+NARROW = frozenset(("e4m3x2", "e5m2x2", "e2m3x2", "e3m2x2", "e2m1x2"))
+TO_NARROW = frozenset(("rn.satfinite", "rn.relu.satfinite"))
+TO_SCALE = frozenset(("rz", "rp", "rz.satfinite", "rp.satfinite"))
+FROM_NARROW = frozenset(("rn", "rn.relu"))
+TO_HALF = frozenset(r + extra for r in ("rn", "rz", "rs") for extra in ("", ".relu", ".satfinite", ".relu.satfinite"))
+STOCHASTIC = frozenset(("rs.satfinite", "rs.relu.satfinite"))
+
+# Packed conversions and the modifiers each may have (in this order: rounding, relu, satfinite).
+FORMS: dict[tuple[str, str], frozenset[str]] = {("f32", half): TO_HALF for half in ("f16x2", "bf16x2")}
+FORMS |= {(source, narrow): TO_NARROW for narrow in NARROW for source in ("f32", "f16x2", "bf16x2")}
+FORMS |= {(narrow, half): FROM_NARROW for narrow in NARROW for half in ("f16x2", "bf16x2")}
+FORMS |= {("f32", kind): STOCHASTIC for kind in PACKED if kind.endswith("x4")}
+FORMS |= {("f32", "ue8m0x2"): TO_SCALE, ("bf16x2", "ue8m0x2"): TO_SCALE, ("ue8m0x2", "bf16x2"): frozenset(("rn",))}
+TO_TF32 = frozenset(("rna", "rna.satfinite", *(name for name in TO_HALF if not name.startswith("rs"))))
 
 
 @special("cvt")
 def _cvt(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2, 3)
     qualifiers = qualifiers_of(decoder, instruction)
-    source = qualifiers.type()
-    target = qualifiers.type()
-    flags = sum(bit for name, bit in (("sat", 1), ("ftz", 2), ("relu", 8)) if qualifiers.take(name))
-    rounding_name = qualifiers.take(*ROUNDING)
+    if qualifiers.take("pack"):
+        return _pack(decoder, instruction, qualifiers)
+    if len(qualifiers.left) < 2:
+        raise decoder.unimplemented()
+    source, target = qualifiers.left.pop(), qualifiers.left.pop()
+    if source in PACKED or target in PACKED:
+        return _packed(decoder, instruction, source, target, qualifiers)
+    if target == "tf32":
+        return _tf32(decoder, instruction, source, qualifiers)
+    if source not in TYPE_BITS or target not in TYPE_BITS:
+        raise decoder.unimplemented()
+    return _plain(decoder, instruction, source, target, qualifiers)
+
+
+def _modifiers(decoder: Decoder, qualifiers: Qualifiers, allowed: frozenset[str]) -> tuple[int, int]:
+    """The rounding and the flags of one of the `allowed` combinations."""
+    rounding = qualifiers.need(*ROUNDING)
+    names = [rounding, *(name for name in ("relu", "satfinite") if qualifiers.take(name))]
     qualifiers.done()
-    rounding = ROUNDING[rounding_name] if rounding_name else 0
-    to = decoder.destination(instruction.operands[0], target, loose=True)
-    sources = [decoder.source(x, source, loose=True) for x in instruction.operands[1:]]
-    if target in ("f16x2", "bf16x2"):
+    if ".".join(names) not in allowed:
+        raise decoder.unimplemented()
+    return ROUNDING[rounding], sum(FLAGS[name] for name in names[1:])
+
+
+def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str, qualifiers: Qualifiers) -> Row:
+    rounding, flags = _modifiers(decoder, qualifiers, FORMS.get((source, target), frozenset()))
+    element, count, _ = PACKED[target]
+    register = {name: kind for name, (_, _, kind) in PACKED.items()} | {"f32": "f32"}
+    to, *sources = instruction.operands
+    if source == "f32" and count == 4:
         expect_operands(decoder, 3)
-        if source != "f32":
-            raise decoder.unimplemented()
-        return Row("cvt_pack", [to, *sources], 1, (2 | FLOAT_KINDS[target[:-2]] << 16, rounding | flags << 8))
+        sources = [*items(sources[0]), sources[1]]
+    random = rounding == ROUNDING["rs"]
+    need = (count if source == "f32" else 1) + random
+    if len(sources) != need:
+        raise decoder.error(f"this cvt takes {need} sources, not {len(sources)}")
+    kinds = [register[source]] * (need - random) + ["b32"] * random
+    operands = [decoder.destination(to, register[target])]
+    operands += [decoder.source(operand, kind) for operand, kind in zip(sources, kinds, strict=True)]
+    if source == "f32" and target in ("f16x2", "bf16x2") and (rounding, flags) == (0, 0):
+        return Row(f"cvt_{target}_f32", operands, 1)
+    from_format, spacing = FORMATS["f32"], 0
+    if source != "f32":
+        from_format, spacing = FORMATS[PACKED[source][0]], TYPE_BITS[register[source]] // 2
+    width = TYPE_BITS[register[target]] // count
+    head = from_format | FORMATS[element] << 8 | count << 16 | width << 24
+    return Row("cvt_packed", operands, 1, (head, rounding | flags << 8, spacing))
+
+
+def _tf32(decoder: Decoder, instruction: Instruction, source: str, qualifiers: Qualifiers) -> Row:
     expect_operands(decoder, 2)
-    if source in FLOAT_KINDS and target in FLOAT_KINDS and rounding_name and rounding_name.endswith("i"):
-        flags |= 4
+    rounding, flags = _modifiers(decoder, qualifiers, TO_TF32 if source == "f32" else frozenset())
+    operands = [decoder.destination(instruction.operands[0], "b32"), decoder.source(instruction.operands[1], "f32")]
+    return Row("cvt_float_float", operands, 1, (FORMATS["f32"] | FORMATS["tf32"] << 16, rounding | flags << 8))
+
+
+def _pack(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> Row:
+    qualifiers.need("sat")
+    qualifiers.need("s32")
+    kind = qualifiers.need("s16", "u16", "s8", "u8", "s4", "u4", "s2", "u2")
+    bits = int(kind[1:])
+    if bits < 16:
+        qualifiers.need("b32")
+    qualifiers.done()
+    expect_operands(decoder, 3 if bits == 16 else 4)
+    to, *sources = instruction.operands
+    operands = [decoder.destination(to, "b32"), *(decoder.source(x, "b32") for x in sources)]
+    return Row("cvt_pack", operands, 1, (bits, kind[0] == "s"))
+
+
+def _plain(decoder: Decoder, instruction: Instruction, source: str, target: str, qualifiers: Qualifiers) -> Row:
+    expect_operands(decoder, 2)
+    for kind in (source, target):
+        if kind not in FLOAT_KINDS and kind[0] not in "us":
+            raise decoder.unimplemented()
+    flags = sum(bit for name, bit in FLAGS.items() if qualifiers.take(name))
+    rounding_name = qualifiers.take("rn", "rz", "rm", "rp", *INTEGRAL)
+    qualifiers.done()
+    rounding = (ROUNDING | INTEGRAL)[rounding_name] if rounding_name else 0
+    _check_rounding(decoder, source, target, rounding_name)
+    if flags & (FLAGS["relu"] | FLAGS["satfinite"]) and (source != "f32" or target not in ("f16", "bf16")):
+        raise decoder.unimplemented()
+    if flags & FLAGS["ftz"] and "f32" not in (source, target):
+        raise decoder.unimplemented()
+    if rounding_name in INTEGRAL and target in FLOAT_KINDS:
+        flags |= TO_INTEGRAL
+    to = decoder.destination(instruction.operands[0], target, loose=True)
     core, mod = _conversion(decoder, source, target, rounding, flags, instruction.operands[0])
-    return Row(core, [to, *sources], 1, mod)
+    return Row(core, [to, decoder.source(instruction.operands[1], source, loose=True)], 1, mod)
+
+
+def _check_rounding(decoder: Decoder, source: str, target: str, rounding: str | None) -> None:
+    """A conversion that rounds must say how, to an integral value by the roundings that end in i."""
+    both = source in FLOAT_KINDS and target in FLOAT_KINDS
+    if source in FLOAT_KINDS and target not in FLOAT_KINDS:
+        legal = rounding in INTEGRAL
+    elif source not in FLOAT_KINDS and target not in FLOAT_KINDS:
+        legal = rounding is None
+    elif both and source == target:
+        legal = rounding is None or rounding in INTEGRAL
+    elif both and (TYPE_BITS[source] < TYPE_BITS[target]):
+        legal = rounding is None
+    else:
+        legal = rounding in ("rn", "rz", "rm", "rp")
+    if not legal:
+        given = f"the rounding .{rounding}" if rounding else "no rounding"
+        raise decoder.error(f"cvt.{target}.{source} with {given} is not legal")
 
 
 def _conversion(
     decoder: Decoder, source: str, target: str, rounding: int, flags: int, to: Operand
 ) -> tuple[str, tuple[int, ...]]:
     """The core's conversion and its mod words, see convert.c."""
-    if (source, target, rounding, flags) in (("f16", "f32", 0, 0), ("f32", "f16", 0, 0)):
+    halves = ("f16", "bf16")
+    if (rounding, flags) == (0, 0) and "f32" in (source, target) and (source in halves or target in halves):
         return f"cvt_{target}_{source}", ()
-    for kind in (source, target):
-        if kind not in FLOAT_KINDS and kind[0] not in "us":
-            raise decoder.unimplemented()
     register_bits = 64 if to == Name("_") else max(TYPE_BITS[decoder.register(to)[1]], 16)
     low = FLOAT_KINDS[source] if source in FLOAT_KINDS else TYPE_BITS[source] | (source[0] == "s") << 8
     high = FLOAT_KINDS[target] if target in FLOAT_KINDS else TYPE_BITS[target] | (target[0] == "s") << 8

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Immediate, Instruction, Not, Operand, Vector
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Not, Operand, Vector
 
 FLOAT_KINDS = {"f16": 0, "bf16": 1, "f32": 2, "f64": 3}
 

@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, items, number, special
-from lowbitvm.runtime.emulator.parse import TYPE_BITS, Instruction, Name
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name
 
 
 @special("ld", "ldu")

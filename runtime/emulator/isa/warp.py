@@ -2,7 +2,7 @@
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands, predicate, qualifiers_of, special
-from lowbitvm.runtime.emulator.parse import Instruction, Pair
+from lowbitvm.runtime.emulator.syntax import Instruction, Pair
 
 
 @special("shfl")
@@ -26,19 +26,26 @@ def _vote(decoder: Decoder, instruction: Instruction) -> Row:
     expect_operands(decoder, 3)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
-    kind = qualifiers.need("pred", "b32")
     modes = ("all", "any", "uni", "ballot")
-    mode = modes.index(qualifiers.need(*modes))
+    mode = qualifiers.need(*modes)
+    kind = qualifiers.need("b32" if mode == "ballot" else "pred")
     qualifiers.done()
     to, source, members = instruction.operands
     slot, negated = predicate(decoder, source)
-    return Row("vote", [decoder.destination(to, kind), slot, decoder.source(members, "b32")], 1, (mode, negated))
+    operands = [decoder.destination(to, kind), slot, decoder.source(members, "b32")]
+    return Row("vote", operands, 1, (modes.index(mode), negated))
 
 
 @special("activemask")
 def _activemask(decoder: Decoder, instruction: Instruction) -> Row:
     expect_operands(decoder, 1)
+    qualifiers = qualifiers_of(decoder, instruction)
+    qualifiers.need("b32")
+    qualifiers.done()
     return Row("activemask", [decoder.destination(instruction.operands[0], "b32")], 1)
+
+
+REDUCTIONS = ("add", "min.u32", "max.u32", "min.s32", "max.s32", "and", "or", "xor")
 
 
 @special("redux")
@@ -48,12 +55,43 @@ def _redux(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers.need("sync")
     kind = qualifiers.type()
     name = qualifiers.need("add", "min", "max", "and", "or", "xor")
-    qualifiers.done()
-    if name in ("min", "max"):
-        name += "." + kind
-    modes = ("add", "min.u32", "max.u32", "min.s32", "max.s32", "and", "or", "xor")
-    if name not in modes:
-        raise decoder.unimplemented()
     to, source, members = instruction.operands
     operands = [decoder.destination(to, "b32"), decoder.source(source, "b32"), decoder.source(members, "b32")]
-    return Row("redux", operands, 1, (modes.index(name),))
+    if kind == "f32" and name in ("min", "max"):
+        absolute, nan = (qualifiers.take(word) is not None for word in ("abs", "NaN"))
+        qualifiers.done()
+        return Row("redux_f32", operands, 1, (name == "max", absolute, nan))
+    qualifiers.done()
+    if kind not in (("b32",) if name in ("and", "or", "xor") else ("u32", "s32")):
+        raise decoder.unimplemented()
+    return Row("redux", operands, 1, (REDUCTIONS.index(name + "." + kind if name in ("min", "max") else name),))
+
+
+@special("match")
+def _match(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 3)
+    qualifiers = qualifiers_of(decoder, instruction)
+    qualifiers.need("sync")
+    kind = qualifiers.need("b32", "b64")
+    every = qualifiers.need("any", "all") == "all"
+    qualifiers.done()
+    to, source, members = instruction.operands
+    if isinstance(to, Pair) and not every:
+        raise decoder.error("match.any has no predicate")
+    targets = [to.first, to.second] if isinstance(to, Pair) else [to]
+    operands = [decoder.destination(t, k) for t, k in zip(targets, ("b32", "pred"), strict=False)]
+    operands += [decoder.source(source, kind), decoder.source(members, "b32")]
+    return Row("match", operands, len(targets), (every,))
+
+
+@special("elect")
+def _elect(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 2)
+    qualifiers = qualifiers_of(decoder, instruction)
+    qualifiers.need("sync")
+    qualifiers.done()
+    to, members = instruction.operands
+    if not isinstance(to, Pair):
+        raise decoder.error("elect has two destinations, d|p")
+    operands = [decoder.destination(to.first, "b32"), decoder.destination(to.second, "pred")]
+    return Row("elect", [*operands, decoder.source(members, "b32")], 2)

@@ -1,0 +1,343 @@
+/* Floating-point products: exact order and truncation of an architecture's tensor cores, or float64 with a bound on how
+ * far these may be from it.
+ *
+ * A unit sums the exact products of a group of k and C: every addend is aligned to the largest exponent, cut to F
+ * fractional bits and added exactly; the sum is cut to f32 (or to 14 significant bits), or rounded to nearest even f16.
+ * Groups follow one another through C. Exponents are those of the operands' fields, so that a subnormal is aligned
+ * unnormalised; a zero has the lowest of f32. Source: "MMA-Sim" (arXiv 2511.10909) and what ptxas makes of each. */
+#include "mma.h"
+#include <math.h>
+
+enum { HW, BOUND, PERMUTE }; /* launch.py's NUMERICS */
+enum { MAX_TERMS = 64, ZERO_EXPONENT = -126 };
+
+typedef struct {
+    u32 exponent, fraction; /* field widths */
+    i32 bias;
+    enum { FINITE, IEEE, ONE_NAN } specials; /* ONE_NAN: all ones, no infinity */
+} Format;
+static const Format formats[] = {
+    [F16] = {5, 10, 15, IEEE}, [BF16] = {8, 7, 127, IEEE}, [TF32] = {8, 10, 127, IEEE}, [E4M3] = {4, 3, 7, ONE_NAN},
+    [E5M2] = {5, 2, 15, IEEE}, [E3M2] = {3, 2, 3, FINITE}, [E2M3] = {2, 3, 1, FINITE}, [E2M1] = {2, 1, 1, FINITE},
+    [F32] = {8, 23, 127, IEEE}};
+
+/* value = significand * 2^(exponent - fraction); special: an infinity or NaN instead, else 0. */
+typedef struct {
+    i64 significand;
+    i32 exponent, fraction;
+    double special;
+} Term;
+
+static Term decode(u32 type, u32 code) {
+    const Format f = formats[type];
+    const u32 all = (1u << f.exponent) - 1, field = code >> f.fraction & all, low = code & ((1u << f.fraction) - 1);
+    const i64 magnitude = field ? low | 1u << f.fraction : low;
+    const bool negative = code >> (f.exponent + f.fraction) & 1;
+    Term t = {negative ? -magnitude : magnitude, (i32)(field ? field : 1) - f.bias, (i32)f.fraction, 0};
+    if (f.specials == IEEE && field == all) t.special = low ? NAN : negative ? -INFINITY : INFINITY;
+    if (f.specials == ONE_NAN && field == all && low == (1u << f.fraction) - 1) t.special = NAN;
+    return t;
+}
+
+static Term operand(const Product *p, u32 type, u32 bits) {
+    if (type == TF32) bits >>= 13; /* the hardware ignores the rest */
+    if (type == E2M1 && !(p->flags & NARROW_FP4)) bits >>= 2;
+    return decode(type, bits);
+}
+
+static double value_of(const Term *t) {
+    return t->special != 0 ? t->special : ldexp((double)t->significand, t->exponent - t->fraction);
+}
+
+static Term product(const Term *a, const Term *b) {
+    Term t = {a->significand * b->significand, a->exponent + b->exponent, a->fraction + b->fraction, 0};
+    if (a->special != 0 || b->special != 0) t.special = value_of(a) * value_of(b);
+    return t;
+}
+
+/* How an architecture runs a type. `group`: products per sum, in bytes of A. */
+typedef struct {
+    u32 fraction_bits, group, kept;
+    bool detached; /* by f16 units: elements 0 and 1 of every four, then 2 and 3, and only then C, in one f32 addition */
+} Unit;
+
+static Unit unit_of(u32 arch, const Product *p) {
+    const u32 bits = bits_of_type(p, p->a_type);
+    if (p->scale_vector && bits == 4) return (Unit){35, MAX_TERMS, 24, false};
+    if (bits == 8 && arch >= 90 && arch < 120) return (Unit){25, p->k / 2, 24, true};
+    if (arch >= 90) return (Unit){25, 256 / bits, 24, false};
+    if (bits == 8) return (Unit){13, 16, 14, false};
+    return (Unit){24, 128 / bits, 24, false};
+}
+
+static i64 cut(const Term *t, i32 top, i32 F) {
+    const i32 shift = F - t->fraction - (top - (t->significand ? t->exponent : ZERO_EXPONENT));
+    const i64 magnitude = t->significand < 0 ? -t->significand : t->significand;
+    const i64 part = shift >= 0 ? magnitude << shift : shift > -64 ? magnitude >> -shift : 0;
+    return t->significand < 0 ? -part : part;
+}
+
+/* sum * 2^exponent, cut toward zero to `kept` significant bits, as f32. */
+static u32 cut_to_f32(i64 sum, i32 exponent, u32 kept) {
+    u64 magnitude = sum < 0 ? 0 - (u64)sum : (u64)sum;
+    i32 highest, unit;
+    if (!sum) return 0;
+    highest = 63 - __builtin_clzll(magnitude) + exponent;
+    unit = (highest > -126 ? highest : -126) - (i32)kept + 1 - exponent;
+    if (unit > 63) magnitude = 0;
+    else if (unit > 0) magnitude = magnitude >> unit << unit;
+    return bits_of_f32((float)ldexp((double)magnitude, exponent)) | (sum < 0 && magnitude ? 1u << 31 : 0);
+}
+
+static u32 round_to(u32 type, double value) {
+    if (value != value) return type == F16 ? 0x7FFF : CANONICAL_NAN;
+    return type == F16 ? f16_of_f32(odd_f32(value)) : bits_of_f32((float)value);
+}
+
+/* One sum of a unit: terms and accumulator to a new accumulator, both as bits of `type`. */
+static u32 fused_sum(const Unit *u, const Term *terms, const u8 *order, u32 count, u32 type, u32 accumulator) {
+    const Term c = decode(type, accumulator);
+    const i32 F = (i32)u->fraction_bits;
+    i32 top = c.significand ? c.exponent : ZERO_EXPONENT;
+    double special = c.special;
+    bool any = c.special != 0;
+    i64 sum;
+    for (u32 n = 0; n < count; n++) {
+        const Term *t = terms + order[n];
+        const i32 e = t->significand ? t->exponent : ZERO_EXPONENT;
+        if (t->special != 0) special += t->special, any = true;
+        if (e > top) top = e;
+    }
+    if (any) return round_to(type, special);
+    sum = cut(&c, top, F);
+    for (u32 n = 0; n < count; n++) sum += cut(terms + order[n], top, F);
+    return type == F16 ? round_to(F16, ldexp((double)sum, top - F)) : cut_to_f32(sum, top - F, u->kept);
+}
+
+static double number(u32 type, u32 bits) {
+    const Term t = decode(type, bits);
+    return value_of(&t);
+}
+
+/* C is always of D's type but in one form (m8n8k4), whose C is widened before. */
+static u32 hardware_sum(const Unit *u, const Term *terms, const u8 *order, u32 count, u32 type, u32 c) {
+    u32 accumulator = u->detached ? 0 : c;
+    for (u32 from = 0; from < count; from += u->group) {
+        const u32 left = count - from;
+        accumulator = fused_sum(u, terms, order + from, left < u->group ? left : u->group, type, accumulator);
+    }
+    return u->detached ? round_to(type, number(type, c) + number(type, accumulator)) : accumulator;
+}
+
+/* The float64 sum, and a bound on its distance to what any unit with u's F and group gives, whatever the order of k.
+ *
+ * Let S be the sum of the magnitudes of all addends and E the largest of their exponents and of that of 2S, so that no
+ * exponent in any partial sum exceeds E: partial sums are below S plus the errors, which are far below S or 2^E. Of
+ * ceil(K / G) sums, each cuts up to G + 1 addends, each by less than 2^(E - F), and then its result, by less than
+ * 2^(1 - kept) of a magnitude of at most S plus the errors, or by less than the smallest subnormal (f16: half of 2^-10
+ * and of 2^-24). A sum apart from C adds one rounding of the last kind. The float64 sum is off by less than (K + 1)
+ * 2^-53 S, and its one rounding by half a unit. A sixteenth on top covers the errors' own growth, which is second
+ * order: a sum's cuts are at most 2^-7 of 2^E for every F here. */
+static double bounded_sum(const Unit *u, const Term *terms, u32 count, u32 type, u32 c, double *bound) {
+    const u32 group = u->group < count ? u->group : count;
+    const double sums = ceil((double)count / group) + u->detached;
+    const double relative = type == F16 ? 0x1p-11 : ldexp(2, -(i32)u->kept), least = type == F16 ? 0x1p-25 : 0x1p-126 * relative;
+    const Term first = decode(type, c);
+    double sum = value_of(&first), size = fabs(sum), cuts;
+    i32 top = first.significand ? first.exponent : ZERO_EXPONENT, whole;
+    for (u32 n = 0; n < count; n++) {
+        const double x = value_of(terms + n);
+        sum += x, size += fabs(x);
+        if (terms[n].significand && terms[n].exponent > top) top = terms[n].exponent;
+    }
+    *bound = INFINITY;
+    if (!(size < (type == F16 ? 65504 : 0x1p127))) return sum; /* may overflow on the way */
+    frexp(size, &whole);
+    cuts = ldexp((group + 1) * sums, (whole > top ? whole : top) - (i32)u->fraction_bits);
+    *bound = 1.0625 * (cuts + sums * ((size + cuts) * relative + least));
+    *bound += size * ((count + 1) * 0x1p-53 + (type == F16 ? 0x1p-11 : 0x1p-24)) + (type == F16 ? 0x1p-25 : 0x1p-150);
+    return sum;
+}
+
+typedef struct {
+    Term a[16][MAX_TERMS], b[COLUMNS][MAX_TERMS];
+} Operands;
+
+static void take_operands(const Product *p, Operands *o) {
+    const u32 a_bits = bits_of_type(p, p->a_type), b_bits = bits_of_type(p, p->b_type);
+    const u32 a_mask = a_bits == 32 ? FULL : (1u << a_bits) - 1, b_mask = b_bits == 32 ? FULL : (1u << b_bits) - 1;
+    for (u32 k = 0; k < p->k; k++) {
+        for (u32 row = 0; row < 16; row++) o->a[row][k] = operand(p, p->a_type, element_a(p, a_bits, row, k) & a_mask);
+        for (u32 n = 0; n < COLUMNS; n++) o->b[n][k] = operand(p, p->b_type, element_b(p, b_bits, k, n) & b_mask);
+    }
+}
+
+static Term scale_of(const Product *p, u32 code) {
+    if (p->scale_type) return decode(E4M3, code & 127);
+    return (Term){1, (i32)code - 127, 0, code == 255 ? NAN : 0};
+}
+
+/* Scaled terms. fp4: the unit sums 16 products exactly and scales that sum, aligned by the scales' exponents alone;
+ * else every product is scaled, by a power of two. */
+static u32 scaled_terms(const Product *p, const Operands *o, u32 row, u32 column, Term *terms) {
+    const u32 step = bits_of_type(p, p->a_type) == 4 ? 16 : 1;
+    for (u32 k = 0; k < p->k; k += step) {
+        const u32 v = k * p->scale_vector / p->k;
+        const Term a = scale_of(p, p->a_scale[row][v]), b = scale_of(p, p->b_scale[column][v]), scale = product(&a, &b);
+        Term t = product(&o->a[row][k], &o->b[column][k]);
+        if (step > 1) {
+            t = (Term){0, 0, 2, 0}; /* units of a quarter */
+            for (u32 n = k; n < k + step; n++) {
+                const Term x = product(&o->a[row][n], &o->b[column][n]);
+                t.significand += x.significand << (x.exponent - x.fraction + 2);
+            }
+        }
+        terms[k / step] = product(&t, &scale);
+    }
+    return p->k / step;
+}
+
+static u32 plain_terms(const Product *p, const Operands *o, u32 row, u32 column, Term *terms) {
+    for (u32 k = 0; k < p->k; k++) terms[k] = product(&o->a[row][k], &o->b[column][k]);
+    return p->k;
+}
+
+/* Positions of k in the order in which the unit takes them. */
+static void set_order(Machine *m, const Unit *u, u32 count, u8 *order) {
+    for (u32 n = 0; n < count; n++)
+        order[n] = (u8)(u->detached ? n % 2 + n % (count / 2) / 2 * 4 + 2 * (n >= count / 2) : n);
+    if (m->numerics == PERMUTE)
+        for (u32 n = count - 1; n; n--) {
+            const u32 other = (u32)(next_random(m) >> 33) % (n + 1);
+            const u8 mine = order[n];
+            order[n] = order[other], order[other] = mine;
+        }
+}
+
+static void note_bound(Tally *t, double bound, double distance) {
+    if (!(bound < INFINITY) || distance != distance) return;
+    if (bound > t->bound) t->bound = bound;
+    if (distance > t->distance) t->distance = distance;
+    if (distance > t->worst_share * bound) t->worst_share = distance / bound;
+}
+
+/* The general way: one output after another. */
+static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Unit *u, Result d) {
+    const u32 values = p->c_type == F16 ? 2 : 1;
+    Operands o;
+    Term terms[MAX_TERMS];
+    u8 order[MAX_TERMS];
+    u32 ordered = 0;
+    take_operands(p, &o);
+    for (u32 r = 0; r < p->c_registers; r++) {
+        for (u32 n = 0; n < values * LANES; n++) {
+            const u32 l = n % LANES, v = values * r + n / LANES, shift = n / LANES * 16;
+            const u32 row = l / 4 + 8 * (v >> 1), column = 2 * (l % 4) + (v & 1);
+            const u32 c = p->c[r][l] >> shift & (values == 2 ? 0xFFFF : FULL);
+            const u32 count = (p->scale_vector ? scaled_terms : plain_terms)(p, &o, row, column, terms);
+            u32 result;
+            if (!ordered) set_order(w->m, u, count, order), ordered = 1;
+            result = hardware_sum(u, terms, order, count, p->c_type, c);
+            if (w->m->numerics == BOUND) {
+                double bound, sum = bounded_sum(u, terms, count, p->c_type, c, &bound);
+                const u32 rounded = round_to(p->c_type, sum);
+                note_bound(tally_of(w, i), bound, fabs(number(p->c_type, rounded) - number(p->c_type, result)));
+                result = rounded;
+            }
+            d[r][l] = shift ? d[r][l] | result << 16 : result;
+        }
+    }
+}
+
+/* fp8 as pairs of f16, exactly: elements 0 and 1 of a register, and 2 and 3. */
+INLINE u32 f16_of_fp8(u32 type, u32 byte) {
+    if (type == E5M2) return byte << 8;
+    const u32 magnitude = byte & 127, sign = (byte & 128) << 8; /* E4M3 */
+    const u32 low = magnitude & 7, normal = (magnitude << 7) + (8 << 10);
+    /* subnormals: low * 2^-9 = low * 2^15 units of 2^-24 */
+    const u32 small = low >= 4 ? (8u << 10) + ((low - 4) << 8) : low >= 2 ? (7u << 10) + ((low - 2) << 9) : low ? 6u << 10 : 0;
+    return sign | (magnitude == 127 ? 0x7FFF : magnitude < 8 ? small : normal);
+}
+VECTOR static void widen_fp8(u32 type, const u32 *lanes, u32 *low, u32 *high) {
+    for (u32 l = 0; l < LANES; l++) {
+        const u32 x = lanes[l];
+        low[l] = f16_of_fp8(type, x & 255) | f16_of_fp8(type, x >> 8 & 255) << 16;
+        high[l] = f16_of_fp8(type, x >> 16 & 255) | f16_of_fp8(type, x >> 24) << 16;
+    }
+}
+
+VECTOR static void widen_c(const Product *p, Sums *s) {
+    s->f16 = p->c_type == F16;
+    if (!s->f16) for (u32 r = 0; r < 4; r++) memcpy(s->value[r], p->c[r], sizeof s->value[r]);
+    else for (u32 r = 0; r < 2; r++)
+        for (u32 l = 0; l < LANES; l++) {
+            s->value[2 * r][l] = f32_of_f16(p->c[r][l] & 0xFFFF);
+            s->value[2 * r + 1][l] = f32_of_f16(p->c[r][l] >> 16);
+        }
+}
+VECTOR static void round_to_f16(float *value) {
+    for (u32 l = 0; l < LANES; l++) value[l] = f32_of_f16(f16_of_f32(value[l]));
+}
+VECTOR static void store_c(const Sums *s, Result d) {
+    if (!s->f16) for (u32 r = 0; r < 4; r++) memcpy(d[r], s->value[r], sizeof d[r]);
+    else for (u32 r = 0; r < 2; r++)
+        for (u32 l = 0; l < LANES; l++)
+            d[r][l] = f16_of_f32(s->value[2 * r][l]) | f16_of_f32(s->value[2 * r + 1][l]) << 16;
+}
+VECTOR static void add_c(const Product *p, Sums *s) {
+    Sums c;
+    widen_c(p, &c);
+    for (u32 r = 0; r < 4; r++) {
+        for (u32 l = 0; l < LANES; l++)
+            s->value[r][l] = s->f16 ? odd_sum_f32(c.value[r][l], s->value[r][l])
+                                    : f32_of_bits(canonical(c.value[r][l] + s->value[r][l]));
+    }
+}
+
+static bool run_step(Step *s, Sums *c) {
+    if (!fused_step(s, c)) return false;
+    if (c->f16) for (u32 r = 0; r < 4; r++) round_to_f16(c->value[r]);
+    return true;
+}
+
+/* By vectors, where operands and unit allow. Pieces of 16 bytes of A's rows: two registers each of A, one of B. */
+static bool multiply_fast(const Product *p, const Unit *u, Result d) {
+    const bool fp8 = p->a_type == E4M3 || p->a_type == E5M2;
+    u32 wide[12][LANES]; /* fp8 as f16: A's registers twice as many, then B's */
+    const u32 *a[2 * MAX_A], *b[2 * MAX_B];
+    const u32 pieces = p->b_registers * (fp8 ? 2 : 1), together = u->group * (fp8 ? 16 : bits_of_type(p, p->a_type)) / 128;
+    Step s = {.type = fp8 ? F16 : p->a_type, .fraction_bits = u->fraction_bits, .kept = p->c_type == F16 ? 11 : u->kept};
+    Sums c;
+    if (p->m != 16 || p->scale_vector || together > 2 || p->a_type > E5M2 || (!fp8 && p->a_type != p->b_type)) return false;
+    if (fp8 && p->b_type != E4M3 && p->b_type != E5M2) return false;
+    if (fp8) {
+        for (u32 r = 0; r < p->a_registers; r++) { /* detached: all low halves first */
+            const u32 low = u->detached ? r : 4 * (r >> 1) + (r & 1), high = u->detached ? r + p->a_registers : low + 2;
+            widen_fp8(p->a_type, p->a[r], wide[low], wide[high]);
+        }
+        for (u32 r = 0; r < p->b_registers; r++) {
+            const u32 low = 8 + (u->detached ? r : 2 * r), high = u->detached ? low + p->b_registers : low + 1;
+            widen_fp8(p->b_type, p->b[r], wide[low], wide[high]);
+        }
+        for (u32 n = 0; n < 2 * pieces; n++) a[n] = wide[n];
+        for (u32 n = 0; n < pieces; n++) b[n] = wide[8 + n];
+    } else {
+        memcpy(a, p->a, sizeof p->a), memcpy(b, p->b, sizeof p->b);
+    }
+    widen_c(p, &c);
+    if (u->detached) memset(c.value, 0, sizeof c.value);
+    for (u32 n = 0; n < pieces; n += s.k) {
+        s.k = together < pieces - n ? together : pieces - n;
+        memcpy(s.a, a + 2 * n, 2 * s.k * sizeof *a), memcpy(s.b, b + n, s.k * sizeof *b);
+        if (!run_step(&s, &c)) return false;
+    }
+    if (u->detached) add_c(p, &c);
+    store_c(&c, d);
+    return true;
+}
+
+void multiply_floats(Warp *w, const Insn *i, const Product *p, Result d) {
+    const Unit u = unit_of(w->m->arch, p);
+    if (w->m->numerics == HW && multiply_fast(p, &u, d)) return;
+    multiply_exactly(w, i, p, &u, d);
+}

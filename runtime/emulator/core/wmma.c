@@ -1,0 +1,2 @@
+#include "mma.h"
+const Opcode wmma_ops[] = {{0}};

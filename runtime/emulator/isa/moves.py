@@ -1,0 +1,94 @@
+"""mov in all its forms, and cvta."""
+
+from lowbitvm.runtime.emulator.decode import CLOCKS, SPECIALS, Decoder, Row
+from lowbitvm.runtime.emulator.isa.form import expect_operands, items, qualifiers_of, special
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
+
+MOVED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
+
+
+@special("mov")
+def _mov(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 2)
+    qualifiers = qualifiers_of(decoder, instruction)
+    count = int((qualifiers.take("v2", "v4") or "v1")[1])
+    kind = qualifiers.need("pred", "b128", *MOVED)
+    qualifiers.done()
+    to, source = instruction.operands
+    if count > 1:
+        return _several(decoder, to, source, kind, count)
+    if isinstance(to, Vector) or isinstance(source, Vector):
+        if kind[0] != "b" or kind == "b8":
+            raise decoder.unimplemented()
+        return _vector_move(decoder, to, source, TYPE_BITS[kind])
+    if kind == "pred":
+        return Row("logic_pred", [decoder.destination(to, kind), decoder.source(source, kind)], 1, (0b1100,))
+    if kind == "b128":
+        return Row("mov_several", [*decoder.halves(to), *_wide_source(decoder, source)], 2)
+    if isinstance(source, Name) and source.text in CLOCKS:
+        return _clock(decoder, to, source, kind)
+    return Row(f"mov_b{TYPE_BITS[kind]}", [decoder.destination(to, kind), decoder.source(source, kind)], 1)
+
+
+def _clock(decoder: Decoder, to: Operand, source: Name, kind: str) -> Row:
+    """A special register that changes while the kernel runs."""
+    bits, shift = CLOCKS[source.text]
+    if TYPE_BITS[kind] != bits:
+        raise decoder.error(f"{source.text} has {bits} bits, the instruction takes .{kind}")
+    return Row("clock", [decoder.destination(to, kind)], 1, (shift,))
+
+
+def _wide_source(decoder: Decoder, operand: Operand) -> list[tuple[int, bool]]:
+    if isinstance(operand, Immediate):
+        value = int(operand.value)
+        return [decoder.constant(value >> shift & (2**64 - 1), True) for shift in (0, 64)]
+    return decoder.halves(operand)
+
+
+def _several(decoder: Decoder, to: Operand, source: Operand, kind: str, count: int) -> Row:
+    """mov.v4.u32 {...}, {...} or from a special register with .x .y .z .w."""
+    targets = items(to)
+    if isinstance(source, Name) and f"{source.text}.x" in SPECIALS:
+        sources: tuple[Operand, ...] = tuple(Name(f"{source.text}.{axis}") for axis in "xyzw")[:count]
+    else:
+        sources = items(source)
+    if len(targets) != count or len(sources) != count or TYPE_BITS[kind] > 64 or kind == "pred":
+        raise decoder.unimplemented()
+    operands = [decoder.destination(t, kind) for t in targets] + [decoder.source(s, kind) for s in sources]
+    return Row("mov_several", operands, count)
+
+
+def _vector_move(decoder: Decoder, to: Operand, source: Operand, bits: int) -> Row:
+    packs = isinstance(source, Vector)
+    parts = items(source) if packs else items(to)
+    whole = to if packs else source
+    part = bits // len(parts)
+    if len(parts) not in (2, 4) or part not in (8, 16, 32, 64) or isinstance(whole, Vector):
+        raise decoder.error(f"a .b{bits} register has no {len(parts)} parts")
+    names = [decoder.source(p, f"b{part}") if packs else decoder.destination(p, f"b{part}") for p in parts]
+    if bits < 128:
+        register = decoder.destination(whole, f"b{bits}") if packs else decoder.source(whole, f"b{bits}")
+        return (
+            Row("pack", [register, *names], 1, (part,))
+            if packs
+            else Row("unpack", [*names, register], len(names), (part,))
+        )
+    halves = decoder.halves(whole)
+    return (
+        Row("pack", [*halves, *names], 2, (part,)) if packs else Row("unpack", [*names, *halves], len(names), (part,))
+    )
+
+
+@special("cvta")
+def _cvta(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 2)
+    qualifiers = qualifiers_of(decoder, instruction)
+    kind = qualifiers.type()
+    inverse = qualifiers.take("to") is not None
+    space = qualifiers.need("global", "shared", "shared::cta", "const", "param")
+    qualifiers.done()
+    core = f"mov_b{TYPE_BITS[kind]}"
+    if space.startswith("shared"):
+        core = "cvta_to_shared" if inverse else "cvta_shared"
+    to, source = instruction.operands
+    return Row(core, [decoder.destination(to, kind), decoder.source(source, kind)], 1)
