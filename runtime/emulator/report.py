@@ -13,7 +13,8 @@ from lowbitvm.runtime.emulator import page
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# The core's finding kinds in the order of its enum, and what each says. `other` is a thread, a block or a lane mask.
+# The core's finding kinds in the order of its enum, and what each says. `context` is a mask of lanes or warps, a size, or a
+# case; what a message adds about the other thread of a race comes from the finding's `other`.
 KINDS = (
     ("out_of_bounds_global", "{access} of {size} bytes at {where} is outside every array"),
     ("out_of_bounds_shared", "{size} bytes at shared address {address:#x} are outside its {shared} from 0x400 on"),
@@ -24,26 +25,42 @@ KINDS = (
     ("undefined_address", "an address comes from a register that was never written"),
     ("undefined_predicate", "a predicate comes from a register that was never written"),
     ("undefined_store", "a stored value comes from a register that was never written"),
-    ("race_shared", "{size} bytes at shared address {address:#x}: thread {other} accesses them too, without a barrier"),
-    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async of thread {other} into them is visible "
-                  "only after that thread's wait and a barrier"),
-    ("race_global", "{size} bytes at {where}: block {other} accesses them too, and one of the two writes"),
-    ("race_global_warps", "{size} bytes at {where}: thread {other} of the block accesses them too, without a barrier"),
-    ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {other:#010x} alone"),
-    ("barrier_deadlock", "warps {other:#x} wait at barrier {address} for warps that never come"),
-    ("copy_source_size", "the source size {size} is above the copy size {other}, which is undefined"),
+    ("race_shared", "{size} bytes at shared address {address:#x}: another thread accesses them too, one of the two writes, "
+                    "and nothing orders them"),
+    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async into them is visible only after its thread's "
+                  "wait, to other threads after a barrier too"),
+    ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing orders "
+                    "them"),
+    ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {context:#010x} alone"),
+    ("barrier_deadlock", "warps {context:#x} wait {waiting} for what never comes"),
+    ("copy_source_size", "the source size {size} is above the copy size {context}, which is undefined"),
     ("copy_never_awaited", "exit with a cp.async of {size} bytes to shared address {address:#x} in flight"),
     ("read_only", "write to {where}, an array that is read-only"),
     ("limit", "the emulator's limit of {size} is reached (an endless loop?)"),
+    ("out_of_bounds_local", "{size} bytes at local address {address:#x} are outside the thread's local memory"),
+    ("uninitialised_local", "read of {size} bytes at local address {address:#x} that the thread has not written"),
+    ("barrier_invalid", "barrier {address}: {invalid_barrier}"),
+    ("mask_invalid", "the member mask {size:#010x} names the lanes {context:#010x}, which do not execute it (none: the "
+                     "executing lane is not in its own mask)"),
+    ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
+    ("trap", "the kernel stops itself"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
+INVALID_BARRIER = (
+    "there are 16 barriers, 0 to 15",
+    "{size} threads, which is no positive multiple of 32",
+    "{size} threads, other warps wait there for another number",
+)
+INVALID_MBARRIER = (
+    "it was not initialised",
+    "{size} arrivals, more than its phase expects",
+    "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
 
-# Names for `checks`; "all" leaves out OPT_IN. What a GPU traps on (bounds, alignment, deadlock) is always checked. "race_global" stands for both
-# kinds of races on global memory.
+# Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".
 CHECKS = {"race": 1, "uninitialised": 2, "undefined": 4, "barrier": 8, "copy": 16, "race_global": 32, "shift": 64}
-OPT_IN = {"shift"}
-
+OPT_IN = frozenset(("shift",))
 
 SCHEMA = 1  # of `Report.to_json`; a number that is not this one means that a key changed its meaning or went
 

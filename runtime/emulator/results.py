@@ -10,6 +10,8 @@ from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
+    INVALID_BARRIER,
+    INVALID_MBARRIER,
     KINDS,
     ArrayTraffic,
     Counters,
@@ -19,6 +21,7 @@ from lowbitvm.runtime.emulator.report import (
     LinePlace,
     LineTable,
     MatrixCount,
+    Party,
     Report,
 )
 from lowbitvm.runtime.emulator.syntax import Syntax
@@ -130,14 +133,23 @@ def _source(program: Program, pc: int) -> str | None:
     return program.sources[pc]
 
 
-def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[int, ...], launch: Launch) -> Finding:
-    kind, pc, block_index, warp, lane, other, address, size = item
+def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[Any, ...], launch: Launch) -> Finding:
+    kind, pc, block_index, warp, lane, context, address, size, (other_pc, other_block, other_thread) = item
     name, template = KINDS[kind]
     line, _, text = syntax.place(program.positions[pc])
-    access, where = "write" if other else "read", _where(buffers, address)
-    message = template.format(access=access, address=address, where=where, size=size, other=other, shared=launch.shared)
+    facts = {"address": address, "where": _where(buffers, address), "size": size, "context": context}
+    facts |= {"shared": launch.shared, "access": "write" if context else "read"}
+    facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
+    if name == "barrier_invalid":
+        facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
+    if name == "mbarrier_invalid":
+        facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
+    other = None
     block, thread = _index(block_index, launch.grid), _index(warp * 32 + lane, launch.block)
-    return Finding(name, message, line, text, block, thread, address, None, _source(program, pc))
+    if other_pc >= 0 and (other_block, other_thread) != (block_index, warp * 32 + lane):
+        other_line = syntax.place(program.positions[other_pc])[0]
+        other = Party(other_line, _index(other_block, launch.grid), _index(other_thread, launch.block))
+    return Finding(name, template.format(**facts), line, text, block, thread, address, other, _source(program, pc))
 
 
 def _where(buffers: list[Buffer], address: int) -> str:

@@ -4,12 +4,35 @@ A function gets the forms of its mnemonic that no rule of the table takes.
 """
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa import bits, control, convert, floats, integers, matrix, memory, moves, warp
+from lowbitvm.runtime.emulator.isa import (
+    bits,
+    control,
+    convert,
+    floats,
+    integers,
+    matrix,
+    mbarrier,
+    memory,
+    moves,
+    warp,
+)
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES, regular
 from lowbitvm.runtime.emulator.syntax import Instruction
 
-__all__ = ["bits", "control", "convert", "decode", "floats", "integers", "matrix", "memory", "moves", "warp"]
+__all__ = [
+    "bits",
+    "control",
+    "convert",
+    "decode",
+    "floats",
+    "integers",
+    "matrix",
+    "mbarrier",
+    "memory",
+    "moves",
+    "warp",
+]
 
 
 def decode(decoder: Decoder, instruction: Instruction) -> Row:
