@@ -113,7 +113,7 @@ static void movmatrix(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, undefined);
 }
 
-const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED},
-                             {"stmatrix", stmatrix, OWN_UNDEFINED},
-                             {"movmatrix", movmatrix, OWN_UNDEFINED},
+const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED},
+                             {"stmatrix", stmatrix, OWN_UNDEFINED | ALIGNED},
+                             {"movmatrix", movmatrix, OWN_UNDEFINED | ALIGNED},
                              {0}};

@@ -4,12 +4,37 @@ A function gets the forms of its mnemonic that no rule of the table takes.
 """
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa import bits, control, convert, floats, integers, matrix, memory, moves, warp, wmma
+from lowbitvm.runtime.emulator.isa import (
+    bits,
+    control,
+    convert,
+    floats,
+    integers,
+    matrix,
+    mbarrier,
+    memory,
+    moves,
+    warp,
+    wmma,
+)
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES, regular
 from lowbitvm.runtime.emulator.syntax import Instruction
 
-__all__ = ["bits", "control", "convert", "decode", "floats", "integers", "matrix", "memory", "moves", "warp", "wmma"]
+__all__ = [
+    "bits",
+    "control",
+    "convert",
+    "decode",
+    "floats",
+    "integers",
+    "matrix",
+    "mbarrier",
+    "memory",
+    "moves",
+    "warp",
+    "wmma",
+]
 
 
 def decode(decoder: Decoder, instruction: Instruction) -> Row:
