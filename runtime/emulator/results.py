@@ -21,9 +21,9 @@ from lowbitvm.runtime.emulator.report import (
     LinePlace,
     LineTable,
     MatrixCount,
-    MmaBound,
     Party,
     Report,
+    Rounding,
 )
 from lowbitvm.runtime.emulator.syntax import Syntax
 from lowbitvm.runtime.emulator.variables import REGION_SHIFT
@@ -80,8 +80,10 @@ def build_report(
     counts, traffic, findings = raw
     tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
     by_line = _grouped(tally, outline.line, len(outline.places))
-    bounds = _bounds(outline, counts)
-    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), bounds)
+    rounding = None
+    if launch.options["numerics"] == "bound":  # the rest of a tally's columns
+        rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
+    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
     found = [_finding(syntax, program, buffers, item, launch) for item in findings]
     report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text)
     if found and on_finding == "raise":
@@ -98,18 +100,6 @@ def _grouped(tally: Tally, group: Index, groups: int) -> Tally:
     return result
 
 
-def _bounds(outline: Outline, counts: list[tuple[float, ...]]) -> dict[int, MmaBound]:
-    """By line; only lines with a float mma that ran under numerics="bound" have one."""
-    found: dict[int, MmaBound] = {}
-    for place, row in zip(outline.line.tolist(), counts, strict=True):
-        bound, distance, share = row[len(COLUMNS) :]
-        if bound:
-            line = outline.places[place].line
-            other = found.get(line, MmaBound(0, 0, 0))
-            found[line] = MmaBound(max(bound, other.bound), max(distance, other.distance), max(share, other.share))
-    return found
-
-
 def _arrays(
     program: Program, buffers: list[Buffer], traffic: list[tuple[int, int, int, int]]
 ) -> dict[int, ArrayTraffic]:
@@ -122,7 +112,7 @@ def _arrays(
 
 
 def _counters(
-    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], bounds: dict[int, MmaBound]
+    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], rounding: Rounding | None
 ) -> Counters:
     executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
     by_class = dict.fromkeys(CLASSES, 0)
@@ -140,8 +130,8 @@ def _counters(
         by_line={place.line: count for place, count in zip(outline.places, by_line[:, 0].tolist(), strict=True)},
         mma=sum(count.instructions for count in matrix.values()),
         matrix=matrix,
+        rounding=rounding,
         arrays=arrays,
-        bounds=bounds,
     )
 
 

@@ -207,6 +207,9 @@ static void mma_quad_pairs(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-const Opcode mma_ops[] = {{"mma_integer", mma_integer, OWN_UNDEFINED | ALIGNED}, {"mma_float", mma_float, OWN_UNDEFINED | ALIGNED},
-                          {"mma_scaled", mma_scaled, OWN_UNDEFINED | ALIGNED},   {"mma_f64", mma_f64, OWN_UNDEFINED | ALIGNED},
-                          {"mma_quad_pairs", mma_quad_pairs, OWN_UNDEFINED | ALIGNED}, {0}};
+const Opcode mma_ops[] = {{"mma_integer", mma_integer, OWN_UNDEFINED | ALIGNED},
+                          {"mma_float", mma_float, OWN_UNDEFINED | ALIGNED},
+                          {"mma_scaled", mma_scaled, OWN_UNDEFINED | ALIGNED},
+                          {"mma_f64", mma_f64, OWN_UNDEFINED | ALIGNED},
+                          {"mma_quad_pairs", mma_quad_pairs, OWN_UNDEFINED | ALIGNED},
+                          {0}};
