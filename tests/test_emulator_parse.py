@@ -3,7 +3,6 @@
 `tests/ptx/features.ptx` has every construct; ptxas accepts it.
 """
 
-import re
 import time
 from pathlib import Path
 

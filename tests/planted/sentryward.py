@@ -76,6 +76,7 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
             "histogram": EVERY,
             "counter": EVERY,
             "accumulate": EVERY,
+            "atomics of blocks whose warps met by part masks": EVERY,
             "blocks that meet in atomics alone": EVERY,
         },
     ),

@@ -136,6 +136,32 @@ JOIN:
     data=given((32,), lambda x: [x, fresh(32)], lambda x: {1: x[::-1]}),
 )
 
+ATOMICS_AFTER_PARTS = Case(
+    "atomics of blocks whose warps met by part masks",
+    ptx(
+        "u64 x, u64 y",
+        """
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    setp.lt.u32 %p1, lane, 16;
+    @!%p1 bra JOIN;
+    shfl.sync.bfly.b32 %r3, %r2, 1, 31, 0x0000FFFF;
+    add.u32 %r2, %r2, %r3;
+    bar.warp.sync 0x0000FFFF;
+JOIN:
+    red.global.add.u32 [y], %r2;
+    red.global.max.u32 [y+4], %r2;
+""",
+    ),
+    grid=2,
+    block=64,
+    data=given(
+        (4, 32),
+        lambda x: [x, np.zeros(2, np.uint32)],
+        lambda x: {1: np.array([x.sum() + x[:, :16].sum(), max((x[:, :16] + x[:, np.arange(16) ^ 1]).max(), x.max())])},
+    ),
+)
+
 ATOMIC_HISTOGRAM = Case(
     "blocks that meet in atomics alone",
     ptx(
