@@ -43,7 +43,7 @@ KINDS = (
     ("mask_invalid", "the member mask {size:#010x} names the lanes {context:#010x}, which do not execute it (none: the "
                      "executing lane is not in its own mask)"),
     ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
-    ("trap", "the kernel stops itself"),
+    ("trap", "{trap}"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
@@ -56,6 +56,13 @@ INVALID_MBARRIER = (
     "it was not initialised",
     "{size} arrivals, more than its phase expects",
     "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
+
+# Why a kernel stopped; a failed assertion has a text of its own.
+TRAPS = (
+    "the kernel stops itself",
+    "the index of brx.idx is beyond its list",
+    "the register holds the address of none of the functions that the call names",
 )
 
 # Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".
@@ -260,7 +267,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine."""
+    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine.
+
+    `printed`: what each call of printf printed, block after block, where blocks cannot communicate.
+    """
 
     counters: Counters
     findings: list[Finding]
@@ -268,6 +278,7 @@ class Report:
     launch: Launch
     seconds: float = field(compare=False)
     ptx: str = field(repr=False)
+    printed: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def lines(self) -> list[LineCounters]:
@@ -309,6 +320,7 @@ class Report:
                 for line in self.lines
             ],
             "findings": [asdict(finding) for finding in self.findings],
+            "printed": self.printed,
         }
 
     def to_html(self, path: str | Path | None = None) -> str:
