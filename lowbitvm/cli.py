@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lowbitvm import emulate
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import quantize
 from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime import assemble, driver, emulator
+from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.targets import TARGETS
 
@@ -41,17 +43,46 @@ def main() -> None:
     """Low-bit matrix multiplication kernels for NVIDIA GPUs, compiled and run with or without one."""
 
 
+def _extent(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Up to three positive numbers with commas."""
+    parts = value.split(",")
+    if not 1 <= len(parts) <= 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not one to three positive numbers, such as 4,1,1", ctx, param)
+    return tuple(map(int, parts))
+
+
+def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set[str]:
+    """all, none, or names of checks with commas."""
+    if value in ("all", "none"):
+        return value
+    names = {name.strip() for name in value.split(",")}
+    if unknown := names - set(CHECKS):
+        message = f"there is no check {', '.join(sorted(unknown))}; use all, none or {', '.join(CHECKS)}"
+        raise click.BadParameter(message, ctx, param)
+    return names
+
+
 @main.command()
-@click.option("--text", default=TEXT, show_default=True, help="What the language model reads.")
+@click.option("--text", help=f"What the language model reads: by default {TEXT!r}, with --generate the start of one.")
 @click.option("--device", default=None, help="cuda or emulator:TARGET; the GPU if there is one, else emulator:sm_80.")
-def demo(text: str, device: str | None) -> None:
-    """Runs the first block of SmolLM2-135M with its 4-bit weights and checks every layer."""
+@click.option("--generate", type=click.IntRange(1), help="Write this many tokens with the whole model instead.")
+@click.option("--checks", callback=_checks, default="none", help="With --generate, the emulator's checks.")
+def demo(text: str | None, device: str | None, generate: int | None, checks: str | set[str]) -> None:
+    """Runs the first block of SmolLM2-135M with its 4-bit weights and checks every layer.
+
+    With --generate, all 30 blocks write text, which must be what the float model writes.
+    """
     if importlib.util.find_spec("torch") is None:
         raise LowbitvmError("TOOL_MISSING", "the demo needs torch", "pip install 'lowbitvm[torch,load]'")
     from lowbitvm import demo as runner  # imports torch, which the other commands do without
 
-    console = Console()
-    raise SystemExit(runner.main(text, device or runner.default_device(), console))
+    device, console = device or runner.default_device(), Console()
+    if generate is None:
+        raise SystemExit(runner.main(TEXT if text is None else text, device, console))
+    from lowbitvm import generate as generator
+
+    prompt = generator.PROMPT if text is None else text
+    raise SystemExit(generator.main(prompt, generate, device, checks, console))
 
 
 @main.command("compile")
@@ -101,6 +132,45 @@ def compile_command(
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error}") from error
     click.echo(f"{output / name}.{{ptx,cubin,json}}: {kernel.registers} registers, {kernel.spills} bytes of spills")
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@main.command("emulate", epilog=f"Forms of --arg, in the order of the kernel's parameters:\n\n{emulate.FORMS}")
+@click.argument("file", type=_FILE)
+@click.option("--entry", help="Kernel; needed where FILE has more than one.")
+@click.option("--grid", metavar="X,Y,Z", callback=_extent, required=True, help="Blocks.")
+@click.option("--block", metavar="X,Y,Z", callback=_extent, required=True, help="Threads per block.")
+@click.option("--arg", "arguments", multiple=True, metavar="VALUE", help="Next kernel argument; see below.")
+@click.option("--shared", type=click.IntRange(0), default=0, show_default=True, help="Bytes of dynamic shared memory.")
+@click.option("--arch", help="GPU whose arithmetic to use, such as sm_80; by default the PTX's .target.")
+@click.option("--checks", callback=_checks, default="all", show_default=True, help=f"all, none, or {','.join(CHECKS)}.")
+@click.option("--numerics", type=click.Choice(["hw", "bound", "permute"]), help="Arithmetic of float matrix products.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides what a GPU leaves open.")
+@click.option("--schedule", type=click.Choice(["random", "round_robin", "adversarial"]), help="Order of the warps.")
+@click.option("--copies", type=click.Choice(["late", "early", "random"]), help="When asynchronous copies land.")
+@click.option("--workers", type=click.IntRange(1), help="Threads of this machine; all by default.")
+@click.option("--on-finding", type=click.Choice(["raise", "collect"]), default="raise", show_default=True)
+@click.option("--report", "report_file", type=_FILE, help="Write the annotated PTX as HTML.")
+@click.option("--json", "json_file", type=_FILE, help="Write the report as JSON; - prints it.")
+@click.option("-q", "--quiet", is_flag=True, help="Print findings only.")
+def emulate_command(
+    file: Path,
+    entry: str | None,
+    arguments: tuple[str, ...],
+    report_file: Path | None,
+    json_file: Path | None,
+    quiet: bool,
+    **launch: object,
+) -> None:
+    """Runs a kernel of the PTX text FILE on an emulated GPU.
+
+    Prints what the kernel did and what is wrong with it. Exit status: 0 without findings, 1 with findings, 2 where
+    the kernel could not be launched.
+    """
+    options = {name: value for name, value in launch.items() if value is not None}
+    raise SystemExit(emulate.run(file, entry, arguments, options, report_file, json_file, quiet))
 
 
 @main.command()

@@ -4,10 +4,15 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.core import use_core_under_test
+
 # Shared machines and first calls that assemble a kernel make single examples slow; laws hold regardless of time. CI
 # draws the same examples every time, so that what it says depends on the change alone; other runs draw new ones.
 settings.register_profile("lowbitvm", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lowbitvm")
+
+
+use_core_under_test()
 
 
 def has_gpu() -> bool:

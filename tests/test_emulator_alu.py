@@ -4,73 +4,11 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from lowbitvm.runtime import emulator
-
-BYTES = {"16": 2, "32": 4, "64": 8}
-REGISTER = {2: "%h", 4: "%r", 8: "%d"}
-NUMPY = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-
-
-def apply(body: str, result: int, *sources: np.ndarray) -> np.ndarray:
-    """Run `body` on every element: A, B, C, D stand for the sources, Z for the result of `result` bytes."""
-    count = sources[0].size
-    lines, names = [], "ABCD"
-    for n, source in enumerate(sources):
-        size = source.itemsize
-        lines.append(f"ld.param.u64 %q1, [p{n}]; mad.wide.u32 %q1, %index, {size}, %q1;")
-        lines.append(f"ld.global.b{8 * size} {REGISTER[size]}{n}, [%q1];")
-        body = body.replace(names[n], f"{REGISTER[size]}{n}")
-    body = body.replace("Z", f"{REGISTER[result]}9")
-    params = ", ".join(f".param .u64 p{n}" for n in range(len(sources) + 1))
-    text = f"""
-    .version 8.0
-    .target sm_80
-    .address_size 64
-    .visible .entry k({params}) {{
-        .reg .pred %p<4>; .reg .b16 %h<10>; .reg .b32 %r<10>; .reg .b64 %d<10>; .reg .b64 %q<3>; .reg .b32 %index;
-        mov.u32 %index, %ctaid.x; mov.u32 %r9, %tid.x; mad.lo.u32 %index, %index, 128, %r9;
-        {" ".join(lines)}
-        {body}
-        ld.param.u64 %q1, [p{len(sources)}]; mad.wide.u32 %q1, %index, {result}, %q1;
-        st.global.b{8 * result} [%q1], {REGISTER[result]}9;
-        ret;
-    }}"""
-    padded = [np.resize(source, -(-count // 128) * 128) for source in sources]
-    out = np.zeros(padded[0].size, NUMPY[result])
-    emulator.load(text).launch("k", (padded[0].size // 128,), (128,), [*padded, emulator.output(out)])
-    return out[:count]
-
-
-def integers(bits: int, count: int = 512, seed: int = 0) -> np.ndarray:
-    """Random patterns, a third of them near the edges of the range."""
-    rng = np.random.default_rng(seed * 100 + bits)
-    values = rng.integers(0, 1 << bits, count, dtype=np.uint64)
-    edges = [
-        0,
-        1,
-        2,
-        3,
-        (1 << bits) - 1,
-        (1 << bits) - 2,
-        1 << (bits - 1),
-        (1 << (bits - 1)) - 1,
-        (1 << (bits - 1)) + 1,
-    ]
-    where = rng.random(count) < 1 / 3
-    values[where] = rng.choice(np.array(edges, np.uint64), where.sum())
-    return values.astype(NUMPY[bits // 8])
-
-
-def signed(value: int, bits: int) -> int:
-    return value - (1 << bits) if value >> (bits - 1) & 1 else value
-
-
-def read(kind: str, value: int) -> int:
-    return signed(value, int(kind[1:])) if kind[0] == "s" else value
+from tests.lanes import NUMPY, TYPES, apply, assert_same_floats, exact, floats, integers, read, rounded, signed
 
 
 def truncating(a: int, b: int) -> int:
@@ -282,53 +220,6 @@ def test_setp_joins_both_results_with_a_third_predicate(join: str, combine: Call
     np.testing.assert_array_equal(got, 2 * combine(a < b, other) + combine(~(a < b), other))
 
 
-def floats(dtype: type, count: int = 2048, seed: int = 0) -> np.ndarray:
-    """Random patterns of a float type: half of ordinary size, with every kind of special value among them."""
-    rng = np.random.default_rng(seed)
-    width = np.dtype(dtype).itemsize
-    patterns = rng.integers(0, 1 << (8 * width), count, dtype=np.uint64).astype(NUMPY[width]).view(dtype)
-    ordinary = rng.standard_normal(count).astype(dtype)
-    tiny = np.array([1], NUMPY[width]).view(dtype)
-    special = np.append(np.array([1, -1, 0, -0.0, np.inf, -np.inf, np.nan], dtype), [tiny, -tiny])
-    chosen = np.where(rng.random(count) < 0.5, ordinary, patterns)
-    return np.where(rng.random(count) < 0.1, rng.choice(special, count), chosen).astype(dtype)
-
-
-TYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
-CANONICAL = {"f16": 0x7FFF, "bf16": 0x7FFF, "f32": 0x7FFFFFFF}
-
-
-def assert_same_floats(got: np.ndarray, expected: np.ndarray, kind: str) -> None:
-    """Equal bit for bit, NaN in canonical form."""
-    pattern = expected.astype(TYPES[kind]).view(NUMPY[got.itemsize]).copy()
-    nan = np.isnan(expected.astype(np.float64))
-    if kind == "f64":
-        got, pattern = got[~nan], pattern[~nan]
-    else:
-        pattern[nan] = CANONICAL[kind]
-    np.testing.assert_array_equal(got, pattern)
-
-
-def exact(value: float) -> Fraction:
-    return Fraction(value)
-
-
-def rounded(value: Fraction, kind: str) -> float:
-    """The nearest float of a 16-bit kind, ties to even, by exact arithmetic."""
-    precision, lowest, highest = {"f16": (11, -14, 15), "bf16": (8, -126, 127)}[kind]
-    if value == 0:
-        return 0.0
-    magnitude = abs(value)
-    exponent = max(magnitude.numerator.bit_length() - magnitude.denominator.bit_length() - 1, lowest)
-    while Fraction(2) ** (exponent + 1) <= magnitude:
-        exponent += 1
-    unit = Fraction(2) ** (exponent - precision + 1)
-    result = round(magnitude / unit) * unit
-    if result >= Fraction(2) ** (highest + 1):
-        return math.copysign(math.inf, value)
-    return float(result) * (1 if value > 0 else -1)
-
-
 @np.errstate(all="ignore")
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("name", ["add", "sub", "mul"])
@@ -486,6 +377,291 @@ def test_approximate_functions_are_within_two_units_of_the_true_value(
     got = apply(f"{name}.approx.f32 Z, A;", 4, a).view(np.float32)
     expected = function(a.astype(np.float64))
     assert (np.abs(got - expected) <= 2 * np.spacing(np.abs(expected).astype(np.float32))).all()
+
+
+def clamp(value: int, kind: str) -> int:
+    low, high = bounds(kind)
+    return min(max(value, low), high)
+
+
+@pytest.mark.parametrize("kind", ["u16", "s16", "u64", "s64"])
+def test_the_high_half_plus_a_third_wraps(kind: str) -> None:
+    bits = int(kind[1:])
+    a, b, c = (integers(bits, seed=s) for s in (1, 2, 3))
+    expected = [
+        ((read(kind, int(x)) * read(kind, int(y)) >> bits) + int(z)) % (1 << bits)
+        for x, y, z in zip(a, b, c, strict=True)
+    ]
+    assert apply(f"mad.hi.{kind} Z, A, B, C;", bits // 8, a, b, c).tolist() == expected
+
+
+@pytest.mark.parametrize(("name", "kind"), [("add", "s32"), ("sub", "s32"), ("add", "u32")])
+def test_saturating_sums_stop_at_the_ends_of_the_range(name: str, kind: str) -> None:
+    a, b = integers(32, seed=1), integers(32, seed=2)
+    values = [clamp(BINARY[name](read(kind, int(x)), read(kind, int(y))), kind) for x, y in zip(a, b, strict=True)]
+    assert apply(f"{name}.sat.{kind} Z, A, B;", 4, a, b).tolist() == [v % 2**32 for v in values]
+
+
+def test_saturating_high_products_stop_at_the_ends_of_the_range() -> None:
+    a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
+    x, y, z = ([signed(int(v), 32) for v in source] for source in (a, b, c))
+    expected = [clamp((i * j >> 32) + k, "s32") % 2**32 for i, j, k in zip(x, y, z, strict=True)]
+    assert apply("mad.hi.sat.s32 Z, A, B, C;", 4, a, b, c).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+def test_products_of_24_bits_ignore_the_upper_bytes(kind: str) -> None:
+    a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
+    low = [[read(kind[0] + "24", int(v) % 2**24) for v in source] for source in (a, b)]
+    products = [x * y for x, y in zip(*low, strict=True)]
+    assert apply(f"mul24.lo.{kind} Z, A, B;", 4, a, b).tolist() == [p % 2**32 for p in products]
+    assert apply(f"mul24.hi.{kind} Z, A, B;", 4, a, b).tolist() == [(p >> 16) % 2**32 for p in products]
+    sums = [p + int(z) for p, z in zip(products, c, strict=True)]
+    assert apply(f"mad24.lo.{kind} Z, A, B, C;", 4, a, b, c).tolist() == [s % 2**32 for s in sums]
+    high = [(p >> 16) + read(kind, int(z)) for p, z in zip(products, c, strict=True)]
+    assert apply(f"mad24.hi.{kind} Z, A, B, C;", 4, a, b, c).tolist() == [h % 2**32 for h in high]
+    if kind == "s32":
+        got = apply("mad24.hi.sat.s32 Z, A, B, C;", 4, a, b, c)
+        assert got.tolist() == [clamp(h, "s32") % 2**32 for h in high]
+
+
+@pytest.mark.parametrize("kind", ["u16", "s16", "u32", "s32", "u64", "s64"])
+def test_absolute_differences_are_added(kind: str) -> None:
+    bits = int(kind[1:])
+    a, b, c = (integers(bits, seed=s) for s in (1, 2, 3))
+    values = zip(a, b, c, strict=True)
+    expected = [(int(z) + abs(read(kind, int(x)) - read(kind, int(y)))) % (1 << bits) for x, y, z in values]
+    assert apply(f"sad.{kind} Z, A, B, C;", bits // 8, a, b, c).tolist() == expected
+
+
+PAIRED: dict[str, tuple[str, Callable[[int, int], int]]] = {
+    "add.u16x2": ("u", lambda a, b: a + b),
+    "add.s16x2": ("s", lambda a, b: a + b),
+    "add.sat.u16x2": ("u", lambda a, b: clamp(a + b, "u16")),
+    "add.sat.s16x2": ("s", lambda a, b: clamp(a + b, "s16")),
+    "min.u16x2": ("u", min),
+    "min.s16x2": ("s", min),
+    "max.u16x2": ("u", max),
+    "max.s16x2": ("s", max),
+    "min.relu.s16x2": ("s", lambda a, b: max(min(a, b), 0)),
+    "max.relu.s16x2": ("s", lambda a, b: max(a, b, 0)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_pairs_of_16_bits_work_half_by_half(name: str) -> None:
+    sign, function = PAIRED[name]
+    halves = [[integers(16, seed=s) for s in seeds] for seeds in ((1, 2), (3, 4))]  # low, high
+    a, b = (high.astype(np.uint32) << 16 | low for low, high in zip(*halves, strict=True))
+    got = apply(f"{name} Z, A, B;", 4, a, b)
+    for n, (x, y) in enumerate(halves):
+        values = [
+            function(read(sign + "16", int(i)), read(sign + "16", int(j))) % 2**16 for i, j in zip(x, y, strict=True)
+        ]
+        assert (got >> 16 * n & 0xFFFF).tolist() == values
+
+
+@pytest.mark.parametrize(("name", "function"), [("min", min), ("max", max)])
+def test_rectified_extremes_are_not_negative(name: str, function: Callable[[int, int], int]) -> None:
+    a, b = integers(32, seed=1), integers(32, seed=2)
+    expected = [max(function(signed(int(x), 32), signed(int(y), 32)), 0) for x, y in zip(a, b, strict=True)]
+    assert apply(f"{name}.relu.s32 Z, A, B;", 4, a, b).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32", "u64", "s64"])
+def test_carries_and_borrows_join_words_to_wider_numbers(kind: str) -> None:
+    bits = int(kind[1:])
+    low_a, high_a, low_b, high_b = (integers(bits, seed=s) for s in range(4))
+    a, b = ([h << bits | x for x, h in zip(low.tolist(), high.tolist(), strict=True)] for low, high in
+            ((low_a, high_a), (low_b, high_b)))  # fmt: skip
+    r = "%r" if bits == 32 else "%d"
+    sources = (low_a, high_a, low_b, high_b)
+    for name, total in {"add": [x + y for x, y in zip(a, b, strict=True)],
+                        "sub": [x - y for x, y in zip(a, b, strict=True)]}.items():  # fmt: skip
+        chain = f"{name}.cc.{kind} {r}5, A, C; {name}c.cc.{kind} {r}6, B, D; {name}c.{kind} {r}7, 0, 0;"
+        for word, register in enumerate(("5", "6", "7")):
+            got = apply(f"{chain} mov.b{bits} Z, {r}{register};", bits // 8, *sources)
+            assert got.tolist() == [(t >> bits * word) % (1 << bits) for t in total], (name, word)
+
+
+def test_products_of_64_bits_come_from_words_with_carries() -> None:
+    a, b = integers(64, seed=1), integers(64, seed=2)
+    split = "mov.b64 {%r1, %r2}, A; mov.b64 {%r3, %r4}, B;"  # the manual's example for madc
+    product = (
+        "mul.lo.u32 %r5, %r1, %r3; mul.hi.u32 %r6, %r1, %r3; mad.lo.cc.u32 %r6, %r2, %r3, %r6;"
+        "madc.hi.u32 %r7, %r2, %r3, 0; mad.lo.cc.u32 %r6, %r1, %r4, %r6; madc.hi.cc.u32 %r7, %r1, %r4, %r7;"
+        "addc.u32 %r8, 0, 0; mad.lo.cc.u32 %r7, %r2, %r4, %r7; madc.hi.u32 %r8, %r2, %r4, %r8;"
+    )
+    expected = [int(x) * int(y) for x, y in zip(a, b, strict=True)]
+    low = apply(f"{split}{product} mov.b64 Z, {{%r5, %r6}};", 8, a, b)
+    assert low.tolist() == [p % 2**64 for p in expected]
+    assert apply(f"{split}{product} mov.b64 Z, {{%r7, %r8}};", 8, a, b).tolist() == [p >> 64 for p in expected]
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32", "u64", "s64"])
+@pytest.mark.parametrize("how", ["lo", "hi"])
+def test_multiply_and_add_with_carry_of_every_type(kind: str, how: str) -> None:
+    bits = int(kind[1:])
+    a, b, c = (integers(bits, seed=s) for s in (1, 2, 3))
+    r = "%r" if bits == 32 else "%d"
+    sums = []
+    for x, y, z in zip(a, b, c, strict=True):
+        product = read(kind, int(x)) * read(kind, int(y))
+        sums.append((product >> (bits if how == "hi" else 0)) % (1 << bits) + int(z))
+    chain = f"mad.{how}.cc.{kind} {r}5, A, B, C; madc.{how}.{kind} {r}6, A, B, C;"
+    got = apply(f"{chain} mov.b{bits} Z, {r}6;", bits // 8, a, b, c)
+    assert got.tolist() == [(s + (s >> bits)) % (1 << bits) for s in sums]
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32", "u64", "s64"])
+def test_the_highest_significant_bit_is_found(kind: str) -> None:
+    bits = int(kind[1:])
+    a = integers(bits, seed=1)
+    significant = [v if v >= 0 else ~v for v in (read(kind, int(x)) for x in a)]
+    places = [v.bit_length() - 1 if v else 0xFFFFFFFF for v in significant]
+    assert apply(f"bfind.{kind} Z, A;", 4, a).tolist() == places
+    shifts = [bits - v.bit_length() if v else 0xFFFFFFFF for v in significant]
+    assert apply(f"bfind.shiftamt.{kind} Z, A;", 4, a).tolist() == shifts
+
+
+def test_the_nth_set_bit_is_found_in_both_directions() -> None:
+    rng = np.random.default_rng(0)
+    mask, base = integers(32, seed=1), rng.integers(0, 32, 512).astype(np.uint32)
+    offset = rng.choice(np.array([0, 1, -1, 2, -2, 5, -7, 31, -32, 40, -(2**31), 2**31 - 1]), 512).astype(np.int32)
+    expected = []
+    for m, b, n in zip(mask.tolist(), base.tolist(), offset.tolist(), strict=True):
+        bits = [place for place in range(32) if m >> place & 1]
+        if n == 0:
+            found = [place for place in bits if place == b]
+        else:
+            found = [p for p in bits if p >= b][n - 1 :] if n > 0 else [p for p in bits[::-1] if p <= b][-n - 1 :]
+        expected.append(found[0] if found else 0xFFFFFFFF)
+    assert apply("fns.b32 Z, A, B, C;", 4, mask, base, offset.view(np.uint32)).tolist() == expected
+
+
+EDGES = np.array([0, 1, 2, 15, 30, 31, 32, 33, 63, 64, 255, 2**31, 2**32 - 1], np.uint32)
+
+
+@pytest.mark.parametrize("mode", ["clamp", "wrap"])
+def test_bit_masks_of_a_place_and_a_width(mode: str) -> None:
+    a, b = (v.reshape(-1).copy() for v in np.meshgrid(EDGES, EDGES))
+    expected = []
+    for place, width in zip(a.tolist(), b.tolist(), strict=True):
+        if mode == "wrap":
+            place, width = place & 31, width & 31
+        expected.append(((1 << min(width, 32)) - 1 << min(place, 32)) % 2**32)
+    assert apply(f"bmsk.{mode}.b32 Z, A, B;", 4, a, b).tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["clamp", "wrap"])
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+def test_extension_of_the_low_bits(kind: str, mode: str) -> None:
+    a = integers(32, seed=1)
+    n = np.resize(EDGES, a.size)
+    expected = []
+    for x, width in zip(a.tolist(), n.tolist(), strict=True):
+        width = width & 31 if mode == "wrap" else min(width, 32)
+        expected.append(read(f"{kind[0]}{width}", x % (1 << width)) % 2**32 if width else 0)
+    assert apply(f"szext.{mode}.{kind} Z, A, B;", 4, a, n).tolist() == expected
+
+
+@pytest.mark.parametrize("half", ["lo", "hi"])
+@pytest.mark.parametrize("signs", ["u32.u32", "s32.s32", "u32.s32", "s32.u32"])
+def test_dp2a_sums_two_products_of_16_and_8_bits(signs: str, half: str) -> None:
+    a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
+    first, second = (sign[0] for sign in signs.split("."))
+    expected = []
+    for x, y, z in zip(a.tolist(), b.tolist(), c.tolist(), strict=True):
+        y >>= 16 if half == "hi" else 0
+        terms = (read(first + "16", x >> 16 * n & 65535) * read(second + "8", y >> 8 * n & 255) for n in range(2))
+        expected.append((z + sum(terms)) % 2**32)
+    assert apply(f"dp2a.{half}.{signs} Z, A, B, C;", 4, a, b, c).tolist() == expected
+
+
+@pytest.mark.parametrize(("join", "combine"), [("and", np.logical_and), ("or", np.logical_or)])
+def test_lop3_can_also_say_whether_its_result_is_zero(join: str, combine: Callable[..., np.ndarray]) -> None:
+    a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
+    start = "setp.lt.u32 %p3, C, 0x80000000;"
+    body = f"{start} lop3.{join}.b32 %r5|%p1, A, B, C, 0x80, !%p3; selp.b32 Z, 1, 0, %p1;"
+    value = a & b & c
+    np.testing.assert_array_equal(apply(body, 4, a, b, c), combine(value != 0, c >= 0x80000000))
+    np.testing.assert_array_equal(apply(body + "mov.b32 Z, %r5;", 4, a, b, c), value)
+
+
+SET_SOURCES = ("u16", "s32", "b64", "f32", "f64", "f16", "bf16")
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("target", ["u32", "s32", "f32", "u16", "f16", "bf16"])
+@pytest.mark.parametrize("source", SET_SOURCES)
+def test_set_writes_ones_or_one_where_the_comparison_holds(source: str, target: str) -> None:
+    halves = ("f16", "bf16")
+    if (target == "u16" and source not in halves) or (target == "f32" and source in halves):
+        return  # PTX has no such form
+    if source in TYPES:
+        a, b = floats(TYPES[source], seed=1), floats(TYPES[source], seed=2)
+        b[::4] = a[::4]
+        truth = a != b if source == "b64" else (a > b) | np.isnan(a.astype(np.float64)) | np.isnan(b.astype(np.float64))
+        compare = "gtu"
+    else:
+        bits = int(source[1:])
+        a, b = integers(bits, seed=1), integers(bits, seed=2)
+        x, y = ([read(source, int(v)) for v in array] for array in (a, b))
+        compare = "ne" if source[0] == "b" else "gt"
+        truth = np.array([i != j if compare == "ne" else i > j for i, j in zip(x, y, strict=True)])
+    true = {"u32": 2**32 - 1, "s32": 2**32 - 1, "f32": 0x3F800000, "u16": 0xFFFF, "f16": 0x3C00, "bf16": 0x3F80}[target]
+    size = 4 if "32" in target else 2
+    got = apply(f"set.{compare}.{target}.{source} Z, A, B;", size, a, b)
+    np.testing.assert_array_equal(got, np.where(truth, true, 0))
+    joined = f"setp.ne.u32 %p1, %index, 0; set.{compare}.and.{target}.{source} Z, A, B, %p1;"
+    got = apply(joined, size, a, b)
+    np.testing.assert_array_equal(got[0], 0)
+    np.testing.assert_array_equal(got[1:], np.where(truth, true, 0)[1:])
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_comparisons_of_pairs_have_a_result_for_each_half(kind: str) -> None:
+    low, high = ([floats(TYPES[kind], seed=s) for s in seeds] for seeds in ((1, 2), (3, 4)))
+    a, b = (h.view(np.uint16).astype(np.uint32) << 16 | x.view(np.uint16) for x, h in zip(low, high, strict=True))
+    lows, highs = low[0] < low[1], high[0] < high[1]
+    both = apply(f"setp.lt.{kind}x2 %p1|%p2, A, B; selp.b32 Z, 2, 0, %p1; @%p2 add.u32 Z, Z, 1;", 4, a, b)
+    np.testing.assert_array_equal(both, 2 * lows + highs)
+    for target, true in {f"{kind}x2": {"f16": 0x3C00, "bf16": 0x3F80}[kind], "u32": 0xFFFF, "s32": 0xFFFF}.items():
+        got = apply(f"set.lt.{target}.{kind}x2 Z, A, B;", 4, a, b)
+        np.testing.assert_array_equal(got, (lows * true) | (highs * true) << 16)
+    odd = apply(f"and.b32 %r5, A, 1; setp.eq.u32 %p3, %r5, 1; set.lt.or.u32.{kind}x2 Z, A, B, %p3;", 4, a, b)
+    np.testing.assert_array_equal(
+        odd, np.where(lows | (a % 2 == 1), 0xFFFF, 0) | np.where(highs | (a % 2 == 1), 0xFFFF0000, 0)
+    )
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("kind", ["b16", "u32", "f32", "s64", "f64"])
+def test_slct_takes_the_first_source_where_the_third_is_not_negative(kind: str) -> None:
+    bits = int(kind[1:])
+    a, b, c = integers(bits, seed=1), integers(bits, seed=2), integers(32, seed=3)
+    got = apply(f"slct.{kind}.s32 Z, A, B, C;", bits // 8, a, b, c)
+    np.testing.assert_array_equal(got, np.where(c.view(np.int32) >= 0, a, b))
+    x = np.resize(floats(np.float32, 256, seed=3), a.size)
+    x[::7] = np.float32(-1e-40)
+    np.testing.assert_array_equal(apply(f"slct.{kind}.f32 Z, A, B, C;", bits // 8, a, b, x), np.where(x >= 0, a, b))
+    flushed = np.where(np.abs(x) < np.float32(2.0**-126), 0, x)
+    np.testing.assert_array_equal(
+        apply(f"slct.ftz.{kind}.f32 Z, A, B, C;", bits // 8, a, b, x), np.where(flushed >= 0, a, b)
+    )
+
+
+@pytest.mark.parametrize("instruction", ["shl.b32", "shr.u32", "shr.s32", "shl.b16", "shr.u64"])
+def test_shifts_by_the_width_are_reported_when_asked(instruction: str) -> None:
+    bits = int(instruction[-2:])
+    a, n = integers(bits, 128, seed=1), np.full(128, bits - 1, np.uint32)
+    apply(f"{instruction} Z, A, B;", bits // 8, a, n, checks={"shift"})
+    n[70] = bits
+    apply(f"{instruction} Z, A, B;", bits // 8, a, n)
+    with pytest.raises(emulator.EmulatorError) as error:
+        apply(f"{instruction} Z, A, B;", bits // 8, a, n, checks={"shift"})
+    assert (error.value.finding.kind, error.value.finding.thread) == ("shift_out_of_range", (70, 0, 0))
 
 
 def bounds(kind: str) -> tuple[int, int]:

@@ -138,7 +138,21 @@ def test_shared_accesses_of_two_warps_without_a_barrier_are_a_race() -> None:
     assert caught(read_write.format("bar.sync 0;")) == []
     assert caught(read_write.format("")) == ["race_shared"]
     assert caught("st.shared.u32 [%r2], %r1;") == ["race_shared"]
-    assert caught("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r6];") == []  # lanes of one warp
+
+
+def test_lanes_of_one_warp_race_where_nothing_orders_them() -> None:
+    write_read = "st.shared.u32 [%r4], %r1; {} ld.shared.u32 %r10, [%r6];"
+    assert caught(write_read.format("")) == ["race_shared"]
+    assert caught(write_read.format("bar.warp.sync -1;")) == []
+    assert caught(write_read.format("shfl.sync.idx.b32 %r11, %r1, 0, 31, -1;")) == []
+    assert caught("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r4];") == []
+    assert caught("st.global.u32 [%d2], %r1; ld.global.u32 %r10, [%d2+-4];", block=32) == [
+        "out_of_bounds_global",
+        "race_global",
+    ]
+    assert caught("st.global.u32 [%d1], %r2;", block=32) == []  # one value
+    assert caught("st.global.u32 [%d1], %r1;", block=32) == ["race_global"]
+    assert caught("st.shared.u32 [%r2], %r1;", block=32) == ["race_shared"]
 
 
 def test_neighbouring_halves_of_a_word_are_no_race() -> None:
@@ -256,80 +270,65 @@ def test_a_global_byte_that_one_block_reads_and_another_writes_is_a_race() -> No
 
 
 def test_two_warps_storing_to_one_global_byte_without_a_barrier_are_a_race() -> None:
-    assert races("st.global.u32 [%d1], %r1;") == ["race_global_warps"]
-    assert races("@%p2 st.global.u32 [%d1], %r1; bar.sync 0; @!%p2 st.global.u32 [%d1], %r1;") == []
-    assert races("@%p2 st.global.u32 [%d1], %r1; @%p2 st.global.u32 [%d1], %r1;") == []
-    assert races("st.global.u32 [%d1], %r1;", block=32) == []  # lanes of one warp
+    assert races("st.global.u32 [%d1], %r2;") == ["race_global"]
+    assert races("@%p2 st.global.u32 [%d1], %r2; bar.sync 0; @!%p2 st.global.u32 [%d1], %r2;") == []
+    assert races("@%p2 st.global.u32 [%d2], %r2; @%p2 st.global.u32 [%d2], %r2;") == []
+    assert races("st.global.u32 [%d1], %r2;", block=32) == []  # one value
 
 
 def test_a_global_byte_that_one_warp_reads_and_another_writes_is_a_race_without_a_barrier() -> None:
     write_read = "st.global.u32 [%d2], %r1; {} ld.global.u32 %r12, [%d5];"
     assert races(write_read.format("bar.sync 0;")) == []
-    assert races(write_read.format("")) == ["race_global_warps"]
+    assert races(write_read.format("")) == ["race_global"]
     read_write = "ld.global.u32 %r12, [%d5]; {} st.global.u32 [%d2], %r1;"
     assert races(read_write.format("bar.sync 0;")) == []
-    assert races(read_write.format("")) == ["race_global_warps"]
-    assert races("@%p2 ld.global.u32 %r12, [%d1]; @!%p2 st.global.u32 [%d1], %r1;") == ["race_global_warps"]
-    assert races("ld.global.u32 %r12, [%d1]; bar.sync 0; @%p2 st.global.u32 [%d1], %r1;") == []
-    assert races("ld.global.u32 %r12, [%d1]; @!%p2 st.global.u32 [%d1], %r1;") == ["race_global_warps"]
+    assert races(read_write.format("")) == ["race_global"]
+    assert races("@%p2 ld.global.u32 %r12, [%d1]; @!%p2 st.global.u32 [%d1], %r2;") == ["race_global"]
+    assert races("ld.global.u32 %r12, [%d1]; bar.sync 0; @%p2 st.global.u32 [%d1], %r2;") == []
+    assert races("ld.global.u32 %r12, [%d1]; @!%p2 st.global.u32 [%d1], %r2;") == ["race_global"]
 
 
 @pytest.mark.parametrize(
     ("first", "second", "found"),
     [
-        ("ld.global.u32 %r12, [%d1]", "st.global.u32 [%d1], %r1", True),
-        ("st.global.u32 [%d1], %r1", "ld.global.u32 %r12, [%d1]", True),
+        ("ld.global.u32 %r12, [%d1]", "st.global.u32 [%d1], %r2", True),
+        ("st.global.u32 [%d1], %r2", "ld.global.u32 %r12, [%d1]", True),
         ("ld.global.u32 %r12, [%d1]", "ld.global.u32 %r12, [%d1]", False),
-        ("st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}", "ld.global.u8 %r12, [%d1+15]", True),
-        ("st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}", "ld.global.u8 %r12, [%d1+16]", False),
+        ("st.global.v4.u32 [%d1], {%r2, %r2, %r2, %r2}", "ld.global.u8 %r12, [%d1+15]", True),
+        ("st.global.v4.u32 [%d1], {%r2, %r2, %r2, %r2}", "ld.global.u8 %r12, [%d1+16]", False),
         ("ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1]", "st.global.u8 [%d1+15], %r1", True),
-        ("ld.global.u8 %r12, [%d1+15]", "st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}", True),
-        ("ld.global.u8 %r12, [%d1+15]", "st.global.u8 [%d1+14], %r1", False),
+        ("ld.global.u8 %r12, [%d1+15]", "st.global.v4.u32 [%d1], {%r2, %r2, %r2, %r2}", True),
+        ("ld.global.u8 %r12, [%d1+15]", "st.global.u8 [%d1+14], %r2", False),
     ],
 )
 def test_a_global_race_is_found_where_the_other_warp_comes_much_later(first: str, second: str, found: bool) -> None:
     spin = "SPIN: add.u32 %r16, %r16, 1; setp.lt.u32 %p3, %r16, 500000; @%p3 bra SPIN;"
     body = f"@%p2 {first}; mov.u32 %r16, 0; @%p2 bra END; {spin} {second}; END:"
     for seed in range(2):
-        assert kinds(NEIGHBOURS + body, seed=seed) == ["race_global_warps"] * found
+        assert kinds(NEIGHBOURS + body, seed=seed) == ["race_global"] * found
 
 
 def test_warps_that_access_neighbouring_global_bytes_do_not_race() -> None:
     bytes_ = "mul.wide.u32 %d6, %r1, 1; add.s64 %d6, %d1, %d6; st.global.u8 [%d6], %r1;"
     assert races(bytes_) == []
     assert races("ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d3]; bar.sync 0;" + bytes_) == []
-    assert races(bytes_ + "ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1+16];") == ["race_global_warps"]
+    assert races(bytes_ + "ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1+16];") == ["race_global"]
     assert races(bytes_ + "ld.global.v4.u32 {%r12, %r13, %r14, %r15}, [%d1+64];") == []
-    whole = "@%p2 st.global.v4.u32 [%d1], {%r1, %r1, %r1, %r1}; {} @!%p2 ld.global.u8 %r12, [%d1+{}];"
+    whole = "@%p2 st.global.v4.u32 [%d1], {%r2, %r2, %r2, %r2}; {} @!%p2 ld.global.u8 %r12, [%d1+{}];"
     assert races(whole.replace("{}", "bar.sync 0;", 1).replace("{}", "15")) == []
-    assert races(whole.replace("{}", "", 1).replace("{}", "15")) == ["race_global_warps"]
+    assert races(whole.replace("{}", "", 1).replace("{}", "15")) == ["race_global"]
     assert races(whole.replace("{}", "", 1).replace("{}", "16")) == []
 
 
 def test_an_array_aligned_like_a_view_is_followed_by_byte() -> None:
     view = np.zeros(4096, np.uint16)[1:]
     assert races("add.s64 %d6, %d2, 2; st.global.u32 [%d6], %r1;", array=view) == []
-    assert races("st.global.u32 [%d1+2], %r1;", array=view) == ["race_global_warps"]
+    assert races("st.global.u32 [%d1+2], %r1;", array=view) == ["race_global"]
 
 
 def test_atomics_on_global_memory_are_no_race_and_plain_accesses_beside_them_are() -> None:
     assert races("red.global.add.u32 [%d1], %r1;", grid=2) == []
-    assert races("red.global.add.u32 [%d1], %r1; st.global.u32 [%d1+4], %r1;") == ["race_global_warps"]
-
-
-@pytest.mark.parametrize(
-    "synchronises",
-    [
-        "atom.global.add.u32 %r12, [%d1+64], 1;",
-        "membar.gl;",
-        "fence.acq_rel.gpu;",
-        "ld.acquire.gpu.global.u32 %r12, [%d1+64];",
-        "ld.volatile.global.u32 %r12, [%d1+64];",
-        "st.release.gpu.global.u32 [%d1+64], %r1;",
-    ],
-)
-def test_a_kernel_that_may_synchronise_by_other_means_than_barriers_has_no_global_race(synchronises: str) -> None:
-    assert races(f"st.global.u32 [%d1], %r1; {synchronises}", grid=2) == []
+    assert races("red.global.add.u32 [%d1], %r1; st.global.u32 [%d1+4], %r1;") == ["race_global"]
 
 
 def test_only_arrays_that_a_store_may_reach_are_followed() -> None:
@@ -341,16 +340,16 @@ def test_only_arrays_that_a_store_may_reach_are_followed() -> None:
     def stored(line: str) -> set[int]:
         return emulator.load(text.format(line)).programs["k"].stored
 
-    assert stored("") == {1}
-    assert stored("cvt.u64.u32 %d3, %r1;") == {1, 3}
+    assert stored("") == {1, 2}
+    assert stored("cvt.u64.u32 %d3, %r1;") == {1, 2, 3}
     assert stored("mov.u64 %d4, %d6;") == {1, 2}
     assert stored("ld.global.u64 %d3, [%d1];") == {0, 1, 2, 3}  # a pointer may lie in memory
 
 
 def test_a_huge_array_is_followed_only_where_it_is_touched() -> None:
     huge = np.zeros(1 << 34, np.uint8)  # 16 GiB that the system provides once they are touched
-    far = "mov.u64 %d6, 0x3FFFFFF00; add.s64 %d6, %d1, %d6; st.global.u32 [%d6], %r1;"
-    assert caught(far, array=huge) == ["race_global_warps"]
+    far = "mov.u64 %d6, 0x3FFFFFF00; add.s64 %d6, %d1, %d6; st.global.u32 [%d6], %r2;"
+    assert caught(far, array=huge) == ["race_global"]
     assert kinds(far, array=huge, block=32) == []
 
 
@@ -362,7 +361,7 @@ def test_global_accesses_before_a_million_barriers_stay_ordered() -> None:
     ld.global.u32 %r13, [%d5]; {} st.global.u32 [%d2], %r1;
     """
     assert kinds(NEIGHBOURS + body.format("bar.sync 0;")) == []
-    assert set(kinds(NEIGHBOURS + body.format(""))) == {"race_global_warps"}
+    assert set(kinds(NEIGHBOURS + body.format(""))) == {"race_global"}
 
 
 def test_a_barrier_that_part_of_a_warp_executes_is_found() -> None:
@@ -373,12 +372,31 @@ def test_a_barrier_that_part_of_a_warp_executes_is_found() -> None:
 def test_a_shuffle_that_part_of_its_members_execute_is_found() -> None:
     body = "setp.lt.u32 %p1, %r1, 16; @%p1 shfl.sync.bfly.b32 %r10, %r1, 1, 31, {};"
     assert kinds(body.format("0xFFFF"), block=32) == []
-    assert kinds(body.format("-1"), block=32) == ["barrier_diverged"]
+    assert kinds(body.format("-1"), block=32) == ["mask_invalid"]
+    assert kinds(body.format("0xFFFE"), block=32) == ["mask_invalid"]  # the executing lane 0 is not in it
 
 
 def test_a_barrier_that_a_warp_never_reaches_is_a_deadlock() -> None:
     assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bra END; END: bar.sync 0;") == []
-    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bra END; bar.sync 0; END:") == ["barrier_deadlock"]
+    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 1; bar.sync 0;") == ["barrier_deadlock"]
+    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bra END; bar.sync 1, 64; END:", block=96) == []
+    assert kinds("setp.lt.u32 %p1, %r1, 64; @%p1 bra END; bar.sync 1, 64; END:", block=96) == ["barrier_deadlock"]
+
+
+def test_threads_that_have_exited_count_as_arrived_at_a_barrier_of_the_block() -> None:
+    assert kinds("setp.lt.u32 %p1, %r1, 32; @%p1 bra END; bar.sync 0; END:") == []
+    assert kinds("setp.lt.u32 %p1, %r1, 16; @%p1 bra END; bar.sync 0; END:") == []
+    assert caught("setp.lt.u32 %p1, %r1, 40; @%p1 ret; st.shared.u32 [%r4], %r1; bar.sync 0;", block=96) == []
+
+
+def test_a_barrier_with_an_impossible_number_or_count_is_found() -> None:
+    assert kinds("mov.u32 %r10, 15; bar.sync %r10, 64;") == []
+    assert kinds("mov.u32 %r10, 16; bar.sync %r10, 64;") == ["barrier_invalid"]
+    assert "barrier_invalid" in kinds("mov.u32 %r10, 48; bar.sync 1, %r10;")
+    assert "barrier_invalid" in kinds("mov.u32 %r10, 0; bar.sync 1, %r10;")
+    assert "barrier_invalid" in kinds(
+        "shr.u32 %r10, %r1, 5; mad.lo.u32 %r10, %r10, 32, 64; bar.sync 1, %r10;", block=96
+    )
 
 
 def test_an_endless_loop_hits_the_step_limit() -> None:

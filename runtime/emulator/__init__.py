@@ -8,7 +8,33 @@ It reads PTX and knows nothing of the compiler that wrote it.
 
 from lowbitvm.runtime.emulator.bind import output
 from lowbitvm.runtime.emulator.launch import Module, load
-from lowbitvm.runtime.emulator.report import ArrayTraffic, Counters, EmulatorError, Finding, Report
+from lowbitvm.runtime.emulator.report import (
+    ArrayTraffic,
+    Counters,
+    EmulatorError,
+    Finding,
+    Launch,
+    LineCounters,
+    MatrixCount,
+    Party,
+    Report,
+    Rounding,
+)
 from lowbitvm.runtime.emulator.syntax import PtxError
 
-__all__ = ["ArrayTraffic", "Counters", "EmulatorError", "Finding", "Module", "PtxError", "Report", "load", "output"]
+__all__ = [
+    "ArrayTraffic",
+    "Counters",
+    "EmulatorError",
+    "Finding",
+    "Launch",
+    "LineCounters",
+    "MatrixCount",
+    "Module",
+    "Party",
+    "PtxError",
+    "Report",
+    "Rounding",
+    "load",
+    "output",
+]

@@ -81,13 +81,36 @@ def _buffer(
     return known[key]
 
 
+FLOAT_CODES = {"f16": "<e", "f32": "<f", "f64": "<d"}  # of struct
+UNTYPED_FLOATS = {"b16": "<e", "b32": "<f", "b64": "<d"}  # what a float means to a parameter of bits
+
+
 def _encode(value: Any, variable: Variable, number: int) -> bytes:
-    if isinstance(value, bytes) and len(value) == variable.size:
+    """A parameter's bytes. Raises ARGUMENT_INVALID where the value does not fit it."""
+    takes = f"parameter {variable.name} is a .{variable.type}"
+    if isinstance(value, bytes):
+        if len(value) != variable.size:
+            raise invalid(f"argument {number} has {len(value)} bytes, {variable.name} {variable.size}", "pass as many")
         return value
     bits = TYPE_BITS[variable.type]
-    if variable.size * 8 != bits or not isinstance(value, int | float | np.generic | np.ndarray):
-        kind = type(value).__name__
-        raise invalid(f"argument {number} is a {kind}, the parameter a .{variable.type}", "pass a number")
-    if variable.type in ("f32", "f64"):
-        return struct.pack("<f" if bits == 32 else "<d", float(value))
-    return (int(value) & ((1 << bits) - 1)).to_bytes(bits // 8, "little")
+    if variable.size * 8 != bits:
+        raise invalid(f"argument {number} is no bytes, {variable.name} has {variable.size}", "pass that many bytes")
+    if not isinstance(value, int | float | np.generic | np.ndarray):
+        raise invalid(f"argument {number} is a {type(value).__name__}, {takes}", "pass a number")
+    plain = value.item() if isinstance(value, np.generic | np.ndarray) else value
+    if variable.type in FLOAT_CODES:
+        return _pack(FLOAT_CODES[variable.type], float(plain), number, takes)
+    if isinstance(plain, float) and variable.type in UNTYPED_FLOATS:
+        return _pack(UNTYPED_FLOATS[variable.type], plain, number, takes)
+    if isinstance(plain, float) and not plain.is_integer():
+        raise invalid(f"argument {number} is {plain}, {takes}", "pass an integer")
+    if not -(1 << bits - 1) <= int(plain) < 1 << bits:
+        raise invalid(f"argument {number} is {plain}, {takes}", f"pass what {bits} bits hold")
+    return (int(plain) & ((1 << bits) - 1)).to_bytes(bits // 8, "little")
+
+
+def _pack(code: str, value: float, number: int, takes: str) -> bytes:
+    try:
+        return struct.pack(code, value)
+    except OverflowError:
+        raise invalid(f"argument {number} is {value}, {takes}", "pass a number that it can hold") from None

@@ -1,5 +1,6 @@
 """Syntax to the core's instructions: register slots, constants, addresses, and one row per PTX instruction."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from lowbitvm.runtime.emulator.calls import expand
 from lowbitvm.runtime.emulator.flow import reconvergence
 from lowbitvm.runtime.emulator.operands import immediate_bits
+from lowbitvm.runtime.emulator.order import Ordering, ordering
 from lowbitvm.runtime.emulator.syntax import (
     TYPE_BITS,
     Address,
@@ -84,6 +86,7 @@ CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
 CONSTANT_SPECIALS |= {
     f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"
 }
+CONSTANT_SPECIALS |= {f"%reserved_smem_offset_{n}": (0, (32,)) for n in range(2)}
 CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
 CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
 CONSTANT_SPECIALS |= {
@@ -122,8 +125,8 @@ class Program:
     names: list[str]  # each row's mnemonic with its qualifiers
     local_size: int  # bytes of each thread's local memory, from LOCAL_BASE on
     sources: list[str | None]  # "file:line" of each row where a .loc gives it
-    stored: set[int]  # parameters, by number, that may reach the address of a plain global store
-    synchronises: bool  # threads may order their global accesses by other means than barriers
+    stored: set[int]  # parameters, by number, that may reach the address of a global store or atomic
+    ordering: Ordering
 
 
 @dataclass
@@ -171,6 +174,10 @@ class Decoder:
         """The scope that declares a register, and its type."""
         found = scope.register(name)
         return (found[0], found[2]) if found else None
+
+    def is_predicate(self, operand: Operand) -> bool:
+        declared = self.register_type(operand.text, self.instruction.scope) if isinstance(operand, Name) else None
+        return declared is not None and declared[1] == "pred"
 
     def label(self, name: str) -> int:
         for scope in self.instruction.scope.outward():
@@ -269,6 +276,8 @@ class Decoder:
 
     def special(self, name: str, kind: str) -> tuple[int, bool]:
         """A special register that does not change while a kernel runs."""
+        if self.instruction.mnemonic not in ("mov", "cvt"):
+            raise self.error(f"{self.instruction.mnemonic} cannot read the special register {name}: move it first")
         value, widths = CONSTANT_SPECIALS.get(name, (0, (32,)))
         bits = TYPE_BITS[kind]
         if bits not in widths and (bits != 16 or 32 not in widths):
@@ -280,8 +289,8 @@ class Decoder:
         return self.slots.specials[name], False
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
-        have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-        if (have < need if loose else have != need) or (have == 1) != (need == 1):
+        """The manual's "Operand Type Checking": same width (`loose`: or wider) and no integer as a float or reverse."""
+        if not fits(declared, kind, loose):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
 
@@ -313,6 +322,24 @@ class Decoder:
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
 
 
+@functools.cache
+def fits(declared: str, kind: str, loose: bool) -> bool:
+    """Whether a register of type `declared` takes a value of type `kind`; `loose` lets it be wider."""
+    have, need = TYPE_BITS[declared], TYPE_BITS[kind]
+    if len({_value_class(declared), _value_class(kind)} - {"b"}) > 1:
+        return False
+    if have == 1 or need == 1 or not loose:
+        return have == need
+    return have >= need
+
+
+def _value_class(kind: str) -> str:
+    """What agrees with what: bits with everything, integers with integers, each float type with itself alone."""
+    if kind[0] in "us":
+        return "i"
+    return kind if kind[0] == "f" else "b"
+
+
 def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[list[int]]:
     """The instructions that may follow each one; len(rows) is the exit."""
     result = []
@@ -326,11 +353,8 @@ def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[
     return result
 
 
-PRIVATE = (SPACES["shared"], SPACES["local"])
-
-
 def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[int]:
-    """The parameters that may reach the address of a plain global store, found by walking back from its register.
+    """The parameters that may reach the address of a global store or atomic, found by walking back from its register.
 
     Where that leads to a 64-bit value loaded from memory, which could be any pointer, these are all parameters.
     """
@@ -341,12 +365,16 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
         for slot, _ in row.operands[: row.dsts]:
             definitions.setdefault(slot, []).append(row)
     found: set[int] = set()
-    waiting = [row.operands[0][0] for row, _ in rows if row.op == "store" and row.mod[2] not in PRIVATE]
+    waiting = [
+        row.operands[row.dsts][0]
+        for row, _ in rows
+        if row.op in ("store", "atomic") and row.mod[2] & 0xFF in (0, SPACES["global"])
+    ]
     seen = set(waiting)
     while waiting:
         for row in definitions.get(waiting.pop(), ()):
             sources = [slot for slot, _ in row.operands[row.dsts :]]
-            if row.op == "load" and row.mod[2] == SPACES["param"] and sources[0] in constants:
+            if row.op == "load" and row.mod[2] & 0xFF == SPACES["param"] and sources[0] in constants:
                 start = constants[sources[0]] + row.offset
                 found |= {n for n, (v, offset) in enumerate(decoder.params) if offset <= start < offset + v.size}
             elif row.op in ("load", "atomic"):
@@ -356,19 +384,6 @@ def stored_params(decoder: Decoder, rows: list[tuple[Row, Instruction]]) -> set[
                 waiting += set(sources) - seen
                 seen.update(sources)
     return found
-
-
-def synchronises(instructions: list[Instruction]) -> bool:
-    """Whether a kernel has fences, atomics with a result, or loads and stores stronger than weak.
-
-    A red counts for nothing: only one of these could see its effect.
-    """
-    strong = {"volatile", "relaxed", "acquire", "release"}
-    return any(
-        instruction.mnemonic in ("atom", "fence", "membar")
-        or (instruction.mnemonic in ("ld", "st") and not strong.isdisjoint(instruction.qualifiers))
-        for instruction in instructions
-    )
 
 
 def encode(
@@ -397,7 +412,11 @@ def encode(
         slots += [slot for slot, _ in row.operands]
         ops.append(opcodes[row.op])
         guards.append(guard)
-        wides.append(sum([1 << k for k, (_, is_wide) in enumerate(row.operands) if is_wide]))
+        wide = 0
+        for k, (_, is_wide) in enumerate(row.operands):
+            if is_wide:
+                wide |= 1 << k
+        wides.append(wide)
         mods.append((*row.mod, 0, 0, 0, 0)[:4])
     operands = np.zeros(len(rows) * MAX_OPERANDS, np.uint16)
     operands[places] = np.array(slots, np.int64).astype(np.uint16)
@@ -421,6 +440,9 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
             assert isinstance(operand, Name)
             targets[n] = decoder.label(operand.text)
     joins = reconvergence(successors(rows, targets), [n for n, (row, _) in enumerate(rows) if row.op == "branch"])
+    for branch, join in joins.items():
+        if join >= 0 and rows[join][0].op == "exit" and rows[join][1].guard is None:
+            joins[branch] = -1  # whoever only meets the others to exit does so at once, as `if (...) return;` says
     code = encode(decoder, rows, opcodes, targets, joins)
     slots = decoder.slots
     if slots.count >= NO_GUARD:
@@ -451,5 +473,5 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         positions=[instruction.position for _, instruction in rows],
         names=[instruction.name for _, instruction in rows],
         stored=stored_params(decoder, rows),
-        synchronises=synchronises(decoder.instructions),
+        ordering=ordering([row for row, _ in rows], {slot: value for (value, _), slot in slots.constants.items()}),
     )

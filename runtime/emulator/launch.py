@@ -1,7 +1,9 @@
 """Loading a module and launching its kernels."""
 
 import importlib
-import re
+import math
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +14,10 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.emulator.bind import Array, bind, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
+from lowbitvm.runtime.emulator.legality import TARGETS, module_problem, parse_target, runs_on
 from lowbitvm.runtime.emulator.parse import parse
-from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Report
-from lowbitvm.runtime.emulator.results import build_report
+from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Launch, Report
+from lowbitvm.runtime.emulator.results import Outline, build_report
 from lowbitvm.runtime.emulator.syntax import Kernel, Syntax
 from lowbitvm.runtime.emulator.variables import initial_contents, view
 
@@ -24,6 +27,8 @@ except ImportError:
     CORE = None
 
 STEP_LIMIT = 1 << 40
+SCHEDULES = {"random": 0, "round_robin": 1, "adversarial": 2}
+COPIES = {"late": 0, "early": 1, "random": 2}
 NUMERICS = {"hw": 0, "bound": 1, "permute": 2}
 
 
@@ -39,6 +44,7 @@ class Module:
     programs: dict[str, Program] = field(repr=False)
     globals: list[Array] = field(default_factory=list, repr=False)
     symbols: dict[str, Array] = field(default_factory=dict, repr=False)
+    outlines: dict[str, Outline] = field(default_factory=dict, repr=False)  # of the kernels launched so far
 
     def launch(
         self,
@@ -53,6 +59,9 @@ class Module:
         on_finding: str = "raise",
         numerics: str = "hw",
         seed: int = 0,
+        schedule: str = "random",
+        copies: str = "late",
+        workers: int | None = None,
         step_limit: int = STEP_LIMIT,
     ) -> Report:
         """Run a kernel over the whole grid.
@@ -61,13 +70,12 @@ class Module:
         `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
         (bit for bit), "bound" (sums in double, rounded once; the report says how far the hardware may be from them and
-        how far it was), or "permute" (the hardware's, with k in random order within an instruction). `seed` picks the
-        order in which warps and diverged lanes run.
+        how far it was), or "permute" (the hardware's, with k in random order within an instruction).
+        `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (one instruction each in turn)
+        or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
+        "late" or "early" as the program allows, or "random". `workers`: host threads, by default one per core; blocks
+        that may communicate run on one, in turns. The report does not depend on `workers`.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
-
-        Races on global memory are those of plain loads and stores, between warps without a barrier and between blocks.
-        They are not looked for in a kernel that has fences, atomics with a result, or volatile, relaxed, acquire or
-        release accesses: it may order its threads by these, which the emulator does not follow.
         """
         if entry not in self.programs:
             names = ", ".join(self.programs)
@@ -76,17 +84,26 @@ class Module:
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
         buffers, params = bind(program, args, self.globals)
-        mask = _check_mask(checks, program)
+        mask = _check_mask(checks)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
-        config += [_choice(numerics, NUMERICS, "numerics"), _capability(arch or self.syntax.target)]
+        config += [_choice(numerics, NUMERICS, "numerics"), _capability(self.syntax.target, arch or self.syntax.target)]
         config += [seed % 2**32, step_limit]
+        config += [program.local_size, _choice(schedule, SCHEDULES, "schedule"), _choice(copies, COPIES, "copies")]
+        together = program.ordering.blocks and math.prod(grid3) > 1
+        exact = together or program.ordering.is_exact(math.prod(block3))
+        config += [_workers(workers, program), exact, together]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
+        started = time.perf_counter()
         raw = CORE.run(*decoded, params, np.array(config, np.uint64), [b.core_view() for b in buffers])
-        return build_report(
-            self.syntax, program, buffers, raw, grid3, block3, on_finding, program.static_shared + shared
-        )
+        seconds = time.perf_counter() - started
+        checked = tuple(name for name, bit in CHECKS.items() if mask & bit)
+        options: dict[str, str | int] = {"numerics": numerics, "seed": seed, "schedule": schedule, "copies": copies}
+        launched = Launch(entry, grid3, block3, shared, arch or self.syntax.target, checked, options)
+        if entry not in self.outlines:
+            self.outlines[entry] = Outline.of(self.syntax, program)
+        return build_report(self.syntax, program, self.outlines[entry], buffers, raw, launched, on_finding, seconds)
 
 
 def load(text: str) -> Module:
@@ -104,6 +121,9 @@ def load(text: str) -> Module:
     assert CORE.instruction_bytes == ROW.itemsize
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
+    problem = module_problem(syntax.target, syntax.version)
+    if problem is not None:
+        raise syntax.error(problem, max(text.find(".target"), 0))
     programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items() if kernel.defined}
     contents = initial_contents(syntax)
     number = {variable: n for n, variable in enumerate(syntax.globals)}
@@ -146,17 +166,25 @@ def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
 
 
-def _check_mask(checks: str | set[str], program: Program) -> int:
+def _check_mask(checks: str | set[str]) -> int:
     if isinstance(checks, str):
-        mask = _choice(checks, {"all": sum(CHECKS[check] for check in CHECKS.keys() - OPT_IN), "none": 0}, "checks")
-    else:
-        mask = sum(_choice(check, CHECKS, "a check") for check in checks)
-    return mask & ~CHECKS["race_global"] if program.synchronises else mask
+        every = sum(bit for name, bit in CHECKS.items() if name not in OPT_IN)
+        return _choice(checks, {"all": every, "none": 0}, "checks")
+    return sum(_choice(check, CHECKS, "a check") for check in checks)
 
 
-def _capability(arch: str) -> int:
-    """Compute capability x 10."""
-    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
-    if match is None or int(match[1]) < 75:
+def _workers(workers: int | None, program: Program) -> int:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise invalid(f"workers is {workers}", "give the number of host threads, at least 1")
+    return 1 if program.ordering.float_red else workers
+
+
+def _capability(target: str, arch: str) -> int:
+    """Compute capability x 10 of `arch`, which must run PTX for `target`."""
+    if arch not in TARGETS:
         raise invalid(f"the architecture is {arch!r}", "name one like sm_80, from sm_75 on")
-    return int(match[1])
+    if not runs_on(target, arch):
+        raise invalid(f"the PTX is for {target}, which does not run on {arch}", f"name {target} or what can run it")
+    return parse_target(arch).number

@@ -1,56 +1,162 @@
 """From the core's raw results to a report."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lowbitvm.runtime.emulator.bind import Buffer
+from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import Program
-from lowbitvm.runtime.emulator.report import KINDS, ArrayTraffic, Counters, EmulatorError, Finding, Report
+from lowbitvm.runtime.emulator.report import (
+    COLUMNS,
+    INVALID_BARRIER,
+    INVALID_MBARRIER,
+    KINDS,
+    ArrayTraffic,
+    Counters,
+    EmulatorError,
+    Finding,
+    Launch,
+    LinePlace,
+    LineTable,
+    MatrixCount,
+    Party,
+    Report,
+    Rounding,
+)
 from lowbitvm.runtime.emulator.syntax import Syntax
 from lowbitvm.runtime.emulator.variables import REGION_SHIFT
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+Tally = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What reports say of a kernel before it runs: to which line, mnemonic, class and matrix form each row counts."""
+
+    places: list[LinePlace]
+    line: Index  # of each row, in `places`
+    names: list[str]
+    name: Index  # of each row, in `names`
+    forms: list[tuple[Index, str, int]]  # rows of a matrix form, its name, the products of one instruction
+
+    @classmethod
+    def of(cls, syntax: Syntax, program: Program) -> "Outline":
+        rows: dict[int, list[int]] = {}
+        for pc, position in enumerate(program.positions):
+            rows.setdefault(syntax.place(position)[0], []).append(pc)
+        places: list[LinePlace] = []
+        line = np.zeros(len(program.positions), np.int64)
+        for number, members in sorted(rows.items()):
+            line[members] = len(places)
+            # the row after the last instruction is the exit that ends every kernel: it has no text of its own
+            named = [pc for pc in members if pc + 1 < len(program.names)] or members
+            classes = tuple(dict.fromkeys(class_of(program.names[pc]) for pc in named))
+            text = syntax.place(program.positions[members[0]])[2]
+            places.append(LinePlace(number, text, _source(program, members[0]), classes))
+        names = list(dict.fromkeys(program.names))
+        numbers = {name: number for number, name in enumerate(names)}
+        name = np.array([numbers[name] for name in program.names], np.int64)
+        matrix: dict[tuple[str, int], list[int]] = {}
+        for pc, mnemonic in enumerate(program.names):
+            if form := matrix_form(mnemonic):
+                matrix.setdefault(form, []).append(pc)
+        forms = [(np.array(members), *form) for form, members in matrix.items()]
+        return cls(places, line, names, name, forms)
 
 
 def build_report(
     syntax: Syntax,
     program: Program,
+    outline: Outline,
     buffers: list[Buffer],
     raw: Any,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
+    launch: Launch,
     on_finding: str,
-    shared: int,
+    seconds: float,
 ) -> Report:
-    tally, traffic, findings = raw
-    found = [_finding(syntax, program, buffers, item, grid, block, shared) for item in findings]
+    counts, traffic, findings = raw
+    tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
+    by_line = _grouped(tally, outline.line, len(outline.places))
+    rounding = None
+    if launch.options["numerics"] == "bound":  # the rest of a tally's columns
+        rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
+    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
+    found = [_finding(syntax, program, buffers, item, launch) for item in findings]
+    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text)
     if found and on_finding == "raise":
-        raise EmulatorError(found[0])
-    by_mnemonic: dict[str, int] = {}
-    by_line: dict[int, int] = {}
-    mma = 0
-    for (count, *_), name, position in zip(tally, program.names, program.positions, strict=True):
-        mma += count if name.startswith("mma.") else 0
-        line = syntax.place(position)[0]
-        by_mnemonic[name] = by_mnemonic.get(name, 0) + count
-        by_line[line] = by_line.get(line, 0) + count
-    arrays = {b.argument: ArrayTraffic(*t) for b, t in zip(buffers, traffic, strict=True) if b.argument is not None}
-    total, _, wavefronts, least, sectors, *_ = (sum(column) for column in zip(*tally, strict=True))
-    return Report(Counters(total, by_mnemonic, by_line, mma, wavefronts, wavefronts - least, sectors, arrays), found)
+        raise EmulatorError(found[0], report)
+    return report
 
 
-def _finding(
-    syntax: Syntax,
-    program: Program,
-    buffers: list[Buffer],
-    item: tuple[int, ...],
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    shared: int,
-) -> Finding:
-    kind, pc, block_index, warp, lane, other, address, size = item
+def _grouped(tally: Tally, group: Index, groups: int) -> Tally:
+    """The tally's rows added up by group; the worst conflict is the worst of the group."""
+    result = np.zeros((groups, tally.shape[1]), np.uint64)
+    np.add.at(result, group, tally)
+    result[:, -1] = 0
+    np.maximum.at(result[:, -1], group, tally[:, -1])
+    return result
+
+
+def _arrays(
+    program: Program, buffers: list[Buffer], traffic: list[tuple[int, int, int, int]]
+) -> dict[int, ArrayTraffic]:
+    arrays = {}
+    for buffer, counts in zip(buffers, traffic, strict=True):
+        if buffer.argument is not None:
+            name, size = program.params[buffer.argument][0].name, buffer.array.nbytes
+            arrays[buffer.argument] = ArrayTraffic(*counts, size=size, name=name)
+    return arrays
+
+
+def _counters(
+    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], rounding: Rounding | None
+) -> Counters:
+    executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
+    by_class = dict.fromkeys(CLASSES, 0)
+    for name, count in zip(outline.names, executed, strict=True):
+        by_class[class_of(name)] += count
+    matrix = {}
+    for rows, form, products in outline.forms:  # these run with all 32 lanes active, or with a finding
+        if count := int(tally[rows, 1].sum()) // 32:
+            matrix[form] = MatrixCount(count, count * products)
+    total = _grouped(tally, np.zeros(len(tally), np.int64), 1)[0].tolist()
+    return Counters(
+        **dict(zip(COLUMNS, total, strict=True)),
+        by_class=by_class,
+        by_mnemonic=dict(zip(outline.names, executed, strict=True)),
+        by_line={place.line: count for place, count in zip(outline.places, by_line[:, 0].tolist(), strict=True)},
+        mma=sum(count.instructions for count in matrix.values()),
+        matrix=matrix,
+        rounding=rounding,
+        arrays=arrays,
+    )
+
+
+def _source(program: Program, pc: int) -> str | None:
+    """The "file:line" of an instruction's .loc."""
+    return program.sources[pc]
+
+
+def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[Any, ...], launch: Launch) -> Finding:
+    kind, pc, block_index, warp, lane, context, address, size, (other_pc, other_block, other_thread) = item
     name, template = KINDS[kind]
     line, _, text = syntax.place(program.positions[pc])
-    access, where = "write" if other else "read", _where(buffers, address)
-    message = template.format(access=access, address=address, where=where, size=size, other=other, shared=shared)
-    return Finding(name, message, line, text, _index(block_index, grid), _index(warp * 32 + lane, block), address)
+    facts = {"address": address, "where": _where(buffers, address), "size": size, "context": context}
+    facts |= {"shared": launch.shared, "access": "write" if context else "read"}
+    facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
+    if name == "barrier_invalid":
+        facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
+    if name == "mbarrier_invalid":
+        facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
+    other = None
+    block, thread = _index(block_index, launch.grid), _index(warp * 32 + lane, launch.block)
+    if other_pc >= 0 and (other_block, other_thread) != (block_index, warp * 32 + lane):
+        other_line = syntax.place(program.positions[other_pc])[0]
+        other = Party(other_line, _index(other_block, launch.grid), _index(other_thread, launch.block))
+    return Finding(name, template.format(**facts), line, text, block, thread, address, other, _source(program, pc))
 
 
 def _where(buffers: list[Buffer], address: int) -> str:

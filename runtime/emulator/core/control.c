@@ -1,123 +1,275 @@
-/* Branches, exit, barriers, and the scheduler. */
+/* Branches, exit, and how the lanes of a warp part and meet again. */
 #include "core.h"
 
-static u32 check_of(int kind) {
-    switch (kind) {
-    case F_RACE_SHARED: return CHECK_RACE;
-    case F_RACE_GLOBAL: case F_RACE_GLOBAL_WARPS: return CHECK_GLOBAL_RACE;
-    case F_UNINITIALISED_SHARED: case F_UNINITIALISED_GLOBAL: return CHECK_UNINITIALISED;
-    case F_UNDEFINED_ADDRESS: case F_UNDEFINED_PREDICATE: case F_UNDEFINED_STORE: return CHECK_UNDEFINED;
-    case F_RACE_ASYNC: case F_SOURCE_SIZE: case F_PENDING_COPY: return CHECK_ASYNC;
-    case F_BARRIER_DIVERGED: case F_SHUFFLE_SOURCE: return CHECK_BARRIER;
-    case F_SHIFT: return CHECK_SHIFT;
-    default: return FULL; /* what a GPU would trap on cannot be switched off */
-    }
+/* Paths */
+
+static void save(Warp *w) {
+    if (w->current >= w->paths) return;
+    w->path[w->current].pc = w->pc, w->path[w->current].mask = w->mask, w->path[w->current].reconverge = w->reconverge;
 }
 
-/* Keep the first finding of each kind at each instruction. */
-void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 other) {
-    Machine *m = w->m;
-    const i32 pc = (i32)(i - m->code);
-    if (!(m->checks & check_of(kind)) && check_of(kind) != FULL) return;
-    if (!m->collect) m->stop = true;
-    for (u32 n = 0; n < m->finding_count; n++)
-        if (m->finding[n].kind == kind && m->finding[n].pc == pc) return;
-    if (m->finding_count == MAX_FINDINGS) return;
-    m->finding[m->finding_count++] = (Finding){kind, pc, m->block_index, w->index, lane, other, address, size};
+static void load(Warp *w, u32 n) {
+    w->current = n;
+    w->pc = w->path[n].pc, w->mask = w->path[n].mask, w->reconverge = w->path[n].reconverge;
 }
 
-/* Continue on the next path that still has live lanes. */
-static void next_path(Warp *w) {
-    while (w->depth) {
-        Path *p = &w->stack[--w->depth];
-        w->mask = p->mask & w->live, w->pc = p->pc, w->reconverge = p->reconverge;
-        if (w->mask) return;
-    }
-    w->mask = 0;
-    w->state = DONE;
+static i32 join_pc(const Warp *w, u32 join) { return join == NO_JOIN ? -1 : w->join[join].pc; }
+
+static void new_path(Warp *w, i32 pc, u32 mask, u32 join) {
+    w->path[w->paths++] = (Path){.pc = pc, .reconverge = join_pc(w, join), .mask = mask, .join = (u8)join};
 }
 
-static void push(Warp *w, const Insn *i, i32 pc, i32 reconverge, u32 mask) {
-    if (w->depth == MAX_STACK) {
-        report(w, i, F_LIMIT, 0, 0, MAX_STACK, 0);
-        w->m->stop = true;
+/* The path is gone; the warp has no current one until another is chosen. */
+static void end_path(Warp *w, u32 n) {
+    const u32 last = --w->paths;
+    if (w->current == n) w->current = LANES;
+    else if (w->current == last) w->current = n;
+    w->path[n] = w->path[last];
+}
+
+/* Some lanes have come to their join. Those that are complete go on together. */
+static void arrive(Warp *w, u32 join, u32 mask) {
+    Join *j = w->join + join;
+    j->arrived |= mask;
+    if (j->arrived != j->expected) return;
+    new_path(w, j->pc, j->arrived, j->parent);
+    j->pc = -2;
+}
+
+/* Lanes that wait at a join while others poll: on a GPU every thread makes progress, so they go on alone. */
+static void stop_waiting(Warp *w, u32 join) {
+    for (; join != NO_JOIN; join = w->join[join].parent) {
+        Join *j = w->join + join;
+        if (!j->arrived) continue;
+        new_path(w, j->pc, j->arrived, j->parent);
+        j->expected &= ~j->arrived, j->arrived = 0;
         return;
     }
-    w->stack[w->depth++] = (Path){pc, reconverge, mask};
+}
+
+/* Paths at one place that will wait for the same others are one. */
+static void unite(Warp *w) {
+    for (u32 a = 0; a < w->paths; a++) {
+        for (u32 b = a + 1; b < w->paths;) {
+            Path *p = w->path + a, *q = w->path + b;
+            if (p->pc != q->pc || p->join != q->join || p->gathering || q->gathering) {
+                b++;
+                continue;
+            }
+            p->mask |= q->mask;
+            if (w->current == b) w->current = a;
+            end_path(w, b);
+        }
+    }
+}
+
+static u32 can_run(const Warp *w) {
+    u32 count = 0;
+    for (u32 n = 0; n < w->paths; n++) count += !w->path[n].gathering;
+    return count;
+}
+
+/* Lanes wait for others of the warp that can no longer come: say so, and let them go on without. */
+static void resolve_stuck(Warp *w) {
+    const Machine *m = w->m;
+    Path *stuck = NULL;
+    for (u32 n = 0; n < w->paths; n++) {
+        Path *p = w->path + n;
+        const u32 collective = m->flags[p->pc] & COLLECTIVE, before = stuck ? m->flags[stuck->pc] & COLLECTIVE : 0;
+        if (!stuck || collective > before || (collective == before && p->pc < stuck->pc)) stuck = p;
+    }
+    if (m->flags[stuck->pc] & COLLECTIVE)
+        report(w, m->code + stuck->pc, F_MASK_INVALID, (u32)__builtin_ctz(stuck->mask), 0, stuck->members,
+               stuck->members & w->live & ~stuck->mask);
+    else
+        report(w, m->code + stuck->pc, F_BARRIER_DIVERGED, (u32)__builtin_ctz(stuck->mask), 0, 0, stuck->mask);
+    stuck->gathering = false, stuck->alone = true;
+}
+
+/* Choose the path to run next, if there is a choice another than the current one. */
+static void choose(Warp *w, bool another) {
+    Machine *m = w->m;
+    u32 candidates[LANES], count = 0, pick;
+    save(w);
+    if (!w->paths) {
+        w->state = DONE, w->mask = 0;
+        return;
+    }
+    if (!can_run(w)) resolve_stuck(w);
+    for (u32 n = 0; n < w->paths; n++) if (!w->path[n].gathering) candidates[count++] = n;
+    if (m->schedule == ROUND_ROBIN) {
+        for (pick = 0; pick + 1 < count && candidates[pick] <= w->current; pick++) {}
+        if (candidates[pick] <= w->current) pick = 0;
+    } else {
+        pick = (u32)(next_random(m) >> 33) % count;
+        if (another && candidates[pick] == w->current) pick = (pick + 1) % count;
+    }
+    load(w, candidates[pick]);
+}
+
+/* Where some lanes of a path part from the rest and all are to meet at `pc`. */
+static bool part(Warp *w, const Insn *i, i32 pc) {
+    Path *p = w->path + w->current;
+    u32 n = 0;
+    if (pc == w->reconverge) return true;
+    while (n < JOINS && w->join[n].pc != -2) n++;
+    if (n == JOINS) {
+        report(w, i, F_LIMIT, 0, 0, JOINS, 0);
+        w->m->stop = true;
+        return false;
+    }
+    w->join[n] = (Join){pc, w->mask, 0, p->join};
+    p->join = (u8)n, w->reconverge = pc;
+    return true;
 }
 
 static void branch(Warp *w, const Insn *i, u32 active) {
     const u32 others = w->mask & ~active;
-    /* a path that only meets the others at exit still stops where the enclosing branch joins */
-    const i32 next = w->pc, join = i->reconverge >= 0 ? i->reconverge : w->reconverge;
-    bool swap;
+    const i32 next = w->pc;
     if (!others) {
         w->pc = i->target;
         return;
     }
-    if (w->reconverge != join) { /* all lanes meet again at the immediate post-dominator */
-        push(w, i, join, w->reconverge, w->mask);
-        w->reconverge = join;
-    }
-    swap = next_random(w->m) & 1 << 20;
-    if (next == join && join >= 0) {
+    /* a path that only meets the others at exit still stops where the enclosing branch joins */
+    if (i->reconverge >= 0 && !part(w, i, i->reconverge)) return;
+    if (next == w->reconverge) {
         w->pc = i->target, w->mask = active;
-    } else if (i->target == join && join >= 0) {
+        arrive(w, w->path[w->current].join, others);
+    } else if (i->target == w->reconverge) {
         w->mask = others;
+        arrive(w, w->path[w->current].join, active);
     } else {
-        push(w, i, swap ? i->target : next, join, swap ? active : others);
+        const bool swap = w->m->schedule != ROUND_ROBIN && next_random(w->m) & 1 << 20;
+        new_path(w, swap ? i->target : next, swap ? active : others, w->path[w->current].join);
         w->pc = swap ? next : i->target, w->mask = swap ? others : active;
     }
 }
 
-static void release(Machine *m, Barrier *b) {
-    EACH(b->waiting, n) m->warp[n].state = RUNNING;
-    shadow_barrier(m, b->arrived);
-    memset(b, 0, sizeof *b);
+/* The current path has come to its join. */
+static void meet(Warp *w) {
+    const u32 join = w->path[w->current].join, mask = w->mask;
+    end_path(w, w->current);
+    arrive(w, join, mask);
+    choose(w, false);
 }
 
 static void leave(Warp *w, const Insn *i, u32 active) {
     w->live &= ~active;
     w->mask &= ~active;
     if (w->copy_count) copies_at_exit(w, i, active);
-    if (!w->mask) next_path(w);
-}
-
-static u32 warp_threads(const Machine *m, u32 warp) {
-    u32 rest = m->threads - warp * LANES;
-    return rest < LANES ? rest : LANES;
-}
-
-/* bar.sync / barrier.sync / bar.arrive: operands: barrier, [threads]; mod: arrive only. */
-static void barrier_sync(Warp *w, const Insn *i, u32 active) {
-    Machine *m = w->m;
-    const u32 all = warp_threads(m, w->index), whole = all == LANES ? FULL : (1u << all) - 1;
-    const u32 lane = (u32)__builtin_ctz(active);
-    const u32 number = (u32)get_lane(w, i, 0, lane) % BARRIERS;
-    const u32 expected = i->srcs > 1 ? (u32)get_lane(w, i, 1, lane) : (m->threads + LANES - 1) / LANES * LANES;
-    Barrier *b = &m->barrier[number];
-    if (active != whole) {
-        report(w, i, F_BARRIER_DIVERGED, lane, number, 0, active);
-        if (m->stop) return;
+    for (u32 n = 0; n < JOINS; n++) {
+        Join *j = w->join + n;
+        if (j->pc == -2) continue;
+        j->expected &= w->live, j->arrived &= w->live;
+        if (!j->expected) j->pc = -2;
+        else if (j->arrived == j->expected) arrive(w, n, 0);
     }
-    b->expected = expected;
-    b->arrived |= 1u << w->index;
-    b->threads += LANES;
-    if (!i->mod[0]) {
-        b->waiting |= 1u << w->index;
-        w->state = WAITING, w->barrier = (u8)number;
+    for (u32 n = 0; n < w->paths; n++) w->path[n].gathering = false; /* they may have waited for these */
+    if (!w->mask) {
+        end_path(w, w->current);
+        choose(w, false);
     }
-    if (b->threads >= expected) release(m, b);
+    if (!w->live) barriers_at_exit(w->b);
 }
 
-/* __syncwarp: orders memory among the lanes. */
-static void warp_sync(Warp *w, const Insn *i, u32 active) {
-    const u32 members = (u32)get_lane(w, i, 0, (u32)__builtin_ctz(active)) & w->live;
-    if (members & ~active) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
-    w->converged = ++w->clock[w->index];
+/* Looking at the same place again and again, a warp waits: others are to run. */
+void poll(Warp *w, const Insn *i, u64 address) {
+    Path *p = w->path + w->current;
+    w->polled_at = i;
+    if (w->polled[0] != address && w->polled[1] != address) {
+        w->polled[1] = w->polled[0], w->polled[0] = address;
+        w->m->changes++;
+        return;
+    }
+    p->polls++;
+    if (p->polls % 4 == 0) w->yields = true;
+    if (p->polls % 64 == 0) stop_waiting(w, p->join);
 }
+
+static void nanosleep(Warp *w, const Insn *i, u32 active) {
+    (void)active;
+    poll(w, i, 1);
+    w->yields = true;
+}
+
+/* Gathered instructions */
+
+static bool uniform(const u32 *values, u32 active) {
+    const u32 first = values[__builtin_ctz(active)];
+    u32 different = 0;
+    for (u32 l = 0; l < LANES; l++) different |= (u32)(values[l] != first) << l;
+    return !(different & active);
+}
+
+/* Of the active lanes those of one group, and whom the group consists of. */
+static u32 group_of(Warp *w, const Insn *i, u32 active, u32 *members) {
+    const u32 *masks = SLOT(i->dsts + i->srcs - 1);
+    u32 group = 0;
+    if (w->m->flags[i - w->m->code] & ALIGNED) {
+        *members = FULL;
+        return active;
+    }
+    *members = masks[__builtin_ctz(active)];
+    EACH(active, l) group |= (u32)(masks[l] == *members) << l;
+    if (group & ~*members) {
+        report(w, i, F_MASK_INVALID, (u32)__builtin_ctz(group & ~*members), 0, *members, 0);
+        *members |= group;
+    }
+    return group;
+}
+
+/* Whether the lanes of a waiting path have arrived at the same thing. */
+static bool same_place(const Machine *m, const Path *p, i32 pc, u32 members) {
+    if (!p->gathering || p->members != members) return false;
+    return p->pc == pc || (m->flags[pc] & ANYWHERE && m->handler[p->pc] == m->handler[pc]);
+}
+
+static u32 gather_slowly(Warp *w, const Insn *i, u32 active) {
+    const Machine *m = w->m;
+    const i32 pc = w->pc - 1;
+    u32 members, group = group_of(w, i, active, &members), present = group, idle = w->mask & ~active;
+    Path *own = w->path + w->current;
+    if (group != w->mask) { /* the others meet these again behind the instruction */
+        if (!part(w, i, pc + 1)) return 0;
+        if (active & ~group) new_path(w, pc, active & ~group, own->join);
+        w->mask = group;
+        if (idle) arrive(w, own->join, idle);
+    }
+    for (u32 n = 0; n < w->paths; n++) if (same_place(m, w->path + n, pc, members)) present |= w->path[n].mask;
+    if ((members & w->live) != present && !own->alone) {
+        own->gathering = true, own->members = members;
+        w->pc = pc;
+        choose(w, true);
+        return 0;
+    }
+    for (u32 n = 0; n < w->paths; n++) if (same_place(m, w->path + n, pc, members)) {
+        w->path[n].pc++;
+        w->path[n].gathering = false;
+    }
+    own->alone = false;
+    return present;
+}
+
+/* The lanes that execute a gathered instruction now; 0: those that would have to wait. */
+static inline u32 gather(Warp *w, const Insn *i, u32 active, u32 flags) {
+    if (flags & ALIGNED) {
+        if (active == w->live) return active;
+    } else {
+        const u32 *masks = SLOT(i->dsts + i->srcs - 1);
+        if ((masks[__builtin_ctz(active)] & w->live) == active && uniform(masks, active)) return active;
+    }
+    return gather_slowly(w, i, active);
+}
+
+/* __syncwarp: orders memory among the lanes, as do all instructions with a member mask. */
+static void warp_sync(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (void)active; }
 
 static void nothing(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (void)active; }
+
+static void trap(Warp *w, const Insn *i, u32 active) {
+    report(w, i, F_TRAP, (u32)__builtin_ctz(active), 0, 0, 0);
+    w->m->stop = true;
+}
 
 static void propagate(Warp *w, const Insn *i, u32 active) {
     u32 undefined = 0, s = i->dsts;
@@ -133,136 +285,64 @@ static u32 guard_of(Warp *w, const Insn *i) {
     return w->mask & p;
 }
 
-static void run_warp(Machine *m, Warp *w, u64 budget) {
-    u64 left = budget;
+void start_warp(Warp *w, u32 lanes) {
+    w->live = w->mask = lanes;
+    w->pc = 0, w->reconverge = -1, w->state = RUNNING;
+    w->path[0] = (Path){.pc = 0, .reconverge = -1, .mask = lanes, .join = NO_JOIN};
+    w->paths = 1, w->current = 0, w->converged = 0;
+    w->yields = false, w->polled[0] = w->polled[1] = 0;
+    for (u32 n = 0; n < JOINS; n++) w->join[n].pc = -2;
+}
+
+void run_warp(Machine *m, Warp *w, u64 budget) {
     const bool track = m->checks & CHECK_UNDEFINED;
-    for (; left && w->state == RUNNING && !m->stop; left--) {
+    u64 left;
+    if (w->paths > 1) {
+        choose(w, w->yields);
+        if (budget > 512) budget = 512;
+    }
+    w->yields = false;
+    for (left = budget; left && w->state == RUNNING && !m->stop && !w->yields; left--) {
         const Insn *i;
-        u32 active, pc;
+        u32 active, pc, flags;
         if (w->pc == w->reconverge) {
-            next_path(w);
+            meet(w);
             continue;
         }
         pc = (u32)w->pc++;
         i = m->code + pc;
+        flags = m->flags[pc];
         active = i->guard == NO_GUARD ? w->mask : guard_of(w, i);
+        if (flags & GATHERED && active && !(active = gather(w, i, active, flags))) continue;
         m->tally[pc].executed++;
         if (!active) continue;
         m->tally[pc].lanes += (u32)__builtin_popcount(active);
         m->handler[pc](w, i, active);
-        if (track && !(m->flags[pc] & OWN_UNDEFINED)) propagate(w, i, active);
+        if (track && !(flags & OWN_UNDEFINED)) propagate(w, i, active);
+        if (flags & m->cut) budget -= left - 1, left = 1;
+        if (flags & GATHERED) {
+            if (flags & COLLECTIVE) sync_warp(w, active);
+            if (w->paths > 1) {
+                save(w);
+                unite(w);
+                load(w, w->current);
+            }
+        }
     }
-    m->steps += budget - left;
-}
-
-/* Special register `which` of one thread, numbered as in decode.py. */
-static u32 special(const Machine *m, const Warp *w, i32 which, u32 l, u32 initial) {
-    const u32 t = w->index * LANES + l, below = (1u << l) - 1, own = 1u << l, n = m->block_index;
-    switch (which) {
-    case 0: return t % m->block[0];
-    case 1: return t / m->block[0] % m->block[1];
-    case 2: return t / m->block[0] / m->block[1];
-    case 3: case 4: case 5: return m->block[which - 3];
-    case 6: return n % m->grid[0];
-    case 7: return n / m->grid[0] % m->grid[1];
-    case 8: return n / m->grid[0] / m->grid[1];
-    case 9: case 10: case 11: return m->grid[which - 9];
-    case 12: return l;
-    case 13: return w->index;
-    case 14: return m->warps;
-    case 15: return own;
-    case 16: return below;
-    case 17: return below | own;
-    case 18: return ~(below | own);
-    case 19: return ~below;
-    case 20: return m->shared_end - SHARED_BASE - initial; /* shared memory: the dynamic part, */
-    default: return m->shared_end - SHARED_BASE;           /* all */
-    }
-}
-
-static void fill_specials(Machine *m, Warp *w) {
-    for (u32 n = 0; n < m->special_count; n++) {
-        u32 *d = (u32 *)(w->slots + (size_t)SLOT_BYTES * (u32)m->specials[2 * n + 1]);
-        for (u32 l = 0; l < LANES; l++) d[l] = special(m, w, m->specials[2 * n], l, d[l]);
-    }
+    w->b->steps += budget - left;
 }
 
 /* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */
 static void read_clock(Warp *w, const Insn *i, u32 active) {
-    const u64 now = (w->m->steps + ++w->m->ticks) * 32;
+    const u64 now = (w->b->steps + ++w->m->ticks) * 32;
     EACH(active, l) set_lane(w, i, 0, l, now >> i->mod[0]);
-}
-
-static void start_block(Machine *m) {
-    memset(m->barrier, 0, sizeof m->barrier);
-    memset(m->shared, 0xA5, m->shared_end);
-    for (u32 n = 0; n < m->warps; n++) {
-        Warp *w = m->warp + n;
-        const u32 threads = warp_threads(m, n);
-        memcpy(w->slots, m->image, (size_t)SLOT_BYTES * m->slots);
-        memcpy(w->undefined, m->initial_undefined, sizeof(u32) * m->slots);
-        w->live = w->mask = threads == LANES ? FULL : (1u << threads) - 1;
-        w->pc = 0, w->reconverge = -1, w->depth = 0, w->state = RUNNING;
-        copies_reset(w);
-        fill_specials(m, w);
-    }
-    shadow_reset(m);
-}
-
-/* No warp can run: those waiting at a barrier wait for ever. */
-static void deadlock(Machine *m) {
-    u32 waiting = 0;
-    Warp *first = NULL;
-    for (u32 n = 0; n < m->warps; n++)
-        if (m->warp[n].state == WAITING) {
-            waiting |= 1u << n;
-            if (!first) first = m->warp + n;
-        }
-    report(first, m->code + first->pc - 1, F_BARRIER_DEADLOCK, 0, first->barrier, 0, waiting);
-}
-
-/* Warps run in long random bursts, so that one gets far ahead of the others wherever no barrier holds it. */
-static void run_block(Machine *m, int (*interrupted)(void)) {
-    u64 polled = m->steps;
-    start_block(m);
-    while (!m->stop) {
-        u32 runnable = 0, waiting = 0, pick;
-        u64 burst;
-        Warp *w;
-        for (u32 n = 0; n < m->warps; n++) {
-            runnable |= (u32)(m->warp[n].state == RUNNING) << n;
-            waiting |= (u32)(m->warp[n].state == WAITING) << n;
-        }
-        if (!runnable) {
-            if (waiting) deadlock(m);
-            return;
-        }
-        pick = (u32)(next_random(m) >> 33) % (u32)__builtin_popcount(runnable);
-        while (pick--) runnable &= runnable - 1;
-        burst = next_random(m) >> 40;
-        burst = burst & 3 ? 1 << 16 : 1 + (burst >> 2) % (burst & 4 ? 64 : 1024);
-        w = m->warp + __builtin_ctz(runnable);
-        run_warp(m, w, burst);
-        if (m->steps - polled > 10000000) {
-            polled = m->steps;
-            if (interrupted()) m->stop = m->failed = true;
-        }
-        if (m->steps > m->step_limit) {
-            report(w, m->code + w->pc, F_LIMIT, 0, 0, m->step_limit, 0);
-            m->stop = true;
-        }
-    }
-}
-
-void run_grid(Machine *m, int (*interrupted)(void)) {
-    const u32 blocks = m->grid[0] * m->grid[1] * m->grid[2];
-    for (m->block_index = 0; m->block_index < blocks && !m->stop; m->block_index++) run_block(m, interrupted);
 }
 
 const Opcode control_ops[] = {{"branch", branch, OWN_UNDEFINED},
                               {"exit", leave, OWN_UNDEFINED},
-                              {"barrier", barrier_sync, OWN_UNDEFINED},
-                              {"warp_sync", warp_sync, OWN_UNDEFINED},
+                              {"warp_sync", warp_sync, OWN_UNDEFINED | COLLECTIVE | ANYWHERE},
+                              {"nanosleep", nanosleep, OWN_UNDEFINED},
+                              {"trap", trap, OWN_UNDEFINED},
                               {"nothing", nothing, OWN_UNDEFINED},
                               {"clock", read_clock, 0},
                               {0}};

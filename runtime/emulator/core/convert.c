@@ -91,6 +91,26 @@ static void cvt_float_float(Warp *w, const Insn *i, u32 active) {
     }
 }
 
+/* The common plain conversions, vectorised. The sources of 8 and 16 bits stand in 32-bit slots. */
+#define EXTENSIONS(X)                                                                                        \
+    X(extend_u8_b32, u32, u32, x[l] & 0xFF) X(extend_s8_b32, u32, u32, (u32)(i8)x[l])                        \
+    X(extend_u16_b32, u32, u32, x[l] & 0xFFFF) X(extend_s16_b32, u32, u32, (u32)(i16)x[l])                   \
+    X(extend_u32_b64, u64, u32, x[l]) X(extend_s32_b64, u64, u32, (u64)(i64)(i32)x[l])                       \
+    X(truncate_b64_b32, u32, u64, (u32)x[l]) X(truncate_b32_b16, u32, u32, x[l] & 0xFFFF)                    \
+    X(cvt_f32_s32, u32, u32, bits_of_f32((float)(i32)x[l])) X(cvt_f32_u32, u32, u32, bits_of_f32((float)x[l])) \
+    X(cvt_s32_f32, u32, float, toward_zero_s32(x[l])) X(cvt_s32_f32_rni, u32, float, toward_zero_s32(rintf(x[l])))
+INLINE u32 toward_zero_s32(float f) {
+    const float held = f >= 0x1p31f || f < -0x1p31f || f != f ? 0 : f;
+    return f >= 0x1p31f ? 0x7FFFFFFF : f < -0x1p31f ? 0x80000000 : (u32)(i32)held;
+}
+#define DEFINE_EXTENSION(name, D, S, expression)                  \
+    VECTOR static void name(Warp *w, const Insn *i, u32 active) { \
+        D *d = SLOT(0);                                           \
+        const S *x = SLOT(1);                                     \
+        LANEWISE(d[l] = expression;)                              \
+    }
+EXTENSIONS(DEFINE_EXTENSION)
+
 VECTOR static void cvt_f32_f16(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
     const u32 *x = SLOT(1);
@@ -121,6 +141,27 @@ VECTOR static void cvt_bf16x2_f32(Warp *w, const Insn *i, u32 active) {
     const float *x = SLOT(1), *y = SLOT(2);
     LANEWISE(d[l] = bf16_of_f32(x[l]) << 16 | bf16_of_f32(y[l]);)
 }
+
+/* Both halves of an 8-bit or 4-bit pair to f16x2 or bf16x2, which hold every such number. mod[0]: format; mod[1]: bits. */
+INLINE float narrow_value(u32 bits, u32 fraction, i32 least, u32 largest, u32 infinity, u32 sign) {
+    const u32 magnitude = bits & (sign - 1), field = magnitude >> fraction;
+    const u32 normal = (magnitude << (23 - fraction)) + ((u32)(126 + least) << 23);
+    const u32 subnormal = bits_of_f32((float)(i32)magnitude * f32_of_bits((u32)(127 + least - (i32)fraction) << 23));
+    const u32 value = magnitude > largest ? magnitude == infinity ? 0x7F800000 : CANONICAL_NAN : field ? normal : subnormal;
+    return f32_of_bits(value | (bits & sign ? 0x80000000 : 0));
+}
+#define DEFINE_NARROW(T)                                                                                     \
+    VECTOR static void cvt_##T##x2_narrow(Warp *w, const Insn *i, u32 active) {                              \
+        u32 *d = SLOT(0);                                                                                    \
+        const u32 *x = SLOT(1), width = i->mod[1];                                                           \
+        const Format f = formats[i->mod[0]];                                                                 \
+        const u32 fraction = f.fraction, largest = (u32)f.largest, infinity = (u32)f.infinity, sign = (u32)f.sign; \
+        const i32 least = f.least;                                                                           \
+        LANEWISE(u32 low = T##_of_f32(narrow_value(x[l], fraction, least, largest, infinity, sign));         \
+                 d[l] = low | T##_of_f32(narrow_value(x[l] >> width, fraction, least, largest, infinity, sign)) << 16;) \
+    }
+DEFINE_NARROW(f16)
+DEFINE_NARROW(bf16)
 
 /* The 16 random bits of one element (the last is the highest), which .rs rounding adds to what it cuts off. The manual
  * gives f16 13 bits of its half of the word, bf16 all 16; four 8-bit formats share a half by pairs, four of 4 bits the
@@ -164,8 +205,9 @@ static void cvt_pack(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-#define ENTRY(name) {#name, name, 0},
+#define ENTRY(name, ...) {#name, name, 0},
 const Opcode convert_ops[] = {
+    EXTENSIONS(ENTRY) ENTRY(cvt_f16x2_narrow) ENTRY(cvt_bf16x2_narrow)
     ENTRY(cvt_int_int) ENTRY(cvt_float_int) ENTRY(cvt_int_float) ENTRY(cvt_float_float) ENTRY(cvt_packed) ENTRY(cvt_pack)
     ENTRY(cvt_f32_f16) ENTRY(cvt_f16_f32) ENTRY(cvt_f32_bf16) ENTRY(cvt_bf16_f32) ENTRY(cvt_f16x2_f32)
     ENTRY(cvt_bf16x2_f32) {0}};

@@ -1,31 +1,50 @@
-/* cp.async. Source bytes are read when the copy is issued and reach shared memory as late as the program permits: when
- * the issuing lane executes a wait that covers their group. */
+/* cp.async. Source bytes are read when the copy is issued. They reach shared memory when the issuing lane executes a wait
+ * that covers their group, which is as late as the program permits, or at once, or somewhere between, as the launch asks;
+ * what is found does not depend on it. */
 #include "core.h"
 #include <stdlib.h>
 
+/* cp.async.mbarrier.arrive: an mbarrier waits for the lane's copies before `serial`. */
+struct Arrival {
+    u32 lane, address;
+    u64 serial;
+    const Insn *at;
+};
+
 void copies_reset(Warp *w) {
-    w->copy_count = 0;
+    w->copy_count = w->arrival_count = 0;
     memset(w->group, 0, sizeof w->group);
 }
 
+static void fail(Machine *m) { m->stop = m->failed = true; }
+
 static Copy *new_copy(Warp *w) {
+    Copy *c;
     if (w->copy_count == w->copy_capacity) {
         u32 capacity = w->copy_capacity ? 2 * w->copy_capacity : 16;
         Copy *grown = realloc(w->copies, capacity * sizeof *grown);
         if (!grown) {
-            w->m->stop = w->m->failed = true;
+            fail(w->m);
             return NULL;
         }
         w->copies = grown, w->copy_capacity = capacity;
     }
-    return &w->copies[w->copy_count++];
+    c = &w->copies[w->copy_count++];
+    c->lanes = c->landed = 0, c->serial = w->copy_serial++;
+    return c;
+}
+
+static void write_bytes(Warp *w, Copy *c, u32 lanes) {
+    EACH(lanes & ~c->landed, l) memcpy(w->b->shared + c->address[l], c->data[l], c->size);
+    c->landed |= lanes;
 }
 
 /* Operands: shared address, global address, [source size or ignore-src]. mod: cp-size, which of the two the last operand
- * is (1, 2; 0: neither); the offset is the global address's, mod[2] the shared address's. */
+ * is (1, 2; 0: neither); the offset is the global address's, mod[2] the shared address's. mod[3]: ignore-src is negated. */
 static void cp_async(Warp *w, const Insn *i, u32 active) {
     Machine *m = w->m;
-    const u32 size = i->mod[0], ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) : 0;
+    const u32 size = i->mod[0];
+    const u32 ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) ^ (i->mod[3] ? FULL : 0) : 0;
     u32 undefined = 0, fetched = 0;
     u64 address[LANES], shared_address[LANES];
     Copy *copy;
@@ -36,7 +55,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     }
     copy = new_copy(w);
     if (!copy) return;
-    copy->lanes = 0, copy->size = size;
+    copy->size = size;
     EACH(active, l) {
         u32 bytes = i->mod[1] == 1 ? (u32)get_lane(w, i, 2, l) : ignored >> l & 1 ? 0 : size;
         u64 to = (u32)(get_lane(w, i, 0, l) + i->mod[2]);
@@ -65,41 +84,116 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
         copy->lanes |= 1u << l;
         if (m->checks & SHADOWED) shadow_copy_issued(w, i, l, (u32)to, size);
     }
+    if (m->copies == EARLY) write_bytes(w, copy, copy->lanes);
     if (copy->lanes) count_shared(tally_of(w, i), copy->lanes, shared_address, size);
     if (fetched) count_global(tally_of(w, i), fetched, address, size);
 }
 
-/* Land every copy of the active lanes whose group number is below the lane's limit. */
-static void land(Warp *w, u32 active, u32 keep, bool uncommitted) {
-    Machine *m = w->m;
+/* Copy n has landed, for these lanes, and they know it. */
+static void land(Warp *w, u32 n, u32 lanes) {
+    Copy *c = &w->copies[n];
+    write_bytes(w, c, lanes);
+    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size);
+    c->lanes &= ~lanes;
+}
+
+static void drop_landed(Warp *w) {
     u32 kept = 0;
     for (u32 n = 0; n < w->copy_count; n++) {
-        Copy *c = &w->copies[n];
-        EACH(c->lanes & active, l) {
-            if (!uncommitted && (i64)c->group[l] >= (i64)w->group[l] - (i64)keep) continue;
-            memcpy(m->shared + c->address[l], c->data[l], c->size);
-            if (m->checks & SHADOWED) shadow_copy_landed(w, l, c->address[l], c->size);
-            c->lanes &= ~(1u << l);
-        }
-        if (c->lanes) {
-            if (kept != n) w->copies[kept] = *c;
-            kept++;
-        }
+        if (!w->copies[n].lanes) continue;
+        if (kept != n) w->copies[kept] = w->copies[n];
+        kept++;
     }
     w->copy_count = kept;
+}
+
+/* Land every copy of the active lanes whose group number is below the lane's limit. */
+static void land_groups(Warp *w, u32 active, u32 keep, bool uncommitted) {
+    for (u32 n = 0; n < w->copy_count; n++) {
+        const Copy *c = &w->copies[n];
+        u32 lanes = 0;
+        EACH(c->lanes & active, l)
+            lanes |= (u32)(uncommitted || (i64)c->group[l] < (i64)w->group[l] - (i64)keep) << l;
+        land(w, n, lanes);
+    }
+    drop_landed(w);
 }
 
 static void cp_commit(Warp *w, const Insn *i, u32 active) {
     (void)i;
     EACH(active, l) w->group[l]++;
 }
-static void cp_wait_group(Warp *w, const Insn *i, u32 active) { land(w, active, i->mod[0], false); }
+static void cp_wait_group(Warp *w, const Insn *i, u32 active) { land_groups(w, active, i->mod[0], false); }
 static void cp_wait_all(Warp *w, const Insn *i, u32 active) {
     (void)i;
-    land(w, active, 0, true);
+    land_groups(w, active, 0, true);
 }
 
+void copies_progress(Warp *w) {
+    for (u32 n = 0; n < w->copy_count; n++) {
+        Copy *c = &w->copies[n];
+        if (c->lanes & ~c->landed) write_bytes(w, c, c->lanes & (u32)(next_random(w->m) >> 32));
+    }
+}
+
+static void arrive(Warp *w, const struct Arrival *a) {
+    for (u32 n = 0; n < w->copy_count; n++)
+        if (w->copies[n].serial < a->serial) land(w, n, w->copies[n].lanes & 1u << a->lane);
+    drop_landed(w);
+    mbarrier_arrive(w, a->at, a->lane, a->address);
+}
+
+/* All that an mbarrier waits for has landed; false where there is nothing. */
+bool copies_arrive(Block *b, u32 address) {
+    bool any = false;
+    for (u32 k = 0; k < b->m->warps; k++) {
+        Warp *w = b->warp + k;
+        u32 kept = 0;
+        for (u32 n = 0; n < w->arrival_count; n++) {
+            if (w->arrivals[n].address != address) {
+                w->arrivals[kept++] = w->arrivals[n];
+                continue;
+            }
+            arrive(w, w->arrivals + n);
+            any = true;
+        }
+        w->arrival_count = kept;
+    }
+    return any;
+}
+
+/* cp.async.mbarrier.arrive: address; mod: bytes, noinc, space. */
+static void cp_arrive(Warp *w, const Insn *i, u32 active) {
+    Access a;
+    resolve(w, i, active, 0, 8, i->mod[2], STRONG_WRITE, &a);
+    EACH(a.shared, l) {
+        const struct Arrival arrival = {l, (u32)a.address[l], w->copy_serial, i};
+        if (!i->mod[1]) mbarrier_expect(w, i, l, arrival.address);
+        if (w->m->copies == EARLY) {
+            arrive(w, &arrival);
+            continue;
+        }
+        if (w->arrival_count == w->arrival_capacity) {
+            const u32 capacity = w->arrival_capacity ? 2 * w->arrival_capacity : 64;
+            struct Arrival *grown = realloc(w->arrivals, capacity * sizeof *grown);
+            if (!grown) {
+                fail(w->m);
+                return;
+            }
+            w->arrivals = grown, w->arrival_capacity = capacity;
+        }
+        w->arrivals[w->arrival_count++] = arrival;
+    }
+}
+
+/* Lanes exit. What an mbarrier waits for still lands. */
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes) {
+    u32 kept = 0;
+    for (u32 n = 0; n < w->arrival_count; n++) {
+        if (lanes >> w->arrivals[n].lane & 1) arrive(w, w->arrivals + n);
+        else w->arrivals[kept++] = w->arrivals[n];
+    }
+    w->arrival_count = kept;
     for (u32 n = 0; n < w->copy_count; n++) {
         Copy *c = &w->copies[n];
         if (c->lanes & lanes && w->m->checks & CHECK_ASYNC) {
@@ -108,10 +202,12 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes) {
         }
         c->lanes &= ~lanes;
     }
+    drop_landed(w);
 }
 
 const Opcode copy_ops[] = {{"cp_async", cp_async, OWN_UNDEFINED},
                            {"cp_commit", cp_commit, 0},
                            {"cp_wait_group", cp_wait_group, 0},
                            {"cp_wait_all", cp_wait_all, 0},
+                           {"cp_arrive", cp_arrive, OWN_UNDEFINED},
                            {0}};

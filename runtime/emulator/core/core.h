@@ -27,11 +27,11 @@ typedef int64_t i64;
 #define NO_GUARD 0xFFFF
 #define MAX_OPERANDS 36
 #define MAX_WARPS 32
-#define MAX_STACK 256
+#define MAX_WORKERS 256
 #define BARRIERS 16
 
-/* Hot loops are built twice where the compiler can choose at load time. */
-#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+/* Hot loops are built twice where the compiler can choose at load time, which is before a sanitizer's runtime starts. */
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define VECTOR __attribute__((target_clones("arch=x86-64-v3", "default"))) /* AVX2 and FMA */
 #else
 #define VECTOR
@@ -61,21 +61,43 @@ typedef struct Machine Machine;
 typedef struct Warp Warp;
 typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 
-enum { OWN_UNDEFINED = 1 }; /* the handler propagates `undefined` itself */
+/* How an instruction is executed. A gathered one waits until all lanes of its group have arrived: of an ALIGNED one all
+ * lanes of the warp, of a COLLECTIVE one those of the member mask in its last operand; at the same instruction, or with
+ * ANYWHERE at any instruction of the same operation. */
+enum {
+    OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
+    ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
+    STORES = 16 /* writes what other threads may see: a good moment to let them run */
+};
+#define GATHERED (ALIGNED | COLLECTIVE)
 typedef struct {
     const char *name;
     Handler run;
     u32 flags;
 } Opcode;
 
+/* Diverged lanes. A warp has paths, which hold disjoint lanes, and joins, where paths wait for the others that left the
+ * same branch. Joins nest, each with fewer lanes than the one around it, so that few are needed. */
+#define NO_JOIN 0xFF
+#define JOINS 96
 typedef struct {
-    i32 pc, reconverge; /* reconverge -1: at exit */
-    u32 mask;
+    i32 pc, reconverge; /* reconverge: where the path's join is; -1: at exit */
+    u32 mask, members;  /* members: whom a gathering path waits for */
+    u8 join;
+    bool gathering, alone; /* waits for others to arrive where it is; is not to wait for them */
+    u32 polls; /* times it looked whether another thread has done something, since it last joined others */
 } Path;
+typedef struct {
+    i32 pc; /* -2: not in use */
+    u32 expected, arrived;
+    u8 parent;
+} Join;
 
-/* One cp.async instruction whose bytes have not landed yet. */
+/* One cp.async instruction of which some lanes' bytes are not yet known to have landed. */
 typedef struct {
     u32 lanes, size;
+    u32 landed; /* lanes whose bytes are in shared memory already */
+    u64 serial;
     u32 address[LANES];
     u32 group[LANES];
     u8 data[LANES][16];
@@ -83,61 +105,102 @@ typedef struct {
 
 enum { RUNNING, WAITING, DONE };
 
+typedef struct Block Block;
+typedef struct Clock Clock; /* sync.c: what somebody knows of accesses, by time; NULL: nothing */
+
+/* What a thread knows beyond its block's epoch and its warp's convergence. [0]: of all scopes, [1]: within its block. */
+typedef struct {
+    Clock *known;
+    Clock *fenced[2]; /* what it knew at its last fence: its strong writes publish that */
+    Clock *seen[2];   /* what its strong reads have found published: its next fence makes that known */
+} Mind;
+
 struct Warp {
     Machine *m;
+    Block *b;
     u8 *slots;
     u32 *undefined;
-    u32 index, live, mask;
+    u32 index, live, mask; /* mask, pc, reconverge: of the current path */
     i32 pc, reconverge;
-    Path stack[MAX_STACK];
-    u32 depth;
+    Path path[LANES];
+    u32 paths, current; /* current == paths: none can run */
+    Join join[JOINS];
     u8 state, barrier;
+    const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
+    u64 polled[2]; /* and at which two addresses */
+    bool yields;   /* ends its burst */
+    bool informed; /* some lane's mind is not empty */
     Copy *copies;
     u32 copy_count, copy_capacity;
+    u64 copy_serial;
+    struct Arrival *arrivals; /* copies.c: cp.async.mbarrier.arrive */
+    u32 arrival_count, arrival_capacity;
     u32 group[LANES]; /* cp.async groups this lane has committed */
-    u32 clock[MAX_WARPS]; /* vector clock: what this warp has seen of each warp */
-    u32 converged; /* clock of the last __syncwarp or barrier */
+    u32 converged; /* what its lanes did up to this time is known to all of them */
+    Mind mind[LANES];
 };
 
 /* Global arrays live 1 TB apart in a made-up address space, so that an address names its array and an overrun hits
- * nothing else. Region 0 is empty, region 1 the window on shared memory. */
+ * nothing else. Region 0 is empty, region 1 has the windows on shared memory, local memory and parameters. */
 #define REGION_BYTES ((u64)1 << 40)
 #define FIRST_ARRAY 2
+#define SHARED_WINDOW REGION_BYTES
+#define LOCAL_WINDOW (REGION_BYTES + ((u64)1 << 32))
+#define PARAM_WINDOW (REGION_BYTES + ((u64)2 << 32))
+#define WINDOW_BYTES ((u64)1 << 32)
 /* A block's shared memory starts here, as on a GPU that keeps the first KB: no variable of a kernel has address 0. */
 #define SHARED_BASE 1024
+#define LOCAL_BASE 16
 
 typedef struct Page Page;
+typedef struct Merged Merged;
 typedef struct {
     u8 *data;
     u64 base, size;
     u8 uninitialised, writable;
-    Page **history; /* history.c; NULL where none is kept */
-    u64 read, written;
+    Page **history;  /* history.c: of this machine's blocks; NULL where none is kept */
+    Merged **merged; /* of the blocks that have ended, where blocks run beside one another */
 } Array;
 
+/* What a machine's lanes asked of one array: bytes in all, and which bytes, a bit each in pages made when touched. */
 typedef struct {
-    u32 arrived, threads, expected;
+    u64 read, written;
+    u64 **read_pages, **written_pages; /* traffic.c */
+} Traffic;
+
+typedef struct {
+    u32 arrived, threads, expected; /* expected 0: all threads of the block that have not exited */
     u32 waiting; /* mask of warps */
+    u32 count;   /* of threads whose predicate was true, for .red */
+    u32 present; /* threads that gave one */
+    Clock *known; /* what the warps that have arrived knew, where not all of the block take part */
 } Barrier;
 
 /* Findings: what, where, and one number of context. */
 enum {
     F_BOUNDS_GLOBAL, F_BOUNDS_SHARED, F_BOUNDS_PARAM, F_MISALIGNED, F_UNINITIALISED_SHARED, F_UNINITIALISED_GLOBAL,
     F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
-    F_RACE_GLOBAL_WARPS,
     F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT,
+    F_BOUNDS_LOCAL, F_UNINITIALISED_LOCAL, F_BARRIER_INVALID, F_MASK_INVALID, F_MBARRIER_INVALID, F_TRAP,
     F_SHUFFLE_SOURCE, F_SHIFT
 };
 enum { /* report.py's CHECKS */
-    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16, CHECK_GLOBAL_RACE = 32,
-    CHECK_SHIFT = 64
+    CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16,
+    CHECK_GLOBAL_RACE = 32, CHECK_SHIFT = 64
 };
 #define SHADOWED (CHECK_RACE | CHECK_UNINITIALISED | CHECK_ASYNC) /* these need shared memory's access history */
 
+/* Who else was involved in a finding; pc -1: nobody that is known. */
+typedef struct {
+    i32 pc;
+    u32 block, thread;
+} Party;
+
 typedef struct {
     i32 kind, pc;
-    u32 block, warp, lane, other; /* other: kind-specific (thread or block on the other side, warp mask) */
+    u32 block, warp, lane, context; /* context: kind-specific (a lane or warp mask, a size, whether it was a write) */
     u64 address, size;
+    Party other;
 } Finding;
 
 #define MAX_FINDINGS 1024
@@ -152,7 +215,36 @@ typedef struct {
     double bound, distance, worst_share;
 } Tally;
 
+enum { RANDOM, ROUND_ROBIN, ADVERSARIAL };
+enum { LATE, EARLY, ANY_TIME };
+
+/* A block that is running. */
+struct Block {
+    Machine *m;
+    u32 index;
+    u8 *shared;
+    u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
+    u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
+    u8 *local, *local_written;       /* per thread, one after another */
+    Warp *warp;
+    u8 *registers;
+    u32 *masks;
+    Barrier barrier[BARRIERS];
+    struct Mbarrier *mbarriers; /* mbarrier.c */
+    u32 mbarrier_count, mbarrier_capacity;
+    u32 epoch;     /* what its threads did up to this time is known to all of them */
+    bool informed; /* some thread's mind is not empty */
+    u64 steps, polled;
+    u32 favourite, strategy, slices; /* of the schedule */
+    u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
+};
+
+typedef struct Node Node; /* history.c: an access among several to the same bytes */
+typedef struct Launch Launch; /* schedule.c: what the machines of a launch share */
+
+/* What runs blocks on one host thread. */
 struct Machine {
+    Launch *launch;
     const Insn *code;
     Handler *handler;
     const u32 *flags;
@@ -161,23 +253,33 @@ struct Machine {
     const u32 *initial_undefined;
     const i32 *specials; /* pairs (special register, slot) */
     u32 special_count;
-    u32 grid[3], block[3], threads, warps, block_index;
+    u32 grid[3], block[3], threads, warps, blocks;
     Array *arrays;
     u32 array_count;
-    u8 *shared;
     u32 shared_end; /* one past the last address */
+    u32 local_size; /* bytes of each thread */
     u8 *params;
     u32 params_size;
-    Warp *warp;
-    Barrier barrier[BARRIERS];
-    u32 clock, epoch; /* epoch: every warp has seen everything stamped before it */
-    u32 *shared_write, *shared_read, *byte_write, *byte_read; /* shadow.c */
-    u32 partial; /* a barrier joined only some of the warps since `epoch` */
-    u32 checks, collect, numerics, arch; /* arch: compute capability x 10 */
-    u64 random, steps, step_limit, ticks;
+    Block **resident;
+    u32 resident_count, resident_made, resident_most;
+    u32 now; /* logical time: goes on at each act of synchronisation */
+    u32 exact;    /* threads may be ordered otherwise than by barriers of whole warps and blocks */
+    u32 together; /* blocks may communicate: many run in turns on one machine */
+    u32 parallel; /* other machines run blocks of the same launch */
+    u32 keeps_races; /* blocks cannot communicate: histories are kept by block and compared when it ends */
+    Node *nodes;
+    u32 node_count, node_capacity, free_node;
+    struct Location *locations; /* sync.c: what has been published where */
+    u32 location_count, location_capacity;
+    struct Touched *touched; /* history.c: pages this block has touched */
+    u32 touched_count, touched_capacity;
+    u32 checks, collect, numerics, arch, schedule, copies;
+    u32 cut; /* flags of instructions that end a burst */
+    u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
     Tally *tally; /* per instruction */
-    Finding *finding;
-    u32 finding_count;
+    Traffic *traffic; /* per array */
+    Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
+    u32 finding_count, doubtful_count;
     bool stop, failed;
 };
 
@@ -238,49 +340,93 @@ static inline u64 next_random(Machine *m) { /* xorshift64* */
 
 static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally + (i - w->m->code); }
 
-/* control.c */
-void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 other);
-void run_grid(Machine *m, int (*interrupted)(void));
+/* findings.c */
+void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
+void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
+
+/* control.c: divergence */
+void run_warp(Machine *m, Warp *w, u64 budget);
+void start_warp(Warp *w, u32 lanes);
+void poll(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
+
+/* barrier.c */
+void barriers_reset(Block *b);
+void barriers_at_exit(Block *b);
+u32 warp_threads(const Machine *m, u32 warp);
+
+/* schedule.c */
+void free_block(Block *b);
+void run_grid(Machine *machines, u32 workers, int (*interrupted)(void)); /* the results are the first machine's */
+
+/* mbarrier.c */
+void mbarriers_reset(Block *b);
+void mbarrier_expect(Warp *w, const Insn *i, u32 lane, u32 address);
+void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address);
+
+/* sync.c: who knows of what */
+bool knows(const Warp *w, u32 lane, u32 block, u32 thread, u32 time);
+void sync_warp(Warp *w, u32 lanes);
+void sync_block(Block *b);
+void sync_arrive(Warp *w, Clock **gathered);
+void sync_learn(Warp *w, u32 lanes, Clock *what);
+void sync_publish(Warp *w, u32 lanes, Clock **into);
+void sync_fence(Warp *w, u32 lanes, bool whole_gpu);
+void sync_forget(Warp *w);
+void clock_release(Clock *c);
+void clock_join(Machine *m, Clock **into, Clock *more);
+enum { RELAXED = 1, ACQUIRE = 2, RELEASE = 4, CTA_SCOPE = 8 }; /* how strong an access is; 0: weak */
+void sync_read(Warp *w, u32 lane, u64 address, u32 strength);
+void sync_write(Warp *w, u32 lane, u64 address, u32 strength, bool read_too);
+void sync_end(Machine *m);
 
 /* shadow.c: shared memory's access history */
-void shadow_reset(Machine *m);
+bool shadow_reset(Block *b);
 void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
+void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
 void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size);
-void shadow_barrier(Machine *m, u32 warps);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);
 void history_end(Array *a);
-void history_read(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
-void history_write(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
-void history_check_written(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size);
-void history_forget_clocks(Array *a); /* every access so far is before the epoch */
+bool merged_start(Array *a);
+void merged_end(Array *a);
+void history_access(Warp *w, const Insn *i, u32 lanes, Array *a, const u64 *address, u32 size, u32 access);
+void history_merge(Machine *m, Block *b);
 
-/* traffic.c: bank conflicts and sectors */
+/* traffic.c: bank conflicts, sectors, and the bytes of each array; a machine counts for itself */
+bool traffic_start(Machine *m);
+void traffic_end(Machine *m);
+bool traffic_merge(Machine *into, const Machine *from);
+u64 traffic_distinct(const Machine *m, u32 array, bool written); /* bytes touched at least once */
 void count_shared(Tally *t, u32 active, const u64 *address, u32 size);
 void count_global(Tally *t, u32 active, const u64 *address, u32 size);
+void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access);
 
 /* copies.c: cp.async */
 void copies_reset(Warp *w);
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
+void copies_progress(Warp *w); /* some land at a random moment */
+bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
 
 /* memory.c */
-enum { READ, WRITE, ATOMIC };
-u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
-u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
-enum { GENERIC, GLOBAL, SHARED, PARAM };
+enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
+enum { READ, WRITE, ATOMIC, STRONG_READ, STRONG_WRITE };
 typedef struct {
     u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
     u8 *bytes[LANES];
-    u32 lanes; /* those whose access is legal */
+    u32 lanes;          /* those whose access is legal */
+    u32 shared, global; /* which of them are in shared and in global memory */
 } Access;
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
-void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a);
-void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, bool write, Access *a);
-
-extern const Opcode atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[], copy_ops[], control_ops[];
-extern const Opcode warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
+void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size);
+u64 place_of(const Warp *w, const Access *a, u32 lane);
+u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
+u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
+extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
 
 #endif

@@ -44,6 +44,10 @@ MINIMUM(double, d)
             LANEWISE(float a = x[l]; float b = y[l]; d[l] = canonical(expression);)           \
             return;                                                                           \
         }                                                                                     \
+        if (flags == FTZ) {                                                                   \
+            LANEWISE(float a = flush(x[l]); float b = flush(y[l]); d[l] = canonical(flush(expression));) \
+            return;                                                                           \
+        }                                                                                     \
         EACH(active, l) {                                                                     \
             float a = flags & FTZ ? flush(x[l]) : x[l], b = flags & FTZ ? flush(y[l]) : y[l]; \
             d[l] = canonical(adjust(expression, flags));                                      \
@@ -76,6 +80,10 @@ VECTOR static void fma_f32(Warp *w, const Insn *i, u32 active) {
     const u32 flags = i->mod[0];
     if (!flags) {
         LANEWISE(d[l] = canonical(fmaf(x[l], y[l], z[l]));)
+        return;
+    }
+    if (flags == FTZ) {
+        LANEWISE(d[l] = canonical(flush(fmaf(flush(x[l]), flush(y[l]), flush(z[l]))));)
         return;
     }
     EACH(active, l) {

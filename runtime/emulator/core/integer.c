@@ -199,12 +199,12 @@ static void extended(Warp *w, const Insn *i, u32 active) {
 VECTOR static void lop3_b32(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0);
     const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
-    u32 k[8];
-    for (int bit = 0; bit < 8; bit++) k[bit] = i->mod[0] >> bit & 1 ? FULL : 0;
-    LANEWISE(u32 a = x[l]; u32 b = y[l]; u32 c = z[l]; /* select by c, then b, then a */
-             u32 p = (k[1] & c) | (k[0] & ~c); u32 q = (k[3] & c) | (k[2] & ~c);
-             u32 r = (k[5] & c) | (k[4] & ~c); u32 s = (k[7] & c) | (k[6] & ~c);
-             d[l] = (a & ((b & s) | (~b & r))) | (~a & ((b & q) | (~b & p)));)
+    u32 k[8]; /* of the exclusive sum k0 ^ k1 c ^ k2 b ^ k3 bc ^ k4 a ^ k5 ac ^ k6 ab ^ k7 abc */
+    for (int n = 0; n < 8; n++) k[n] = 0 - (i->mod[0] >> n & 1);
+    for (int step = 1; step < 8; step *= 2)
+        for (int n = 0; n < 8; n++) k[n] ^= n & step ? k[n - step] : 0;
+    LANEWISE(u32 b = y[l]; u32 c = z[l]; u32 bc = b & c;
+             d[l] = k[0] ^ (k[1] & c) ^ (k[2] & b) ^ (k[3] & bc) ^ (x[l] & (k[4] ^ (k[5] & c) ^ (k[6] & b) ^ (k[7] & bc)));)
 }
 
 static u32 permute(u32 a, u32 b, u32 selector, u32 mode) {
@@ -428,11 +428,12 @@ static void logic_pred(Warp *w, const Insn *i, u32 active) {
     set_predicate(w, i->operand[0], active, d);
 }
 
-/* Vector moves: pack sources of mod[0] bits into a register (of 128 bits: two), or unpack one into several. */
+/* Vector moves: pack sources of mod[0] bits into a register (of 128 bits: two), or unpack one into several. A packed
+ * register counts as written when a part of it is: compilers fill up with what they never read. */
 VECTOR static void pack(Warp *w, const Insn *i, u32 active) {
     const u32 bits = i->mod[0];
-    u32 undefined = 0;
-    for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[i->dsts + s]];
+    u32 undefined = FULL;
+    for (u32 s = 0; s < i->srcs; s++) undefined &= w->undefined[i->operand[i->dsts + s]];
     if (bits == 16 && i->srcs == 2) {
         u32 *d = SLOT(0);
         const u32 *x = SLOT(1), *y = SLOT(2);

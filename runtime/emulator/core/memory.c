@@ -1,46 +1,42 @@
-/* Loads and stores. */
+/* Loads, stores and address conversions. */
 #include "core.h"
 
-#define SHARED_WINDOW REGION_BYTES
-
-/* mod of ld and st: element bytes, count, space, sign extension (1; 2 into 16-bit registers). */
 static Array *array_at(Machine *m, u64 address) {
     const u64 index = address / REGION_BYTES - FIRST_ARRAY;
     return index < m->array_count ? m->arrays + index : NULL;
 }
 
-/* What a legal access to an array leaves behind: traffic, and who accessed which byte. */
-static bool touch_array(Warp *w, const Insn *i, u32 lane, Array *a, u64 address, u32 size, u32 access) {
-    if (access != READ && !a->writable) {
-        report(w, i, F_READ_ONLY, lane, address, size, 0);
+/* What legal accesses to an array leave behind: who accessed which byte, and traffic. */
+static bool touch_array(Warp *w, const Insn *i, u32 lanes, Array *a, const u64 *address, u32 size, u32 access) {
+    const bool writes = access == WRITE || access == ATOMIC || access == STRONG_WRITE;
+    if (writes && !a->writable) {
+        report(w, i, F_READ_ONLY, (u32)__builtin_ctz(lanes), address[__builtin_ctz(lanes)], size, 0);
         return false;
     }
-    if (access != WRITE) {
-        a->read += size;
-        if (a->history && a->uninitialised) history_check_written(w, i, lane, a, address, size);
-    }
-    if (access != READ) a->written += size;
-    if (a->history && access == READ) history_read(w, i, lane, a, address, size);
-    if (a->history && access == WRITE) history_write(w, i, lane, a, address, size);
+    if (a->history) history_access(w, i, lanes, a, address, size, access);
+    count_array(w->m, a, lanes, address, size, access);
     return true;
 }
 
 /* The host bytes behind a global address, or NULL after reporting why there are none. */
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access) {
     Array *a = array_at(w->m, address);
+    const u32 writes = access != READ && access != STRONG_READ;
+    u64 addresses[LANES];
     if (!a || address < a->base || address - a->base + size > a->size) {
-        report(w, i, F_BOUNDS_GLOBAL, lane, address, size, access != READ);
+        report(w, i, F_BOUNDS_GLOBAL, lane, address, size, writes);
         return NULL;
     }
     if (address & (size - 1)) {
-        report(w, i, F_MISALIGNED, lane, address, size, access != READ);
+        report(w, i, F_MISALIGNED, lane, address, size, writes);
         return NULL;
     }
-    return touch_array(w, i, lane, a, address, size, access) ? a->data + (address - a->base) : NULL;
+    addresses[lane] = address;
+    return touch_array(w, i, 1u << lane, a, addresses, size, access) ? a->data + (address - a->base) : NULL;
 }
 
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) {
-    Machine *m = w->m;
+    const Machine *m = w->m;
     if (address < SHARED_BASE || address > m->shared_end || address + size > m->shared_end) {
         report(w, i, F_BOUNDS_SHARED, lane, address, size, 0);
         return NULL;
@@ -49,18 +45,37 @@ u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) {
         report(w, i, F_MISALIGNED, lane, address, size, 0);
         return NULL;
     }
-    return m->shared + address;
+    return w->b->shared + address;
 }
 
 static u8 *param_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) {
-    if (address + size > w->m->params_size) {
+    const Machine *m = w->m;
+    if (address > m->params_size || address + size > m->params_size) {
         report(w, i, F_BOUNDS_PARAM, lane, address, size, 0);
         return NULL;
     }
-    return w->m->params + address;
+    return m->params + address;
 }
 
-static bool in_window(u64 address) { return address / REGION_BYTES == SHARED_WINDOW / REGION_BYTES; }
+/* A thread's own memory. */
+static u8 *local_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, bool write) {
+    const Machine *m = w->m;
+    const size_t offset = (size_t)(w->index * LANES + lane) * m->local_size + (size_t)(address - LOCAL_BASE);
+    u8 *written = w->b->local_written + offset;
+    if (address < LOCAL_BASE || address - LOCAL_BASE > m->local_size || address - LOCAL_BASE + size > m->local_size) {
+        report(w, i, F_BOUNDS_LOCAL, lane, address, size, write);
+        return NULL;
+    }
+    if (address & (size - 1)) {
+        report(w, i, F_MISALIGNED, lane, address, size, write);
+        return NULL;
+    }
+    if (write) memset(written, 1, size);
+    else if (m->checks & CHECK_UNINITIALISED && memchr(written, 0, size)) report(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
+    return w->b->local + offset;
+}
+
+static bool in_window(u64 address, u64 window) { return address - window < WINDOW_BYTES; }
 
 /* Lanes whose access is not inside [base, base + extent) and aligned. */
 VECTOR static u32 outside(const u64 *address, u64 base, u64 extent, u32 size) {
@@ -70,61 +85,87 @@ VECTOR static u32 outside(const u64 *address, u64 base, u64 extent, u32 size) {
     return lanes;
 }
 
-static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, bool write, Access *a) {
+static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, u32 access, Access *a) {
     Machine *m = w->m;
     const u32 illegal = outside(a->address, SHARED_BASE, m->shared_end - SHARED_BASE, size) & active;
     EACH(illegal, l) shared_bytes(w, i, l, a->address[l], size);
     a->lanes |= active &= ~illegal;
-    EACH(active, l) a->bytes[l] = m->shared + a->address[l];
+    a->shared = active;
+    EACH(active, l) a->bytes[l] = w->b->shared + a->address[l];
     if (!active) return;
-    if (m->checks & SHADOWED) (write ? shadow_write : shadow_read)(w, i, active, a->address, size);
+    if (m->checks & SHADOWED) {
+        if (access == READ) shadow_read(w, i, active, a->address, size);
+        else if (access == WRITE) shadow_write(w, i, active, a->address, size);
+        else EACH(active, l) shadow_strong(w, i, l, (u32)a->address[l], size, access);
+    }
     count_shared(tally_of(w, i), active, a->address, size);
 }
 
-static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, bool write, Access *a) {
+static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, u32 access, Access *a) {
     Machine *m = w->m;
     Array *array = array_at(m, a->address[__builtin_ctz(active)]); /* most often all lanes' */
     const u32 elsewhere = array ? outside(a->address, array->base, array->size, size) & active : active;
-    u32 legal = active & ~elsewhere;
-    EACH(elsewhere, l) if ((a->bytes[l] = global_bytes(w, i, l, a->address[l], size, write))) a->lanes |= 1u << l;
-    if (legal && !array->history && (array->writable || !write)) {
-        *(write ? &array->written : &array->read) += (u64)__builtin_popcount(legal) * size;
-    } else {
-        EACH(legal, l) if (!touch_array(w, i, l, array, a->address[l], size, write)) legal &= ~(1u << l);
+    const u32 legal = active & ~elsewhere;
+    EACH(elsewhere, l)
+        if ((a->bytes[l] = global_bytes(w, i, l, a->address[l], size, access))) a->global |= 1u << l;
+    if (legal && touch_array(w, i, legal, array, a->address, size, access)) {
+        EACH(legal, l) a->bytes[l] = array->data + (a->address[l] - array->base);
+        a->global |= legal;
     }
-    EACH(legal, l) a->bytes[l] = array->data + (a->address[l] - array->base);
-    a->lanes |= legal;
-    if (a->lanes & active) count_global(tally_of(w, i), a->lanes & active, a->address, size);
+    a->lanes |= a->global;
+    if (a->global) count_global(tally_of(w, i), a->global, a->address, size);
+}
+
+/* Takes the lanes whose address is undefined out of the active ones. */
+void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size) {
+    const u32 undefined = w->undefined[i->operand[operand]] & *active;
+    if (!undefined || !(w->m->checks & CHECK_UNDEFINED)) return;
+    report(w, i, F_UNDEFINED_ADDRESS, (u32)__builtin_ctz(undefined), 0, size, 0);
+    *active &= ~undefined;
 }
 
 /* The host bytes behind a->address, checked; legal lanes are added to a->lanes. */
-void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, bool write, Access *a) {
-    u32 window = space == SHARED ? active : 0;
-    if (space == PARAM) {
-        EACH(active, l) if ((a->bytes[l] = param_bytes(w, i, l, a->address[l], size))) a->lanes |= 1u << l;
-        return;
+void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a) {
+    const bool write = access == WRITE || access == ATOMIC || access == STRONG_WRITE;
+    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL ? FULL : 0;
+    u32 params = space == PARAM ? FULL : 0;
+    if (space == GENERIC) EACH(active, l) {
+        if (in_window(a->address[l], SHARED_WINDOW)) {
+            shared |= 1u << l;
+            a->address[l] -= SHARED_WINDOW;
+        } else if (in_window(a->address[l], LOCAL_WINDOW)) {
+            local |= 1u << l;
+            a->address[l] -= LOCAL_WINDOW;
+        } else if (in_window(a->address[l], PARAM_WINDOW)) {
+            params |= 1u << l;
+            a->address[l] -= PARAM_WINDOW;
+        }
     }
-    if (space == GENERIC) EACH(active, l) if (in_window(a->address[l])) {
-        window |= 1u << l;
-        a->address[l] -= SHARED_WINDOW;
+    EACH(params & active, l) {
+        if (write) report(w, i, F_READ_ONLY, l, a->address[l] + PARAM_WINDOW, size, 0);
+        else if ((a->bytes[l] = param_bytes(w, i, l, a->address[l], size))) a->lanes |= 1u << l;
     }
-    if (window & active) resolve_shared(w, i, window & active, size, write, a);
-    if (active & ~window) resolve_global(w, i, active & ~window, size, write, a);
+    EACH(local & active, l)
+        if ((a->bytes[l] = local_bytes(w, i, l, a->address[l], size, write))) a->lanes |= 1u << l;
+    if (shared & active) resolve_shared(w, i, shared & active, size, access, a);
+    if (active & ~(shared | local | params)) resolve_global(w, i, active & ~(shared | local | params), size, access, a);
 }
 
 /* Every lane's address, checked; `operand` is the register holding it. */
-void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, bool write, Access *a) {
-    const u32 undefined = w->undefined[i->operand[operand]] & active;
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a) {
     const u64 offset = (u64)i->offset, *wide = SLOT(operand);
     const u32 *narrow = SLOT(operand);
-    a->lanes = 0;
-    if (undefined && w->m->checks & CHECK_UNDEFINED) {
-        report(w, i, F_UNDEFINED_ADDRESS, (u32)__builtin_ctz(undefined), 0, size, 0);
-        active &= ~undefined;
-    }
+    a->lanes = a->shared = a->global = 0;
+    check_undefined(w, i, operand, &active, size);
     if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
     else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
-    resolve_addresses(w, i, active, size, space, write, a);
+    resolve_addresses(w, i, active, size, space, access, a);
+}
+
+/* The name of a place where strong accesses meet, for sync.c. */
+u64 place_of(const Warp *w, const Access *a, u32 lane) {
+    const u64 word = a->address[lane] & ~(u64)3;
+    return a->shared >> lane & 1 ? (u64)1 << 63 | (u64)w->b->index << 32 | word : word;
 }
 
 static u64 read_element(const u8 *from, u32 bytes, u32 sign) {
@@ -134,10 +175,12 @@ static u64 read_element(const u8 *from, u32 bytes, u32 sign) {
     return value;
 }
 
+/* mod of ld and st: element bytes, count, space and how strong << 8, sign extension (1; 2 into 16-bit registers). */
 static void load(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], wide = ((1u << count) - 1) & i->wide;
+    const u32 strength = i->mod[2] >> 8;
     Access a;
-    resolve(w, i, active, i->dsts, bytes * count, i->mod[2], false, &a);
+    resolve(w, i, active, i->dsts, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_READ : READ, &a);
     for (u32 c = 0; c < count; c++) {
         if (bytes == 4 && !wide) {
             u32 *d = SLOT(c);
@@ -150,29 +193,83 @@ static void load(Warp *w, const Insn *i, u32 active) {
         }
         set_undefined(w, i->operand[c], active, 0);
     }
+    if (!strength) return;
+    if (w->m->exact) EACH(a.shared | a.global, l) sync_read(w, l, place_of(w, &a, l), strength);
+    if (a.lanes) poll(w, i, a.address[__builtin_ctz(a.lanes)]);
+}
+
+static bool same_values(const Warp *w, const Insn *i, u32 a, u32 b) {
+    for (u32 c = 0; c < i->mod[1]; c++) {
+        const u64 different = get_lane(w, i, 1 + c, a) ^ get_lane(w, i, 1 + c, b);
+        if (i->mod[0] < 8 ? different << (64 - 8 * i->mod[0]) : different) return false;
+    }
+    return true;
+}
+
+/* Lanes that store different values to one place in one instruction: which of them stays is not defined. */
+static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) {
+    u32 lanes = a->shared | a->global, ascending = 1, before = LANES;
+    u8 table[64];
+    EACH(lanes, l) {
+        if (before < LANES && a->address[l] <= a->address[before]) ascending = 0;
+        before = l;
+    }
+    if (ascending) return;
+    memset(table, 0xFF, sizeof table);
+    EACH(lanes, l) {
+        u32 at = (u32)(a->address[l] / size) & 63;
+        while (table[at] != 0xFF && a->address[table[at]] != a->address[l]) at = (at + 1) & 63;
+        if (table[at] == 0xFF) {
+            table[at] = (u8)l;
+        } else if (!same_values(w, i, l, table[at])) {
+            const Party other = {(i32)(i - w->m->code), w->b->index, w->index * LANES + table[at]};
+            report_other(w, i, a->shared >> l & 1 ? F_RACE_SHARED : F_RACE_GLOBAL, l, a->address[l], size, other);
+        }
+    }
 }
 
 static void store(Warp *w, const Insn *i, u32 active) {
-    const u32 bytes = i->mod[0], count = i->mod[1];
+    const u32 bytes = i->mod[0], count = i->mod[1], strength = i->mod[2] >> 8;
     Access a;
     u32 undefined = 0;
     for (u32 c = 0; c < count; c++) undefined |= w->undefined[i->operand[1 + c]] & active;
     if (undefined && w->m->checks & CHECK_UNDEFINED)
         report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, bytes * count, 0);
-    resolve(w, i, active, 0, bytes * count, i->mod[2], true, &a);
+    resolve(w, i, active, 0, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_WRITE : WRITE, &a);
+    if (w->m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE) && !strength) check_collisions(w, i, &a, bytes * count);
     for (u32 c = 0; c < count; c++) EACH(a.lanes, l) {
         u64 value = get_lane(w, i, 1 + c, l);
         memcpy(a.bytes[l] + bytes * c, &value, bytes);
     }
+    w->m->changes++;
+    if (strength && w->m->exact) EACH(a.shared | a.global, l) sync_write(w, l, place_of(w, &a, l), strength, false);
 }
 
-static void cvta_to_shared(Warp *w, const Insn *i, u32 active) {
-    EACH(active, l) set_lane(w, i, 0, l, get_lane(w, i, 1, l) - SHARED_WINDOW);
-}
-static void cvta_shared(Warp *w, const Insn *i, u32 active) {
-    EACH(active, l) set_lane(w, i, 0, l, get_lane(w, i, 1, l) + SHARED_WINDOW);
+/* fence, membar: mod: 1 where its scope is wider than the block. */
+static void fence(Warp *w, const Insn *i, u32 active) { sync_fence(w, active, i->mod[0]); }
+
+/* cvta: mod: the window's start, low and high half; 1: from generic to the space. */
+static void cvta(Warp *w, const Insn *i, u32 active) {
+    const u64 window = i->mod[0] | (u64)i->mod[1] << 32;
+    EACH(active, l) set_lane(w, i, 0, l, get_lane(w, i, 1, l) + (i->mod[2] ? -window : window));
 }
 
-const Opcode memory_ops[] = {
-    {"load", load, OWN_UNDEFINED}, {"store", store, OWN_UNDEFINED},
-    {"cvta_to_shared", cvta_to_shared, 0}, {"cvta_shared", cvta_shared, 0}, {0}};
+/* isspacep: mod: space. */
+static void isspacep(Warp *w, const Insn *i, u32 active) {
+    u32 result = 0;
+    EACH(active, l) {
+        const u64 address = get_lane(w, i, 1, l);
+        const bool shared = in_window(address, SHARED_WINDOW), local = in_window(address, LOCAL_WINDOW);
+        const bool param = in_window(address, PARAM_WINDOW), global = !shared && !local && !param;
+        const bool is[] = {false, global, shared, param, local};
+        result |= (u32)(i->mod[0] <= LOCAL && is[i->mod[0]]) << l;
+    }
+    set_predicate(w, i->operand[0], active, result);
+}
+
+const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED},
+                             {"store", store, OWN_UNDEFINED | STORES},
+                             {"fence", fence, OWN_UNDEFINED},
+                             {"cvta", cvta, 0},
+                             {"isspacep", isspacep, 0},
+                             {0}};

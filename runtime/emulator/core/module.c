@@ -5,9 +5,8 @@
 
 #include "core.h"
 
-static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops, memory_ops, atomic_ops,
-                                       copy_ops,    control_ops, warp_ops,    mma_ops,
-                                       matrix_ops,  wmma_ops};
+static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops,  memory_ops, atomic_ops, copy_ops,   control_ops,
+                                       barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops, wmma_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
@@ -39,91 +38,110 @@ static int interrupted(void) {
 
 /* Everything a run allocates or borrows, so that one function can give it back. */
 typedef struct {
-    Machine m;
+    Machine *machine; /* several; what they have in common belongs to the first */
+    u32 machines;
     Py_buffer code, image, undefined, specials, params, config;
     Py_buffer *data;
     Py_ssize_t buffers;
-    u8 *registers;
-    u32 *masks;
 } Run;
+
+static void release_machine(Machine *m) {
+    for (u32 n = 0; m->resident && n < m->resident_made; n++) free_block(m->resident[n]);
+    sync_end(m);
+    traffic_end(m);
+    for (u32 n = 0; m->arrays && n < m->array_count; n++) history_end(m->arrays + n);
+    free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally);
+    free(m->finding), free(m->doubtful);
+}
 
 static void release_run(Run *r) {
     Py_buffer *fixed[] = {&r->code, &r->image, &r->undefined, &r->specials, &r->params, &r->config};
+    Machine *m = r->machine;
     for (size_t n = 0; n < sizeof fixed / sizeof *fixed; n++) if (fixed[n]->obj) PyBuffer_Release(fixed[n]);
     for (Py_ssize_t n = 0; n < r->buffers; n++) PyBuffer_Release(r->data + n);
-    for (u32 n = 0; r->m.warp && n < r->m.warps; n++) free(r->m.warp[n].copies);
-    for (u32 n = 0; r->m.arrays && n < r->m.array_count; n++) history_end(r->m.arrays + n);
-    free(r->data), free(r->registers), free(r->masks), free(r->m.warp), free(r->m.arrays), free(r->m.handler);
-    free((void *)r->m.flags), free(r->m.shared), free(r->m.shared_write), free(r->m.shared_read);
-    free(r->m.byte_write), free(r->m.byte_read), free(r->m.tally), free(r->m.finding);
+    if (m) {
+        for (u32 n = 0; m->arrays && n < m->array_count; n++) merged_end(m->arrays + n);
+        free(m->handler), free((void *)m->flags);
+    }
+    for (u32 n = 0; n < r->machines; n++) release_machine(r->machine + n);
+    free(r->data), free(r->machine);
 }
 
-/* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit. */
-static void configure(Run *r) {
-    Machine *m = &r->m;
+/* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit, local size,
+ * schedule, copies, workers, exact, together. */
+static int configure(Run *r) {
     const u64 *c = r->config.buf;
+    const u32 blocks = (u32)(c[0] * c[1] * c[2]), wanted = (u32)c[16];
+    Machine *m;
+    r->machines = c[18] ? 1 : wanted < blocks ? wanted : blocks;
+    if (r->machines > MAX_WORKERS) r->machines = MAX_WORKERS;
+    m = r->machine = calloc(r->machines, sizeof *m);
+    if (!m) return -1;
     for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n];
     m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
-    m->arch = (u32)c[10], m->random = c[11] * 2 + 1, m->step_limit = c[12];
+    m->arch = (u32)c[10], m->seed = c[11], m->step_limit = c[12];
+    m->local_size = (u32)c[13], m->schedule = (u32)c[14], m->copies = (u32)c[15];
+    m->exact = c[17] && m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE), m->together = (u32)c[18];
+    m->blocks = blocks, m->parallel = r->machines > 1, m->keeps_races = !m->together && blocks > 1;
     m->threads = m->block[0] * m->block[1] * m->block[2];
     m->warps = (m->threads + LANES - 1) / LANES;
     m->code = r->code.buf, m->count = (u32)((size_t)r->code.len / sizeof(Insn));
     m->image = r->image.buf, m->slots = (u32)(r->image.len / SLOT_BYTES), m->initial_undefined = r->undefined.buf;
     m->specials = r->specials.buf, m->special_count = (u32)(r->specials.len / 8);
     m->params = r->params.buf, m->params_size = (u32)r->params.len;
-    for (int n = 0; n < 20; n++) next_random(m);
+    return 0;
 }
 
 static int allocate(Run *r) {
-    Machine *m = &r->m;
+    Machine *m = r->machine;
     u32 *flags = calloc(m->count, sizeof *flags);
     m->flags = flags;
     m->handler = calloc(m->count, sizeof *m->handler);
-    m->tally = calloc(m->count, sizeof *m->tally);
-    m->finding = calloc(MAX_FINDINGS, sizeof *m->finding);
-    m->shared = calloc(m->shared_end + 16, 1);
-    m->shared_write = calloc(m->shared_end + 16, 1), m->shared_read = calloc(m->shared_end + 16, 1);
-    m->byte_write = calloc(m->shared_end + 16, 4), m->byte_read = calloc(m->shared_end + 16, 4);
-    m->warp = calloc(m->warps, sizeof *m->warp);
-    r->registers = calloc((size_t)m->warps * m->slots, SLOT_BYTES);
-    r->masks = calloc((size_t)m->warps * m->slots, sizeof(u32));
-    if (!flags || !m->handler || !m->tally || !m->finding || !m->shared || !m->shared_write || !m->shared_read ||
-        !m->byte_write || !m->byte_read || !m->warp || !r->registers || !r->masks)
-        return -1;
+    if (!flags || !m->handler) return -1;
     for (u32 n = 0; n < m->count; n++) {
         const Opcode *o = numbered[m->code[n].op];
         m->handler[n] = o->run, flags[n] = o->flags;
     }
-    for (u32 n = 0; n < m->warps; n++) {
-        m->warp[n].m = m, m->warp[n].index = n;
-        m->warp[n].slots = r->registers + (size_t)n * m->slots * SLOT_BYTES;
-        m->warp[n].undefined = r->masks + (size_t)n * m->slots;
+    for (u32 n = 1; n < r->machines; n++) r->machine[n] = *m;
+    for (u32 n = 0; n < r->machines; n++) {
+        m = r->machine + n;
+        m->tally = calloc(m->count, sizeof *m->tally);
+        m->finding = calloc(MAX_FINDINGS, sizeof *m->finding), m->doubtful = calloc(MAX_FINDINGS, sizeof *m->doubtful);
+        if (!m->tally || !m->finding || !m->doubtful) return -1;
     }
     return 0;
 }
 
 /* arrays: list of (buffer, base address, writable, uninitialised, may be stored to). */
 static int take_arrays(Run *r, PyObject *list) {
-    Machine *m = &r->m;
+    Machine *m = r->machine;
     const Py_ssize_t count = PyList_Size(list);
-    const bool many = (u64)m->grid[0] * m->grid[1] * m->grid[2] * m->warps > 1;
+    const bool many = (u64)m->blocks * m->threads > 1;
     r->data = calloc((size_t)count + 1, sizeof *r->data);
-    m->arrays = calloc((size_t)count + 1, sizeof *m->arrays);
-    if (!r->data || !m->arrays) return -1;
+    for (u32 n = 0; n < r->machines; n++)
+        if (!(r->machine[n].arrays = calloc((size_t)count + 1, sizeof *m->arrays))) return -1;
+    if (!r->data) return -1;
     for (Py_ssize_t n = 0; n < count; n++) {
         PyObject *buffer;
         unsigned long long base;
         int writable, uninitialised, stored;
         Array *a = m->arrays + n;
+        bool kept;
         if (!PyArg_ParseTuple(PyList_GetItem(list, n), "OKppp", &buffer, &base, &writable, &uninitialised, &stored))
             return -1;
         if (PyObject_GetBuffer(buffer, r->data + n, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE)) return -1;
-        r->buffers = n + 1, m->array_count = (u32)n + 1;
+        r->buffers = n + 1;
         *a = (Array){.data = r->data[n].buf, .base = base, .size = (u64)r->data[n].len};
-        a->writable = (u8)writable, a->uninitialised = (u8)uninitialised;
-        if ((uninitialised && m->checks & CHECK_UNINITIALISED) || (stored && writable && many && m->checks & CHECK_GLOBAL_RACE))
-            if (!history_start(a)) return -1;
+        a->writable = (u8)writable, a->uninitialised = uninitialised && m->checks & CHECK_UNINITIALISED;
+        kept = a->uninitialised || (stored && writable && many && m->checks & CHECK_GLOBAL_RACE);
+        for (u32 k = 0; k < r->machines; k++) r->machine[k].array_count = (u32)n + 1;
+        if (kept && m->keeps_races && !merged_start(a)) return -1;
+        for (u32 k = 0; k < r->machines; k++) {
+            r->machine[k].arrays[n] = *a;
+            if (kept && !history_start(r->machine[k].arrays + n)) return -1;
+        }
     }
+    for (u32 n = 0; n < r->machines; n++) if (!traffic_start(r->machine + n)) return -1;
     return 0;
 }
 
@@ -139,14 +157,17 @@ static PyObject *results(const Machine *m) {
         Py_DECREF(item);
     }
     for (u32 n = 0; n < m->array_count; n++) {
-        item = Py_BuildValue("KK", (unsigned long long)m->arrays[n].read, (unsigned long long)m->arrays[n].written);
+        item = Py_BuildValue("KKKK", (unsigned long long)m->traffic[n].read, (unsigned long long)m->traffic[n].written,
+                             (unsigned long long)traffic_distinct(m, n, false),
+                             (unsigned long long)traffic_distinct(m, n, true));
         PyList_Append(traffic, item);
         Py_DECREF(item);
     }
     for (u32 n = 0; n < m->finding_count; n++) {
         const Finding *f = m->finding + n;
-        item = Py_BuildValue("iiIIIIKK", f->kind, f->pc, f->block, f->warp, f->lane, f->other,
-                             (unsigned long long)f->address, (unsigned long long)f->size);
+        item = Py_BuildValue("iiIIIIKK(iII)", f->kind, f->pc, f->block, f->warp, f->lane, f->context,
+                             (unsigned long long)f->address, (unsigned long long)f->size, f->other.pc, f->other.block,
+                             f->other.thread);
         PyList_Append(findings, item);
         Py_DECREF(item);
     }
@@ -161,15 +182,14 @@ static PyObject *run(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*y*y*y*y*O!", &r.code, &r.image, &r.undefined, &r.specials, &r.params, &r.config,
                           &PyList_Type, &list))
         return NULL;
-    configure(&r);
-    if (allocate(&r) || take_arrays(&r, list)) {
+    if (configure(&r) || allocate(&r) || take_arrays(&r, list)) {
         if (!PyErr_Occurred()) PyErr_NoMemory();
     } else {
         Py_BEGIN_ALLOW_THREADS
-        run_grid(&r.m, interrupted);
+        run_grid(r.machine, r.machines, interrupted);
         Py_END_ALLOW_THREADS
-        if (r.m.failed && !PyErr_Occurred()) PyErr_NoMemory();
-        if (!PyErr_Occurred()) result = results(&r.m);
+        if (r.machine->failed && !PyErr_Occurred()) PyErr_NoMemory();
+        if (!PyErr_Occurred()) result = results(r.machine);
     }
     release_run(&r);
     return result;

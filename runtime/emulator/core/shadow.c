@@ -1,187 +1,153 @@
 /* The access history of shared memory, for races and uninitialised reads.
  *
  * Each 4-byte word has a stamp of its last write and one of its reads since; a word that was ever touched in part keeps
- * stamps per byte instead (SPLIT). */
-#include "stamp.h"
+ * stamps per byte instead (SPLIT). Accesses of one instruction are all checked before any leaves its stamp: lanes do not
+ * race with one another inside an instruction. */
+#include <stdlib.h>
 
-#define SPLIT 0xFFFFFFFFu
+#include "exact.h"
 
-static void race(Warp *w, const Insn *i, int kind, u32 lane, u32 address, u32 size, u32 other) {
-    if (w->m->checks & (kind == F_RACE_SHARED ? CHECK_RACE : CHECK_ASYNC)) report(w, i, kind, lane, address, size, other);
+#define SPLIT (~(u64)0)
+
+static void race(Warp *w, const Insn *i, u64 with, u32 lane, u32 address, u32 size, Party other) {
+    report_other(w, i, of_copy(with) ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, other);
 }
 
-static void read_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 *write, u32 *read) {
+/* Checks an access of one word or byte against those before it. */
+static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u64 *write, u64 *read, u32 access) {
     Machine *m = w->m;
-    const u32 last = *write, mine = stamp_of(w, lane);
-    if (!last) {
+    const u64 last = *write, reads = *read;
+    const u32 own = w->b->index;
+    if (access != WRITE && access != STRONG_WRITE && !last) {
         if (m->checks & CHECK_UNINITIALISED) report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
-    } else if (last & FLAG) {
-        race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
-    } else if (!ordered(w, last)) {
-        race(w, i, last & LANDED ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, thread_of(last));
-    } else if (last & LANDED && STAMP_WARP(last) == w->index && CLOCK(last) >= w->converged && STAMP_LANE(last) != lane) {
-        race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
+        return;
     }
-    *read = with_read(w, *read, mine);
-}
-
-static void write_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 *write, u32 *read, u32 stamp) {
-    const u32 last = *write, reader = *read;
-    if (last & FLAG) race(w, i, F_RACE_ASYNC, lane, address, size, thread_of(last));
-    else if (!ordered(w, last))
-        race(w, i, last & LANDED ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, thread_of(last));
-    else if (!reads_ordered(w, reader)) race(w, i, F_RACE_SHARED, lane, address, size, thread_of(reader));
-    *write = stamp;
-}
-
-static void split(Machine *m, u32 word) {
-    if (m->shared_write[word] == SPLIT) return;
-    for (u32 n = 0; n < 4; n++) {
-        m->byte_write[4 * word + n] = m->shared_write[word];
-        m->byte_read[4 * word + n] = m->shared_read[word];
+    if (in_flight(last)) {
+        race(w, i, last, lane, address, size, party_of(last, own));
+    } else if (m->exact) {
+        u64 stamp;
+        Party other;
+        if (exact_check(w, lane, (Unit){write, read, NULL, NULL}, access, &stamp, &other))
+            race(w, i, stamp, lane, address, size, other);
+    } else {
+        if (!(access != READ && access != WRITE && last & STRONG) && !write_ordered(w, lane, last))
+            race(w, i, last, lane, address, size, party_of(last, own));
+        else if (access != READ && !reads_ordered(w, lane, reads))
+            race(w, i, 0, lane, address, size, party_of(reads, own));
     }
-    m->shared_write[word] = SPLIT;
 }
 
-static bool whole_word(const Machine *m, u32 address, u32 end) {
-    return address % 4 == 0 && address + 4 <= end && m->shared_write[address / 4] != SPLIT;
+static void note_unit(Warp *w, const Insn *i, u32 lane, u64 *write, u64 *read, u32 access, u64 stamp) {
+    if (w->m->exact && access != WRITE) exact_note(w, i, lane, (Unit){write, read, NULL, NULL}, access, stamp);
+    else if (w->m->exact) exact_note(w, i, lane, (Unit){write, read, NULL, NULL}, WRITE, stamp);
+    else if (access == READ) *read = with_read(w, lane, *read, stamp);
+    else *write = access == WRITE ? stamp : with_atomic(w, lane, *write, stamp);
 }
 
-static void read_range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
-    Machine *m = w->m;
-    for (u32 end = address + size; address < end && !m->stop;) {
-        if (whole_word(m, address, end)) {
-            read_unit(w, i, lane, address, size, m->shared_write + address / 4, m->shared_read + address / 4);
-            address += 4;
-        } else {
-            split(m, address / 4);
-            read_unit(w, i, lane, address, size, m->byte_write + address, m->byte_read + address);
-            address++;
+static bool split(Block *b, u32 word) {
+    const size_t bytes = (size_t)b->m->shared_end + 16;
+    if (b->shared_write[word] == SPLIT) return true;
+    if (!b->byte_write) {
+        b->byte_write = malloc(bytes * sizeof *b->byte_write), b->byte_read = malloc(bytes * sizeof *b->byte_read);
+        if (!b->byte_write || !b->byte_read) {
+            b->m->stop = b->m->failed = true;
+            return false;
         }
     }
-}
-
-/* The usual case, without branches: written before the epoch (or by this warp) and nothing in flight. */
-static inline bool read_words(const Warp *w, u32 mine, u32 words, const u32 *write, u32 *read) {
-    const u32 epoch = w->m->epoch << 12, self = w->index;
-    u32 unusual = 0;
-    for (u32 n = 0; n < words; n++) {
-        const u32 last = write[n];
-        unusual |= (last == 0) | ((last & FLAG) != 0) | (last >= epoch && ((last & (LANDED | 31)) != self));
+    for (u32 n = 0; n < 4; n++) {
+        b->byte_write[4 * word + n] = b->shared_write[word];
+        b->byte_read[4 * word + n] = exact_copy(b->m, b->shared_read[word]);
     }
-    if (unusual) return false;
-    for (u32 n = 0; n < words; n++) {
-        const u32 old = read[n];
-        read[n] = old < epoch || (old & (FLAG | 31)) == self ? mine : old | FLAG;
-    }
+    b->shared_write[word] = SPLIT;
     return true;
 }
 
-static inline bool write_words(const Warp *w, u32 mine, u32 words, u32 *write, const u32 *read) {
-    const u32 epoch = w->m->epoch << 12, self = w->index;
-    u32 unusual = 0;
-    for (u32 n = 0; n < words; n++) {
-        const u32 last = write[n], reader = read[n];
-        unusual |= ((last & FLAG) != 0) | (last >= epoch && (last & 31) != self);
-        unusual |= reader >= epoch && (reader & (FLAG | 31)) != self;
+/* Each word, or byte where a word is split, of an access. */
+static void range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access, u64 stamp, bool note) {
+    Block *b = w->b;
+    for (u32 at = address, end = address + size; at < end && (note || !w->m->stop);) {
+        const bool whole = at % 4 == 0 && at + 4 <= end && b->shared_write[at / 4] != SPLIT;
+        u64 *write, *read;
+        if (!whole && !split(b, at / 4)) return;
+        write = whole ? b->shared_write + at / 4 : b->byte_write + at;
+        read = whole ? b->shared_read + at / 4 : b->byte_read + at;
+        if (note) note_unit(w, i, lane, write, read, access, stamp);
+        else check_unit(w, i, lane, address, size, write, read, access);
+        at += whole ? 4 : 1;
     }
+}
+
+/* The usual cases, without branches: all was written before the epoch and nothing is in flight. */
+static inline bool read_words(const Warp *w, u64 mine, u32 words, const u64 *write, u64 *read) {
+    const u64 epoch = until(w->b->epoch);
+    u64 unusual = 0;
+    for (u32 n = 0; n < words; n++) unusual |= (write[n] - 1 >= epoch) | (write[n] & FLIGHT) | (read[n] > epoch) | (read[n] & LIST);
     if (unusual) return false;
-    for (u32 n = 0; n < words; n++) write[n] = mine;
+    for (u32 n = 0; n < words; n++) read[n] = mine;
     return true;
 }
 
 VECTOR void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
-    Machine *m = w->m;
+    const u64 first = stamp_of(w, i, 0);
     EACH(lanes, l) {
-        const u32 word = (u32)address[l] / 4, mine = stamp_of(w, l);
-        u32 *write = m->shared_write + word, *read = m->shared_read + word;
-        if (size == 16 ? read_words(w, mine, 4, write, read)
-                       : size % 4 == 0 && read_words(w, mine, size / 4, write, read)) continue;
-        read_range(w, i, l, (u32)address[l], size);
+        const u32 word = (u32)address[l] / 4;
+        u64 *write = w->b->shared_write + word, *read = w->b->shared_read + word;
+        if (size == 16 ? read_words(w, first | l, 4, write, read)
+                       : size % 4 == 0 && read_words(w, first | l, size / 4, write, read)) continue;
+        range(w, i, l, (u32)address[l], size, READ, 0, false);
+        range(w, i, l, (u32)address[l], size, READ, first | l, true);
     }
 }
 
-static void write_range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 flags) {
-    Machine *m = w->m;
-    const u32 stamp = stamp_of(w, lane) | flags;
-    for (u32 end = address + size; address < end && !m->stop;) {
-        if (whole_word(m, address, end)) {
-            write_unit(w, i, lane, address, size, m->shared_write + address / 4, m->shared_read + address / 4, stamp);
-            address += 4;
-        } else {
-            split(m, address / 4);
-            write_unit(w, i, lane, address, size, m->byte_write + address, m->byte_read + address, stamp);
-            address++;
-        }
-    }
+static inline bool may_write(const Warp *w, u32 words, const u64 *write, const u64 *read) {
+    const u64 epoch = until(w->b->epoch);
+    u64 unusual = 0;
+    for (u32 n = 0; n < words; n++) unusual |= (write[n] > epoch) | (write[n] & FLIGHT) | (read[n] > epoch) | (read[n] & LIST);
+    return !unusual;
 }
 
 VECTOR void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
-    Machine *m = w->m;
+    const u64 first = stamp_of(w, i, 0);
+    const bool words = size % 4 == 0;
+    u32 usual = 0;
     EACH(lanes, l) {
-        const u32 word = (u32)address[l] / 4, mine = stamp_of(w, l);
-        u32 *write = m->shared_write + word, *read = m->shared_read + word;
-        if (size == 16 ? write_words(w, mine, 4, write, read)
-                       : size % 4 == 0 && write_words(w, mine, size / 4, write, read)) continue;
-        write_range(w, i, l, (u32)address[l], size, 0);
+        const u32 word = (u32)address[l] / 4;
+        if (words && may_write(w, size / 4, w->b->shared_write + word, w->b->shared_read + word)) usual |= 1u << l;
+        else range(w, i, l, (u32)address[l], size, WRITE, 0, false);
     }
+    EACH(lanes, l) {
+        const u32 word = (u32)address[l] / 4;
+        u64 *write = w->b->shared_write + word, *read = w->b->shared_read + word;
+        if (usual >> l & 1) for (u32 n = 0; n < size / 4; n++) write[n] = first | l, read[n] = 0;
+        else range(w, i, l, (u32)address[l], size, WRITE, first | l, true);
+    }
+}
+
+/* An atomic, or a strong load or store, of one lane. */
+void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access) {
+    range(w, i, lane, address, size, access, 0, false);
+    range(w, i, lane, address, size, access, stamp_of(w, i, lane), true);
 }
 
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
-    write_range(w, i, lane, address, size, FLAG);
+    range(w, i, lane, address, size, WRITE, 0, false);
+    range(w, i, lane, address, size, WRITE, stamp_of(w, i, lane) | FLIGHT, true);
 }
 
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size) { /* cp.async moves whole aligned words */
-    const u32 stamp = stamp_of(w, lane) | LANDED;
+/* Its bytes are visible to the thread that issued it, as if that had written them just now. Nothing has been allowed to
+ * touch them since the issue: where something has, that was found, and its stamp stays. */
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size) {
+    Block *b = w->b;
     for (u32 n = address; n < address + size; n++) {
-        if (w->m->shared_write[n / 4] == SPLIT) w->m->byte_write[n] = stamp;
-        else w->m->shared_write[n / 4] = stamp;
+        u64 *at = b->shared_write[n / 4] == SPLIT ? b->byte_write + n : b->shared_write + n / 4;
+        if (in_flight(*at) && STAMP_THREAD(*at) == w->index * LANES + lane)
+            *at = (*at & 0xFFFFFFFF & ~FLIGHT) | LANDED | (u64)w->m->now << 32;
     }
 }
 
-/* Warps join: each learns what all of them have seen. When all do, old stamps stop mattering. */
-void shadow_barrier(Machine *m, u32 warps) {
-    u32 seen[MAX_WARPS] = {0}, newest = 0;
-    EACH(warps, a) for (u32 b = 0; b < m->warps; b++) if (m->warp[a].clock[b] > seen[b]) seen[b] = m->warp[a].clock[b];
-    for (u32 b = 0; b < m->warps; b++) if (m->warp[b].clock[b] > newest) newest = m->warp[b].clock[b];
-    EACH(warps, a) {
-        Warp *w = m->warp + a;
-        memcpy(w->clock, seen, sizeof seen);
-        w->converged = ++w->clock[a];
-    }
-    if (__builtin_popcount(warps) != (int)m->warps) {
-        m->partial = 1;
-        return;
-    }
-    m->partial = 0, m->epoch = newest + 1;
-    for (u32 a = 0; a < m->warps; a++) {
-        for (u32 b = 0; b < m->warps; b++) m->warp[a].clock[b] = a == b ? newest + 1 : newest;
-        m->warp[a].converged = newest + 1;
-    }
-    if (newest > MAX_CLOCK) { /* the clock's 20 bits are nearly used: everything so far becomes clock 1 */
-        for (u32 n = 0; n < m->shared_end; n++) {
-            u32 *stamps[2] = {m->shared_write + n / 4, m->byte_write + n};
-            for (u32 s = n % 4 ? 1 : 0; s < 2; s++)
-                if (*stamps[s] && *stamps[s] != SPLIT) *stamps[s] = (*stamps[s] & 4095) | 4096;
-            if (n % 4 == 0) m->shared_read[n / 4] = 0;
-            m->byte_read[n] = 0;
-        }
-        for (u32 n = 0; n < m->array_count; n++) history_forget_clocks(m->arrays + n);
-        for (u32 a = 0; a < m->warps; a++) {
-            for (u32 b = 0; b < m->warps; b++) m->warp[a].clock[b] = a == b ? 2 : 1;
-            m->warp[a].converged = 2;
-        }
-        m->epoch = 2;
-    }
-}
-
-void shadow_reset(Machine *m) {
-    size_t words = m->shared_end / 4 + 1;
-    memset(m->shared_write, 0, words * 4);
-    memset(m->shared_read, 0, words * 4);
-    m->epoch = 1, m->partial = 0;
-    for (u32 a = 0; a < m->warps; a++) {
-        for (u32 b = 0; b < MAX_WARPS; b++) m->warp[a].clock[b] = a == b;
-        m->warp[a].converged = 1;
-    }
+bool shadow_reset(Block *b) {
+    const size_t words = b->m->shared_end / 4 + 1;
+    memset(b->shared_write, 0, words * sizeof *b->shared_write);
+    memset(b->shared_read, 0, words * sizeof *b->shared_read);
+    return true;
 }

@@ -1,7 +1,7 @@
 """Branches, exit, barriers, and what needs nothing done."""
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import expect_operands, qualifiers_of, special
+from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, predicate, qualifiers_of, special
 from lowbitvm.runtime.emulator.syntax import Instruction, Name
 
 
@@ -22,20 +22,72 @@ def _exit(decoder: Decoder, instruction: Instruction) -> Row:
 @special("bar", "barrier")
 def _barrier(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
-    qualifiers.take("cta")
-    qualifiers.take("aligned")
     if qualifiers.take("warp"):
         expect_operands(decoder, 1)
         qualifiers.need("sync")
         qualifiers.done()
         return Row("warp_sync", [decoder.source(instruction.operands[0], "b32")], 0)
-    arrive = qualifiers.need("sync", "arrive") == "arrive"
+    qualifiers.take("cta")
+    aligned = qualifiers.take("aligned") is not None or instruction.mnemonic == "bar"
+    core = "barrier" if aligned else "barrier_of_threads"
+    what = qualifiers.need("sync", "arrive", "red")
+    if what == "red":
+        return _reduction(decoder, instruction, qualifiers, core)
     qualifiers.done()
-    expect_operands(decoder, *((2,) if arrive else (1, 2)))
-    return Row("barrier", [decoder.source(x, "u32") for x in instruction.operands], 0, (arrive,))
+    expect_operands(decoder, *((2,) if what == "arrive" else (1, 2)))
+    operands = [decoder.source(x, "u32") for x in instruction.operands]
+    return Row(core, operands, 0, (int(what == "arrive"), len(operands) - 1))
 
 
-@special("membar", "fence", "nanosleep", "prefetch", "prefetchu", "griddepcontrol")
+def _reduction(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, core: str) -> Row:
+    expect_operands(decoder, 3, 4)
+    operation = qualifiers.need("popc", "and", "or")
+    kind = qualifiers.need("u32" if operation == "popc" else "pred")
+    qualifiers.done()
+    to, number, *threads, chooser = instruction.operands
+    slot, negated = predicate(decoder, chooser)
+    operands = [decoder.destination(to, kind), *(decoder.source(x, "u32") for x in (number, *threads)), slot]
+    return Row(core, operands, 1, (2 + ("popc", "and", "or").index(operation), len(threads), negated))
+
+
+@special("membar")
+def _membar(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 0)
+    qualifiers = qualifiers_of(decoder, instruction)
+    if qualifiers.take("proxy"):
+        return Row("nothing", [], 0)
+    scope = qualifiers.need("cta", "gl", "sys")
+    qualifiers.done()
+    return Row("fence", [], 0, (int(scope != "cta"),))
+
+
+@special("fence")
+def _fence(decoder: Decoder, instruction: Instruction) -> Row:
+    """Fences between proxies order nothing here: all copies go through one memory."""
+    qualifiers = qualifiers_of(decoder, instruction)
+    if any(qualifier.startswith("proxy") for qualifier in instruction.qualifiers):
+        return Row("nothing", [], 0)
+    expect_operands(decoder, 0)
+    if qualifiers.take("mbarrier_init"):
+        qualifiers.need("release")
+        qualifiers.need("cluster")
+        qualifiers.done()
+        return Row("fence", [], 0, (0,))
+    qualifiers.take("sc", "acq_rel", "acquire", "release")
+    scope = qualifiers.need("cta", "cluster", "gpu", "sys")
+    qualifiers.done()
+    return Row("fence", [], 0, (int(scope in ("gpu", "sys")),))
+
+
+@special("nanosleep")
+def _nanosleep(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 1)
+    if instruction.qualifiers != ("u32",):
+        raise decoder.unimplemented()
+    return Row("nanosleep", [decoder.source(instruction.operands[0], "u32")], 0)
+
+
+@special("griddepcontrol", "pmevent", "setmaxnreg")
 def _nothing(decoder: Decoder, instruction: Instruction) -> Row:
-    del decoder, instruction
+    """Launch order, events for profilers, registers per thread: nothing that a kernel's results depend on."""
     return Row("nothing", [], 0)

@@ -84,6 +84,9 @@ def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str
     operands += [decoder.source(operand, kind) for operand, kind in zip(sources, kinds, strict=True)]
     if source == "f32" and target in ("f16x2", "bf16x2") and (rounding, flags) == (0, 0):
         return Row(f"cvt_{target}_f32", operands, 1)
+    if source in NARROW and not flags:
+        format_number, width = FORMATS[PACKED[source][0]], TYPE_BITS[register[source]] // 2
+        return Row(f"cvt_{target}_narrow", operands, 1, (format_number, width))
     from_format, spacing = FORMATS["f32"], 0
     if source != "f32":
         from_format, spacing = FORMATS[PACKED[source][0]], TYPE_BITS[register[source]] // 2
@@ -127,11 +130,25 @@ def _plain(decoder: Decoder, instruction: Instruction, source: str, target: str,
         raise decoder.unimplemented()
     if flags & FLAGS["ftz"] and "f32" not in (source, target):
         raise decoder.unimplemented()
+    if flags & FLAGS["sat"] and not _saturates(source, target):
+        raise decoder.error(f"cvt.sat.{target}.{source} is not legal: nothing can saturate, or it is not offered")
+    if "bf16" in (source, target) and TYPE_BITS[source] + TYPE_BITS[target] < 32:
+        raise decoder.unimplemented()
     if rounding_name in INTEGRAL and target in FLOAT_KINDS:
         flags |= TO_INTEGRAL
     to = decoder.destination(instruction.operands[0], target, loose=True)
     core, mod = _conversion(decoder, source, target, rounding, flags, instruction.operands[0])
     return Row(core, [to, decoder.source(instruction.operands[1], source, loose=True)], 1, mod)
+
+
+def _saturates(source: str, target: str) -> bool:
+    """Whether .sat is offered: to floats but bf16, and to integers that do not hold every value of the source."""
+    if target in FLOAT_KINDS:
+        return "bf16" not in (source, target)
+    if source in FLOAT_KINDS:
+        return True
+    room = TYPE_BITS[target] - (target[0] == "s") - TYPE_BITS[source] + (source[0] == "s")
+    return room < 0 or (source[0] == "s" and target[0] == "u")
 
 
 def _check_rounding(decoder: Decoder, source: str, target: str, rounding: str | None) -> None:
@@ -165,5 +182,24 @@ def _conversion(
     names = ["float" if kind in FLOAT_KINDS else "int" for kind in (source, target)]
     core = "cvt_" + "_".join(names)
     if core == "cvt_int_int":
-        return core, (low | high << 16, flags & 1, register_bits)
-    return core, (low | high << 16, rounding | flags << 8, register_bits)
+        simple = not flags and register_bits == max(TYPE_BITS[target], 16) and _simple(source, target)
+        return simple or core, (low | high << 16, flags & 1, register_bits)
+    return SIMPLE.get((source, target, rounding, flags), core), (low | high << 16, rounding | flags << 8, register_bits)
+
+
+SIMPLE = {
+    ("s32", "f32", 0, 0): "cvt_f32_s32",
+    ("u32", "f32", 0, 0): "cvt_f32_u32",
+    ("f32", "s32", INTEGRAL["rzi"], 0): "cvt_s32_f32",
+    ("f32", "s32", INTEGRAL["rni"], 0): "cvt_s32_f32_rni",
+}
+
+
+def _simple(source: str, target: str) -> str | None:
+    """A vectorised operation that does the same, where there is one."""
+    bits, wanted = TYPE_BITS[source], TYPE_BITS[target]
+    if (bits, wanted) in ((8, 32), (16, 32), (32, 64)):
+        return f"extend_{source}_b{wanted}"
+    if (bits, wanted) in ((64, 32), (32, 16)):
+        return f"truncate_b{bits}_b{wanted}"
+    return f"mov_b{bits}" if bits == wanted and bits > 8 else None

@@ -1,92 +1,167 @@
-"""Loads, stores, atomics and asynchronous copies."""
+"""Loads, stores, atomics, asynchronous copies, and what is said about caches."""
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, items, number, special
-from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name
+from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, items, number, predicate, special
+from lowbitvm.runtime.emulator.order import ACQUIRE, CTA_SCOPE, RELAXED, RELEASE
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name, Not, Operand
+
+CACHE_WORDS = frozenset(("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "unified"))
+STRENGTHS = {
+    "weak": 0,
+    "volatile": RELAXED,
+    "relaxed": RELAXED,
+    "acquire": RELAXED | ACQUIRE,
+    "release": RELAXED | RELEASE,
+    "acq_rel": RELAXED | ACQUIRE | RELEASE,
+}
+SCOPES = {"cta": CTA_SCOPE, "cluster": CTA_SCOPE, "gpu": 0, "sys": 0}  # a block is a cluster of its own
+SHARED = ("shared", "shared::cta", "shared::cluster")
+VECTORS = {"v2": 2, "v4": 4, "v8": 8, None: 1}
+
+
+def _memory_qualifiers(decoder: Decoder, instruction: Instruction) -> Qualifiers:
+    """Without cache hints, which change nothing that a kernel can see."""
+    kept = [q for q in instruction.qualifiers if q not in CACHE_WORDS and not q.startswith(("L1::", "L2::"))]
+    return Qualifiers(decoder, kept)
+
+
+def _hinted(decoder: Decoder, instruction: Instruction, count: int) -> None:
+    """Checks the number of operands; a cache hint takes one more, a 64-bit policy."""
+    if "L2::cache_hint" in instruction.qualifiers:
+        expect_operands(decoder, count + 1)
+        decoder.source(instruction.operands[count], "b64")
+    else:
+        expect_operands(decoder, count)
+
+
+def _strength(qualifiers: Qualifiers, usual: int) -> int:
+    qualifiers.take("mmio")
+    word = qualifiers.take(*STRENGTHS)
+    scope = qualifiers.take(*SCOPES)
+    strength = STRENGTHS[word] if word else usual
+    return strength | (SCOPES[scope] if scope and strength else 0)
+
+
+def _space(qualifiers: Qualifiers) -> int:
+    if qualifiers.take("param::func"):
+        return SPACES["local"]  # parameters of functions are a thread's own
+    word = qualifiers.take("global", *SHARED, "local", "param", "param::entry", "const")
+    return SPACES[word.split("::")[0]] if word else 0
+
+
+def _place(decoder: Decoder, operand: Operand, space: int) -> tuple[tuple[int, bool], int, int]:
+    """Base, offset and space of an address; a variable's own space is the one of an access that names none."""
+    base, offset, variable_space = decoder.address(operand)
+    if space == 0 and variable_space is not None:
+        space = SPACES[variable_space]
+    return base, offset, space
 
 
 @special("ld", "ldu")
 def _load(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
+    _hinted(decoder, instruction, 2)
     qualifiers = _memory_qualifiers(decoder, instruction)
     kind = qualifiers.type()
-    count = {"v2": 2, "v4": 4, None: 1}[qualifiers.take("v2", "v4")]
-    space = _space(qualifiers)
+    count = VECTORS[qualifiers.take("v2", "v4", "v8")]
+    strength, space = _strength(qualifiers, 0), _space(qualifiers)
     qualifiers.done()
     targets = items(instruction.operands[0])
     if len(targets) != count:
         raise decoder.error(f"the load has {count} elements, the destination {len(targets)} registers")
+    base, offset, space = _place(decoder, instruction.operands[1], space)
+    if kind == "b128":
+        halves = [half for target in targets for half in decoder.halves(target)]
+        return Row("load", [*halves, base], len(halves), (8, len(halves), space | strength << 8), offset)
     operands = [decoder.destination(target, kind, loose=True) for target in targets]
-    base, offset, variable_space = decoder.address(instruction.operands[1])
-    if space == 0 and variable_space == "shared":
-        space = 2
     sign = 0
     if kind[0] == "s":
         first = "b16" if targets[0] == Name("_") else decoder.register(targets[0])[1]
         sign = 2 if TYPE_BITS[first] <= 16 else 1
-    return Row("load", [*operands, base], count, (TYPE_BITS[kind] // 8, count, space, sign), offset)
+    return Row("load", [*operands, base], count, (TYPE_BITS[kind] // 8, count, space | strength << 8, sign), offset)
 
 
 @special("st")
 def _store(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
+    _hinted(decoder, instruction, 2)
     qualifiers = _memory_qualifiers(decoder, instruction)
     kind = qualifiers.type()
-    count = {"v2": 2, "v4": 4, None: 1}[qualifiers.take("v2", "v4")]
-    space = _space(qualifiers)
+    count = VECTORS[qualifiers.take("v2", "v4", "v8")]
+    strength, space = _strength(qualifiers, 0), _space(qualifiers)
     qualifiers.done()
     values = items(instruction.operands[1])
     if len(values) != count:
         raise decoder.error(f"the store has {count} elements, the source {len(values)} registers")
-    base, offset, variable_space = decoder.address(instruction.operands[0])
-    if space == 0 and variable_space == "shared":
-        space = 2
+    base, offset, space = _place(decoder, instruction.operands[0], space)
+    if kind == "b128":
+        halves = [half for value in values for half in decoder.halves(value)]
+        return Row("store", [base, *halves], 0, (8, len(halves), space | strength << 8), offset)
     sources = [decoder.source(value, kind, loose=True) for value in values]
-    return Row("store", [base, *sources], 0, (TYPE_BITS[kind] // 8, count, space), offset)
+    return Row("store", [base, *sources], 0, (TYPE_BITS[kind] // 8, count, space | strength << 8), offset)
 
 
-# In the order of the core's operations, atomics.c.
-INTEGER_ATOMICS = ("add", "min.u", "max.u", "min.s", "max.s", "and", "or", "xor", "exch", "cas")
-ATOMICS = (*INTEGER_ATOMICS, "add.f32", "add.f16x2", "add.bf16x2")
+# In the order of the core's operations, atomics.c; from "add.f32" on, those whose result depends on the order.
+INTEGER_ATOMICS = ("add", "min.u", "max.u", "min.s", "max.s", "and", "or", "xor", "exch", "cas", "inc", "dec")
+FLOAT_ATOMICS = ("add.f32", "add.f64", "add.f16", "add.bf16", "min.f16", "max.f16", "min.bf16", "max.bf16")
+ATOMICS = (*INTEGER_ATOMICS, *FLOAT_ATOMICS)
+# The types that each operation is defined for.
+ATOMIC_TYPES = {
+    "add": "u32 s32 u64 f16 f16x2 bf16 bf16x2 f32 f64",
+    "min": "u32 s32 u64 s64",
+    "max": "u32 s32 u64 s64",
+    "inc": "u32",
+    "dec": "u32",
+    "and": "b32 b64",
+    "or": "b32 b64",
+    "xor": "b32 b64",
+    "exch": "b32 b64 b128",
+    "cas": "b16 b32 b64 b128",
+}
+# Those of vectors, in global memory.
+VECTOR_TYPES = {
+    ("add", 2): "f16 f16x2 bf16 bf16x2 f32",
+    ("add", 4): "f16 f16x2 bf16 bf16x2 f32",
+    ("add", 8): "f16 bf16",
+} | {(name, n): "f16 f16x2 bf16 bf16x2" if n < 8 else "f16 bf16" for name in ("min", "max") for n in (2, 4, 8)}
+
+
+def _operation(name: str, kind: str) -> str:
+    base = kind.removesuffix("x2")
+    if base in ("f16", "bf16", "f32", "f64"):
+        return f"{name}.{base}"
+    return f"{name}.{kind[0]}" if name in ("min", "max") else name
 
 
 @special("atom", "red")
 def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = _memory_qualifiers(decoder, instruction)
     kind = qualifiers.type()
-    space = _space(qualifiers)
-    qualifiers.take("noftz")
-    name = qualifiers.need("add", "min", "max", "and", "or", "xor", "exch", "cas")
+    strength, space = _strength(qualifiers, RELAXED), _space(qualifiers)
+    count = VECTORS[qualifiers.take("v2", "v4", "v8")]
+    rounded = qualifiers.take("noftz") is not None
+    name = qualifiers.need(*ATOMIC_TYPES)
     qualifiers.done()
-    if name in ("min", "max"):
-        name += f".{kind[0]}"
-    elif kind[0] == "f" or kind.startswith("bf"):
-        name += f".{kind}"
-    if name not in ATOMICS or TYPE_BITS[kind] not in (32, 64):
+    types = ATOMIC_TYPES[name] if count == 1 else VECTOR_TYPES.get((name, count), "")
+    needs_noftz = "f16" in kind
+    if kind not in types.split() or (count > 1 and space != SPACES["global"]) or rounded != needs_noftz:
         raise decoder.unimplemented()
     has_result = instruction.mnemonic == "atom"
-    expect_operands(decoder, has_result + (3 if name == "cas" else 2))
-    operands = [decoder.destination(instruction.operands[0], kind)] if has_result else []
-    base, offset, _ = decoder.address(instruction.operands[has_result])
-    operands += [base, *(decoder.source(x, kind) for x in instruction.operands[has_result + 1 :])]
-    return Row("atomic", operands, int(has_result), (TYPE_BITS[kind] // 8, ATOMICS.index(name), space), offset)
-
-
-CACHE_WORDS = frozenset(("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt"))
-ORDER_WORDS = frozenset(("weak", "relaxed", "acquire", "release", "volatile", "gpu", "cta", "sys", "cluster"))
-
-
-def _memory_qualifiers(decoder: Decoder, instruction: Instruction) -> Qualifiers:
-    """Without cache hints and orderings: the emulator runs one warp at a time on coherent memory."""
-    kept = [
-        q for q in instruction.qualifiers if q not in CACHE_WORDS | ORDER_WORDS and not q.startswith(("L1::", "L2::"))
-    ]
-    return Qualifiers(decoder, kept)
-
-
-def _space(qualifiers: Qualifiers) -> int:
-    word = qualifiers.take("global", "shared", "shared::cta", "param", "param::entry", "const")
-    return SPACES[word.split("::")[0]] if word else 0
+    if not has_result and name in ("exch", "cas"):
+        raise decoder.unimplemented()
+    _hinted(decoder, instruction, has_result + (3 if name == "cas" else 2))
+    values = instruction.operands[has_result + 1 : has_result + (3 if name == "cas" else 2)]
+    values = tuple(item for value in values for item in items(value))
+    targets = items(instruction.operands[0]) if has_result else ()
+    if len(values) != (2 if name == "cas" else count) or len(targets) not in (0, count):
+        raise decoder.error(f"{instruction.mnemonic} has {count} elements, the operands another number")
+    base, offset, space = _place(decoder, instruction.operands[has_result], space)
+    if kind == "b128":  # the core finds the upper half behind the lower one
+        operands = [*(decoder.halves(target)[0] for target in targets), base]
+        operands += [decoder.halves(value)[0] for value in values]
+    else:
+        operands = [*(decoder.destination(target, kind) for target in targets), base]
+        operands += [decoder.source(value, kind) for value in values]
+    mod = (TYPE_BITS[kind] // 8, ATOMICS.index(_operation(name, kind)), space | strength << 8, count)
+    return Row("atomic", operands, len(targets), mod, offset)
 
 
 @special("cp")
@@ -95,30 +170,104 @@ def _cp_async(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers.need("async")
     if qualifiers.take("commit_group"):
         qualifiers.done()
+        expect_operands(decoder, 0)
         return Row("cp_commit", [], 0)
     if qualifiers.take("wait_group"):
         qualifiers.done()
+        expect_operands(decoder, 1)
         return Row("cp_wait_group", [], 0, (number(decoder, instruction.operands[0]),))
     if qualifiers.take("wait_all"):
         qualifiers.done()
+        expect_operands(decoder, 0)
         return Row("cp_wait_all", [], 0)
+    if qualifiers.take("mbarrier"):
+        return _cp_arrive(decoder, instruction, qualifiers)
     cache = qualifiers.need("ca", "cg")
     qualifiers.need("shared", "shared::cta")
     qualifiers.need("global")
     qualifiers.done()
-    expect_operands(decoder, 3, 4)
-    to, source, size = instruction.operands[:3]
+    return _cp_bytes(decoder, instruction, cache)
+
+
+def _cp_arrive(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> Row:
+    expect_operands(decoder, 1)
+    qualifiers.need("arrive")
+    counted_already = qualifiers.take("noinc") is not None
+    space = _space(qualifiers)
+    qualifiers.need("b64")
+    qualifiers.done()
+    base, offset, space = _place(decoder, instruction.operands[0], space)
+    return Row("cp_arrive", [base], 0, (8, counted_already, space), offset)
+
+
+def _cp_bytes(decoder: Decoder, instruction: Instruction, cache: str) -> Row:
+    hint = "L2::cache_hint" in instruction.qualifiers
+    given = instruction.operands[:-1] if hint else instruction.operands
+    if hint:
+        decoder.source(instruction.operands[-1], "b64")
+    if len(given) not in (3, 4):
+        raise decoder.error(f"cp.async takes 3 or 4 operands and a hint's, not {len(instruction.operands)}")
+    to, source, size = given[:3]
     bytes_ = number(decoder, size)
     if bytes_ not in ((16,) if cache == "cg" else (4, 8, 16)):
         raise decoder.error(f"cp.async.{cache} cannot copy {bytes_} bytes")
     to_base, to_offset, _ = decoder.address(to)
     base, offset, _ = decoder.address(source)
     operands = [to_base, base]
-    form = 0  # of the last operand: 1 is src-size, 2 ignore-src
-    if len(instruction.operands) == 4:
-        last = instruction.operands[3]
+    form = negated = 0  # of the last operand: 1 is src-size, 2 ignore-src
+    if len(given) == 4:
+        last = given[3]
         declared = decoder.register_type(last.text, instruction.scope) if isinstance(last, Name) else None
-        ignore = declared is not None and declared[1] == "pred"
+        ignore = isinstance(last, Not) or (declared is not None and declared[1] == "pred")
         form = 2 if ignore else 1
-        operands.append(decoder.source(last, "pred" if ignore else "u32"))
-    return Row("cp_async", operands, 0, (bytes_, form, to_offset & 0xFFFFFFFF), offset)
+        slot, negated = predicate(decoder, last) if ignore else (decoder.source(last, "u32"), 0)
+        operands.append(slot)
+    return Row("cp_async", operands, 0, (bytes_, form, to_offset & 0xFFFFFFFF, negated), offset)
+
+
+@special("isspacep")
+def _isspacep(decoder: Decoder, instruction: Instruction) -> Row:
+    expect_operands(decoder, 2)
+    qualifiers = Qualifiers(decoder, list(instruction.qualifiers))
+    word = qualifiers.need("global", *SHARED, "local", "const", "param", "param::entry")
+    qualifiers.done()
+    space = {"const": 15}.get(word, SPACES[word.split("::")[0]])  # constants lie among the global arrays
+    operands = [decoder.destination(instruction.operands[0], "pred"), decoder.source(instruction.operands[1], "b64")]
+    return Row("isspacep", operands, 1, (space,))
+
+
+@special("createpolicy")
+def _createpolicy(decoder: Decoder, instruction: Instruction) -> Row:
+    """A policy is opaque and means nothing here: its register gets a number."""
+    kinds = ("fractional", "range", "range::L2", "cvt")
+    if not any(kind in instruction.qualifiers for kind in kinds) or instruction.qualifiers[-1] != "b64":
+        raise decoder.unimplemented()
+    expect_operands(decoder, 1, 2, 4)
+    for operand in instruction.operands[1:]:
+        _policy_operand(decoder, operand)
+    return Row("mov_b64", [decoder.destination(instruction.operands[0], "b64"), decoder.constant(1, True)], 1)
+
+
+def _policy_operand(decoder: Decoder, operand: Operand) -> None:
+    if isinstance(operand, Name):
+        decoder.register(operand)
+
+
+CACHE_INSTRUCTIONS = frozenset(("prefetch", "prefetchu", "applypriority"))
+
+
+@special(*sorted(CACHE_INSTRUCTIONS))
+def _cache(decoder: Decoder, instruction: Instruction) -> Row:
+    """Moves lines between caches: an address that is no array's is no fault."""
+    decoder.address(instruction.operands[0])
+    return Row("nothing", [], 0)
+
+
+@special("discard")
+def _discard(decoder: Decoder, instruction: Instruction) -> Row:
+    """Lets 128 bytes of global memory become undefined; here they keep what they hold, which is one legal outcome."""
+    expect_operands(decoder, 2)
+    decoder.address(instruction.operands[0])
+    if number(decoder, instruction.operands[1]) != 128:
+        raise decoder.error("discard takes the size 128")
+    return Row("nothing", [], 0)

@@ -3,8 +3,23 @@
 from lowbitvm.runtime.emulator.decode import CLOCKS, SPECIALS, Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands, items, qualifiers_of, special
 from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
+from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
 MOVED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
+
+# Where the windows of the generic address space start, core.h; global and constant addresses are generic ones.
+SHARED_WINDOW = 1 << REGION_SHIFT
+LOCAL_WINDOW, PARAM_WINDOW = SHARED_WINDOW + (1 << 32), SHARED_WINDOW + (2 << 32)
+WINDOWS = {
+    "global": 0,
+    "const": 0,
+    "shared": SHARED_WINDOW,
+    "shared::cta": SHARED_WINDOW,
+    "shared::cluster": SHARED_WINDOW,
+    "local": LOCAL_WINDOW,
+    "param": PARAM_WINDOW,
+    "param::entry": PARAM_WINDOW,
+}
 
 
 @special("mov")
@@ -85,10 +100,11 @@ def _cvta(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.type()
     inverse = qualifiers.take("to") is not None
-    space = qualifiers.need("global", "shared", "shared::cta", "const", "param")
+    space = qualifiers.need(*WINDOWS)
     qualifiers.done()
-    core = f"mov_b{TYPE_BITS[kind]}"
-    if space.startswith("shared"):
-        core = "cvta_to_shared" if inverse else "cvta_shared"
     to, source = instruction.operands
-    return Row(core, [decoder.destination(to, kind), decoder.source(source, kind)], 1)
+    operands = [decoder.destination(to, kind), decoder.source(source, kind)]
+    start = WINDOWS[space]
+    if not start:
+        return Row(f"mov_b{TYPE_BITS[kind]}", operands, 1)
+    return Row("cvta", operands, 1, (start & 0xFFFFFFFF, start >> 32, inverse))

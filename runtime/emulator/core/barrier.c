@@ -1,0 +1,104 @@
+/* Barriers of the block: bar and barrier, sync, arrive and red. */
+#include "core.h"
+
+enum { SYNC, ARRIVE, POPC, AND, OR };
+
+u32 warp_threads(const Machine *m, u32 warp) {
+    const u32 rest = m->threads - warp * LANES;
+    return rest < LANES ? rest : LANES;
+}
+
+void barriers_reset(Block *b) {
+    for (u32 n = 0; n < BARRIERS; n++) clock_release(b->barrier[n].known);
+    memset(b->barrier, 0, sizeof b->barrier);
+}
+
+static u32 live_warps(const Block *b) {
+    u32 live = 0;
+    for (u32 n = 0; n < b->m->warps; n++) live |= (u32)(b->warp[n].live != 0) << n;
+    return live;
+}
+
+/* The result of a barrier with a reduction, for one warp that waited at it. */
+static void give_result(Warp *w, const Barrier *bar) {
+    const Insn *i = w->waiting_at;
+    const u32 kind = i->mod[0];
+    if (kind < POPC) return;
+    if (kind == POPC) EACH(w->live, l) set_lane(w, i, 0, l, bar->count);
+    else set_predicate(w, i->operand[0], w->live, (kind == AND ? bar->count == bar->present : bar->count > 0) ? FULL : 0);
+    set_undefined(w, i->operand[0], w->live, 0);
+}
+
+static void release(Block *b, Barrier *bar) {
+    const u32 live = live_warps(b);
+    EACH(bar->waiting, n) {
+        b->warp[n].state = RUNNING;
+        give_result(b->warp + n, bar);
+    }
+    if ((bar->waiting & live) == live) sync_block(b);
+    else EACH(bar->waiting, n) sync_learn(b->warp + n, b->warp[n].live, bar->known);
+    clock_release(bar->known);
+    memset(bar, 0, sizeof *bar);
+}
+
+static bool complete(const Block *b, const Barrier *bar) {
+    if (bar->expected) return bar->threads >= bar->expected;
+    return !(live_warps(b) & ~bar->arrived);
+}
+
+/* Threads that have exited count as arrived where the barrier is one of the whole block. */
+void barriers_at_exit(Block *b) {
+    for (u32 n = 0; n < BARRIERS; n++)
+        if (b->barrier[n].arrived && !b->barrier[n].expected && complete(b, b->barrier + n)) release(b, b->barrier + n);
+}
+
+static bool same_in_all(const Warp *w, const Insn *i, u32 operand, u32 active) {
+    const u64 first = get_lane(w, i, operand, (u32)__builtin_ctz(active));
+    EACH(active, l) if (get_lane(w, i, operand, l) != first) return false;
+    return true;
+}
+
+/* Operands: [result], barrier, [threads], [predicate]; mod: what, whether there are threads, whether the predicate is
+ * negated. All live lanes of the warp have arrived. */
+static void barrier(Warp *w, const Insn *i, u32 active) {
+    const Machine *m = w->m;
+    Block *b = w->b;
+    const u32 lane = (u32)__builtin_ctz(active), s = i->dsts, kind = i->mod[0];
+    const u32 all = (m->threads + LANES - 1) / LANES * LANES;
+    const u32 given = (u32)get_lane(w, i, s, lane), number = given % BARRIERS;
+    u32 expected = i->mod[1] ? (u32)get_lane(w, i, s + 1, lane) : 0;
+    Barrier *bar = b->barrier + number;
+    if (m->checks & CHECK_UNDEFINED && w->undefined[i->operand[s]] & active)
+        report(w, i, F_UNDEFINED_ADDRESS, lane, 0, 4, 0);
+    if (!same_in_all(w, i, s, active)) report(w, i, F_BARRIER_DIVERGED, lane, given, 0, active);
+    if (given >= BARRIERS) report(w, i, F_BARRIER_INVALID, lane, given, 0, 0);
+    if (i->mod[1] && (!expected || expected % LANES)) {
+        report(w, i, F_BARRIER_INVALID, lane, given, expected, 1);
+        expected = expected / LANES * LANES;
+    }
+    if (expected == all) expected = 0;
+    if (bar->arrived && bar->expected != expected) report(w, i, F_BARRIER_INVALID, lane, given, expected ? expected : all, 2);
+    if (m->stop) return;
+    if (m->exact) sync_arrive(w, &bar->known);
+    bar->expected = expected;
+    bar->arrived |= 1u << w->index;
+    bar->threads += LANES;
+    if (kind >= POPC) {
+        const u32 p = get_predicate(w, i->operand[s + 1 + i->mod[1]]) ^ (i->mod[2] ? FULL : 0);
+        bar->count += (u32)__builtin_popcount(p & active), bar->present += (u32)__builtin_popcount(active);
+        if (m->checks & CHECK_UNDEFINED && w->undefined[i->operand[s + 1 + i->mod[1]]] & active)
+            report(w, i, F_UNDEFINED_PREDICATE, lane, 0, 0, 0);
+    }
+    if (kind != ARRIVE) {
+        bar->waiting |= 1u << w->index;
+        w->state = WAITING, w->barrier = (u8)number, w->waiting_at = i;
+    }
+    if (complete(b, bar)) release(b, bar);
+}
+
+/* The second takes lanes that have arrived at several instructions, as barrier.sync without .aligned may. */
+static void barrier_of_threads(Warp *w, const Insn *i, u32 active) { barrier(w, i, active); }
+
+const Opcode barrier_ops[] = {{"barrier", barrier, OWN_UNDEFINED | ALIGNED},
+                              {"barrier_of_threads", barrier_of_threads, OWN_UNDEFINED | ALIGNED | ANYWHERE},
+                              {0}};
