@@ -127,6 +127,18 @@ def test_matrix_instructions_are_counted_by_shape_and_type() -> None:
     assert counters.mma == 10
 
 
+def test_how_far_matrix_products_are_from_exact_sums_is_reported_where_asked() -> None:
+    """Products of 2^24 beside products of 1, of which the unit cuts bits off."""
+    one, big = "mov.b32 %r10, 0x3C003C00; mov.b32 %r11, 0x6C003C00;", "mov.b32 %f1, 0;"
+    body = f"""{one} {big} mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{%f2,%f3,%f4,%f5}},
+    {{%r11,%r11,%r10,%r10}}, {{%r11,%r10}}, {{%f1,%f1,%f1,%f1}};"""
+    rounding = launch(body, numerics="bound").counters.rounding
+    assert rounding is not None
+    assert 0 < rounding.distance <= rounding.bound and 0 < rounding.share <= 1
+    assert json.loads(launch(body, numerics="bound").to_json())["counters"]["rounding"]["bound"] == rounding.bound
+    assert launch(body).counters.rounding is None
+
+
 def test_shared_wavefronts_stand_beside_the_fewest_possible() -> None:
     """Words apart by 8: eight lanes meet in each of four banks."""
     free = line_of(launch("st.shared.u32 [%r3], %r1;"), "st")

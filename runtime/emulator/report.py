@@ -138,6 +138,19 @@ class MatrixCount:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How far the hardware's float matrix products are from exact sums rounded once, as `numerics="bound"` finds.
+
+    `bound`: the largest distance that its arithmetic allows any output, `distance`: the largest that it had, `share`:
+    the largest distance over the bound of the same output, at most 1.
+    """
+
+    bound: float
+    distance: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Traffic:
     """What memory accesses cost: passes over shared memory's 32 banks, and 32-byte sectors of global memory.
 
@@ -213,6 +226,7 @@ class Counters(Traffic):
 
     An instruction whose guard is false counts as issued, without lanes. `by_class` is by the names of classes.CLASSES,
     `arrays` by argument number, `matrix` by shape and types ("m16n8k16.f32.f16.f16.f32"); `mma` is their total.
+    `rounding` is None unless the launch had `numerics="bound"`.
     """
 
     instructions: int
@@ -222,6 +236,7 @@ class Counters(Traffic):
     by_line: dict[int, int]
     mma: int
     matrix: dict[str, MatrixCount]
+    rounding: Rounding | None
     arrays: dict[int, ArrayTraffic]
 
     @property
@@ -282,6 +297,7 @@ class Report:
                 "by_mnemonic": c.by_mnemonic,
                 "mma": c.mma,
                 "matrix": {name: asdict(count) for name, count in c.matrix.items()},
+                "rounding": c.rounding and asdict(c.rounding),
                 **traffic,
             },
             "arrays": [

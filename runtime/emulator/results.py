@@ -23,6 +23,7 @@ from lowbitvm.runtime.emulator.report import (
     MatrixCount,
     Party,
     Report,
+    Rounding,
 )
 from lowbitvm.runtime.emulator.syntax import Syntax
 from lowbitvm.runtime.emulator.variables import REGION_SHIFT
@@ -79,7 +80,10 @@ def build_report(
     counts, traffic, findings = raw
     tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
     by_line = _grouped(tally, outline.line, len(outline.places))
-    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic))
+    rounding = None
+    if launch.options["numerics"] == "bound":  # the rest of a tally's columns
+        rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
+    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
     found = [_finding(syntax, program, buffers, item, launch) for item in findings]
     report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text)
     if found and on_finding == "raise":
@@ -107,7 +111,9 @@ def _arrays(
     return arrays
 
 
-def _counters(outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic]) -> Counters:
+def _counters(
+    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], rounding: Rounding | None
+) -> Counters:
     executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
     by_class = dict.fromkeys(CLASSES, 0)
     for name, count in zip(outline.names, executed, strict=True):
@@ -124,6 +130,7 @@ def _counters(outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, 
         by_line={place.line: count for place, count in zip(outline.places, by_line[:, 0].tolist(), strict=True)},
         mma=sum(count.instructions for count in matrix.values()),
         matrix=matrix,
+        rounding=rounding,
         arrays=arrays,
     )
 

@@ -33,6 +33,11 @@ def _summary(report: "Report") -> Table:
     table.add_row("active lanes of 32", f"{counters.active_lanes:.2f}")
     for form, matrix in counters.matrix.items():
         table.add_row(Text(form), f"{matrix.instructions:,} ({matrix.multiply_accumulates:,} multiply-adds)")
+    if counters.rounding:
+        table.add_row("matrix products off exact sums by", f"{counters.rounding.distance:.2e}")
+        table.add_row(
+            "  the hardware's bound, share of it", f"{counters.rounding.bound:.2e}, {counters.rounding.share:.2f}"
+        )
     if counters.shared_wavefronts:
         table.add_row("shared wavefronts", f"{counters.shared_wavefronts:,}")
         table.add_row("  fewest possible", f"{counters.fewest_wavefronts:,}")

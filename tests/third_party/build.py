@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -95,12 +94,25 @@ class CudaSource:
 
     def _compile(self) -> Compiled:
         target = BUILD / f"{os.getpid()}.ptx"
-        flags = ["-ptx", f"-arch={self.arch}", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-diag-suppress=177,20054"]
+        flags = [
+            "-ptx",
+            f"-arch={self.arch}",
+            "-std=c++17",
+            "--expt-relaxed-constexpr",
+            "-lineinfo",
+            "-diag-suppress=177,20054",
+        ]
         flags += [f"-D{define}" for define in self.defines]
         if self.cutlass:
             flags += [f"-I{folder}" for folder in cutlass_headers()]
         command = [str(nvcc()), *flags, str(HERE / self.file), "-o", str(target)]
-        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"NVCC_PREPEND_FLAGS": "", "NVCC_APPEND_FLAGS": ""})
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"NVCC_PREPEND_FLAGS": "", "NVCC_APPEND_FLAGS": ""},
+        )
         text = target.read_text()
         target.unlink()
         return Compiled(text)
@@ -146,4 +158,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-

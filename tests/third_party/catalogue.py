@@ -128,7 +128,9 @@ TRITON = {
     "swiglu": Row("swiglu", "gate up out: *fp16; n: i32", {"BLOCK": 512}),
     "mathematics": Row("mathematics", "x out: *fp32; n: i32", {"BLOCK": 128}),
     **{f"integers_{t}": Row("integers", f"x y out: *{t}; n: i32", {"BLOCK": 128}) for t in ("i8", "u8", "i16", "i32")},
-    **{f"integers_{t}": Row("integers", f"x y out: *{t}; n: i32", {"BLOCK": 128}) for t in ("u16", "u32", "i64", "u64")},
+    **{
+        f"integers_{t}": Row("integers", f"x y out: *{t}; n: i32", {"BLOCK": 128}) for t in ("u16", "u32", "i64", "u64")
+    },
     "word_integers": Row("word_integers", "x y out: *i32; n: i32", {"BLOCK": 128}),
     "dropout": Row("dropout", "x out: *fp32; n: i32; p: fp32; seed: i32", {"BLOCK": 512}),
     "rope": Row("rope", "x cosines sines out: *fp32; heads: i32", {"D": 64}),

@@ -140,7 +140,10 @@ def test_products_of_full_precision_operands_keep_it(name: str, arch: str) -> No
 @pytest.mark.parametrize("shape", [(1, 64, 128), (19, 80, 192)])
 def test_a_matmul_with_gptqs_weights_equals_numpys(name: str, arch: str, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
-    codes, zeros = integers(0, k, n, low=0, high=16, dtype=np.uint32), integers(1, k // 64, n, low=0, high=16, dtype=np.uint32)
+    codes, zeros = (
+        integers(0, k, n, low=0, high=16, dtype=np.uint32),
+        integers(1, k // 64, n, low=0, high=16, dtype=np.uint32),
+    )
     scales = 2.0 ** integers(2, k // 64, n, low=-3, high=1, dtype=np.float16)
     shifts = np.arange(0, 32, 4, dtype=np.uint32)
     packed = (codes.reshape(k // 8, 8, n) << shifts[:, None]).sum(1).astype(np.uint32).view(np.int32)
@@ -230,7 +233,11 @@ def _scaled_operand(seed: int, kind: str, group: int) -> tuple[Any, Any, Any]:
         codes = codes[:, ::2] | codes[:, 1::2] << 4
     exponents = rng.integers(-2, 3, (32, 128 // group))
     as_e4m3 = group == 16
-    scales = (2.0**exponents).astype(ml_dtypes.float8_e4m3fn).view(np.uint8) if as_e4m3 else (exponents + 127).astype(np.uint8)
+    scales = (
+        (2.0**exponents).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        if as_e4m3
+        else (exponents + 127).astype(np.uint8)
+    )
     return codes, scales, values.astype(np.float64) * np.repeat(2.0**exponents, group, 1)
 
 
@@ -327,7 +334,9 @@ CONVERSIONS = {
 def test_conversions_to_narrow_floats_round_to_nearest_even(name: str, arch: str) -> None:
     wide, narrow = CONVERSIONS[name]
     rng = np.random.default_rng(0)
-    limit = min(float(ml_dtypes.finfo(narrow).max), 1e30)  # beyond it, Triton saturates on some targets and not on others
+    limit = min(
+        float(ml_dtypes.finfo(narrow).max), 1e30
+    )  # beyond it, Triton saturates on some targets and not on others
     magnitudes = 2.0 ** rng.uniform(np.log2(float(ml_dtypes.finfo(narrow).smallest_subnormal)), np.log2(limit), 2000)
     x = np.clip(np.concatenate([magnitudes, -magnitudes, [0.0]]), -limit, limit).astype(wide)
     expected = x.astype(narrow)
@@ -530,7 +539,5 @@ def test_a_matmul_without_its_barriers_or_waits_is_caught(removed: str) -> None:
     a, c = np.ones((64, 256), np.float16), np.zeros((64, 64), np.float16)
     args = [a, np.ones((256, 64), np.float16), c, 64, 64, 256, 256, 1, 64, 1, 64, 1, 0, 0]
     for seed in range(3):
-        report = module.launch(
-            "matmul", (2,), (128,), args, shared=compiled.shared, seed=seed, on_finding="collect"
-        )
+        report = module.launch("matmul", (2,), (128,), args, shared=compiled.shared, seed=seed, on_finding="collect")
         assert {finding.kind for finding in report.findings} & {"race_shared", "race_copy"}

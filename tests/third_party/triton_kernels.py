@@ -1,6 +1,5 @@
 """Kernels as people write them in Triton: after its tutorials, its documentation and common libraries of them."""
 
-# ruff: noqa: E741, PLR2004
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
@@ -81,7 +80,7 @@ def matmul(
     a_at = a + (rows % M)[:, None] * am + depth[None, :] * ak
     b_at = b + depth[:, None] * bk + (columns % N)[None, :] * bn
     total = tl.zeros((BM, BN), dtype=TYPE)
-    for k in range(0, tl.cdiv(K, BK)):
+    for k in range(tl.cdiv(K, BK)):
         left = tl.load(a_at, mask=depth[None, :] < K - k * BK, other=0.0)
         right = tl.load(b_at, mask=depth[:, None] < K - k * BK, other=0.0)
         total = tl.dot(left, right, total, out_dtype=TYPE)
@@ -121,7 +120,9 @@ def matmul_4bit(
     for start in range(0, K, BK):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        words = tl.load(codes + (k // 8)[:, None] * N + columns[None, :], mask=inside[None, :] & (k[:, None] < K), other=0)
+        words = tl.load(
+            codes + (k // 8)[:, None] * N + columns[None, :], mask=inside[None, :] & (k[:, None] < K), other=0
+        )
         group = start // GROUP
         scale = tl.load(scales + group * N + columns, mask=inside, other=0.0)
         zero = tl.load(zeros + group * (N // 8) + columns // 8, mask=inside, other=0)
@@ -175,7 +176,9 @@ def split_k_atomic(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.
     for start in range(0, K, BK * SPLIT):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+        right = tl.load(
+            b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+        )
         total = tl.dot(left, right, total)
     mask = (rows[:, None] < M) & (columns[None, :] < N)
     tl.atomic_add(c + rows[:, None] * N + columns[None, :], total.to(c.dtype.element_ty), mask=mask, sem="relaxed")
@@ -194,7 +197,9 @@ def split_k_lock(
     for start in range(0, K, BK * SPLIT):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+        right = tl.load(
+            b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+        )
         total = tl.dot(left, right, total)
     tile = i * tl.num_programs(1) + j
     at = c + rows[:, None] * N + columns[None, :]
@@ -223,7 +228,9 @@ def split_k_semaphore(
     for start in range(0, K, BK * SPLIT):
         k = start + depth
         left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+        right = tl.load(
+            b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+        )
         total = tl.dot(left, right, total)
     at = rows[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -237,7 +244,9 @@ def split_k_semaphore(
 
 
 @triton.jit
-def reduce_all(x, sums, largest, smallest, where_largest, where_smallest, xors, M, N, BM: tl.constexpr, BN: tl.constexpr):
+def reduce_all(
+    x, sums, largest, smallest, where_largest, where_smallest, xors, M, N, BM: tl.constexpr, BN: tl.constexpr
+):
     """Reductions of a tile along both axes."""
     rows, columns = tl.arange(0, BM), tl.arange(0, BN)
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -483,7 +492,9 @@ def persistent_matmul(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: 
         for start in range(0, K, BK):
             k = start + tl.arange(0, BK)
             left = tl.load(a + rows[:, None] * K + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-            right = tl.load(b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0)
+            right = tl.load(
+                b + k[:, None] * N + columns[None, :], mask=(k[:, None] < K) & (columns[None, :] < N), other=0.0
+            )
             total = tl.dot(left, right, total)
         mask = (rows[:, None] < M) & (columns[None, :] < N)
         tl.store(c + rows[:, None] * N + columns[None, :], total.to(c.dtype.element_ty), mask=mask)
