@@ -58,7 +58,9 @@ def of_magnitude(kind: str, seed: int) -> np.ndarray:
     grid = np.unique(grid[np.isfinite(grid)])
     middles = (grid[1:] + grid[:-1]) / 2
     points = np.concatenate([grid, middles, grid[-1:] * np.float32(1.05), grid[-1:] * 2, grid[:1] * 2])
-    points = np.concatenate([points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))])
+    points = np.concatenate(
+        [points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))]
+    )
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, -3e38], np.float32)
     points = np.concatenate([points, special, floats(np.float32, 300, seed)]).astype(np.float32)
     return np.random.default_rng(seed).permutation(points)
@@ -185,7 +187,9 @@ def test_f32_becomes_tf32_with_13_bits_of_zeros(mode: str) -> None:
 
 @np.errstate(all="ignore")
 @pytest.mark.parametrize("mode", ["rz", "rm", "rp"])
-@pytest.mark.parametrize(("source", "target"), [("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f16", "bf16"), ("bf16", "f16")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f16", "bf16"), ("bf16", "f16")]
+)
 def test_other_float_conversions_round_in_every_direction(source: str, target: str, mode: str) -> None:
     a = floats(TYPES[source], seed=1)
     got = apply(f"cvt.{mode}.{target}.{source} Z, A;", np.dtype(TYPES[target]).itemsize, a)
@@ -325,7 +329,10 @@ def test_conversions_that_ptx_does_not_have_are_refused(form: str) -> None:
     text = f""".version 9.2
     .target sm_100a
     .address_size 64
-    .visible .entry k() {{ .reg .b16 %h<2>; .reg .b32 %r<2>; .reg .f32 %f<3>; .reg .b64 %d<2>; {form} {operands}; ret; }}"""
+    .visible .entry k() {{
+        .reg .b16 %h<2>; .reg .b32 %r<2>; .reg .f32 %f<3>; .reg .b64 %d<2>;
+        {form} {operands}; ret;
+    }}"""
     with pytest.raises(emulator.PtxError, match=r"not implemented|not legal"):
         emulator.load(text)
 
@@ -409,7 +416,7 @@ def test_time_only_moves_forward(name: str) -> None:
 
 
 def test_special_registers_are_read_by_moves_alone() -> None:
-    with pytest.raises(emulator.PtxError, match="add cannot read the special register %tid.x: move it first"):
+    with pytest.raises(emulator.PtxError, match=r"add cannot read the special register %tid.x: move it first"):
         apply("add.u32 Z, A, %tid.x;", 4, integers(32))
-    with pytest.raises(emulator.PtxError, match="%clock has 32 bits, the instruction takes .u64"):
+    with pytest.raises(emulator.PtxError, match=r"%clock has 32 bits, the instruction takes .u64"):
         apply("mov.u64 Z, %clock;", 8, integers(32))

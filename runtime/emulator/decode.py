@@ -1,5 +1,6 @@
 """Syntax to the core's instructions: register slots, constants, addresses, and one row per PTX instruction."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,6 +175,10 @@ class Decoder:
         found = scope.register(name)
         return (found[0], found[2]) if found else None
 
+    def is_predicate(self, operand: Operand) -> bool:
+        declared = self.register_type(operand.text, self.instruction.scope) if isinstance(operand, Name) else None
+        return declared is not None and declared[1] == "pred"
+
     def label(self, name: str) -> int:
         for scope in self.instruction.scope.outward():
             labels = self.expansion.labels.get(scope, {})
@@ -284,8 +289,8 @@ class Decoder:
         return self.slots.specials[name], False
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
-        have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-        if (have < need if loose else have != need) or (have == 1) != (need == 1):
+        """The manual's "Operand Type Checking": same width (`loose`: or wider) and no integer as a float or reverse."""
+        if not fits(declared, kind, loose):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
 
@@ -315,6 +320,24 @@ class Decoder:
         if TYPE_BITS[declared] not in (32, 64):
             raise self.error(f"{base.text} is a .{declared} register, an address takes 32 or 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
+
+
+@functools.cache
+def fits(declared: str, kind: str, loose: bool) -> bool:
+    """Whether a register of type `declared` takes a value of type `kind`; `loose` lets it be wider."""
+    have, need = TYPE_BITS[declared], TYPE_BITS[kind]
+    if len({_value_class(declared), _value_class(kind)} - {"b"}) > 1:
+        return False
+    if have == 1 or need == 1 or not loose:
+        return have == need
+    return have >= need
+
+
+def _value_class(kind: str) -> str:
+    """What agrees with what: bits with everything, integers with integers, each float type with itself alone."""
+    if kind[0] in "us":
+        return "i"
+    return kind if kind[0] == "f" else "b"
 
 
 def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[list[int]]:
@@ -389,7 +412,11 @@ def encode(
         slots += [slot for slot, _ in row.operands]
         ops.append(opcodes[row.op])
         guards.append(guard)
-        wides.append(sum([1 << k for k, (_, is_wide) in enumerate(row.operands) if is_wide]))
+        wide = 0
+        for k, (_, is_wide) in enumerate(row.operands):
+            if is_wide:
+                wide |= 1 << k
+        wides.append(wide)
         mods.append((*row.mod, 0, 0, 0, 0)[:4])
     operands = np.zeros(len(rows) * MAX_OPERANDS, np.uint16)
     operands[places] = np.array(slots, np.int64).astype(np.uint16)

@@ -334,7 +334,7 @@ void run_warp(Machine *m, Warp *w, u64 budget) {
 
 /* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */
 static void read_clock(Warp *w, const Insn *i, u32 active) {
-    const u64 now = (w->m->steps + ++w->m->ticks) * 32;
+    const u64 now = (w->b->steps + ++w->m->ticks) * 32;
     EACH(active, l) set_lane(w, i, 0, l, now >> i->mod[0]);
 }
 

@@ -221,7 +221,7 @@ enum { LATE, EARLY, ANY_TIME };
 /* A block that is running. */
 struct Block {
     Machine *m;
-    u32 index, live_warps;
+    u32 index;
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
@@ -275,7 +275,7 @@ struct Machine {
     u32 touched_count, touched_capacity;
     u32 checks, collect, numerics, arch, schedule, copies;
     u32 cut; /* flags of instructions that end a burst */
-    u64 seed, random, steps, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
+    u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */

@@ -286,7 +286,7 @@ static void run_separately(Machine *m, Machine *kept) {
     if (!b) fail_launch(launch);
     for (u32 index; !atomic_load(&launch->stop) && (index = take_block(launch)) < launch->blocks;) {
         seed_random(m, index);
-        m->now = 1, m->node_count = m->free_node = m->finding_count = m->touched_count = m->doubtful_count = 0;
+        m->now = 1, m->ticks = 0, m->node_count = m->free_node = m->finding_count = m->touched_count = m->doubtful_count = 0;
         start_block(m, b, index);
         while (!m->stop && !atomic_load_explicit(&launch->stop, memory_order_relaxed) && run_slice(m, b)) {
             if (hopeless(b)) deadlock(b);
