@@ -324,6 +324,16 @@ def test_the_table_shows_counters_arrays_lines_and_findings() -> None:
     assert f"{report.counters.instructions:,}" in text
 
 
+def test_the_table_keeps_its_numbers_where_lines_are_long() -> None:
+    report = launch(f"add.u32 %r9, %r9, 1; // {'long ' * 40}\nLOOP: add.u32 %r9, %r9, 1;")
+    console = Console(width=80, file=io.StringIO())
+    console.print(report)
+    text = console.file.getvalue()
+    (row,) = [line for line in text.splitlines() if line.split()[:1] == [str(FIRST_LINE)]]
+    assert row.split()[:5] == [str(FIRST_LINE), "1", "10.0", "%", "32.0"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_launch_that_is_stopped_leaves_its_report_in_the_error() -> None:
     text = (
         f"{HEADER}.visible .entry k(.param .u64 x)\n{{ {REGISTERS} ld.param.u64 %d1, [x]; st.u32 [%d1+64], 1; ret; }}"
