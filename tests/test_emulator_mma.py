@@ -470,7 +470,11 @@ def test_f64_products_are_chains_of_fused_multiply_adds(shape: str, rounding: st
     rng = np.random.default_rng(0)
     m, k = extents(shape)
     a, b, c = (rng.standard_normal(s) * 10.0 ** rng.integers(-5, 5, s) for s in ((2, m, k), (2, 8, k), (2, m, 8)))
-    views = (registers_of(a.view(np.uint64), 64), registers_of(b.view(np.uint64), 64), accumulators_of(c).view(np.uint64))
+    views = (
+        registers_of(a.view(np.uint64), 64),
+        registers_of(b.view(np.uint64), 64),
+        accumulators_of(c).view(np.uint64),
+    )
     d, _ = run(f"mma.sync.aligned.{shape}.row.col{rounding}.f64.f64.f64.f64", *map(np.ascontiguousarray, views))
     got = matrix_of(d.view(np.float64))
     for t, row, column in np.ndindex(got.shape):
@@ -526,7 +530,13 @@ def test_m8n8k4_multiplies_four_quad_pairs(a_layout: str, b_layout: str, d_kind:
     text += "".join(f"st.global.b32 [%ps+{4 * n}], %d{n};" for n in range(size)) + "ret; }"
     d = np.zeros((1, 32, max(size, 2)), np.uint32)
     module = emulator.load(text)
-    module.launch("k", (1,), (32,), [quad_fragments(a, a_layout == "row"), quad_fragments(b, b_layout == "col"), c_words, d], arch=arch)
+    module.launch(
+        "k",
+        (1,),
+        (32,),
+        [quad_fragments(a, a_layout == "row"), quad_fragments(b, b_layout == "col"), c_words, d],
+        arch=arch,
+    )
     got = d.view(TYPES[d_kind].dtype)
     for pair, lane, v, row, column in quad_places(d_kind):
         x, y, start = a[pair, row], b[pair, column], float(c[pair, row, column])
@@ -559,12 +569,17 @@ WMMA = [
 ]  # fmt: skip
 
 
-def wmma_kernel(shape: str, kind: str, sums: tuple[str, str], layouts: tuple[str, str, str, str], strides: tuple[int, ...]) -> str:
+def wmma_kernel(
+    shape: str, kind: str, sums: tuple[str, str], layouts: tuple[str, str, str, str], strides: tuple[int, ...]
+) -> str:
     (d_kind, c_kind), (a_layout, b_layout, c_layout, d_layout) = sums, layouts
     m, n, k = (int(x) for x in shape[1:].replace("n", " ").replace("k", " ").split())
     bits = TYPES[kind].bits
     wide = kind == "f64"
-    counts = {x: 8 if kind == "f16" else max(size * k * bits // (2048 if wide else 1024), 1) for x, size in (("a", m), ("b", n))}
+    counts = {
+        x: 8 if kind == "f16" else max(size * k * bits // (2048 if wide else 1024), 1)
+        for x, size in (("a", m), ("b", n))
+    }
     for x, t in (("c", c_kind), ("d", d_kind)):
         counts[x] = m * n // 32 // (2 if t == "f16" else 1)
     word = "b64" if wide else "b32"
@@ -616,14 +631,33 @@ def test_wmma_multiplies_what_it_loads_in_every_layout(
 ) -> None:
     rng = np.random.default_rng(0)
     m, n, k = (int(x) for x in shape[1:].replace("n", " ").replace("k", " ").split())
-    layouts = ("row" if flips % 2 == 0 else "col", "col" if flips < 2 else "row", "row" if flips < 2 else "col", "col" if flips % 2 else "row")
+    layouts = (
+        "row" if flips % 2 == 0 else "col",
+        "col" if flips < 2 else "row",
+        "row" if flips < 2 else "col",
+        "col" if flips % 2 else "row",
+    )
     if TYPES[kind].bits < 8:
         layouts = ("row", "col", *layouts[2:])
-    (a, av), (b, bv), (c, cv) = draw_small(rng, (m, k), kind), draw_small(rng, (k, n), kind), draw_small(rng, (m, n), sums[1])
+    (a, av), (b, bv), (c, cv) = (
+        draw_small(rng, (m, k), kind),
+        draw_small(rng, (k, n), kind),
+        draw_small(rng, (m, n), sums[1]),
+    )
     sizes = ((m, k), (k, n), (m, n), (m, n))
-    strides = tuple(size[layout == "row"] + (128 if kind == "b1" else 32) for size, layout in zip(sizes, layouts, strict=True))
-    buffers = [stored(x, layout, stride, bits) for x, layout, stride, bits in zip(
-        (a, b, c), layouts, strides, (TYPES[kind].bits, TYPES[kind].bits, {"f16": 16, "f64": 64}.get(sums[1], 32)), strict=False)]
+    strides = tuple(
+        size[layout == "row"] + (128 if kind == "b1" else 32) for size, layout in zip(sizes, layouts, strict=True)
+    )
+    buffers = [
+        stored(x, layout, stride, bits)
+        for x, layout, stride, bits in zip(
+            (a, b, c),
+            layouts,
+            strides,
+            (TYPES[kind].bits, TYPES[kind].bits, {"f16": 16, "f64": 64}.get(sums[1], 32)),
+            strict=False,
+        )
+    ]
     d_type = {"f16": np.float16, "f32": np.float32, "s32": np.int32, "f64": np.float64}[sums[0]]
     d = np.full((m if layouts[3] == "row" else n, strides[3]), 77, d_type)
     module = emulator.load(wmma_kernel(shape, kind, sums, layouts, strides))
@@ -654,7 +688,9 @@ def draw_edges(rng: np.random.Generator, shape: tuple[int, ...], kind: str, spec
     wild = rng.integers(0, 1 << 32, shape).astype(np.uint32) >> np.uint32(32 - 8 * size) & ~sign
     if kind == "tf32":
         codes, wild = codes & np.uint32(0xFFFFE000), wild & np.uint32(0xFFFFE000)
-    codes = np.where(rng.random(shape) < 0.2, wild, codes) & ~sign | np.where(rng.random(shape) < 0.5, sign, 0).astype(np.uint32)
+    codes = np.where(rng.random(shape) < 0.2, wild, codes) & ~sign | np.where(rng.random(shape) < 0.5, sign, 0).astype(
+        np.uint32
+    )
     values = codes.astype(f"u{size}").view(dtype)
     return values if specials else np.where(np.isfinite(values.astype(np.float64)), values, np.ones(1, dtype))
 
@@ -663,7 +699,11 @@ def edge_model(x: Array, y: Array, c: float, kind: str, unit: Unit, accumulator:
     """The exact model where all is finite; else what IEEE 754 says of infinities and NaN."""
     with np.errstate(all="ignore"):
         products = x.astype(np.float64) * y.astype(np.float64)
-        special = [p for u, v, p in zip(x.astype(np.float64), y.astype(np.float64), products, strict=True) if not (np.isfinite(u) and np.isfinite(v))]
+        special = [
+            p
+            for u, v, p in zip(x.astype(np.float64), y.astype(np.float64), products, strict=True)
+            if not (np.isfinite(u) and np.isfinite(v))
+        ]
         if special or not math.isfinite(c):
             return float(np.sum([*special, c if not math.isfinite(c) else 0.0]))
     return model(product_terms(x, y, (kind, kind)), c, unit, accumulator)
@@ -679,7 +719,10 @@ def test_edge_operands_follow_the_exact_model(arch: str, kind: str, k: int, accu
     rng = np.random.default_rng(k + specials)
     a, b = draw_edges(rng, (3, 16, k), kind, specials), draw_edges(rng, (3, 8, k), kind, specials)
     c = draw_edges(rng, (3, 16, 8), accumulator, specials)
-    for x in (a, b):  # few addends in some tiles, so that extremes meet small ones alone; few infinities, so that not all is NaN
+    for x in (
+        a,
+        b,
+    ):  # few addends in some tiles, so that extremes meet small ones alone; few infinities, so that not all is NaN
         x[1][rng.random(x[1].shape) < 0.8] = 0
         x[2][~np.isfinite(x[2].astype(np.float64)) & (rng.random(x[2].shape) < 0.9)] = 0
     name = f"mma.sync.aligned.m16n8k{k}.row.col.{accumulator}.{kind}.{kind}.{accumulator}"
@@ -705,12 +748,21 @@ def test_what_a_register_holds_beside_a_narrow_code_is_ignored() -> None:
         np.testing.assert_array_equal(run(name, x, y, z)[0], run(name, *noisy, z)[0])
 
 
-BOUNDED = [("f16", 16, "f32"), ("f16", 16, "f16"), ("bf16", 16, "f32"), ("tf32", 8, "f32"), ("e4m3", 32, "f32"), ("e4m3", 32, "f16")]
+BOUNDED = [
+    ("f16", 16, "f32"),
+    ("f16", 16, "f16"),
+    ("bf16", 16, "f32"),
+    ("tf32", 8, "f32"),
+    ("e4m3", 32, "f32"),
+    ("e4m3", 32, "f16"),
+]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_120"])
 @pytest.mark.parametrize(("kind", "k", "accumulator"), BOUNDED)
-def test_the_hardware_stays_within_the_bound_for_every_order_of_k(kind: str, k: int, accumulator: str, arch: str) -> None:
+def test_the_hardware_stays_within_the_bound_for_every_order_of_k(
+    kind: str, k: int, accumulator: str, arch: str
+) -> None:
     """Output by output: one instruction per tile, one tile's bound at a time."""
     if k == 32 and arch == "sm_80":
         arch = "sm_89"
@@ -718,7 +770,11 @@ def test_the_hardware_stays_within_the_bound_for_every_order_of_k(kind: str, k: 
     name = f"mma.sync.aligned.m16n8k{k}.row.col.{accumulator}.{kind}.{kind}.{accumulator}"
     tight = 0.0
     for spread in (0, 2, 6):
-        a, b, c = draw(rng, (1, 16, k), kind, spread), draw(rng, (1, 8, k), kind, spread), draw(rng, (1, 16, 8), accumulator, spread)
+        a, b, c = (
+            draw(rng, (1, 16, k), kind, spread),
+            draw(rng, (1, 8, k), kind, spread),
+            draw(rng, (1, 16, 8), accumulator, spread),
+        )
         c[0, :4] = 0
         operands = fragments(a, b, c, (kind, kind))
         d, report = run(name, *operands, arch=arch, numerics="bound")
@@ -743,9 +799,14 @@ def mma_bound(report: Any) -> tuple[float, float, float]:
 def test_bound_numerics_round_the_float64_sum_once() -> None:
     rng = np.random.default_rng(0)
     a, b, c = draw(rng, (4, 16, 16), "f16", 3), draw(rng, (4, 8, 16), "f16", 3), draw(rng, (4, 16, 8), "f32", 3)
-    d, _ = run("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", *fragments(a, b, c, ("f16", "f16")), numerics="bound")
+    d, _ = run(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", *fragments(a, b, c, ("f16", "f16")), numerics="bound"
+    )
     for t, m, n in np.random.default_rng(1).integers(0, (4, 16, 8), (100, 3)):
-        exact = sum((Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a[t, m], b[t, n], strict=True)), Fraction(float(c[t, m, n])))
+        exact = sum(
+            (Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a[t, m], b[t, n], strict=True)),
+            Fraction(float(c[t, m, n])),
+        )
         assert matrix_of(d.view(np.float32))[t, m, n] == np.float32(exact.numerator / exact.denominator)
 
 
@@ -753,22 +814,34 @@ def test_permuted_sums_differ_from_seed_to_seed_and_only_where_sums_are_split() 
     rng = np.random.default_rng(0)
     a, b, c = draw(rng, (1, 16, 16), "f16", 6), draw(rng, (1, 8, 16), "f16", 6), draw(rng, (1, 16, 8), "f32", 6)
     name, operands = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", fragments(a, b, c, ("f16", "f16"))
-    results = {arch: {run(name, *operands, arch=arch, numerics="permute", seed=s)[0].tobytes() for s in range(6)} for arch in ("sm_80", "sm_90")}
+    results = {
+        arch: {run(name, *operands, arch=arch, numerics="permute", seed=s)[0].tobytes() for s in range(6)}
+        for arch in ("sm_80", "sm_90")
+    }
     assert len(results["sm_80"]) > 3 and len(results["sm_90"]) == 1
 
 
 @pytest.mark.parametrize(("operand", "lane", "spread"), [("a", 9, "row"), ("b", 9, "column"), ("c", 9, "element")])
 def test_an_output_is_undefined_where_its_row_column_or_addend_is(operand: str, lane: int, spread: str) -> None:
     name = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
-    text = kernel(name, (4, 2, 4)).replace(".reg .b32 %s<2>;", ".reg .b32 %s<2>; .reg .pred %q; .reg .b32 %u; .reg .b32 %x;")
-    text = text.replace(f"{name} ", f"setp.eq.u32 %q, %l, {lane}; mov.b32 %x, %{operand}1; @%q mov.b32 %x, %u; mov.b32 %{operand}1, %x; {name} ")
+    text = kernel(name, (4, 2, 4)).replace(
+        ".reg .b32 %s<2>;", ".reg .b32 %s<2>; .reg .pred %q; .reg .b32 %u; .reg .b32 %x;"
+    )
+    text = text.replace(
+        f"{name} ",
+        f"setp.eq.u32 %q, %l, {lane}; mov.b32 %x, %{operand}1; @%q mov.b32 %x, %u; mov.b32 %{operand}1, %x; {name} ",
+    )
     arrays = [np.zeros((1, 32, n), np.uint32) for n in (4, 2, 4, 2)]
     report = emulator.load(text).launch("k", (1,), (32,), arrays, on_finding="collect")
     group, member = lane // 4, lane % 4
     stores = [line for line in text.splitlines() if "st.global" in line][0].count("st.global")
     assert stores == 4 and {f.kind for f in report.findings} == {"undefined_store"}
     # register 1 of A is of row g + 8 (values 2, 3), of B column g (values g % 2 and + 2 of lanes with q = g / 2), of C value 1
-    expected = {"a": [(2, 4 * group), (3, 4 * group)], "b": [(group % 2, group // 2), (group % 2 + 2, group // 2)], "c": [(1, lane)]}
+    expected = {
+        "a": [(2, 4 * group), (3, 4 * group)],
+        "b": [(group % 2, group // 2), (group % 2 + 2, group // 2)],
+        "c": [(1, lane)],
+    }
     assert len(report.findings) == len(expected[operand])
     assert [f.thread[0] for f in report.findings] == [thread for _, thread in expected[operand]], (spread, member)
 

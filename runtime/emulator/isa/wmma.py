@@ -146,4 +146,6 @@ def _mma(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> 
         flags = ROUNDINGS.index(rounding or "rn") if a == "f64" else flags
         return Row(operation, operands, 2, (shape.k | 8 << 16, indices, flags))
     registers = fragments[1].declared | fragments[2].declared << 8
-    return Row("wmma_mma", operands, fragments[0].declared, (shape.k | shape.arrangement << 16, indices, flags, registers))
+    return Row(
+        "wmma_mma", operands, fragments[0].declared, (shape.k | shape.arrangement << 16, indices, flags, registers)
+    )
