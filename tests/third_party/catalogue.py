@@ -190,7 +190,11 @@ ATOMS = {
         "SM80_8x8x4_F64F64F64F64_TN",
         *(atom for shape in ("8x8x16", "16x8x16", "16x8x32") for atom in _integer_atoms(shape, "S8", "U8")),
         *(atom for shape in ("8x8x32", "16x8x32", "16x8x64") for atom in _integer_atoms(shape, "S4", "U4")),
-        *(f"SM80_{shape}_S32U1U1S32_TN_{f}POPC" for shape in ("8x8x128", "16x8x128", "16x8x256") for f in ("XOR", "AND")),
+        *(
+            f"SM80_{shape}_S32U1U1S32_TN_{f}POPC"
+            for shape in ("8x8x128", "16x8x128", "16x8x256")
+            for f in ("XOR", "AND")
+        ),
     ],
     "sm_89": [f"SM89_16x8x32_{c}{a}{b}{c}_TN" for a in EIGHTS for b in EIGHTS for c in ("F16", "F32")],
     "sm_90": [f"SM90_16x8x{k}_F64F64F64F64_TN" for k in (4, 8, 16)],

@@ -22,7 +22,9 @@ def targets(name: str) -> Any:
     return pytest.mark.parametrize("arch", CUDA_TARGETS[name])
 
 
-def run(file: str, arch: str, entry: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, **more: Any) -> Any:
+def run(
+    file: str, arch: str, entry: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, **more: Any
+) -> Any:
     return running.cuda(cuda(file, arch), entry, grid, block, *args, **more)
 
 
@@ -145,7 +147,13 @@ def test_integer_atomics_combine_in_any_order(arch: str) -> None:
 @targets("atomics")
 def test_float_atomics_add_exact_numbers_exactly(arch: str) -> None:
     x = integers(0, 200, low=-5, high=6, dtype=np.float32)
-    zeros = [np.array([0, -np.inf], np.float32), np.zeros(1), np.zeros(2, np.float16), np.zeros(2, np.float16), np.zeros(2, BF16)]
+    zeros = [
+        np.array([0, -np.inf], np.float32),
+        np.zeros(1),
+        np.zeros(2, np.float16),
+        np.zeros(2, np.float16),
+        np.zeros(2, BF16),
+    ]
     for _, out, wide, halves, pairs, brains, _ in run("atomics", arch, "floats", (2,), (128,), x, *zeros, 200):
         np.testing.assert_array_equal(out, [x.sum(), x.max()])
         assert wide[0] == halves[0] == pairs[0] == -pairs[1] == x.sum()
@@ -155,7 +163,9 @@ def test_float_atomics_add_exact_numbers_exactly(arch: str) -> None:
 @targets("atomics")
 def test_every_thread_draws_a_ticket_of_its_own(arch: str) -> None:
     zero = np.zeros(1, np.int32)
-    for next_one, taken, exchanged in run("atomics", arch, "tickets", (3,), (64,), zero, empty(192, dtype=np.int32), zero.copy()):
+    for next_one, taken, exchanged in run(
+        "atomics", arch, "tickets", (3,), (64,), zero, empty(192, dtype=np.int32), zero.copy()
+    ):
         assert next_one[0] == 192
         np.testing.assert_array_equal(np.sort(taken), np.arange(192))
         assert 0 <= exchanged[0] < 192
@@ -188,7 +198,9 @@ def test_what_a_release_publishes_an_acquire_sees(arch: str) -> None:
 @targets("atomics")
 def test_atomic_references_of_every_scope_combine(arch: str) -> None:
     x = words(0, 64)
-    for _, out, wide in run("atomics", arch, "references", (1,), (64,), x, np.zeros(67, np.uint32), np.zeros(1, np.uint64)):
+    for _, out, wide in run(
+        "atomics", arch, "references", (1,), (64,), x, np.zeros(67, np.uint32), np.zeros(1, np.uint64)
+    ):
         assert out[0] == int(x.sum(dtype=np.uint64)) & MASK
         assert out[1] == x.max() and out[2] == np.bitwise_or.reduce(x)
         assert wide[0] == x.sum(dtype=np.uint64)
@@ -378,7 +390,9 @@ WORDS: list[Callable[[int, int, int], int]] = [
     lambda a, b, c: 32 - a.bit_length(),
     lambda a, b, c: (a & -a).bit_length(),
     lambda a, b, c: int(f"{a:032b}"[::-1], 2),
-    lambda a, b, c: _join([_parts(a, 8) + _parts(b, 8)][0:1] and [(_parts(a, 8) + _parts(b, 8))[c >> 4 * i & 7] for i in range(4)], 8),
+    lambda a, b, c: _join(
+        [_parts(a, 8) + _parts(b, 8)][0:1] and [(_parts(a, 8) + _parts(b, 8))[c >> 4 * i & 7] for i in range(4)], 8
+    ),
     lambda a, b, c: (b << 32 | a) << (c & 31) >> 32,
     lambda a, b, c: (b << 32 | a) >> (c & 31),
     lambda a, b, c: (b << 32 | a) << min(c, 32) >> 32,
@@ -521,7 +535,11 @@ def _assert_directed(x: Any, y: Any, out: Any) -> None:
         a, b = Fraction(float(x[i])), Fraction(float(y[i]))
         product, up, down = a * b + a, a + b, a * b
         zero, ceiling, floor = (Fraction(float(out[row][i])) for row in (22, 23, 24))
-        assert abs(zero) <= abs(product) < abs(Fraction(float(np.nextafter(out[22][i], np.float32(np.inf * (1 if product > 0 else -1))))))
+        assert (
+            abs(zero)
+            <= abs(product)
+            < abs(Fraction(float(np.nextafter(out[22][i], np.float32(np.inf * (1 if product > 0 else -1))))))
+        )
         assert Fraction(float(np.nextafter(out[23][i], np.float32(-np.inf)))) < up <= ceiling
         assert floor <= down < Fraction(float(np.nextafter(out[24][i], np.float32(np.inf))))
 
@@ -567,7 +585,9 @@ def test_double_precision_functions_keep_their_documented_errors(arch: str) -> N
 
     rng, n = np.random.default_rng(2), 100
     x, y = rng.uniform(-8, 8, n), rng.uniform(0.01, 6, n)
-    for *_, out, _ in run("arithmetic", arch, "doubles", (1,), (128,), x, y, empty(len(DOUBLES), n, dtype=np.float64), n):
+    for *_, out, _ in run(
+        "arithmetic", arch, "doubles", (1,), (128,), x, y, empty(len(DOUBLES), n, dtype=np.float64), n
+    ):
         for number, (function, ulps) in enumerate(DOUBLES):
             if function is not None:
                 expected = function(x, y).astype(np.float64)
@@ -586,7 +606,12 @@ def test_conversions_round_and_clamp_as_c_and_their_names_say(arch: str) -> None
     wide = x.astype(np.float64)
     as_bits = lambda values: np.asarray(values, np.float32).view(np.int32)  # noqa: E731
     large = (i * 2654435761 & MASK).astype(np.uint32)
-    toward_zero = np.array([v if v <= int(e) else np.nextafter(v, np.float32(0)) for v, e in zip(large.astype(np.float32), large, strict=True)])
+    toward_zero = np.array(
+        [
+            v if v <= int(e) else np.nextafter(v, np.float32(0))
+            for v, e in zip(large.astype(np.float32), large, strict=True)
+        ]
+    )
     half_zero = x.astype(np.float16)
     beyond = np.abs(half_zero.astype(np.float64)) > np.abs(wide)
     half_zero = np.where(beyond, np.nextafter(half_zero, np.float16(0)), half_zero)
@@ -595,7 +620,10 @@ def test_conversions_round_and_clamp_as_c_and_their_names_say(arch: str) -> None
     rows += [as_bits(np.trunc(wide).astype(np.int32)), as_bits(toward_zero)]
     rows += [as_bits((i * 123456789).astype(np.int32).astype(np.float32))]
     rows += [np.trunc((x * np.float32(1e6)).astype(np.float64)).astype(np.int64) >> 3]
-    rows += [as_bits((i.astype(np.int64) * 123456789123).astype(np.float32)), half_zero.astype(np.float16).view(np.uint16)]
+    rows += [
+        as_bits((i.astype(np.int64) * 123456789123).astype(np.float32)),
+        half_zero.astype(np.float16).view(np.uint16),
+    ]
     rows += [x.astype(BF16).view(np.uint16), np.rint(x.astype(np.float16).astype(np.float64))]
     rows += [(i * 37).astype(np.float16).view(np.uint16)]
     expected = np.array([np.asarray(row).astype(np.int64) & MASK for row in rows]).astype(np.uint32)
@@ -625,9 +653,13 @@ def test_packed_half_arithmetic_rounds_once(arch: str) -> None:
     for *_, out, _ in run("arithmetic", arch, "halves", (1,), (128,), a, b, np.zeros((18, n), np.uint32), n):
         for number, row in enumerate(rows):
             if row is not None:
-                np.testing.assert_array_equal(_pairs(out, number, np.float16), row.astype(np.float16), err_msg=f"row {number}")
+                np.testing.assert_array_equal(
+                    _pairs(out, number, np.float16), row.astype(np.float16), err_msg=f"row {number}"
+                )
         # The quotient comes from an approximate reciprocal in f32 and is rounded once more.
-        np.testing.assert_allclose(_pairs(out, 4, np.float16).astype(np.float64), x / y, rtol=2.0**-11 + 2.0**-20, atol=2.0**-25)
+        np.testing.assert_allclose(
+            _pairs(out, 4, np.float16).astype(np.float64), x / y, rtol=2.0**-11 + 2.0**-20, atol=2.0**-25
+        )
         np.testing.assert_array_equal(out[17], both)
 
 
@@ -728,7 +760,9 @@ def test_a_hand_written_four_bit_matmul_equals_numpys(arch: str, m: int) -> None
 def test_a_hand_written_four_bit_matrix_vector_product_equals_numpys(arch: str) -> None:
     n, k = 37, 1280
     codes, x = integers(0, n, k, low=0, high=16), integers(1, k, low=-4, high=5, dtype=np.float16)
-    packed = (codes.reshape(n, k // 8, 8).astype(np.uint32) << np.arange(0, 32, 4, dtype=np.uint32)).sum(2).astype(np.uint32)
+    packed = (
+        (codes.reshape(n, k // 8, 8).astype(np.uint32) << np.arange(0, 32, 4, dtype=np.uint32)).sum(2).astype(np.uint32)
+    )
     scales = (2.0 ** integers(2, k // 64, n, low=-2, high=2)).astype(np.float16)
     zeros = integers(3, k // 64, n, low=0, high=16, dtype=np.float16)
     group = np.arange(k) // 64
@@ -802,7 +836,9 @@ def _narrow_inputs(kind: Any) -> Any:
     values = np.unique(codes[np.isfinite(codes)])
     middles = (values[1:] + values[:-1]) / 2
     beyond = [2 * values[-1], -2 * values[-1]]
-    return np.concatenate([values, middles, np.nextafter(middles.astype(np.float32), np.float32(np.inf)), beyond]).astype(np.float32)
+    return np.concatenate(
+        [values, middles, np.nextafter(middles.astype(np.float32), np.float32(np.inf)), beyond]
+    ).astype(np.float32)
 
 
 @targets("narrow")

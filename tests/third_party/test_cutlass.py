@@ -103,7 +103,20 @@ def test_a_gemm_of_cutlass_equals_numpys(name: str) -> None:
     shared, threads, *grid = map(int, shape)
     semaphores = np.zeros(grid[0] * grid[1], np.int32)
     strides = [m if case.left_columns else k, n if case.right_rows else k]
-    args = [a, b, added, empty(m, n, dtype=case.result), m, n, k, *strides, case.alpha, case.beta, case.splits, semaphores]
+    args = [
+        a,
+        b,
+        added,
+        empty(m, n, dtype=case.result),
+        m,
+        n,
+        k,
+        *strides,
+        case.alpha,
+        case.beta,
+        case.splits,
+        semaphores,
+    ]
     expected = _expected(name, case, left, right, added)
     for _, _, _, d, *_, turns in cuda(source, "gemm_kernel", grid, (threads,), *args, shared=shared):
         if name == "f16_sm75":
