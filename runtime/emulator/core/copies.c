@@ -9,9 +9,11 @@ struct Arrival {
     u32 lane, address;
     u64 serial;
     const Insn *at;
+    Clock *known; /* what the lane knew at the instruction */
 };
 
 void copies_reset(Warp *w) {
+    for (u32 n = 0; n < w->arrival_count; n++) clock_release(w->arrivals[n].known);
     w->copy_count = w->arrival_count = 0;
     memset(w->group, 0, sizeof w->group);
 }
@@ -89,11 +91,11 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     if (fetched) count_global(tally_of(w, i), fetched, address, size);
 }
 
-/* Copy n has landed, for these lanes, and they know it. */
-static void land(Warp *w, u32 n, u32 lanes) {
+/* Copy n has landed, for these lanes, and they know it, or an mbarrier does. */
+static void land(Warp *w, u32 n, u32 lanes, bool by_arrival) {
     Copy *c = &w->copies[n];
     write_bytes(w, c, lanes);
-    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size);
+    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size, by_arrival);
     c->lanes &= ~lanes;
 }
 
@@ -114,7 +116,7 @@ static void land_groups(Warp *w, u32 active, u32 keep, bool uncommitted) {
         u32 lanes = 0;
         EACH(c->lanes & active, l)
             lanes |= (u32)(uncommitted || (i64)c->group[l] < (i64)w->group[l] - (i64)keep) << l;
-        land(w, n, lanes);
+        land(w, n, lanes, false);
     }
     drop_landed(w);
 }
@@ -136,11 +138,13 @@ void copies_progress(Warp *w) {
     }
 }
 
-static void arrive(Warp *w, const struct Arrival *a) {
+static void arrive(Warp *w, struct Arrival a) {
     for (u32 n = 0; n < w->copy_count; n++)
-        if (w->copies[n].serial < a->serial) land(w, n, w->copies[n].lanes & 1u << a->lane);
+        if (w->copies[n].serial < a.serial) land(w, n, w->copies[n].lanes & 1u << a.lane, true);
     drop_landed(w);
-    mbarrier_arrive(w, a->at, a->lane, a->address);
+    sync_publish_copies(w, a.lane, &a.known);
+    mbarrier_arrive(w, a.at, a.lane, a.address, a.known);
+    clock_release(a.known);
 }
 
 /* All that an mbarrier waits for has landed; false where there is nothing. */
@@ -154,7 +158,7 @@ bool copies_arrive(Block *b, u32 address) {
                 w->arrivals[kept++] = w->arrivals[n];
                 continue;
             }
-            arrive(w, w->arrivals + n);
+            arrive(w, w->arrivals[n]);
             any = true;
         }
         w->arrival_count = kept;
@@ -167,10 +171,11 @@ static void cp_arrive(Warp *w, const Insn *i, u32 active) {
     Access a;
     resolve(w, i, active, 0, 8, i->mod[2], STRONG_WRITE, &a);
     EACH(a.shared, l) {
-        const struct Arrival arrival = {l, (u32)a.address[l], w->copy_serial, i};
+        struct Arrival arrival = {l, (u32)a.address[l], w->copy_serial, i, NULL};
         if (!i->mod[1]) mbarrier_expect(w, i, l, arrival.address);
+        sync_publish(w, 1u << l, &arrival.known);
         if (w->m->copies == EARLY) {
-            arrive(w, &arrival);
+            arrive(w, arrival);
             continue;
         }
         if (w->arrival_count == w->arrival_capacity) {
@@ -190,7 +195,7 @@ static void cp_arrive(Warp *w, const Insn *i, u32 active) {
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes) {
     u32 kept = 0;
     for (u32 n = 0; n < w->arrival_count; n++) {
-        if (lanes >> w->arrivals[n].lane & 1) arrive(w, w->arrivals + n);
+        if (lanes >> w->arrivals[n].lane & 1) arrive(w, w->arrivals[n]);
         else w->arrivals[kept++] = w->arrivals[n];
     }
     w->arrival_count = kept;
