@@ -282,10 +282,12 @@ def model(terms: Terms, c: float, unit: Unit, accumulator: str) -> float:
     return float(kind(c) + kind(whole))
 
 
-def product_terms(a: Array, b: Array, kinds: tuple[str, str], exponent: int = 0) -> Terms:
+def product_terms(a: Array, b: Array, kinds: tuple[str, str], exponent: int = 0, as_f16: bool = False) -> Terms:
+    """`as_f16`: for a unit that gets the operands converted."""
     terms = []
+    lowest = [-14 if as_f16 else TYPES[kind].lowest for kind in kinds]
     for x, y in zip(a, b, strict=True):
-        (sx, ex), (sy, ey) = split(float(x), TYPES[kinds[0]].lowest), split(float(y), TYPES[kinds[1]].lowest)
+        (sx, ex), (sy, ey) = split(float(x), lowest[0]), split(float(y), lowest[1])
         terms.append((sx * sy, ex + ey + exponent))
     return terms
 
@@ -299,8 +301,9 @@ def codes_of(values: Array, kind: str) -> Array:
 def draw(rng: np.random.Generator, shape: tuple[int, ...], kind: str, spread: float) -> Array:
     """Values whose magnitudes spread over 2^(-spread)..2^spread where the type has them, with zeros among them."""
     dtype = TYPES[kind].dtype
-    if np.dtype(dtype).itemsize == 1:  # every finite code alike
+    if np.dtype(dtype).itemsize == 1:  # every finite code alike; in the second tile subnormals, few of them not 0
         codes = rng.integers(0, 1 << (4 if kind in ("e2m1", "fp4") else 6 if kind in ("e3m2", "e2m3") else 8), shape)
+        codes[1:2] = np.where(rng.random(shape)[1:2] < 0.1, codes[1:2] & 1, 0)
         values = codes.astype(np.uint8).view(dtype)
         return np.where(np.isfinite(values.astype(np.float32)), values, np.zeros(1, dtype))
     values = rng.standard_normal(shape) * 2.0 ** rng.uniform(-spread, spread, shape)
@@ -356,6 +359,7 @@ def test_hardware_numerics_equal_the_exact_model(
     _, k = extents(shape)
     a, b = draw(rng, (2, 16, k), a_kind, spread), draw(rng, (2, 8, k), b_kind, spread)
     c = draw(rng, (2, 16, 8), accumulator, spread)
+    c[1, ::2] = 0
     name = f"mma.sync.aligned.{shape}.row.col.{accumulator}.{a_kind}.{b_kind}.{accumulator}"
     d, _ = run(name, *fragments(a, b, c, (a_kind, b_kind)), arch=arch)
     got = matrix_of(d.view(TYPES[accumulator].dtype))
@@ -365,7 +369,10 @@ def test_hardware_numerics_equal_the_exact_model(
             got,
             60,
             lambda t, m, n: model(
-                product_terms(a[t, m], b[t, n], (a_kind, b_kind)), float(c[t, m, n]), unit, accumulator
+                product_terms(a[t, m], b[t, n], (a_kind, b_kind), as_f16=unit.detached),
+                float(c[t, m, n]),
+                unit,
+                accumulator,
             ),
         )
 
@@ -376,6 +383,7 @@ def test_narrow_types_multiply_by_the_exact_model(a_kind: str, b_kind: str, accu
     rng = np.random.default_rng(0)
     a, b = draw(rng, (2, 16, 32), a_kind, 0), draw(rng, (2, 8, 32), b_kind, 0)
     c = draw(rng, (2, 16, 8), accumulator, 4)
+    c[1] = 0
     name = f"mma.sync.aligned.kind::f8f6f4.m16n8k32.row.col.{accumulator}.{a_kind}.{b_kind}.{accumulator}"
     d, _ = run(name, *fragments(a, b, c, (a_kind, b_kind)))
     check(
@@ -521,7 +529,7 @@ def test_m8n8k4_multiplies_four_quad_pairs(a_layout: str, b_layout: str, d_kind:
     for pair, lane, v, row, column in quad_places(c_kind):
         values[0, lane, v] = c[pair, row, column]
     c_words = words(values)
-    text = kernel("OP", (2, 2, c_words.shape[2]), target="sm_80").replace("%c<9>", "%c<9>; .reg .b32 %d<9>")
+    text = kernel("OP", (2, 2, c_words.shape[2]), target=arch).replace("%c<9>", "%c<9>; .reg .b32 %d<9>")
     registers = braces("d", 8 if d_kind == "f32" else 4)
     name = f"mma.sync.aligned.m8n8k4.{a_layout}.{b_layout}.{d_kind}.f16.f16.{c_kind}"
     text = text.replace("OP {" + braces("c", c_words.shape[2])[1:], f"{name} {registers}")
@@ -710,7 +718,8 @@ def edge_model(x: Array, y: Array, c: float, kind: str, unit: Unit, accumulator:
         if special or not math.isfinite(value):
             value = float(np.sum([*special, 0.0 if math.isfinite(value) else value]))
         else:
-            value = fuse(product_terms(x[members], y[members], (kind, kind)), value, unit, accumulator)
+            terms = product_terms(x[members], y[members], (kind, kind), as_f16=unit.detached)
+            value = fuse(terms, value, unit, accumulator)
     dtype = TYPES[accumulator].dtype
     return float(dtype(c) + dtype(value)) if unit.detached else value
 
@@ -884,3 +893,28 @@ def test_malformed_matrix_instructions_are_refused_when_loaded(line: str) -> Non
     emulator.load(text[:start] + text[end:])
     with pytest.raises(emulator.PtxError):
         emulator.load(text[:start] + line + text[end:])
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("accumulator", ["f32", "f16"])
+@pytest.mark.parametrize(
+    ("kind", "k"), [("f16", 16), ("bf16", 16), ("tf32", 8), ("e4m3", 32), ("e5m2", 32), ("e3m2", 32)]
+)
+def test_one_sum_does_not_depend_on_the_order_of_k(kind: str, k: int, accumulator: str) -> None:
+    """Which also compares the core's two ways: permuted sums never take the vectors'."""
+    if kind in ("bf16", "tf32"):
+        accumulator = "f32"
+    rng = np.random.default_rng(0)
+    prefix = "mma.sync.aligned.kind::f8f6f4" if kind == "e3m2" else "mma.sync.aligned"
+    name = f"{prefix}.m16n8k{k}.row.col.{accumulator}.{kind}.{kind}.{accumulator}"
+    for spread in (0, 3, 10, 60, 120):
+        sizes = ((24, 16, k), (24, 8, k))
+        a, b = (draw(rng, size, kind, min(spread, 12) if kind == "f16" else spread) for size in sizes)
+        c = draw(rng, (24, 16, 8), accumulator, min(spread, 12))
+        if kind != "e3m2":
+            a[:8], b[:8], c[:8] = (
+                draw_edges(rng, x[:8].shape, t, False) for x, t in ((a, kind), (b, kind), (c, accumulator))
+            )
+        a[8:12] = np.where(rng.random(a[8:12].shape) < 0.9, np.zeros(1, a.dtype), a[8:12])
+        operands = fragments(a, b, c, (kind, kind))
+        np.testing.assert_array_equal(run(name, *operands, numerics="permute")[0], run(name, *operands)[0])
