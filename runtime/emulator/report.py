@@ -13,8 +13,8 @@ from lowbitvm.runtime.emulator import page
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# The core's finding kinds in the order of its enum, and what each says. `context` is a mask of lanes or warps, a size, or a
-# case; what a message adds about the other thread of a race comes from the finding's `other`.
+# The core's finding kinds in the order of its enum, and what each says. `context` is a mask of lanes or warps, a size,
+# or a case; what a message adds about the other thread of a race comes from the finding's `other`.
 KINDS = (
     ("out_of_bounds_global", "{access} of {size} bytes at {where} is outside every array"),
     ("out_of_bounds_shared", "{size} bytes at shared address {address:#x} are outside its {shared} from 0x400 on"),
@@ -25,12 +25,12 @@ KINDS = (
     ("undefined_address", "an address comes from a register that was never written"),
     ("undefined_predicate", "a predicate comes from a register that was never written"),
     ("undefined_store", "a stored value comes from a register that was never written"),
-    ("race_shared", "{size} bytes at shared address {address:#x}: another thread accesses them too, one of the two writes, "
-                    "and nothing orders them"),
-    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async into them is visible only after its thread's "
-                  "wait, to other threads after a barrier too"),
-    ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing orders "
-                    "them"),
+    ("race_shared", "{size} bytes at shared address {address:#x}: another thread accesses them too, one of the two "
+                    "writes, and nothing orders them"),
+    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async into them is visible only after its "
+                  "thread's wait, to other threads after a barrier too"),
+    ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing "
+                    "orders them"),
     ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {context:#010x} alone"),
     ("barrier_deadlock", "warps {context:#x} wait {waiting} for what never comes"),
     ("copy_source_size", "the source size {size} is above the copy size {context}, which is undefined"),

@@ -142,7 +142,7 @@ static void atomic(Warp *w, const Insn *i, u32 active) {
     }
     for (u32 n = 0; n < s; n++) set_undefined(w, i->operand[n], active, 0);
     if (s && i->mod[0] == 16) set_undefined(w, i->operand[0] + 2u, active, 0);
-    if (s && a.lanes) poll(w, i, a.address[__builtin_ctz(a.lanes)]);
+    if (s && a.lanes) look(w, i, a.address[__builtin_ctz(a.lanes)]);
 }
 
 const Opcode atomic_ops[] = {{"atomic", atomic, OWN_UNDEFINED | STORES}, {0}};

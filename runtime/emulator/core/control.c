@@ -173,7 +173,7 @@ static void leave(Warp *w, const Insn *i, u32 active) {
 }
 
 /* Looking at the same place again and again, a warp waits: others are to run. */
-void poll(Warp *w, const Insn *i, u64 address) {
+void look(Warp *w, const Insn *i, u64 address) {
     Path *p = w->path + w->current;
     w->polled_at = i;
     if (w->polled[0] != address && w->polled[1] != address) {
@@ -188,7 +188,7 @@ void poll(Warp *w, const Insn *i, u64 address) {
 
 static void nanosleep(Warp *w, const Insn *i, u32 active) {
     (void)active;
-    poll(w, i, 1);
+    look(w, i, 1);
     w->yields = true;
 }
 

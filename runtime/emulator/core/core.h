@@ -355,7 +355,7 @@ void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 s
 /* control.c: divergence */
 void run_warp(Machine *m, Warp *w, u64 budget);
 void start_warp(Warp *w, u32 lanes);
-void poll(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
+void look(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
 
 /* barrier.c */
 void barriers_reset(Block *b);

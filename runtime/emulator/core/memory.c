@@ -211,7 +211,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
     }
     if (!strength) return;
     if (w->m->exact) EACH(a.shared | a.global, l) sync_read(w, l, place_of(w, &a, l), strength);
-    if (a.lanes) poll(w, i, a.address[__builtin_ctz(a.lanes)]);
+    if (a.lanes) look(w, i, a.address[__builtin_ctz(a.lanes)]);
 }
 
 static bool same_values(const Warp *w, const Insn *i, u32 a, u32 b) {
