@@ -299,13 +299,29 @@ END:
                 *SPINNING,
             ),
         ),
-        plant("no wait for a full slot", {"wait_full": ""}, "race_shared put get", also=STALE),
-        plant("no wait for an empty slot", {"wait_empty": ""}, "race_shared put get", also=STALE),
+        plant(
+            "no wait for a full slot",
+            {"wait_full": ""},
+            "race_shared put get",
+            "uninitialised_shared get",
+            also=(*STALE, *SPINNING),
+        ),
+        plant(
+            "no wait for an empty slot",  # phases run ahead of a waiter, who then waits for ever
+            {"wait_empty": ""},
+            "race_shared put get",
+            "limit wait_full",
+            "barrier_deadlock wait_full",
+            also=STALE,
+        ),
         plant(
             "a wait for the wrong parity",
             {"parity": "bfe.u32 %r4, %r1, 1, 1; xor.b32 %r4, %r4, 1;"},
             "race_shared put get",
-            also=STALE,
+            "uninitialised_shared get",
+            "limit wait_full",
+            "barrier_deadlock wait_full",
+            also=(*STALE, *SPINNING),
         ),
         plant(
             "an arrival before the slot is filled",
