@@ -319,9 +319,8 @@ END:
             {"parity": "bfe.u32 %r4, %r1, 1, 1; xor.b32 %r4, %r4, 1;"},
             "race_shared put get",
             "uninitialised_shared get",
-            "limit wait_full",
-            "barrier_deadlock wait_full",
-            also=(*STALE, *SPINNING),
+            *SPINNING,
+            also=STALE,
         ),
         plant(
             "an arrival before the slot is filled",
