@@ -344,7 +344,7 @@ END:
             ),
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -422,7 +422,7 @@ END:
             "limit wait",
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 CASES = (NAMED_RING, MEETING, MBARRIER_RING, LANDING)

@@ -94,7 +94,7 @@ END:
             "barrier_deadlock acquired",
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -258,7 +258,7 @@ JOIN_AGAIN:
             "barrier_deadlock leave",
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -326,7 +326,7 @@ END:
             *CRITICAL,
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -428,7 +428,7 @@ END:
             also=("uninitialised_global get", "undefined_store store"),
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 CASES = (SPLIT_K, LAST_BLOCK, GRID_BARRIER, LOCK, STENCIL, FLAG)
