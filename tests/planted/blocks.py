@@ -77,7 +77,7 @@ END:
             "a semaphore awaited by plain loads",
             {"spin": "SPIN: ld.global.u32 %r3, [semaphore]; setp.ne.u32 %p3, %r3, cta; @%p3 bra SPIN;"},
             "race_global release spin",
-            also=DATA,
+            also=(*DATA, "limit spin"),
         ),
         plant("a release before the other warps have stored", {"written": ""}, *DATA, also=UNREAD),
         plant(
