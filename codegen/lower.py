@@ -44,6 +44,7 @@ class Lowering:
         """Emits a block."""
         for op in ops:
             if op in self.state.layouts or not op.shape or op.dtype is None:
+                self.state.builder.locate(op.location)
                 LOWER[op.kind](self, op)
 
     def scalar(self, op: Op) -> Operand:
@@ -241,6 +242,7 @@ class Lowering:
         if pipeline is not None:
             pipeline.begin_iteration()
         self.block(op.body)
+        b.locate(op.location)
         if pipeline is not None:
             pipeline.end_iteration()
         for access in hoisted:

@@ -4,11 +4,14 @@ Operands are register names, immediates (Python ints) or memory operands `[regis
 """
 
 import struct
+from pathlib import Path
 
+from lowbitvm import ir
 from lowbitvm.targets import Target
 
 Operand = str | int
 LOWEST_VERSION = "7.5"  # of the PTX ISA: the ignore-src operand of cp.async
+PACKAGES = Path(ir.__file__).parent.parent  # our own files are named relative to it: the text is the same everywhere
 REGISTER_CLASSES = {"p": "pred", "h": "b16", "r": "b32", "rd": "b64", "f": "f32"}  # name prefix -> PTX type
 
 
@@ -19,6 +22,8 @@ class Builder:
         self.lines: list[str] = []
         self._counts = dict.fromkeys(REGISTER_CLASSES, 0)
         self._labels = 0
+        self._files: dict[str, int] = {}
+        self._location = self._written = ""
 
     def register(self, kind: str) -> str:
         """A fresh register of a class of REGISTER_CLASSES."""
@@ -31,8 +36,17 @@ class Builder:
         self.do(name, result, *operands, when=when)
         return result
 
+    def locate(self, location: str) -> None:
+        """What follows comes from `location`, "file:line" of the kernel's source."""
+        self._location = location
+
     def do(self, name: str, *operands: Operand, when: str | None = None) -> None:
         """Emits an instruction; `when` is the predicate, such as "%p1" or "!%p1"."""
+        if self._location != self._written:
+            self._written = self._location
+            path, _, line = self._location.rpartition(":")
+            path = str(Path(path).relative_to(PACKAGES)) if Path(path).is_relative_to(PACKAGES) else path
+            self.lines.append(f"    .loc {self._files.setdefault(path, len(self._files) + 1)} {line} 0")
         guard = f"@{when} " if when else ""
         self.lines.append(f"    {guard}{name} {', '.join(map(str, operands))};" if operands else f"    {guard}{name};")
 
@@ -56,7 +70,9 @@ class Builder:
         head = [f".version {version}", f".target {target.name}", ".address_size 64", ""]
         head += [".extern .shared .align 128 .b8 smem[];", ""]
         head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]
-        return "\n".join([*head, f".reqntid {threads}, 1, 1", "{", *registers, *self.lines, "    ret;", "}", ""])
+        files = [f'.file {number} "{path}"' for path, number in self._files.items()]
+        body = ["{", *registers, *self.lines, "    ret;", "}"]
+        return "\n".join([*head, f".reqntid {threads}, 1, 1", *body, *files, ""])
 
 
 def memory(base: str, offset: int = 0) -> str:

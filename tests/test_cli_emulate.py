@@ -189,6 +189,23 @@ def test_checks_can_be_left_out() -> None:
     assert refused.exit_code == 2 and "there is no check races; use all, none or race, uninitialised" in refused.output
 
 
+def test_what_decides_a_run_can_be_chosen() -> None:
+    chosen = {"--schedule": "adversarial", "--copies": "early", "--numerics": "permute", "--seed": "7"}
+    words = [word for pair in chosen.items() for word in pair]
+    result = saxpy(
+        "x.npy", "out=y.npy", "1", "100", options=(*words, "--workers", "1", "--shared", "64", "--json", "-")
+    )
+    assert result.exit_code == 0
+    launch = json.loads(result.stdout)["launch"]
+    assert launch["options"] == {"schedule": "adversarial", "copies": "early", "numerics": "permute", "seed": 7}
+    assert (launch["shared"], launch["grid"], launch["block"]) == (64, [4, 1, 1], [32, 1, 1])
+
+
+def test_an_argument_may_begin_with_a_minus() -> None:
+    assert saxpy("x.npy", "out=y.npy", "-1", "100").exit_code == 0
+    np.testing.assert_array_equal(np.load("y.npy"), 1 - np.arange(100, dtype=np.float32))
+
+
 def test_the_only_kernel_is_found_and_one_of_several_must_be_named() -> None:
     words = ("--grid", "1", "--block", "32", "--arg", "x.npy", "--arg", "out=z.npy:f32[32]")
     unnamed = emulate("both.ptx", *words)
@@ -209,6 +226,8 @@ def test_the_only_kernel_is_found_and_one_of_several_must_be_named() -> None:
         ("out=new.npy:f16", "an output is a numpy file"),
         ("out=no/new.npy:f16[4]", "there is no directory no"),
         ("zeros:f32", "write it like f16[16,4096]"),
+        ("zeros:u8[9999999999999999]", "the array cannot be made"),
+        ("zeros:u8[99999999999999999999]", "the array cannot be made"),
         ("hex:0g", "two hexadecimal digits per byte"),
         ("12", "argument 0 is 12"),
     ],

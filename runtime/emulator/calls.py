@@ -22,7 +22,8 @@ from lowbitvm.runtime.emulator.syntax import (
 )
 from lowbitvm.runtime.emulator.variables import LOCAL_BASE, Place, function_addresses, unit_of
 
-MOST_INSTRUCTIONS = 1 << 20
+MOST_INSTRUCTIONS = 1 << 18
+MOST_COPIES = 1 << 13
 MOST_LOCAL = 512 << 10  # bytes of local memory that a thread may have
 DEEPEST = 64  # calls in one another
 # Functions of the CUDA runtime: the types of what they take and return.
@@ -65,6 +66,7 @@ class _Expander:
         self.places: dict[Scope, dict[str, Place]] = {}
         self.end = LOCAL_BASE
         self.reached = [kernel]
+        self.copies = 0  # of functions' bodies
         self.path: list[Kernel] = [kernel]
         self.instruction = Instruction("exit", (), (), None, False, kernel.end, kernel.scopes[0])
         if syntax.locals:
@@ -141,10 +143,9 @@ class _Expander:
                     self.emit("bra", scope, Name(RETURN), guard=instruction.guard, negated=instruction.negated)
             else:
                 self.out.append(self.copy(instruction, scope, function.is_entry))
-            if len(self.out) > MOST_INSTRUCTIONS:
-                raise self.error(
-                    f"{self.kernel.name} has over {MOST_INSTRUCTIONS} instructions once calls are expanded"
-                )
+            if len(self.out) > MOST_INSTRUCTIONS or self.copies > MOST_COPIES:
+                problem = f"{MOST_INSTRUCTIONS} instructions or {MOST_COPIES} functions"
+                raise self.error(f"the calls of {self.kernel.name} expand to more than {problem}")
         starts.append(len(self.out))
         for original, scope in scopes.items():
             self.labels[scope] = {name: starts[n] for name, n in original.labels.items()}
@@ -153,10 +154,10 @@ class _Expander:
     def copy(self, instruction: Instruction, scope: Scope, is_entry: bool) -> Instruction:
         i = instruction
         qualifiers = i.qualifiers
-        if i.mnemonic in ("ld", "st") and ("param" in qualifiers or "param::func" in qualifiers):
+        if i.mnemonic in ("ld", "st") and "param" in qualifiers:
             address = next((x for x in i.operands if isinstance(x, Address)), None)
             if not is_entry or (address and self.find(address.base, scope)):
-                qualifiers = tuple("local" if q in ("param", "param::func") else q for q in qualifiers)
+                qualifiers = tuple("param::func" if q == "param" else q for q in qualifiers)
         return Instruction(i.mnemonic, qualifiers, i.operands, i.guard, i.negated, i.position, scope)
 
     def jump_table(self, instruction: Instruction, around: Scope) -> None:
@@ -173,7 +174,7 @@ class _Expander:
         for number, target in enumerate(targets):
             self.emit("setp.eq.u32", scope, Name(".hit"), index, Immediate(number))
             self.emit("bra", scope, Name(target), guard=".hit")
-        self.emit("trap", scope)
+        self.emit("trap", scope, Group((Immediate(1),)))
         self.labels[scope][AFTER] = len(self.out)
 
     def guarded(self, instruction: Instruction, around: Scope) -> Scope:
@@ -220,6 +221,7 @@ class _Expander:
             raise self.error(f"recursion is not implemented: {names}")
         if len(self.path) > DEEPEST:
             raise self.error(f"calls more than {DEEPEST} deep are not implemented")
+        self.copies += 1
         if function not in self.reached:
             self.reached.append(function)
         for what, have, want in (
@@ -271,9 +273,9 @@ class _Expander:
             if place is None:
                 self.emit(f"mov.{kind}", call.scope, register, actual)
             else:
-                self.emit(f"ld.local.{kind}", call.scope, register, _at(place))
+                self.emit(f"ld.param::func.{kind}", call.scope, register, _at(place))
         elif place is None:
-            self.emit(f"st.local.{kind}", call.scope, _at(self.places[root][formal.name]), actual)
+            self.emit(f"st.param::func.{kind}", call.scope, _at(self.places[root][formal.name]), actual)
 
     def pass_out(
         self, call: _Call, root: Scope, formal: Variable, actual: Operand
@@ -287,9 +289,9 @@ class _Expander:
             register = self.alias(call, root, formal)
             if place is None:
                 return f"mov.{kind}", (actual, register)
-            return f"st.local.{kind}", (_at(place), register)
+            return f"st.param::func.{kind}", (_at(place), register)
         if place is None:
-            return f"ld.local.{kind}", (actual, _at(self.places[root][formal.name]))
+            return f"ld.param::func.{kind}", (actual, _at(self.places[root][formal.name]))
         return None
 
     def indirect(self, call: _Call) -> None:
@@ -303,7 +305,7 @@ class _Expander:
             self.direct(call, function)
             self.emit("bra", call.scope, Name(AFTER))
             self.labels[call.scope][f".next{n}"] = len(self.out)
-        self.emit("trap", call.scope)
+        self.emit("trap", call.scope, Group((Immediate(2),)))
 
     def candidates(self, call: _Call) -> list[Kernel]:
         for scope in call.scope.outward():
@@ -340,13 +342,13 @@ class _Expander:
                 values.append(arg)
                 continue
             values.append(self.temporary(call, kind))
-            self.emit(f"ld.local.{kind}", call.scope, values[-1], _at(place))
+            self.emit(f"ld.param::func.{kind}", call.scope, values[-1], _at(place))
         results = [self.temporary(call, kind) for kind in returns]
         self.emit(f"call.{call.target}", call.scope, *results, *values)
         for kind, result, actual in zip(returns, results, call.results, strict=True):
             place = self.find(actual, call.scope)
             if place is not None:
-                self.emit(f"st.local.{kind}", call.scope, _at(place), result)
+                self.emit(f"st.param::func.{kind}", call.scope, _at(place), result)
             elif actual != Name("_"):
                 self.emit(f"mov.{kind}", call.scope, actual, result)
 

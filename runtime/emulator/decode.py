@@ -1,5 +1,6 @@
 """Syntax to the core's instructions: register slots, constants, addresses, and one row per PTX instruction."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ from lowbitvm.runtime.emulator.variables import (
 
 MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4}  # memory.c; 0 is generic
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4, "param::func": 5}  # memory.c; 0 is generic
 MOST_SHARED = 48 << 10  # bytes of a kernel's static shared memory
 
 # What the core calls Insn (core.h).
@@ -289,9 +290,7 @@ class Decoder:
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
         """The manual's "Operand Type Checking": same width (`loose`: or wider) and no integer as a float or reverse."""
-        have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-        classes = {_value_class(declared), _value_class(kind)} - {"b"}
-        if (have < need if loose else have != need) or (have == 1) != (need == 1) or len(classes) > 1:
+        if not fits(declared, kind, loose):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
 
@@ -321,6 +320,17 @@ class Decoder:
         if TYPE_BITS[declared] not in (32, 64):
             raise self.error(f"{base.text} is a .{declared} register, an address takes 32 or 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
+
+
+@functools.cache
+def fits(declared: str, kind: str, loose: bool) -> bool:
+    """Whether a register of type `declared` takes a value of type `kind`; `loose` lets it be wider."""
+    have, need = TYPE_BITS[declared], TYPE_BITS[kind]
+    if len({_value_class(declared), _value_class(kind)} - {"b"}) > 1:
+        return False
+    if have == 1 or need == 1 or not loose:
+        return have == need
+    return have >= need
 
 
 def _value_class(kind: str) -> str:
@@ -402,7 +412,11 @@ def encode(
         slots += [slot for slot, _ in row.operands]
         ops.append(opcodes[row.op])
         guards.append(guard)
-        wides.append(sum([1 << k for k, (_, is_wide) in enumerate(row.operands) if is_wide]))
+        wide = 0
+        for k, (_, is_wide) in enumerate(row.operands):
+            if is_wide:
+                wide |= 1 << k
+        wides.append(wide)
         mods.append((*row.mod, 0, 0, 0, 0)[:4])
     operands = np.zeros(len(rows) * MAX_OPERANDS, np.uint16)
     operands[places] = np.array(slots, np.int64).astype(np.uint16)

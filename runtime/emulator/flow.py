@@ -4,16 +4,14 @@
 def reconvergence(successors: list[list[int]], branches: list[int]) -> dict[int, int]:
     """For each branch instruction, the first instruction that all its paths pass, or -1 when that is only the exit.
 
-    `successors[i]` lists the instructions that may follow instruction i; len(successors) stands for the exit.
+    `successors[i]` lists the instructions that may follow instruction i; len(successors) stands for the exit. Of a
+    loop that never ends, the last instruction counts as one that might leave.
     The method is Cooper, Harvey and Kennedy's "A Simple, Fast Dominance Algorithm" on the reversed graph of basic
     blocks.
     """
     exit_node = len(successors)
-    leaders = (
-        {0}
-        | {branch + 1 for branch in branches}
-        | {s for i, after in enumerate(successors) if after != [i + 1] for s in (*after, i + 1)}
-    )
+    leaders = {0} | {s for i, after in enumerate(successors) if after != [i + 1] for s in (*after, i + 1)}
+    leaders |= {branch + 1 for branch in branches}
     starts = sorted(leader for leader in leaders if leader < exit_node)
     ends = [*(s - 1 for s in starts[1:]), exit_node - 1]
     block_of = {start: number for number, start in enumerate(starts)}
@@ -23,6 +21,7 @@ def reconvergence(successors: list[list[int]], branches: list[int]) -> dict[int,
     for block, after in enumerate(after_block):
         for s in after:
             before[s].append(block)
+    _leave_endless_loops(after_block, before)
     immediate = _dominators(before, after_block, last)
     block_of_end = {end: number for number, end in enumerate(ends)}
     result = {}
@@ -30,6 +29,29 @@ def reconvergence(successors: list[list[int]], branches: list[int]) -> dict[int,
         dominator = immediate.get(block_of_end[branch], last)
         result[branch] = starts[dominator] if dominator < last else -1
     return result
+
+
+def _reached(graph: list[list[int]], root: int, seen: set[int]) -> None:
+    """Adds what can be reached from `root` to `seen`."""
+    waiting = [root]
+    seen.add(root)
+    while waiting:
+        for node in graph[waiting.pop()]:
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+
+
+def _leave_endless_loops(after: list[list[int]], before: list[list[int]]) -> None:
+    """Adds an edge to the exit, the last block, from the last block of each part that cannot reach it."""
+    last = len(after) - 1
+    ending: set[int] = set()
+    _reached(before, last, ending)
+    for block in range(last - 1, -1, -1):
+        if block not in ending:
+            after[block] = [*after[block], last]
+            before[last].append(block)
+            _reached(before, block, ending)
 
 
 def _dominators(forward: list[list[int]], backward: list[list[int]], root: int) -> dict[int, int]:

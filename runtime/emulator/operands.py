@@ -23,7 +23,7 @@ TOKEN = re.compile(
     |(?P<string>"[^"\n]*")
     |(?P<float>0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
     |(?P<integer>0[xX][0-9a-fA-F]+U?\b|0[bB][01]+U?\b|0[0-7]*U?\b|[1-9]\d*U?\b)
-    |(?P<word>[A-Za-z_$%][\w$]*(?:(?:::|\.)[\w$]+)*|\.[A-Za-z_]\w*(?:(?:::|\.)\w+)*)
+    |(?P<word>(?:[A-Za-z_$]|%[\w$])[\w$]*(?:(?:::|\.)[\w$]+)*|\.[A-Za-z_]\w*(?:(?:::|\.)\w+)*)
     |(?P<mark><<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&^~?:{}()\[\],;|!=@<>])""",
     re.VERBOSE | re.ASCII,
 )
@@ -227,7 +227,7 @@ class Reader:
             self.expect(")")
             return value
         if text not in ("+", "-", "~", "!") or kind != "mark":
-            self.fail(f"expected a number, found {text!r}")
+            self.fail(f"expected an operand, found {text!r}")
         self.take()
         value = self.operand_of_unary()
         if text == "+":
@@ -322,10 +322,11 @@ class Reader:
 
     # Initial values
 
-    def initial(self, kind: str, extents: tuple[int, ...]) -> tuple[bytes, list[Relocation], int]:
+    def initial(self, kind: str, extents: tuple[int, ...], vectors: bool) -> tuple[bytes, list[Relocation], int]:
         """The bytes of an initialiser, the addresses among them, and the elements given at the outermost level.
 
         Rows of an array with fewer values than elements end in zeros; the outermost extent may be 0, for unknown.
+        `vectors`: the last extent is that of a vector, which has all its values.
         """
         if not extents:
             data, relocation = self.initial_value(kind)
@@ -336,11 +337,11 @@ class Reader:
             size *= extent
         parts: list[bytes] = []
         self.expect("{")
-        for data, found, _ in self.list_of(lambda: self.initial(kind, extents[1:]), "}"):
+        for data, found, _ in self.list_of(lambda: self.initial(kind, extents[1:], vectors), "}"):
             at = len(parts) * size
             relocations += [Relocation(r.offset + at, r.size, r.name, r.addend, r.mask, r.position) for r in found]
             parts.append(data.ljust(size, b"\0"))
-        if extents[0] and len(parts) > extents[0]:
+        if (extents[0] and len(parts) > extents[0]) or (vectors and len(extents) == 1 and len(parts) != extents[0]):
             raise Malformed(f"{len(parts)} initial values for {extents[0]} elements", position)
         self.depth -= 1
         return b"".join(parts), relocations, len(parts)

@@ -77,6 +77,9 @@ def _launch(report: "Report") -> list[tuple[str, ...]]:
     rows += [(name, str(value)) for name, value in launch.options.items()]
     rows.append(("warp instructions", f"{report.counters.instructions:,}"))
     rows.append(("active lanes of 32", f"{report.counters.active_lanes:.2f}"))
+    if rounding := report.counters.rounding:
+        rows.append(("matrix products off exact sums by", f"{rounding.distance:.2e}"))
+        rows.append(("the hardware's bound, share of it", f"{rounding.bound:.2e}, {rounding.share:.2f}"))
     return [*rows, ("emulated in", f"{report.seconds:.3f} s")]
 
 

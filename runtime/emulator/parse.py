@@ -1,5 +1,6 @@
 """PTX text to syntax: modules, functions and their bodies (PTX ISA, chapters "Syntax" and "Directives")."""
 
+import math
 import re
 from collections.abc import Callable
 
@@ -53,6 +54,7 @@ LINKING = (".visible", ".weak", ".extern", ".common")
 PERFORMANCE = {".maxntid": 3, ".reqntid": 3, ".minnctapersm": 1, ".maxnctapersm": 1, ".maxnreg": 1, ".noreturn": 0}
 PERFORMANCE |= {".reqnctapercluster": 3, ".explicitcluster": 0, ".maxclusterrank": 1, ".blocksareclusters": 0}
 PERFORMANCE |= {".abi_preserve": 1, ".abi_preserve_control": 1}
+MOST_INITIAL = 1 << 28
 LARGEST = {".shared": 48 << 10, ".local": 512 << 10, ".param": 1 << 16, ".const": 64 << 10, ".global": 1 << 32}
 
 
@@ -119,7 +121,8 @@ class _Parser:
             elif text in self.directives:
                 self.directives[text]()
             else:
-                raise Malformed(f"{text} is not implemented here", position)
+                problem = f"{text} is not implemented" if text.startswith(".") else f"unexpected {text!r}"
+                raise Malformed(f"{problem} at the module's level", position)
 
     def version(self) -> None:
         kind, text, position = self.reader.take()
@@ -235,12 +238,12 @@ class _Parser:
         if reader.accept("="):
             if space not in (".global", ".const"):
                 raise Malformed(f"a {space} variable has no initial value", position)
+            if unit * math.prod(extents[1:]) * max(extents[:1] or (1,)) > MOST_INITIAL:
+                raise Malformed(f"{name} has more than {MOST_INITIAL} bytes and initial values", position)
             shape = (*extents, elements) if elements > 1 else extents
-            values, relocations, count = reader.initial(kind, shape)
+            values, relocations, count = reader.initial(kind, shape, elements > 1)
             extents = (count, *extents[1:]) if extents and not extents[0] else extents
-        size = unit
-        for extent in extents:
-            size *= extent
+        size = unit * math.prod(extents)
         if not size and not (external or space == ".param"):
             raise Malformed(f"the array {name} has no elements", position)
         if size > LARGEST[space]:
@@ -522,6 +525,9 @@ class _Body:
             scope.registers[name] = kind
         else:
             scope.ranges[name] = kind, count
+        both = next((other for other in (name, *scope.registers) if scope.ranges and scope.of_range(other)), None)
+        if both in scope.registers:
+            raise Malformed(f"{both} is declared twice", position)
 
     def body_variables(self, reader: Reader, space: str) -> None:
         variables = self.parser.variables(reader, space)

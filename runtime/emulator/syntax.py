@@ -134,12 +134,18 @@ class Scope:
                 return scope, name, scope.registers[name]
             if name in scope.variables:
                 return None
-            digits = re.search(r"\d+$", name) if scope.ranges else None
-            for split in range(digits.start(), len(name)) if digits else ():
-                kind, count = scope.ranges.get(name[:split], ("", 0))
-                number = name[split:]
-                if kind and len(number) < 12 and int(number) < count and (number == "0" or number[0] != "0"):
-                    return scope, name, kind
+            kind = scope.of_range(name) if scope.ranges else None
+            if kind:
+                return scope, name, kind
+        return None
+
+    def of_range(self, name: str) -> str | None:
+        """The type of a register that a declaration like `%r<10>` of this block holds."""
+        for split in range(len(name.rstrip("0123456789")), len(name)):
+            kind, count = self.ranges.get(name[:split], ("", 0))
+            number = name[split:]
+            if kind and len(number) < 12 and int(number) < count and (number == "0" or number[0] != "0"):
+                return kind
         return None
 
 

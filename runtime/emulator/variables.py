@@ -77,7 +77,12 @@ def initial_contents(syntax: Syntax) -> list[Array]:
     places, functions = global_places(syntax), function_addresses(syntax)
     contents = []
     for variable in syntax.globals:
-        data = np.zeros(variable.size, np.uint8)
+        try:
+            data = np.zeros(variable.size, np.uint8)
+        except MemoryError:
+            raise syntax.error(
+                f"no memory for the {variable.size} bytes of {variable.name}", variable.position
+            ) from None
         data[: len(variable.values)] = np.frombuffer(variable.values, np.uint8)
         for relocation in variable.relocations:
             value = _pointed(syntax, relocation, places, functions)

@@ -14,7 +14,9 @@ COUNT = 256
 Oracle = Callable[..., int]
 
 
-def run(form: str, cells: Array, operands: list[Array], space: str, target: str = "sm_100a") -> tuple[Array, Array | None]:
+def run(
+    form: str, cells: Array, operands: list[Array], space: str, target: str = "sm_100a"
+) -> tuple[Array, Array | None]:
     """Each thread's operation on its own cell: the cells afterwards, and what `atom` returned."""
     size = cells.itemsize
     register = REGISTER[size]
@@ -31,7 +33,9 @@ def run(form: str, cells: Array, operands: list[Array], space: str, target: str 
             ld.global.b{8 * size} {register}21, [%d41]; st.shared.b{8 * size} [%d43], {register}21;"""
         end = f"ld.shared.b{8 * size} {register}21, [%d43]; st.global.b{8 * size} [%d41], {register}21;"
         address = "%d43"
-    store = f"ld.param.u64 %d42, [r]; mad.wide.u32 %d42, %r40, {size}, %d42; st.global.b{8 * size} [%d42], {register}20;"
+    store = (
+        f"ld.param.u64 %d42, [r]; mad.wide.u32 %d42, %r40, {size}, %d42; st.global.b{8 * size} [%d42], {register}20;"
+    )
     parameters = ", ".join(f".param .u64 {name}" for name in ("cells", "r", *(f"o{n}" for n in range(len(operands)))))
     text = f"""
     .version 8.8
@@ -125,8 +129,12 @@ def test_packed_sums_are_those_of_each_half(kind: str) -> None:
 
 
 VECTORS = [("add", "v2", "f32"), ("add", "v4", "f32")]
-VECTORS += [(name, count, kind) for name in ("add", "min", "max") for count in ("v2", "v4", "v8") for kind in ("f16", "bf16")]
-VECTORS += [(name, count, f"{kind}x2") for name in ("add", "min", "max") for count in ("v2", "v4") for kind in ("f16", "bf16")]
+VECTORS += [
+    (name, count, kind) for name in ("add", "min", "max") for count in ("v2", "v4", "v8") for kind in ("f16", "bf16")
+]
+VECTORS += [
+    (name, count, f"{kind}x2") for name in ("add", "min", "max") for count in ("v2", "v4") for kind in ("f16", "bf16")
+]
 
 
 @pytest.mark.parametrize(("name", "count", "kind"), VECTORS)

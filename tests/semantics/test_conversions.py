@@ -92,7 +92,9 @@ def test_floats_become_integers_clamped_to_the_range(source: str, target: str, m
 @pytest.mark.parametrize("source", ["f16", "f32"])
 def test_nan_becomes_zero_in_integers_of_up_to_32_bits(source: str, target: str) -> None:
     form = FORMATS[source]
-    a = np.array([form.canonical_nan, form.infinity + 1, 1 << (form.bits - 1) | form.canonical_nan], UNSIGNED[form.bits // 8])
+    a = np.array(
+        [form.canonical_nan, form.infinity + 1, 1 << (form.bits - 1) | form.canonical_nan], UNSIGNED[form.bits // 8]
+    )
     (got,) = evaluate(f"cvt.rzi.{target}.{source} {{x}}, {{a}};", [a], str(bits_of(target)))
     assert got.tolist() == [0, 0, 0]
 
@@ -135,7 +137,9 @@ def single(source: Format, target: Format, mode: str, flags: frozenset[str]) -> 
 NARROWING = [("f32", "f64", m, f) for m in DIRECTIONS for f in ("", "ftz", "sat", "ftz.sat")]
 NARROWING += [("f16", "f32", m, f) for m in DIRECTIONS for f in ("", "ftz", "sat")]
 NARROWING += [("bf16", "f32", m, "") for m in DIRECTIONS]
-NARROWING += [(t, "f32", m, f) for t in ("f16", "bf16") for m in ("rn", "rz") for f in ("relu", "satfinite", "relu.satfinite")]
+NARROWING += [
+    (t, "f32", m, f) for t in ("f16", "bf16") for m in ("rn", "rz") for f in ("relu", "satfinite", "relu.satfinite")
+]
 NARROWING += [(t, "f64", m, "") for t in ("f16", "bf16") for m in DIRECTIONS]
 NARROWING += [("f16", "bf16", "rn", ""), ("bf16", "f16", "rn", "")]
 WIDENING = [("f64", "f32", f) for f in ("", "ftz", "sat")]
@@ -182,7 +186,9 @@ def test_a_float_is_rounded_to_an_integral_float(kind: str, mode: str) -> None:
 # tf32
 
 
-@pytest.mark.parametrize("form", ["rna", "rna.satfinite", "rn", "rz", "rn.relu", "rz.relu", "rn.satfinite", "rz.relu.satfinite"])
+@pytest.mark.parametrize(
+    "form", ["rna", "rna.satfinite", "rn", "rz", "rn.relu", "rz.relu", "rn.satfinite", "rz.relu.satfinite"]
+)
 def test_tf32_keeps_ten_bits_of_the_fraction(form: str) -> None:
     mode, *flags = form.split(".")
     tf32, f32 = FORMATS["tf32"], FORMATS["f32"]

@@ -105,7 +105,9 @@ def forms() -> Iterator[tuple[str, str, str, str]]:
         for rounding in ("", *DIRECTIONS):
             yield from ((name, rounding, flags, "f32") for flags in ("", "ftz", "sat", "ftz.sat"))
             yield name, rounding, "", "f64"
-        yield from ((name, rounding, flags, "f16") for rounding in ("", "rn") for flags in ("", "ftz", "sat", "ftz.sat"))
+        yield from (
+            (name, rounding, flags, "f16") for rounding in ("", "rn") for flags in ("", "ftz", "sat", "ftz.sat")
+        )
         yield from ((name, rounding, "", "bf16") for rounding in ("", "rn"))
     for rounding in DIRECTIONS:
         yield from (("fma", rounding, flags, "f32") for flags in ("", "ftz", "sat", "ftz.sat"))
@@ -138,7 +140,9 @@ def test_arithmetic_rounds_the_exact_result_once(form: str) -> None:
 PACKED = [f"{name}{flags}.{kind}x2" for name in ("add", "sub", "mul") for kind, flags in
           (("f16", ""), ("f16", ".ftz"), ("f16", ".sat"), ("bf16", ""), ("bf16", ".rn"))]  # fmt: skip
 PACKED += ["fma.rn.f16x2", "fma.rn.ftz.relu.f16x2", "fma.rn.sat.f16x2", "fma.rn.bf16x2", "fma.rn.relu.bf16x2"]
-PACKED += [f"{name}{mode}{flush}.f32x2" for name in ("add", "sub", "mul") for mode in ("", ".rz") for flush in ("", ".ftz")]
+PACKED += [
+    f"{name}{mode}{flush}.f32x2" for name in ("add", "sub", "mul") for mode in ("", ".rz") for flush in ("", ".ftz")
+]
 PACKED += [f"fma.{mode}{flush}.f32x2" for mode in DIRECTIONS for flush in ("", ".ftz")]
 
 
@@ -322,7 +326,11 @@ def test_negation_and_absolute_value_change_the_sign_alone(kind: str) -> None:
     bits = form.bits * len(parts)
     dtype = {16: np.uint16, 32: np.uint32, 64: np.uint64}[bits]
     a = sum((part.astype(dtype) << dtype(form.bits * n) for n, part in enumerate(parts)), np.zeros(COUNT, dtype))
-    for name, flush in (("neg", False), ("abs", False), *((n, True) for n in ("neg", "abs") if kind[:3] in ("f16", "f32"))):
+    for name, flush in (
+        ("neg", False),
+        ("abs", False),
+        *((n, True) for n in ("neg", "abs") if kind[:3] in ("f16", "f32")),
+    ):
         (got,) = evaluate(f"{name}{'.ftz' if flush else ''}.{kind} {{x}}, {{a}};", [a], str(bits))
         for n, part in enumerate(parts):
             sign = 1 << (form.bits - 1)

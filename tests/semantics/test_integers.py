@@ -135,9 +135,19 @@ def logic() -> Iterator[Row]:
             yield (f"shf.{side}.{mode}.b32 {{x}}, {{a}}, {{b}}, {{c}};", "32 32 32", "32",
                    lambda a, b, c, m=mode, side=side: funnel(a, b, min(c, 32) if m == "clamp" else c & 31, side))  # fmt: skip
     for table in (0x00, 0x01, 0x1A, 0x80, 0x96, 0xB8, 0xCA, 0xE8, 0xF0, 0xFE, 0xFF):
-        yield f"lop3.b32 {{x}}, {{a}}, {{b}}, {{c}}, {table};", "32 32 32", "32", lambda a, b, c, t=table: lookup(a, b, c, t)
+        yield (
+            f"lop3.b32 {{x}}, {{a}}, {{b}}, {{c}}, {table};",
+            "32 32 32",
+            "32",
+            lambda a, b, c, t=table: lookup(a, b, c, t),
+        )
     for mode in ("", ".f4e", ".b4e", ".rc8", ".ecl", ".ecr", ".rc16"):
-        yield f"prmt.b32{mode} {{x}}, {{a}}, {{b}}, {{c}};", "32 32 32", "32", lambda a, b, c, m=mode: permute(a, b, c, m)
+        yield (
+            f"prmt.b32{mode} {{x}}, {{a}}, {{b}}, {{c}};",
+            "32 32 32",
+            "32",
+            lambda a, b, c, m=mode: permute(a, b, c, m),
+        )
 
 
 def leading(a: int, n: int, sign: str) -> int:
@@ -273,7 +283,10 @@ def operands(kinds: str, seed: int = 0) -> list[Array]:
     rng = np.random.default_rng(seed)
     special = {"base": rng.integers(0, 32, COUNT).astype(np.uint32),
                "small": rng.integers(-9, 10, COUNT).astype(np.int32).view(np.uint32)}  # fmt: skip
-    return [special[kind] if kind in special else patterns(int(kind), COUNT, seed + n) for n, kind in enumerate(kinds.split())]
+    return [
+        special[kind] if kind in special else patterns(int(kind), COUNT, seed + n)
+        for n, kind in enumerate(kinds.split())
+    ]
 
 
 @pytest.mark.parametrize("form", ROWS)
@@ -345,7 +358,9 @@ def test_set_writes_all_ones_or_the_number_one(kind: str) -> None:
         agree(f"set.eq.{result}.{kind}", [a, b], got, (true * bit for bit in equal))
         c = np.random.default_rng(0).random(COUNT) < 0.5
         (got,) = evaluate(f"set.eq.xor.{result}.{kind} {{x}}, {{a}}, {{b}}, {{c}};", [a, b, c], "32")
-        agree(f"set.eq.xor.{result}.{kind}", [a, b, c], got, (true * (bit != p) for bit, p in zip(equal, c, strict=True)))
+        agree(
+            f"set.eq.xor.{result}.{kind}", [a, b, c], got, (true * (bit != p) for bit, p in zip(equal, c, strict=True))
+        )
 
 
 @pytest.mark.parametrize("kind", ["b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64"])

@@ -28,7 +28,9 @@ def source_lane(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
     b_value, c_value, mask = b & 31, c & 31, c >> 8 & 31
     most = (lane & mask) | (c_value & ~mask & 31)
     least = lane & mask
-    j = {"up": lane - b_value, "down": lane + b_value, "bfly": lane ^ b_value, "idx": least | (b_value & ~mask & 31)}[mode]
+    j = {"up": lane - b_value, "down": lane + b_value, "bfly": lane ^ b_value, "idx": least | (b_value & ~mask & 31)}[
+        mode
+    ]
     valid = j >= most if mode == "up" else j <= most
     return (j if valid else lane), valid
 
@@ -153,4 +155,11 @@ def test_activemask_elect_and_lane_masks() -> None:
     for n in range(COUNT):
         lane, bit = n % 32, 1 << n % 32
         below = bit - 1
-        assert [int(x[n]) for x in got] == [lane, bit, below, below | bit, ~(below | bit) & 0xFFFFFFFF, ~below & 0xFFFFFFFF]
+        assert [int(x[n]) for x in got] == [
+            lane,
+            bit,
+            below,
+            below | bit,
+            ~(below | bit) & 0xFFFFFFFF,
+            ~below & 0xFFFFFFFF,
+        ]

@@ -141,7 +141,8 @@ static void atomic(Warp *w, const Insn *i, u32 active) {
         sync_write(w, l, place_of(w, &a, l), strength & ~(u32)ACQUIRE, true);
     }
     for (u32 n = 0; n < s; n++) set_undefined(w, i->operand[n], active, 0);
-    if (s && a.lanes) poll(w, i, a.address[__builtin_ctz(a.lanes)]);
+    if (s && i->mod[0] == 16) set_undefined(w, i->operand[0] + 2u, active, 0);
+    if (s && a.lanes) look(w, i, a.address[__builtin_ctz(a.lanes)]);
 }
 
 const Opcode atomic_ops[] = {{"atomic", atomic, OWN_UNDEFINED | STORES}, {0}};

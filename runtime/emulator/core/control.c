@@ -173,7 +173,7 @@ static void leave(Warp *w, const Insn *i, u32 active) {
 }
 
 /* Looking at the same place again and again, a warp waits: others are to run. */
-void poll(Warp *w, const Insn *i, u64 address) {
+void look(Warp *w, const Insn *i, u64 address) {
     Path *p = w->path + w->current;
     w->polled_at = i;
     if (w->polled[0] != address && w->polled[1] != address) {
@@ -188,7 +188,7 @@ void poll(Warp *w, const Insn *i, u64 address) {
 
 static void nanosleep(Warp *w, const Insn *i, u32 active) {
     (void)active;
-    poll(w, i, 1);
+    look(w, i, 1);
     w->yields = true;
 }
 
@@ -266,8 +266,9 @@ static void warp_sync(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (v
 
 static void nothing(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (void)active; }
 
+/* mod[0]: why, an index into report.py's TRAPS. */
 static void trap(Warp *w, const Insn *i, u32 active) {
-    report(w, i, F_TRAP, (u32)__builtin_ctz(active), 0, 0, 0);
+    report(w, i, F_TRAP, (u32)__builtin_ctz(active), 0, 0, i->mod[0]);
     w->m->stop = true;
 }
 
@@ -334,7 +335,7 @@ void run_warp(Machine *m, Warp *w, u64 budget) {
 
 /* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */
 static void read_clock(Warp *w, const Insn *i, u32 active) {
-    const u64 now = (w->m->steps + ++w->m->ticks) * 32;
+    const u64 now = (w->b->steps + ++w->m->ticks) * 32;
     EACH(active, l) set_lane(w, i, 0, l, now >> i->mod[0]);
 }
 

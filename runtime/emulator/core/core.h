@@ -221,7 +221,7 @@ enum { LATE, EARLY, ANY_TIME };
 /* A block that is running. */
 struct Block {
     Machine *m;
-    u32 index, live_warps;
+    u32 index;
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
@@ -238,6 +238,12 @@ struct Block {
     u32 favourite, strategy, slices; /* of the schedule */
     u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
 };
+
+/* print.c: what kernels print, one record after the other. */
+typedef struct {
+    char *bytes;
+    size_t length, capacity;
+} Text;
 
 typedef struct Node Node; /* history.c: an access among several to the same bytes */
 typedef struct Launch Launch; /* schedule.c: what the machines of a launch share */
@@ -275,11 +281,13 @@ struct Machine {
     u32 touched_count, touched_capacity;
     u32 checks, collect, numerics, arch, schedule, copies;
     u32 cut; /* flags of instructions that end a burst */
-    u64 seed, random, steps, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
+    u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
     u32 finding_count, doubtful_count;
+    Text printed;
+    char assertion[1024]; /* that has failed; "": none */
     bool stop, failed;
 };
 
@@ -347,7 +355,7 @@ void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 s
 /* control.c: divergence */
 void run_warp(Machine *m, Warp *w, u64 budget);
 void start_warp(Warp *w, u32 lanes);
-void poll(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
+void look(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
 
 /* barrier.c */
 void barriers_reset(Block *b);
@@ -410,14 +418,17 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 void copies_progress(Warp *w); /* some land at a random moment */
 bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
 
+/* print.c */
+void text_append(Machine *m, Text *to, const Text *from);
+
 /* memory.c */
-enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
+enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL, CALL }; /* CALL: local memory that passes a function's parameters */
 enum { READ, WRITE, ATOMIC, STRONG_READ, STRONG_WRITE };
 typedef struct {
     u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
     u8 *bytes[LANES];
     u32 lanes;          /* those whose access is legal */
-    u32 shared, global; /* which of them are in shared and in global memory */
+    u32 shared, global, local; /* which of them are in which memory */
 } Access;
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
@@ -427,6 +438,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[], print_ops[];
 
 #endif

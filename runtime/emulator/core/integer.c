@@ -428,11 +428,12 @@ static void logic_pred(Warp *w, const Insn *i, u32 active) {
     set_predicate(w, i->operand[0], active, d);
 }
 
-/* Vector moves: pack sources of mod[0] bits into a register (of 128 bits: two), or unpack one into several. */
+/* Vector moves: pack sources of mod[0] bits into a register (of 128 bits: two), or unpack one into several. A packed
+ * register counts as written when a part of it is: compilers fill up with what they never read. */
 VECTOR static void pack(Warp *w, const Insn *i, u32 active) {
     const u32 bits = i->mod[0];
-    u32 undefined = 0;
-    for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[i->dsts + s]];
+    u32 undefined = FULL;
+    for (u32 s = 0; s < i->srcs; s++) undefined &= w->undefined[i->operand[i->dsts + s]];
     if (bits == 16 && i->srcs == 2) {
         u32 *d = SLOT(0);
         const u32 *x = SLOT(1), *y = SLOT(2);

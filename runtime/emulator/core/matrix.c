@@ -60,7 +60,7 @@ static void ldmatrix(Warp *w, const Insn *i, u32 active) {
     Access a;
     if (active != FULL) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
     if (w->m->arch == 75) check_other_lanes(w, i, active & ~wanted);
-    resolve(w, i, active & wanted, i->dsts, ROW_BYTES, i->mod[2], false, &a);
+    resolve(w, i, active & wanted, i->dsts, ROW_BYTES, i->mod[2], READ, &a);
     if (a.lanes != wanted || w->m->stop) return;
     for (u32 n = 0; n < count; n++) {
         u8 **row = a.bytes + rows * n;
@@ -80,7 +80,7 @@ static void stmatrix(Warp *w, const Insn *i, u32 active) {
     for (u32 n = 0; n < count; n++) undefined |= w->undefined[i->operand[1 + n]];
     if (undefined && w->m->checks & CHECK_UNDEFINED)
         report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, ROW_BYTES, 0);
-    resolve(w, i, active & wanted, 0, ROW_BYTES, i->mod[2], true, &a);
+    resolve(w, i, active & wanted, 0, ROW_BYTES, i->mod[2], WRITE, &a);
     if (a.lanes != wanted || w->m->stop) return;
     for (u32 n = 0; n < count; n++) {
         const u32 *x = SLOT(1 + n);
@@ -113,7 +113,7 @@ static void movmatrix(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, undefined);
 }
 
-const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED},
-                             {"stmatrix", stmatrix, OWN_UNDEFINED},
-                             {"movmatrix", movmatrix, OWN_UNDEFINED},
+const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED},
+                             {"stmatrix", stmatrix, OWN_UNDEFINED | ALIGNED},
+                             {"movmatrix", movmatrix, OWN_UNDEFINED | ALIGNED},
                              {0}};

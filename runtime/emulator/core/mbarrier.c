@@ -152,7 +152,7 @@ static void test_wait(Warp *w, const Insn *i, u32 active) {
     }
     set_predicate(w, i->operand[0], active, result);
     set_undefined(w, i->operand[0], active, 0);
-    if (a.shared & ~result) poll(w, i, a.address[__builtin_ctz(a.shared & ~result)]);
+    if (a.shared & ~result) look(w, i, a.address[__builtin_ctz(a.shared & ~result)]);
 }
 
 /* pending_count: of a state. */

@@ -61,13 +61,18 @@ typedef struct {
     bool detached; /* by f16 units: elements 0 and 1 of every four, then 2 and 3, and only then C, in one f32 addition */
 } Unit;
 
-static Unit unit_of(u32 arch, const Product *p) {
+static Unit native_unit(u32 arch, const Product *p) {
     const u32 bits = bits_of_type(p, p->a_type);
     if (p->scale_vector && bits == 4) return (Unit){35, MAX_TERMS, 24, false};
     if (bits == 8 && arch >= 90 && arch < 120) return (Unit){25, p->k / 2, 24, true};
     if (arch >= 90) return (Unit){25, 256 / bits, 24, false};
     if (bits == 8) return (Unit){13, 16, 14, false};
     return (Unit){24, 128 / bits, 24, false};
+}
+static Unit unit_of(u32 arch, const Product *p) {
+    Unit u = native_unit(arch, p);
+    if (p->most_k && u.group > p->most_k) u.group = p->most_k;
+    return u;
 }
 
 static i64 cut(const Term *t, i32 top, i32 F) {
@@ -247,6 +252,32 @@ static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Uni
             d[r][l] = shift ? d[r][l] | result << 16 : result;
         }
     }
+}
+
+/* m8n8k4, which only sm_75's tensor cores have. Later ones run f32 arithmetic: with an f32 result a chain of fused
+ * multiplications and additions, to which C is added; with an f16 result C plus two pairs. */
+static float later_sum(const float *a, const float *b, float c, bool f16) {
+    if (f16) return c + fmaf(a[1], b[1], a[0] * b[0]) + fmaf(a[3], b[3], a[2] * b[2]);
+    return c + fmaf(a[3], b[3], fmaf(a[2], b[2], fmaf(a[1], b[1], a[0] * b[0])));
+}
+void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8], bool f16) {
+    static const u8 order[] = {0, 1, 2, 3};
+    const Unit u = {24, 4, 24, false};
+    const u32 type = f16 ? F16 : F32;
+    for (u32 row = 0; row < 8; row++)
+        for (u32 column = 0; column < 8; column++) {
+            const float value = c[row][column];
+            Term terms[4];
+            if (m->arch > 75) {
+                c[row][column] = later_sum(a[row], b[column], value, f16);
+                continue;
+            }
+            for (u32 k = 0; k < 4; k++) {
+                const Term x = decode(F16, f16_of_f32(a[row][k])), y = decode(F16, f16_of_f32(b[column][k]));
+                terms[k] = product(&x, &y);
+            }
+            c[row][column] = (float)number(type, fused_sum(&u, terms, order, 4, type, f16 ? f16_of_f32(value) : bits_of_f32(value)));
+        }
 }
 
 /* fp8 as pairs of f16, exactly: elements 0 and 1 of a register, and 2 and 3. */

@@ -6,6 +6,7 @@ A function gets the forms of its mnemonic that no rule of the table takes.
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa import (
     bits,
+    call,
     control,
     convert,
     floats,
@@ -15,6 +16,7 @@ from lowbitvm.runtime.emulator.isa import (
     memory,
     moves,
     warp,
+    wmma,
 )
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import regular
@@ -23,6 +25,7 @@ from lowbitvm.runtime.emulator.syntax import Instruction
 
 __all__ = [
     "bits",
+    "call",
     "control",
     "convert",
     "decode",
@@ -33,6 +36,7 @@ __all__ = [
     "memory",
     "moves",
     "warp",
+    "wmma",
 ]
 
 

@@ -87,12 +87,6 @@ def _nanosleep(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("nanosleep", [decoder.source(instruction.operands[0], "u32")], 0)
 
 
-@special("trap", "brkpt")
-def _trap(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 0)
-    return Row("trap", [], 0)
-
-
 @special("griddepcontrol", "pmevent", "setmaxnreg")
 def _nothing(decoder: Decoder, instruction: Instruction) -> Row:
     """Launch order, events for profilers, registers per thread: nothing that a kernel's results depend on."""

@@ -43,6 +43,8 @@ def _strength(qualifiers: Qualifiers, usual: int) -> int:
 
 
 def _space(qualifiers: Qualifiers) -> int:
+    if qualifiers.take("param::func"):
+        return SPACES["param::func"]
     word = qualifiers.take("global", *SHARED, "local", "param", "param::entry", "const")
     return SPACES[word.split("::")[0]] if word else 0
 
@@ -66,8 +68,11 @@ def _load(decoder: Decoder, instruction: Instruction) -> Row:
     targets = items(instruction.operands[0])
     if len(targets) != count:
         raise decoder.error(f"the load has {count} elements, the destination {len(targets)} registers")
-    operands = [decoder.destination(target, kind, loose=True) for target in targets]
     base, offset, space = _place(decoder, instruction.operands[1], space)
+    if kind == "b128":
+        halves = [half for target in targets for half in decoder.halves(target)]
+        return Row("load", [*halves, base], len(halves), (8, len(halves), space | strength << 8), offset)
+    operands = [decoder.destination(target, kind, loose=True) for target in targets]
     sign = 0
     if kind[0] == "s":
         first = "b16" if targets[0] == Name("_") else decoder.register(targets[0])[1]
@@ -87,6 +92,9 @@ def _store(decoder: Decoder, instruction: Instruction) -> Row:
     if len(values) != count:
         raise decoder.error(f"the store has {count} elements, the source {len(values)} registers")
     base, offset, space = _place(decoder, instruction.operands[0], space)
+    if kind == "b128":
+        halves = [half for value in values for half in decoder.halves(value)]
+        return Row("store", [base, *halves], 0, (8, len(halves), space | strength << 8), offset)
     sources = [decoder.source(value, kind, loose=True) for value in values]
     return Row("store", [base, *sources], 0, (TYPE_BITS[kind] // 8, count, space | strength << 8), offset)
 
@@ -145,9 +153,13 @@ def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
     targets = items(instruction.operands[0]) if has_result else ()
     if len(values) != (2 if name == "cas" else count) or len(targets) not in (0, count):
         raise decoder.error(f"{instruction.mnemonic} has {count} elements, the operands another number")
-    operands = [decoder.destination(target, kind) for target in targets]
     base, offset, space = _place(decoder, instruction.operands[has_result], space)
-    operands += [base, *(decoder.source(value, kind) for value in values)]
+    if kind == "b128":  # the core finds the upper half behind the lower one
+        operands = [*(decoder.halves(target)[0] for target in targets), base]
+        operands += [decoder.halves(value)[0] for value in values]
+    else:
+        operands = [*(decoder.destination(target, kind) for target in targets), base]
+        operands += [decoder.source(value, kind) for value in values]
     mod = (TYPE_BITS[kind] // 8, ATOMICS.index(_operation(name, kind)), space | strength << 8, count)
     return Row("atomic", operands, len(targets), mod, offset)
 
