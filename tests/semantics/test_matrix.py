@@ -88,10 +88,17 @@ def execute(form: str, a: Array, b: Array, c: Array, d_shape: tuple[int, type], 
 def encode(values: Array, kind: str) -> Array:
     """Codes of integers or fractions that the type holds exactly; tf32 and f32 as f32, e2m1 in bits 5 to 2 of its byte."""
     if kind[0] in "us" or kind == "b1":
-        return np.array([int(v) & ((1 << BITS[kind]) - 1) for v in values.ravel().tolist()], np.uint64).reshape(values.shape)
+        return np.array([int(v) & ((1 << BITS[kind]) - 1) for v in values.ravel().tolist()], np.uint64).reshape(
+            values.shape
+        )
     form = FORMATS[kind.removeprefix("packed ").replace("tf32", "f32")]
-    codes = np.array([form.encode(exactly(Fraction(v))) for v in values.ravel().tolist()], np.uint64).reshape(values.shape)
-    assert all(form.decode(int(c)).value == Fraction(v) for c, v in zip(codes.ravel().tolist(), values.ravel().tolist(), strict=True))
+    codes = np.array([form.encode(exactly(Fraction(v))) for v in values.ravel().tolist()], np.uint64).reshape(
+        values.shape
+    )
+    assert all(
+        form.decode(int(c)).value == Fraction(v)
+        for c, v in zip(codes.ravel().tolist(), values.ravel().tolist(), strict=True)
+    )
     return codes << np.uint64(2) if kind == "e2m1" else codes
 
 
@@ -114,8 +121,15 @@ def accumulate(a: Array, b: Array, c: Array) -> Array:
     return a.astype(object) @ b.astype(object) + c.astype(object)
 
 
-def shapes(m: int, k: int, a_bits: int, b_bits: int) -> tuple[Callable[[int, int], Place], Callable[[int, int], Place], int, int]:
-    return (lambda lane, i: place_a(m, a_bits, lane, i), lambda lane, i: place_b(b_bits, lane, i), m * k // 32, k * 8 // 32)
+def shapes(
+    m: int, k: int, a_bits: int, b_bits: int
+) -> tuple[Callable[[int, int], Place], Callable[[int, int], Place], int, int]:
+    return (
+        lambda lane, i: place_a(m, a_bits, lane, i),
+        lambda lane, i: place_b(b_bits, lane, i),
+        m * k // 32,
+        k * 8 // 32,
+    )
 
 
 Case = tuple[str, int, int, str, str, str, str]  # qualifiers after row.col, m, k, types of d, a, b, c
@@ -168,7 +182,9 @@ def integer_cases() -> Iterator[tuple[int, int, str, str]]:
         yield m, k, a, b
 
 
-def integer_registers(m: int, k: int, a: Array, b: Array, c: Array, types: tuple[str, str]) -> tuple[Array, Array, Array]:
+def integer_registers(
+    m: int, k: int, a: Array, b: Array, c: Array, types: tuple[str, str]
+) -> tuple[Array, Array, Array]:
     place_of_a, place_of_b, a_count, b_count = shapes(m, k, BITS[types[0]], BITS[types[1]])
     return (gather(encode(a, types[0]), BITS[types[0]], place_of_a, a_count),
             gather(encode(b, types[1]), BITS[types[1]], place_of_b, b_count),
@@ -219,10 +235,17 @@ def test_block_scales_multiply_their_blocks(kind: str, vector: str, a_type: str,
     if scale_type == "ue8m0":
         choices = {code: Fraction(2) ** (code - 127) for code in (125, 126, 127, 128, 129)}
     else:
-        choices = {FORMATS["e4m3"].encode(Number(False, Fraction(v))): Fraction(v) for v in (Fraction(1, 2), 1, Fraction(3, 2), 2, 3)}
+        choices = {
+            FORMATS["e4m3"].encode(Number(False, Fraction(v))): Fraction(v)
+            for v in (Fraction(1, 2), 1, Fraction(3, 2), 2, 3)
+        }
     a_codes, b_codes = rng.choice(list(choices), (16, blocks)), rng.choice(list(choices), (8, blocks))
-    scaled_a = np.array([[Fraction(float(a[m, x])) * choices[int(a_codes[m, x * blocks // k])] for x in range(k)] for m in range(16)])
-    scaled_b = np.array([[Fraction(float(b[x, n])) * choices[int(b_codes[n, x * blocks // k])] for n in range(8)] for x in range(k)])
+    scaled_a = np.array(
+        [[Fraction(float(a[m, x])) * choices[int(a_codes[m, x * blocks // k])] for x in range(k)] for m in range(16)]
+    )
+    scaled_b = np.array(
+        [[Fraction(float(b[x, n])) * choices[int(b_codes[n, x * blocks // k])] for n in range(8)] for x in range(k)]
+    )
     wanted = scaled_a @ scaled_b + c.astype(object)
     place_of_a, place_of_b, a_count, b_count = shapes(16, k, BITS[a_type], BITS[b_type])
     place = lambda lane, i: place_c(16, lane, i)  # noqa: E731
@@ -329,7 +352,10 @@ def row_offsets(size: int, seed: int) -> Array:
 def test_matrices_of_8_by_8_halves(name: str, count: int, transposed: bool) -> None:
     """Lane l holds elements 2(l%4) and one more of row l/4, of the transpose with .trans; lane 8j+i names row i of matrix j."""
     rng = np.random.default_rng(17)
-    tile, words = rng.integers(0, 1 << 32, 1024).astype(np.uint32), rng.integers(0, 1 << 32, (32, count)).astype(np.uint32)
+    tile, words = (
+        rng.integers(0, 1 << 32, 1024).astype(np.uint32),
+        rng.integers(0, 1 << 32, (32, count)).astype(np.uint32),
+    )
     offsets = row_offsets(16, 18)
     before, given = tile.copy(), words.copy()
     operands = f"{vector(count)}, [%d6]" if name == "ldmatrix" else f"[%d6], {vector(count)}"
@@ -353,7 +379,10 @@ def test_matrices_of_8_by_8_halves(name: str, count: int, transposed: bool) -> N
 def test_stores_of_16_by_8_bytes_are_transposed(count: int) -> None:
     """Eight rows of 16 bytes in memory are the columns: lane l holds rows... of column by the transpose of the 8 x 16 tile."""
     rng = np.random.default_rng(19)
-    tile, words = rng.integers(0, 1 << 32, 1024).astype(np.uint32), rng.integers(0, 1 << 32, (32, count)).astype(np.uint32)
+    tile, words = (
+        rng.integers(0, 1 << 32, 1024).astype(np.uint32),
+        rng.integers(0, 1 << 32, (32, count)).astype(np.uint32),
+    )
     offsets = row_offsets(16, 20)
     expected = tile.view(np.uint8).copy()
     # The manual's figure: thread l's bytes e0, e1 are rows l/4 of columns 2(l%4), 2(l%4)+1, and e2, e3 the same of row l/4 + 8.
@@ -378,7 +407,9 @@ def test_rows_of_8_by_16_small_elements_become_bytes(count: int, packing: str) -
     rng = np.random.default_rng(21)
     tile, words = rng.integers(0, 1 << 32, 1024).astype(np.uint32), np.zeros((32, count), np.uint32)
     offsets = row_offsets(16, 22)
-    run_shared(f"ldmatrix.sync.aligned.m8n16.x{count}.shared.b8x16.{packing} {vector(count)}, [%d6];", tile, offsets, words)
+    run_shared(
+        f"ldmatrix.sync.aligned.m8n16.x{count}.shared.b8x16.{packing} {vector(count)}, [%d6];", tile, offsets, words
+    )
     for j, lane in product(range(count), range(32)):
         start = int(offsets[8 * j + lane // 4])
         row = unpacked(tile.view(np.uint8)[start : start + 16], packing)
@@ -406,6 +437,8 @@ def test_movmatrix_transposes_registers() -> None:
     rng = np.random.default_rng(25)
     words = rng.integers(0, 1 << 32, (32, 1)).astype(np.uint32)
     given = words.copy()
-    run_shared("movmatrix.sync.aligned.m8n8.trans.b16 %r0, %r0;", np.zeros(1024, np.uint32), np.zeros(32, np.uint32), words)
+    run_shared(
+        "movmatrix.sync.aligned.m8n8.trans.b16 %r0, %r0;", np.zeros(1024, np.uint32), np.zeros(32, np.uint32), words
+    )
     matrix = given.view(np.uint16).reshape(8, 8)
     assert np.array_equal(words.view(np.uint16).reshape(8, 8), matrix.T)
