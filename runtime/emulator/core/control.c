@@ -299,7 +299,7 @@ void start_warp(Warp *w, u32 lanes) {
 }
 
 void run_warp(Machine *m, Warp *w, u64 budget) {
-    const bool track = m->checks & CHECK_UNDEFINED;
+    const bool track = m->checks & (CHECK_UNDEFINED | CHECK_SHIFT);
     u64 left;
     if (w->paths > 1) {
         choose(w, w->yields);

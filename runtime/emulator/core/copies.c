@@ -32,7 +32,7 @@ static Copy *new_copy(Warp *w) {
         w->copies = grown, w->copy_capacity = capacity;
     }
     c = &w->copies[w->copy_count++];
-    c->lanes = c->landed = 0, c->serial = w->copy_serial++;
+    c->lanes = c->landed = c->arrived = 0, c->serial = w->copy_serial++;
     return c;
 }
 
@@ -91,32 +91,70 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     if (fetched) count_global(tally_of(w, i), fetched, address, size);
 }
 
-/* Copy n has landed, for these lanes, and they know it, or an mbarrier does. */
-static void land(Warp *w, u32 n, u32 lanes, bool by_arrival) {
+/* Copy n has landed, for these lanes, and they know it. */
+static void land(Warp *w, u32 n, u32 lanes) {
     Copy *c = &w->copies[n];
     write_bytes(w, c, lanes);
-    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size, by_arrival);
+    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size, false);
     c->lanes &= ~lanes;
 }
+
+/* Those that an mbarrier knows of are kept for a wait, by which their own thread learns of them too; but not for ever. */
+#define KEPT 256
 
 static void drop_landed(Warp *w) {
     u32 kept = 0;
     for (u32 n = 0; n < w->copy_count; n++) {
-        if (!w->copies[n].lanes) continue;
+        const u32 lanes = w->copies[n].lanes;
+        if (!lanes || (w->copy_count > KEPT && !(lanes & ~w->copies[n].arrived))) continue;
         if (kept != n) w->copies[kept] = w->copies[n];
         kept++;
     }
     w->copy_count = kept;
 }
 
+/* All copies that an arrival waits for have landed. */
+static void arrive(Warp *w, struct Arrival a) {
+    const u32 lane = 1u << a.lane;
+    for (u32 n = 0; n < w->copy_count; n++) {
+        Copy *c = &w->copies[n];
+        if (c->serial >= a.serial || !(c->lanes & ~c->arrived & lane)) continue;
+        write_bytes(w, c, lane);
+        if (w->m->checks & SHADOWED) shadow_copy_landed(w, a.lane, c->address[a.lane], c->size, true);
+        c->arrived |= lane;
+    }
+    sync_publish_copies(w, a.lane, &a.known);
+    mbarrier_arrive(w, a.at, a.lane, a.address, a.known);
+    clock_release(a.known);
+}
+
+static bool covered(const Warp *w, const Copy *c, u32 lane, u32 keep, bool uncommitted) {
+    return uncommitted || (i64)c->group[lane] < (i64)w->group[lane] - (i64)keep;
+}
+
+/* A wait of these lanes lets arrivals happen whose copies are all among those it waits for. */
+static void arrive_by_wait(Warp *w, u32 active, u32 keep, bool uncommitted) {
+    u32 kept = 0;
+    for (u32 k = 0; k < w->arrival_count; k++) {
+        const struct Arrival a = w->arrivals[k];
+        bool all = active >> a.lane & 1;
+        for (u32 n = 0; all && n < w->copy_count; n++)
+            all = !(w->copies[n].lanes >> a.lane & 1) || w->copies[n].serial >= a.serial ||
+                  covered(w, w->copies + n, a.lane, keep, uncommitted);
+        if (all) arrive(w, a);
+        else w->arrivals[kept++] = a;
+    }
+    w->arrival_count = kept;
+}
+
 /* Land every copy of the active lanes whose group number is below the lane's limit. */
 static void land_groups(Warp *w, u32 active, u32 keep, bool uncommitted) {
+    arrive_by_wait(w, active, keep, uncommitted);
     for (u32 n = 0; n < w->copy_count; n++) {
         const Copy *c = &w->copies[n];
         u32 lanes = 0;
-        EACH(c->lanes & active, l)
-            lanes |= (u32)(uncommitted || (i64)c->group[l] < (i64)w->group[l] - (i64)keep) << l;
-        land(w, n, lanes, false);
+        EACH(c->lanes & active, l) lanes |= (u32)covered(w, c, l, keep, uncommitted) << l;
+        land(w, n, lanes);
     }
     drop_landed(w);
 }
@@ -136,15 +174,6 @@ void copies_progress(Warp *w) {
         Copy *c = &w->copies[n];
         if (c->lanes & ~c->landed) write_bytes(w, c, c->lanes & (u32)(next_random(w->m) >> 32));
     }
-}
-
-static void arrive(Warp *w, struct Arrival a) {
-    for (u32 n = 0; n < w->copy_count; n++)
-        if (w->copies[n].serial < a.serial) land(w, n, w->copies[n].lanes & 1u << a.lane, true);
-    drop_landed(w);
-    sync_publish_copies(w, a.lane, &a.known);
-    mbarrier_arrive(w, a.at, a.lane, a.address, a.known);
-    clock_release(a.known);
 }
 
 /* All that an mbarrier waits for has landed; false where there is nothing. */
@@ -201,8 +230,9 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes) {
     w->arrival_count = kept;
     for (u32 n = 0; n < w->copy_count; n++) {
         Copy *c = &w->copies[n];
-        if (c->lanes & lanes && w->m->checks & CHECK_ASYNC) {
-            u32 l = (u32)__builtin_ctz(c->lanes & lanes);
+        const u32 pending = c->lanes & ~c->arrived & lanes;
+        if (pending && w->m->checks & CHECK_ASYNC) {
+            u32 l = (u32)__builtin_ctz(pending);
             report(w, i, F_PENDING_COPY, l, c->address[l], c->size, 0);
         }
         c->lanes &= ~lanes;

@@ -97,7 +97,8 @@ typedef struct {
 /* One cp.async instruction of which some lanes' bytes are not yet known to have landed. */
 typedef struct {
     u32 lanes, size;
-    u32 landed; /* lanes whose bytes are in shared memory already */
+    u32 landed;  /* lanes whose bytes are in shared memory already */
+    u32 arrived; /* lanes of which an mbarrier knows that */
     u64 serial;
     u32 address[LANES];
     u32 group[LANES];
@@ -172,7 +173,7 @@ typedef struct {
 } Traffic;
 
 typedef struct {
-    u32 arrived, threads, expected; /* expected 0: all threads of the block that have not exited */
+    u32 arrived, threads, expected; /* where it is all threads, those that have exited count as arrived */
     u32 waiting; /* mask of warps */
     u32 count;   /* of threads whose predicate was true, for .red */
     u32 present; /* threads that gave one */

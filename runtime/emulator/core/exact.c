@@ -75,8 +75,8 @@ bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, bool same, u64 *st
     const u32 own = w->b->index, writer = u.writer ? *u.writer - 1 : own;
     *stamp = *u.write;
     if (TIME(*u.write) && !(same && writer == own) &&
-        !(by_arrival(*u.write) ? knows_copy(w, lane, STAMP_THREAD(*u.write), TIME(*u.write))
-                               : knows(w, lane, writer, STAMP_THREAD(*u.write), TIME(*u.write)))) {
+        (by_arrival(*u.write) || !knows(w, lane, writer, STAMP_THREAD(*u.write), TIME(*u.write))) &&
+        !(of_copy(*u.write) && knows_copy(w, lane, STAMP_THREAD(*u.write), TIME(*u.write)))) {
         *other = party_of(*u.write, writer);
         return true;
     }

@@ -147,8 +147,9 @@ void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arriva
     Block *b = w->b;
     for (u32 n = address; n < address + size; n++) {
         u64 *at = b->shared_write[n / 4] == SPLIT ? b->byte_write + n : b->shared_write + n / 4;
-        if (in_flight(*at) && STAMP_THREAD(*at) == w->index * LANES + lane)
-            *at = (*at & 0xFFFFFFFF & ~(by_arrival ? 0 : FLIGHT)) | LANDED | (u64)w->m->now << 32;
+        if (STAMP_THREAD(*at) != w->index * LANES + lane) continue;
+        if (in_flight(*at)) *at = (*at & 0xFFFFFFFF & ~(by_arrival ? 0 : FLIGHT)) | LANDED | (u64)w->m->now << 32;
+        else if (of_copy(*at)) *at &= ~FLIGHT;
     }
 }
 
