@@ -122,6 +122,24 @@ class GgufFile:
             return Quantized(codes.astype(np.int8) - np.int8(8), halves[..., 0].copy(), None, Q4_0_FORMAT)
         return Quantized(codes, halves[..., 0].copy(), halves[..., 1].copy(), Q4_1_FORMAT)
 
+    def quantized_8bit(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+        """Codes (out_features, in_features) and scales (out_features, groups of 32) of a Q8_0 matrix, bit for bit.
+
+        Raises FORMAT_UNSUPPORTED for other types.
+        """
+        tensor = self._tensor(name)
+        kind = tensor.tensor_type.name
+        if kind != "Q8_0" or tensor.data.ndim != 2:
+            raise LowbitvmError(
+                "FORMAT_UNSUPPORTED",
+                f"tensor {name} is stored as {kind}; Q8_0 matrices have 8-bit codes",
+                f"read it as floats with GgufFile.floats({name!r})",
+            )
+        blocks = np.ascontiguousarray(tensor.data).reshape(len(tensor.data), -1, 2 + 32)  # f16 scale, 32 codes
+        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+        codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(len(blocks), -1)
+        return codes, scales.copy()
+
     def packed(self, name: str) -> PackedWeight:
         """The matrix in this package's stored order, as numpy arrays. Raises FORMAT_UNSUPPORTED, see `quantized`."""
         matrix = self.quantized(name)

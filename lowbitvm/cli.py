@@ -43,17 +43,46 @@ def main() -> None:
     """Low-bit matrix multiplication kernels for NVIDIA GPUs, compiled and run with or without one."""
 
 
+def _extent(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Up to three positive numbers with commas."""
+    parts = value.split(",")
+    if not 1 <= len(parts) <= 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not one to three positive numbers, such as 4,1,1", ctx, param)
+    return tuple(map(int, parts))
+
+
+def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set[str]:
+    """all, none, or names of checks with commas."""
+    if value in ("all", "none"):
+        return value
+    names = {name.strip() for name in value.split(",")}
+    if unknown := names - set(CHECKS):
+        message = f"there is no check {', '.join(sorted(unknown))}; use all, none or {', '.join(CHECKS)}"
+        raise click.BadParameter(message, ctx, param)
+    return names
+
+
 @main.command()
-@click.option("--text", default=TEXT, show_default=True, help="What the language model reads.")
+@click.option("--text", help=f"What the language model reads: by default {TEXT!r}, with --generate the start of one.")
 @click.option("--device", default=None, help="cuda or emulator:TARGET; the GPU if there is one, else emulator:sm_80.")
-def demo(text: str, device: str | None) -> None:
-    """Runs the first block of SmolLM2-135M with its 4-bit weights and checks every layer."""
+@click.option("--generate", type=click.IntRange(1), help="Write this many tokens with the whole model instead.")
+@click.option("--checks", callback=_checks, default="none", help="With --generate, the emulator's checks.")
+def demo(text: str | None, device: str | None, generate: int | None, checks: str | set[str]) -> None:
+    """Runs the first block of SmolLM2-135M with its 4-bit weights and checks every layer.
+
+    With --generate, all 30 blocks write text, which must be what the float model writes.
+    """
     if importlib.util.find_spec("torch") is None:
         raise LowbitvmError("TOOL_MISSING", "the demo needs torch", "pip install 'lowbitvm[torch,load]'")
     from lowbitvm import demo as runner  # imports torch, which the other commands do without
 
-    console = Console()
-    raise SystemExit(runner.main(text, device or runner.default_device(), console))
+    device, console = device or runner.default_device(), Console()
+    if generate is None:
+        raise SystemExit(runner.main(TEXT if text is None else text, device, console))
+    from lowbitvm import generate as generator
+
+    prompt = generator.PROMPT if text is None else text
+    raise SystemExit(generator.main(prompt, generate, device, checks, console))
 
 
 @main.command("compile")
@@ -103,25 +132,6 @@ def compile_command(
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error}") from error
     click.echo(f"{output / name}.{{ptx,cubin,json}}: {kernel.registers} registers, {kernel.spills} bytes of spills")
-
-
-def _extent(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """Up to three positive numbers with commas."""
-    parts = value.split(",")
-    if not 1 <= len(parts) <= 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is not one to three positive numbers, such as 4,1,1", ctx, param)
-    return tuple(map(int, parts))
-
-
-def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set[str]:
-    """all, none, or names of checks with commas."""
-    if value in ("all", "none"):
-        return value
-    names = {name.strip() for name in value.split(",")}
-    if unknown := names - set(CHECKS):
-        message = f"there is no check {', '.join(sorted(unknown))}; use all, none or {', '.join(CHECKS)}"
-        raise click.BadParameter(message, ctx, param)
-    return names
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)

@@ -86,21 +86,44 @@ def embed(file: GgufFile, tokens: list[int]) -> torch.Tensor:
     return torch.from_numpy(file.floats("token_embd.weight")[tokens])
 
 
-def run_block(hidden: torch.Tensor, block: Block, parameters: Hyperparameters, linear: Linear) -> torch.Tensor:
+@dataclass
+class Past:
+    """Rotated keys and values (kv_heads, tokens, d) of the tokens that a block has seen; None before the first."""
+
+    key: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self.key is None else self.key.shape[1]
+
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values, the new ones included."""
+        self.key = key if self.key is None else torch.cat((self.key, key), dim=1)
+        self.value = value if self.value is None else torch.cat((self.value, value), dim=1)
+        return self.key, self.value
+
+
+def run_block(
+    hidden: torch.Tensor, block: Block, parameters: Hyperparameters, linear: Linear, past: Past | None = None
+) -> torch.Tensor:
     """One block of the llama architecture on hidden states (tokens, width); returns the same shape and dtype.
 
     `linear(name, x)` stands for the seven linear layers. Norm, rotation, attention and gate are computed in float32
-    at least. Source: Touvron et al., LLaMA, 2023, section 2.2.
+    at least. `past`: the tokens before these; these are added to it. Source: Touvron et al., LLaMA, 2023, section 2.2.
     """
+    past = Past() if past is None else past
+    before = past.tokens
 
     def split(x: torch.Tensor, heads: int) -> torch.Tensor:  # (tokens, heads * d) -> (heads, tokens, d)
         return _wide(x).reshape(len(x), heads, -1).transpose(0, 1)
 
     x = rms_norm(hidden, block.attn_norm, parameters.norm_epsilon)
-    query = rotate(split(linear("attn_q", x), parameters.heads), parameters.rope_base)
-    key = rotate(split(linear("attn_k", x), parameters.kv_heads), parameters.rope_base)
-    value = split(linear("attn_v", x), parameters.kv_heads)
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    query = rotate(split(linear("attn_q", x), parameters.heads), parameters.rope_base, before)
+    key = rotate(split(linear("attn_k", x), parameters.kv_heads), parameters.rope_base, before)
+    key, value = past.extend(key, split(linear("attn_v", x), parameters.kv_heads))
+    seen = torch.ones(len(x), key.shape[1], dtype=torch.bool, device=x.device).tril(before)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
     hidden = hidden + linear("attn_output", mixed.transpose(0, 1).flatten(1).to(hidden.dtype))
 
     x = rms_norm(hidden, block.ffn_norm, parameters.norm_epsilon)
@@ -114,13 +137,14 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight).to(hidden.dtype)
 
 
-def rotate(x: torch.Tensor, base: float) -> torch.Tensor:
+def rotate(x: torch.Tensor, base: float, start: int = 0) -> torch.Tensor:
     """Rotary position embedding of x (heads, tokens, d), interleaved: token t turns the pair (2i, 2i + 1) by
-    t * base^(-2i/d), as the row order of GGUF's llama files has it. Source: Su et al., RoFormer, 2021, section 3.4.
+    t * base^(-2i/d), as the row order of GGUF's llama files has it; the first token is number `start`.
+    Source: Su et al., RoFormer, 2021, section 3.4.
     """
     tokens, d = x.shape[1:]
     frequencies = base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=x.device) / d)
-    angles = torch.outer(torch.arange(tokens, dtype=torch.float64, device=x.device), frequencies)
+    angles = torch.outer(torch.arange(start, start + tokens, dtype=torch.float64, device=x.device), frequencies)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
@@ -128,31 +152,6 @@ def rotate(x: torch.Tensor, base: float) -> torch.Tensor:
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def generate_reference(file: GgufFile, text: str, count: int) -> str:
-    """The `count` most likely next tokens after `text`, one by one, as text.
-
-    Evaluates the whole model in float32 from dequantised weights, without low-bit kernels: what the loader, the
-    tokeniser and the block above are checked with. Needs 0.6 GB for SmolLM2-135M.
-    """
-    parameters, tokenizer = Hyperparameters.from_gguf(file), Tokenizer.from_gguf(file)
-    embedding = torch.from_numpy(file.floats("token_embd.weight"))
-    output_norm = torch.from_numpy(file.floats("output_norm.weight").copy())
-    blocks, dense = [], []
-    for index in range(parameters.blocks):
-        block = load_block(file, index, "cpu")
-        blocks.append(block)
-        dense.append({name: weight.dequantize().float() for name, weight in block.linears.items()})
-    tokens = tokenizer.encode(text)
-    start = len(tokens)
-    for _ in range(count):
-        hidden = embedding[tokens]
-        for block, weights in zip(blocks, dense, strict=True):
-            hidden = run_block(hidden, block, parameters, dense_linear(weights))
-        logits = embedding @ rms_norm(hidden[-1], output_norm, parameters.norm_epsilon)
-        tokens.append(int(logits.argmax()))
-    return tokenizer.decode(tokens[start:])
 
 
 def dense_linear(weights: dict[str, torch.Tensor]) -> Linear:

@@ -1,6 +1,7 @@
 """What the tests of single instructions share: running a line of PTX on arrays, operands, and exact rounding."""
 
 import math
+import re
 from fractions import Fraction
 
 import ml_dtypes
@@ -20,8 +21,8 @@ def apply(body: str, result: int, *sources: np.ndarray, checks: str | set[str] =
         size = source.itemsize
         lines.append(f"ld.param.u64 %q1, [p{n}]; mad.wide.u32 %q1, %index, {size}, %q1;")
         lines.append(f"ld.global.b{8 * size} {REGISTER[size]}{n}, [%q1];")
-        body = body.replace(names[n], f"{REGISTER[size]}{n}")
-    body = body.replace("Z", f"{REGISTER[result]}9")
+        body = re.sub(rf"\b{names[n]}\b", f"{REGISTER[size]}{n}", body)
+    body = re.sub(r"\bZ\b", f"{REGISTER[result]}9", body)
     params = ", ".join(f".param .u64 p{n}" for n in range(len(sources) + 1))
     text = f"""
     .version 9.2

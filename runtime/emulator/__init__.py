@@ -18,6 +18,7 @@ from lowbitvm.runtime.emulator.report import (
     MatrixCount,
     Party,
     Report,
+    Rounding,
 )
 from lowbitvm.runtime.emulator.syntax import PtxError
 
@@ -33,6 +34,7 @@ __all__ = [
     "Party",
     "PtxError",
     "Report",
+    "Rounding",
     "load",
     "output",
     "sparse",

@@ -22,7 +22,8 @@ from lowbitvm.runtime.emulator.syntax import (
 )
 from lowbitvm.runtime.emulator.variables import LOCAL_BASE, Place, function_addresses, unit_of
 
-MOST_INSTRUCTIONS = 1 << 20
+MOST_INSTRUCTIONS = 1 << 18
+MOST_COPIES = 1 << 13
 MOST_LOCAL = 512 << 10  # bytes of local memory that a thread may have
 DEEPEST = 64  # calls in one another
 # Functions of the CUDA runtime: the types of what they take and return.
@@ -65,6 +66,7 @@ class _Expander:
         self.places: dict[Scope, dict[str, Place]] = {}
         self.end = LOCAL_BASE
         self.reached = [kernel]
+        self.copies = 0  # of functions' bodies
         self.path: list[Kernel] = [kernel]
         self.instruction = Instruction("exit", (), (), None, False, kernel.end, kernel.scopes[0])
         if syntax.locals:
@@ -141,10 +143,9 @@ class _Expander:
                     self.emit("bra", scope, Name(RETURN), guard=instruction.guard, negated=instruction.negated)
             else:
                 self.out.append(self.copy(instruction, scope, function.is_entry))
-            if len(self.out) > MOST_INSTRUCTIONS:
-                raise self.error(
-                    f"{self.kernel.name} has over {MOST_INSTRUCTIONS} instructions once calls are expanded"
-                )
+            if len(self.out) > MOST_INSTRUCTIONS or self.copies > MOST_COPIES:
+                problem = f"{MOST_INSTRUCTIONS} instructions or {MOST_COPIES} functions"
+                raise self.error(f"the calls of {self.kernel.name} expand to more than {problem}")
         starts.append(len(self.out))
         for original, scope in scopes.items():
             self.labels[scope] = {name: starts[n] for name, n in original.labels.items()}
@@ -173,7 +174,7 @@ class _Expander:
         for number, target in enumerate(targets):
             self.emit("setp.eq.u32", scope, Name(".hit"), index, Immediate(number))
             self.emit("bra", scope, Name(target), guard=".hit")
-        self.emit("trap", scope)
+        self.emit("trap", scope, Group((Immediate(1),)))
         self.labels[scope][AFTER] = len(self.out)
 
     def guarded(self, instruction: Instruction, around: Scope) -> Scope:
@@ -220,6 +221,7 @@ class _Expander:
             raise self.error(f"recursion is not implemented: {names}")
         if len(self.path) > DEEPEST:
             raise self.error(f"calls more than {DEEPEST} deep are not implemented")
+        self.copies += 1
         if function not in self.reached:
             self.reached.append(function)
         for what, have, want in (
@@ -303,7 +305,7 @@ class _Expander:
             self.direct(call, function)
             self.emit("bra", call.scope, Name(AFTER))
             self.labels[call.scope][f".next{n}"] = len(self.out)
-        self.emit("trap", call.scope)
+        self.emit("trap", call.scope, Group((Immediate(2),)))
 
     def candidates(self, call: _Call) -> list[Kernel]:
         for scope in call.scope.outward():

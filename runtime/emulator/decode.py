@@ -34,7 +34,7 @@ from lowbitvm.runtime.emulator.variables import (
 
 MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4}  # memory.c; 0 is generic
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4, "param::func": 5}  # memory.c; 0 is generic
 MOST_SHARED = 48 << 10  # bytes of a kernel's static shared memory
 
 # What the core calls Insn (core.h).
@@ -175,6 +175,10 @@ class Decoder:
         found = scope.register(name)
         return (found[0], found[2]) if found else None
 
+    def is_predicate(self, operand: Operand) -> bool:
+        declared = self.register_type(operand.text, self.instruction.scope) if isinstance(operand, Name) else None
+        return declared is not None and declared[1] == "pred"
+
     def label(self, name: str) -> int:
         for scope in self.instruction.scope.outward():
             labels = self.expansion.labels.get(scope, {})
@@ -285,6 +289,7 @@ class Decoder:
         return self.slots.specials[name], False
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
+        """The manual's "Operand Type Checking": same width (`loose`: or wider) and no integer as a float or reverse."""
         if not fits(declared, kind, loose):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
@@ -321,9 +326,18 @@ class Decoder:
 def fits(declared: str, kind: str, loose: bool) -> bool:
     """Whether a register of type `declared` takes a value of type `kind`; `loose` lets it be wider."""
     have, need = TYPE_BITS[declared], TYPE_BITS[kind]
+    if len({_value_class(declared), _value_class(kind)} - {"b"}) > 1:
+        return False
     if have == 1 or need == 1 or not loose:
         return have == need
     return have >= need
+
+
+def _value_class(kind: str) -> str:
+    """What agrees with what: bits with everything, integers with integers, each float type with itself alone."""
+    if kind[0] in "us":
+        return "i"
+    return kind if kind[0] == "f" else "b"
 
 
 def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[list[int]]:

@@ -3,7 +3,6 @@
 import importlib
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.emulator.bind import Array, bind, invalid
 from lowbitvm.runtime.emulator.decode import ROW, Decoder, Program, build
 from lowbitvm.runtime.emulator.isa import decode
+from lowbitvm.runtime.emulator.legality import TARGETS, module_problem, parse_target, runs_on
 from lowbitvm.runtime.emulator.parse import parse
 from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Launch, Report
 from lowbitvm.runtime.emulator.results import Outline, build_report
@@ -69,10 +69,10 @@ class Module:
         `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param.
         `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
-        (bit for bit), "bound" (sums in double, rounded once; the report says how far the hardware may be from them and
-        how far it was), or "permute" (the hardware's, with k in random order within an instruction).
-        `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (one instruction each in
-        turn) or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
+        (bit for bit), "bound" (sums in double, rounded once; the report says how far the hardware may be from them
+        and how far it was), or "permute" (the hardware's, with k in random order within an instruction).
+        `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (an instruction each in turn)
+        or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
         "late" or "early" as the program allows, or "random". `workers`: host threads, by default one per core; blocks
         that may communicate run on one, in turns. The report does not depend on `workers`.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
@@ -87,7 +87,7 @@ class Module:
         mask = _check_mask(checks)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
-        config += [_choice(numerics, NUMERICS, "numerics"), _capability(arch or self.syntax.target)]
+        config += [_choice(numerics, NUMERICS, "numerics"), _capability(self.syntax.target, arch or self.syntax.target)]
         config += [seed % 2**32, step_limit]
         config += [program.local_size, _choice(schedule, SCHEDULES, "schedule"), _choice(copies, COPIES, "copies")]
         together = program.ordering.blocks and math.prod(grid3) > 1
@@ -121,6 +121,9 @@ def load(text: str) -> Module:
     assert CORE.instruction_bytes == ROW.itemsize
     opcodes = {name: number for number, name in enumerate(CORE.opcodes())}
     syntax = parse(text)
+    problem = module_problem(syntax.target, syntax.version)
+    if problem is not None:
+        raise syntax.error(problem, max(text.find(".target"), 0))
     programs = {name: _program(syntax, kernel, opcodes) for name, kernel in syntax.kernels.items() if kernel.defined}
     contents = initial_contents(syntax)
     number = {variable: n for n, variable in enumerate(syntax.globals)}
@@ -178,9 +181,10 @@ def _workers(workers: int | None, program: Program) -> int:
     return 1 if program.ordering.float_red else workers
 
 
-def _capability(arch: str) -> int:
-    """Compute capability x 10."""
-    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
-    if match is None or int(match[1]) < 75:
+def _capability(target: str, arch: str) -> int:
+    """Compute capability x 10 of `arch`, which must run PTX for `target`."""
+    if arch not in TARGETS:
         raise invalid(f"the architecture is {arch!r}", "name one like sm_80, from sm_75 on")
-    return int(match[1])
+    if not runs_on(target, arch):
+        raise invalid(f"the PTX is for {target}, which does not run on {arch}", f"name {target} or what can run it")
+    return parse_target(arch).number

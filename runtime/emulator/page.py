@@ -57,6 +57,7 @@ def render(report: "Report") -> str:
         "</div>",
         _table("Arrays", ARRAY_HEADERS, _arrays(report)),
         _findings(report.findings),
+        _printed(report.printed),
         _listing(report),
         "</body>\n</html>\n",
     ]
@@ -77,6 +78,9 @@ def _launch(report: "Report") -> list[tuple[str, ...]]:
     rows += [(name, str(value)) for name, value in launch.options.items()]
     rows.append(("warp instructions", f"{report.counters.instructions:,}"))
     rows.append(("active lanes of 32", f"{report.counters.active_lanes:.2f}"))
+    if rounding := report.counters.rounding:
+        rows.append(("matrix products off exact sums by", f"{rounding.distance:.2e}"))
+        rows.append(("the hardware's bound, share of it", f"{rounding.bound:.2e}, {rounding.share:.2f}"))
     return [*rows, ("emulated in", f"{report.seconds:.3f} s")]
 
 
@@ -149,6 +153,10 @@ def _findings(findings: "list[Finding]") -> str:
         kind = f'<span class="kind">{escape(finding.kind)}</span>'
         items.append(f'<li id="F{number}">{kind}: {place}, {where}: {escape(finding.message)}{text}</li>')
     return '<h2 id="findings">Findings</h2>\n<ol class="findings">\n' + "\n".join(items) + "\n</ol>"
+
+
+def _printed(texts: list[str]) -> str:
+    return f"<h2>Printed</h2>\n<pre>{escape(''.join(texts))}</pre>" if texts else ""
 
 
 def _listing(report: "Report") -> str:

@@ -128,7 +128,7 @@ class _Parser:
         kind, text, position = self.reader.take()
         if kind != "float":
             raise Malformed("expected a version like 8.0", position)
-        self.syntax.version = text
+        self.syntax.version = float(text)
 
     def target(self) -> None:
         words = [self.reader.word()]

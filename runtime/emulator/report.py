@@ -43,7 +43,7 @@ KINDS = (
     ("mask_invalid", "the member mask {size:#010x} names the lanes {context:#010x}, which do not execute it (none: the "
                      "executing lane is not in its own mask)"),
     ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
-    ("trap", "the kernel stops itself"),
+    ("trap", "{trap}"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
@@ -56,6 +56,13 @@ INVALID_MBARRIER = (
     "it was not initialised",
     "{size} arrivals, more than its phase expects",
     "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
+
+# Why a kernel stopped; a failed assertion has a text of its own.
+TRAPS = (
+    "the kernel stops itself",
+    "the index of brx.idx is beyond its list",
+    "the register holds the address of none of the functions that the call names",
 )
 
 # Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".
@@ -138,6 +145,19 @@ class MatrixCount:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How far the hardware's float matrix products are from exact sums rounded once, as `numerics="bound"` finds.
+
+    `bound`: the largest distance that its arithmetic allows any output, `distance`: the largest that it had, `share`:
+    the largest distance over the bound of the same output, at most 1.
+    """
+
+    bound: float
+    distance: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Traffic:
     """What memory accesses cost: passes over shared memory's 32 banks, and 32-byte sectors of global memory.
 
@@ -213,6 +233,7 @@ class Counters(Traffic):
 
     An instruction whose guard is false counts as issued, without lanes. `by_class` is by the names of classes.CLASSES,
     `arrays` by argument number, `matrix` by shape and types ("m16n8k16.f32.f16.f16.f32"); `mma` is their total.
+    `rounding` is None unless the launch had `numerics="bound"`.
     """
 
     instructions: int
@@ -222,6 +243,7 @@ class Counters(Traffic):
     by_line: dict[int, int]
     mma: int
     matrix: dict[str, MatrixCount]
+    rounding: Rounding | None
     arrays: dict[int, ArrayTraffic]
 
     @property
@@ -245,7 +267,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine."""
+    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine.
+
+    `printed`: what each call of printf printed, block after block, where blocks cannot communicate.
+    """
 
     counters: Counters
     findings: list[Finding]
@@ -253,6 +278,7 @@ class Report:
     launch: Launch
     seconds: float = field(compare=False)
     ptx: str = field(repr=False)
+    printed: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def lines(self) -> list[LineCounters]:
@@ -282,6 +308,7 @@ class Report:
                 "by_mnemonic": c.by_mnemonic,
                 "mma": c.mma,
                 "matrix": {name: asdict(count) for name, count in c.matrix.items()},
+                "rounding": c.rounding and asdict(c.rounding),
                 **traffic,
             },
             "arrays": [
@@ -293,6 +320,7 @@ class Report:
                 for line in self.lines
             ],
             "findings": [asdict(finding) for finding in self.findings],
+            "printed": self.printed,
         }
 
     def to_html(self, path: str | Path | None = None) -> str:

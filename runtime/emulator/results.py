@@ -13,6 +13,7 @@ from lowbitvm.runtime.emulator.report import (
     INVALID_BARRIER,
     INVALID_MBARRIER,
     KINDS,
+    TRAPS,
     ArrayTraffic,
     Counters,
     EmulatorError,
@@ -23,6 +24,7 @@ from lowbitvm.runtime.emulator.report import (
     MatrixCount,
     Party,
     Report,
+    Rounding,
 )
 from lowbitvm.runtime.emulator.syntax import Syntax
 from lowbitvm.runtime.emulator.variables import REGION_SHIFT
@@ -76,12 +78,15 @@ def build_report(
     on_finding: str,
     seconds: float,
 ) -> Report:
-    counts, traffic, findings = raw
+    counts, traffic, findings, printed, assertion = raw
     tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
     by_line = _grouped(tally, outline.line, len(outline.places))
-    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic))
-    found = [_finding(syntax, program, buffers, item, launch) for item in findings]
-    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text)
+    rounding = None
+    if launch.options["numerics"] == "bound":  # the rest of a tally's columns
+        rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
+    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
+    found = [_finding(syntax, program, buffers, item, launch, assertion) for item in findings]
+    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text, printed)
     if found and on_finding == "raise":
         raise EmulatorError(found[0], report)
     return report
@@ -107,7 +112,9 @@ def _arrays(
     return arrays
 
 
-def _counters(outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic]) -> Counters:
+def _counters(
+    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], rounding: Rounding | None
+) -> Counters:
     executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
     by_class = dict.fromkeys(CLASSES, 0)
     for name, count in zip(outline.names, executed, strict=True):
@@ -124,6 +131,7 @@ def _counters(outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, 
         by_line={place.line: count for place, count in zip(outline.places, by_line[:, 0].tolist(), strict=True)},
         mma=sum(count.instructions for count in matrix.values()),
         matrix=matrix,
+        rounding=rounding,
         arrays=arrays,
     )
 
@@ -133,7 +141,9 @@ def _source(program: Program, pc: int) -> str | None:
     return program.sources[pc]
 
 
-def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[Any, ...], launch: Launch) -> Finding:
+def _finding(
+    syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[Any, ...], launch: Launch, assertion: str
+) -> Finding:
     kind, pc, block_index, warp, lane, context, address, size, (other_pc, other_block, other_thread) = item
     name, template = KINDS[kind]
     line, _, text = syntax.place(program.positions[pc])
@@ -142,6 +152,8 @@ def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tupl
     facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
     if name == "barrier_invalid":
         facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
+    if name == "trap":
+        facts["trap"] = assertion or TRAPS[context]
     if name == "mbarrier_invalid":
         facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
     other = None

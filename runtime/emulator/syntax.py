@@ -196,7 +196,7 @@ class Syntax:
     shared: list[Variable]  # of the module; those of functions are in their scopes
     globals: list[Variable]  # .global and .const, those of functions too
     line_starts: list[int]
-    version: str = ""
+    version: float = 0.0
     functions: dict[str, Kernel] = field(default_factory=dict)
     locals: list[Variable] = field(default_factory=list)
     names: dict[str, Variable] = field(default_factory=dict)  # the module's variables

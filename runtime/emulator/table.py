@@ -33,6 +33,11 @@ def _summary(report: "Report") -> Table:
     table.add_row("active lanes of 32", f"{counters.active_lanes:.2f}")
     for form, matrix in counters.matrix.items():
         table.add_row(Text(form), f"{matrix.instructions:,} ({matrix.multiply_accumulates:,} multiply-adds)")
+    if counters.rounding:
+        table.add_row("matrix products off exact sums by", f"{counters.rounding.distance:.2e}")
+        table.add_row(
+            "  the hardware's bound, share of it", f"{counters.rounding.bound:.2e}, {counters.rounding.share:.2f}"
+        )
     if counters.shared_wavefronts:
         table.add_row("shared wavefronts", f"{counters.shared_wavefronts:,}")
         table.add_row("  fewest possible", f"{counters.fewest_wavefronts:,}")
@@ -61,14 +66,12 @@ def _arrays(report: "Report") -> list[Table]:
 
 def _lines(report: "Report") -> Table:
     title = f"the {HOTTEST} PTX lines issued most"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=True)
     hottest = sorted(report.lines, key=lambda line: -line.instructions)[:HOTTEST]
     rows = [_line(line, report.counters.instructions) for line in hottest]
-    headers = ("line", "issued", "share", "lanes", "conflicts", "sectors")
-    for header, cells in zip(headers, zip(*rows, strict=True), strict=True):
-        width = max(map(len, (header, *cells)))
-        table.add_column(header, justify="right", no_wrap=True, min_width=width)
-    table.add_column("PTX", no_wrap=True, overflow="ellipsis")
+    for header in ("line", "issued", "share", "lanes", "conflicts", "sectors"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("PTX", no_wrap=True, overflow="ellipsis", ratio=1)  # takes the room that the numbers leave
     for line, cells in zip(hottest, rows, strict=True):
         table.add_row(*cells, Text(line.text.strip()))
     return table

@@ -76,6 +76,7 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
             "histogram": EVERY,
             "counter": EVERY,
             "accumulate": EVERY,
+            "atomics of blocks whose warps met by part masks": EVERY,
             "blocks that meet in atomics alone": EVERY,
         },
     ),
@@ -138,6 +139,10 @@ GROUPS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
             "a sum of floats by compare and swap": EVERY,
             "a grid meets again and again at one counter": EVERY,
             "a barrier that counts orders as well": EVERY,
+            "blocks draw tiles from a queue": EVERY,
+            "the last warp of a block to draw a ticket sums up": EVERY,
+            "a scan over blocks by decoupled look-back": EVERY,
+            "a grid barrier in the way of cooperative groups": EVERY,
         },
     ),
     (

@@ -136,6 +136,32 @@ JOIN:
     data=given((32,), lambda x: [x, fresh(32)], lambda x: {1: x[::-1]}),
 )
 
+ATOMICS_AFTER_PARTS = Case(
+    "atomics of blocks whose warps met by part masks",
+    ptx(
+        "u64 x, u64 y",
+        """
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r2, [%d1];
+    setp.lt.u32 %p1, lane, 16;
+    @!%p1 bra JOIN;
+    shfl.sync.bfly.b32 %r3, %r2, 1, 31, 0x0000FFFF;
+    add.u32 %r2, %r2, %r3;
+    bar.warp.sync 0x0000FFFF;
+JOIN:
+    red.global.add.u32 [y], %r2;
+    red.global.max.u32 [y+4], %r2;
+""",
+    ),
+    grid=2,
+    block=64,
+    data=given(
+        (4, 32),
+        lambda x: [x, np.zeros(2, np.uint32)],
+        lambda x: {1: np.array([x.sum() + x[:, :16].sum(), max((x[:, :16] + x[:, np.arange(16) ^ 1]).max(), x.max())])},
+    ),
+)
+
 ATOMIC_HISTOGRAM = Case(
     "blocks that meet in atomics alone",
     ptx(
@@ -829,6 +855,288 @@ END:
     grid=3,
     block=64,
     data=given((1,), lambda x: [x, np.zeros(2, np.uint32)], lambda x: {1: np.repeat(x, 2)}),
+)
+
+# A persistent kernel: thread 0 draws the next tile, a barrier hands it out, another one frees the word.
+WORK_QUEUE = Case(
+    "blocks draw tiles from a queue",
+    ptx(
+        "u64 x, u64 y, u64 queue",
+        """
+    .shared .align 4 .b8 drawn[4];
+    mov.u32 base, drawn;
+    setp.ne.u32 %p1, tid, 0;
+DRAW:
+    @%p1 bra WAIT;
+    atom.global.add.u32 %r1, [queue], 1;
+    st.shared.u32 [base], %r1;
+WAIT:
+    bar.sync 0;
+    ld.shared.u32 %r2, [base];
+    bar.sync 0;
+    setp.ge.u32 %p2, %r2, 7;
+    @%p2 bra END;
+    mad.lo.u32 %r3, %r2, 64, tid; mul.wide.u32 %d1, %r3, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r4, [%d2];
+    mul.lo.u32 %r4, %r4, 3;
+    st.global.u32 [%d3], %r4;
+    bra DRAW;
+END:
+""",
+    ),
+    grid=3,
+    block=64,
+    data=given(
+        (7, 64),
+        lambda x: [x, fresh(7, 64), np.zeros(1, np.uint32)],
+        lambda x: {1: x * 3, 2: np.array([10])},
+    ),
+)
+
+LAST_WARP = Case(
+    "the last warp of a block to draw a ticket sums up",
+    ptx(
+        "u64 x, u64 y",
+        """
+    .shared .align 4 .b8 memory[20];
+    mov.u32 base, memory;
+    setp.eq.u32 %p1, tid, 0;
+    @%p1 st.shared.u32 [base+16], 0;
+    bar.sync 0;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d1, x, %d1;
+    ld.global.u32 %r1, [%d1];
+    redux.sync.add.u32 %r1, %r1, 0xFFFFFFFF;
+    setp.ne.u32 %p2, lane, 0;
+    @%p2 bra END;
+    mad.lo.u32 %r2, warp, 4, base;
+    st.shared.u32 [%r2], %r1;
+    membar.cta;
+    atom.shared.add.u32 %r3, [base+16], 1;
+    setp.ne.u32 %p3, %r3, 3;
+    @%p3 bra END;
+    membar.cta;
+    ld.shared.u32 %r4, [base]; ld.shared.u32 %r5, [base+4]; ld.shared.u32 %r6, [base+8]; ld.shared.u32 %r7, [base+12];
+    add.u32 %r4, %r4, %r5; add.u32 %r6, %r6, %r7; add.u32 %r4, %r4, %r6;
+    st.global.u32 [y], %r4;
+END:
+""",
+    ),
+    grid=1,
+    block=128,
+    data=given((128,), lambda x: [x, fresh(1)], lambda x: {1: x.sum(keepdims=True, dtype=np.uint32)}),
+)
+
+# A block's state and value are one word of 64 bits, so that relaxed accesses are enough: 1 is its own sum, 2 includes
+# all before it.
+LOOK_BACK = Case(
+    "a scan over blocks by decoupled look-back",
+    ptx(
+        "u64 x, u64 states, u64 y",
+        """
+    mad.lo.u32 %r1, cta, 32, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    ld.global.u32 %r2, [%d2];
+    mov.u32 %r3, 1;
+SCAN:
+    shfl.sync.up.b32 %r4|%p1, %r2, %r3, 0, 0xFFFFFFFF;
+    @%p1 add.u32 %r2, %r2, %r4;
+    shl.b32 %r3, %r3, 1;
+    setp.lt.u32 %p2, %r3, 32;
+    @%p2 bra SCAN;
+    shfl.sync.idx.b32 %r5, %r2, 31, 31, 0xFFFFFFFF;
+    mov.u32 %r6, 0;
+    setp.ne.u32 %p3, tid, 0;
+    @%p3 bra JOIN;
+    mul.wide.u32 %d4, cta, 8; add.s64 %d4, states, %d4;
+    mov.u32 %r7, 1;
+    mov.b64 %d5, {%r5, %r7};
+    st.relaxed.gpu.global.u64 [%d4], %d5;
+    mov.u64 %d6, %d4;
+    mov.u32 %r8, cta;
+BACK:
+    setp.eq.u32 %p4, %r8, 0;
+    @%p4 bra PUBLISH;
+    add.s64 %d6, %d6, -8;
+    sub.u32 %r8, %r8, 1;
+    SPIN: ld.relaxed.gpu.global.u64 %d7, [%d6]; mov.b64 {%r9, %r10}, %d7; setp.eq.u32 %p5, %r10, 0; @%p5 bra SPIN;
+    add.u32 %r6, %r6, %r9;
+    setp.eq.u32 %p6, %r10, 1;
+    @%p6 bra BACK;
+PUBLISH:
+    add.u32 %r11, %r5, %r6;
+    mov.u32 %r7, 2;
+    mov.b64 %d5, {%r11, %r7};
+    st.relaxed.gpu.global.u64 [%d4], %d5;
+JOIN:
+    shfl.sync.idx.b32 %r6, %r6, 0, 31, 0xFFFFFFFF;
+    add.u32 %r2, %r2, %r6;
+    st.global.u32 [%d3], %r2;
+""",
+    ),
+    grid=4,
+    block=32,
+    data=given(
+        (128,),
+        lambda x: [x, np.zeros(4, np.uint64), fresh(128)],
+        lambda x: {2: np.cumsum(x, dtype=np.uint32)},
+    ),
+)
+
+# CUDA's cooperative groups: the block with rank 0 adds what flips the top bit once all the others have added 1.
+COOPERATIVE = Case(
+    "a grid barrier in the way of cooperative groups",
+    ptx(
+        "u64 x, u64 y, u64 arrivals",
+        """
+    mad.lo.u32 %r1, cta, 64, tid; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    add.u32 %r2, cta, 1; setp.eq.u32 %p1, %r2, grid; selp.b32 %r2, 0, %r2, %p1;
+    mad.lo.u32 %r2, %r2, 64, tid; mul.wide.u32 %d4, %r2, 4; add.s64 %d4, y, %d4;
+    setp.ne.u32 %p2, tid, 0;
+    setp.eq.u32 %p3, cta, 0;
+    sub.u32 %r3, 0x80000001, grid;
+    selp.b32 %r3, %r3, 1, %p3;
+    ld.global.u32 %r4, [%d2];
+    st.global.u32 [%d3], %r4;
+    mov.u32 %r5, 0;
+ROUND:
+    barrier.sync 0;
+    @%p2 bra JOIN;
+    membar.gl;
+    atom.global.add.u32 %r6, [arrivals], %r3;
+    SPIN: ld.volatile.global.u32 %r7, [arrivals]; xor.b32 %r8, %r6, %r7; setp.ge.s32 %p4, %r8, 0; @%p4 bra SPIN;
+    membar.gl;
+JOIN:
+    barrier.sync 0;
+    setp.ne.u32 %p5, %r5, 0;
+    @%p5 bra LAST;
+    ld.global.u32 %r9, [%d4];
+    mov.u32 %r5, 1;
+    bra ROUND;
+LAST:
+    st.global.u32 [%d3], %r9;
+""",
+    ),
+    grid=3,
+    block=64,
+    data=given((3, 64), lambda x: [x, fresh(3, 64), np.zeros(1, np.uint32)], lambda x: {1: x[[1, 2, 0]]}),
+)
+
+ONE_ARRIVES = Case(
+    "one lane arrives at an mbarrier for a warp that met before",
+    ptx(
+        "u64 x, u64 y",
+        """
+    .shared .align 8 .b8 memory[136];
+    mov.u32 base, memory;
+    setp.eq.u32 %p1, tid, 0;
+    @%p1 mbarrier.init.shared.b64 [base], 1;
+    bar.sync 0;
+    mul.wide.u32 %d1, lane, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    setp.ne.u32 %p2, warp, 0;
+    @%p2 bra CONSUMER;
+    ld.global.u32 %r1, [%d2];
+    mad.lo.u32 %r2, lane, 4, base;
+    st.shared.u32 [%r2+8], %r1;
+    bar.warp.sync 0xFFFFFFFF;
+    @%p1 mbarrier.arrive.shared.b64 %d4, [base];
+    bra END;
+CONSUMER:
+    WAIT: mbarrier.test_wait.parity.shared.b64 %p3, [base], 0; @!%p3 bra WAIT;
+    xor.b32 %r3, lane, 31; mad.lo.u32 %r3, %r3, 4, base;
+    ld.shared.u32 %r4, [%r3+8];
+    st.global.u32 [%d3], %r4;
+END:
+""",
+    ),
+    grid=1,
+    block=64,
+    data=given((32,), lambda x: [x, fresh(32)], lambda x: {1: x[::-1]}),
+)
+
+NOT_ALIGNED = Case(
+    "lanes of both sides of a branch meet at a barrier that is not aligned",
+    ptx(
+        "u64 x, u64 y",
+        """
+    .shared .align 4 .b8 part[256];
+    mov.u32 base, part;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; xor.b32 %r2, tid, 63; mad.lo.u32 %r2, %r2, 4, base;
+    ld.global.u32 %r3, [%d2];
+    and.b32 %r4, lane, 1; setp.eq.u32 %p1, %r4, 0;
+    @%p1 bra EVEN;
+    st.shared.u32 [%r1], %r3;
+    barrier.sync 0;
+    bra JOIN;
+EVEN:
+    add.u32 %r3, %r3, 1;
+    st.shared.u32 [%r1], %r3;
+    barrier.sync 0;
+JOIN:
+    ld.shared.u32 %r5, [%r2];
+    st.global.u32 [%d3], %r5;
+""",
+    ),
+    grid=1,
+    block=64,
+    data=given((64,), lambda x: [x, fresh(64)], lambda x: {1: (x + (np.arange(64) % 2 == 0)).astype(np.uint32)[::-1]}),
+)
+
+TWO_PLACES = Case(
+    "warps meet at one barrier from two places",
+    ptx(
+        "u64 x, u64 y",
+        """
+    .shared .align 4 .b8 part[256];
+    mov.u32 base, part;
+    mul.wide.u32 %d1, tid, 4; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    mad.lo.u32 %r1, tid, 4, base; xor.b32 %r2, tid, 63; mad.lo.u32 %r2, %r2, 4, base;
+    ld.global.u32 %r3, [%d2];
+    setp.eq.u32 %p1, warp, 0;
+    @%p1 bra FIRST;
+    st.shared.u32 [%r1], %r3;
+    bar.sync 0;
+    bra JOIN;
+FIRST:
+    add.u32 %r3, %r3, 1;
+    st.shared.u32 [%r1], %r3;
+    bar.sync 0;
+JOIN:
+    ld.shared.u32 %r5, [%r2];
+    st.global.u32 [%d3], %r5;
+""",
+    ),
+    grid=1,
+    block=64,
+    data=given((64,), lambda x: [x, fresh(64)], lambda x: {1: (x + (np.arange(64) < 32)).astype(np.uint32)[::-1]}),
+)
+
+COPIES_ANNOUNCED = Case(
+    "copies are awaited by their warp and announced to another by bar.arrive",
+    ptx(
+        "u64 x, u64 y",
+        """
+    .shared .align 16 .b8 part[512];
+    mov.u32 base, part;
+    mul.wide.u32 %d1, lane, 16; add.s64 %d2, x, %d1; add.s64 %d3, y, %d1;
+    setp.ne.u32 %p1, warp, 0;
+    @%p1 bra CONSUMER;
+    mad.lo.u32 %r1, lane, 16, base;
+    cp.async.cg.shared.global [%r1], [%d2], 16;
+    cp.async.commit_group;
+    cp.async.wait_group 0;
+    bar.arrive 1, 64;
+    bra END;
+CONSUMER:
+    bar.sync 1, 64;
+    xor.b32 %r2, lane, 31; mad.lo.u32 %r2, %r2, 16, base;
+    ld.shared.v4.u32 {%r3, %r4, %r5, %r6}, [%r2];
+    st.global.v4.u32 [%d3], {%r3, %r4, %r5, %r6};
+END:
+""",
+    ),
+    grid=1,
+    block=64,
+    data=given((32, 4), lambda x: [x, fresh(32, 4)], lambda x: {1: x[::-1]}),
 )
 
 CASES = tuple(case for case in list(globals().values()) if isinstance(case, Case))

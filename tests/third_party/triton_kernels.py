@@ -1,6 +1,5 @@
 """Kernels as people write them in Triton: after its tutorials, its documentation and common libraries of them."""
 
-# ruff: noqa: E741, PLR2004
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
@@ -81,7 +80,7 @@ def matmul(
     a_at = a + (rows % M)[:, None] * am + depth[None, :] * ak
     b_at = b + depth[:, None] * bk + (columns % N)[None, :] * bn
     total = tl.zeros((BM, BN), dtype=TYPE)
-    for k in range(0, tl.cdiv(K, BK)):
+    for k in range(tl.cdiv(K, BK)):
         left = tl.load(a_at, mask=depth[None, :] < K - k * BK, other=0.0)
         right = tl.load(b_at, mask=depth[:, None] < K - k * BK, other=0.0)
         total = tl.dot(left, right, total, out_dtype=TYPE)

@@ -269,8 +269,9 @@ static void warp_sync(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (v
 
 static void nothing(Warp *w, const Insn *i, u32 active) { (void)w, (void)i, (void)active; }
 
+/* mod[0]: why, an index into report.py's TRAPS. */
 static void trap(Warp *w, const Insn *i, u32 active) {
-    report(w, i, F_TRAP, (u32)__builtin_ctz(active), 0, 0, 0);
+    report(w, i, F_TRAP, (u32)__builtin_ctz(active), 0, 0, i->mod[0]);
     w->m->stop = true;
 }
 

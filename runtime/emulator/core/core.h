@@ -245,6 +245,12 @@ struct Block {
     u64 looks, changes; /* looks in a row at what another thread may do, since nothing has changed; the machine's changes then */
 };
 
+/* print.c: what kernels print, one record after the other. */
+typedef struct {
+    char *bytes;
+    size_t length, capacity;
+} Text;
+
 typedef struct Node Node; /* history.c: an access among several to the same bytes */
 typedef struct Launch Launch; /* schedule.c: what the machines of a launch share */
 
@@ -286,6 +292,8 @@ struct Machine {
     Traffic *traffic; /* per array */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
     u32 finding_count, doubtful_count;
+    Text printed;
+    char assertion[1024]; /* that has failed; "": none */
     bool stop, failed;
 };
 
@@ -418,14 +426,17 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 void copies_progress(Warp *w); /* some land at a random moment */
 bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
 
+/* print.c */
+void text_append(Machine *m, Text *to, const Text *from);
+
 /* memory.c */
-enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
+enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL, CALL }; /* CALL: local memory that passes a function's parameters */
 enum { READ, WRITE, ATOMIC, STRONG_READ, STRONG_WRITE };
 typedef struct {
     u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
     u8 *bytes[LANES];
     u32 lanes;          /* those whose access is legal */
-    u32 shared, global; /* which of them are in shared and in global memory */
+    u32 shared, global, local; /* which of them are in which memory */
 } Access;
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
@@ -435,6 +446,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[], print_ops[];
 
 #endif

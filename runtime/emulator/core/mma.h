@@ -18,8 +18,10 @@ enum { MAX_A = 8, MAX_B = 4, MAX_C = 8, COLUMNS = 8 };
 typedef struct {
     u32 m, k, a_type, b_type, c_type, d_type, flags;
     u32 scale_vector, scale_type; /* block scales: scales per row (0: none); 0 ue8m0, 1 ue4m3 */
+    u32 most_k; /* the most that one sum takes; 0: as many as the unit can */
     u32 a_registers, b_registers, c_registers;
     const u32 *a[MAX_A], *b[MAX_B], *c[MAX_C]; /* lanes of each register */
+    u32 a_undefined[MAX_A], b_undefined[MAX_B], c_undefined[MAX_C], others_undefined;
     u8 a_scale[16][4], b_scale[COLUMNS][4];
 } Product;
 
@@ -40,14 +42,23 @@ static inline u32 element_b(const Product *p, u32 bits, u32 k, u32 column) {
     return p->b[byte / 16][4 * column + byte % 16 / 4] >> k * bits % 32;
 }
 
+/* mma.c */
+bool is_whole(Warp *w, const Insn *i, u32 active);
+void take_a(Warp *w, const Insn *i, Product *p, u32 operand);
+void take_b(Warp *w, const Insn *i, Product *p, u32 operand);
+void take_c(Warp *w, const Insn *i, Product *p, u32 operand);
+void spread_undefined(const Product *p, u32 *undefined);
+
 /* mma_integer.c */
 void multiply_integers(const Product *p, Result d);
 /* mma_float.c */
 void multiply_floats(Warp *w, const Insn *i, const Product *p, Result d);
+void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8], bool f16);
 /* mma_fast.c: false where the operands need the general way */
 typedef struct {
     u32 type, k, fraction_bits, kept; /* k: pieces of 16 bytes; kept: significant bits of an f32 result, 24 or 14; 11: an f16 */
-    const u32 *a[4], *b[2];
+    u32 a_least, b_least; /* exponent field of the subnormals: above 1 for types narrower than the f16 they come as */
+    const u32 *a[8], *b[4];
 } Step;
 typedef struct {
     float value[4][LANES];

@@ -281,6 +281,8 @@ static void deliver(Machine *m, Block *b, Machine *kept) {
     if (!atomic_load(&launch->stop)) {
         if (m->keeps_races) history_merge(m, b);
         for (u32 n = 0; n < m->finding_count; n++) keep_finding(kept, m->finding + n);
+        text_append(m, &kept->printed, &m->printed);
+        if (m->stop) memcpy(kept->assertion, m->assertion, sizeof kept->assertion);
         launch->turn++;
         if (m->stop) atomic_store(&launch->stop, true);
     }
@@ -312,6 +314,7 @@ static void run_separately(Machine *m, Machine *kept) {
     for (u32 index; !atomic_load(&launch->stop) && (index = take_block(launch)) < launch->blocks;) {
         seed_random(m, index);
         m->now = 1, m->ticks = 0, m->node_count = m->free_node = m->finding_count = m->touched_count = m->doubtful_count = 0;
+        m->printed.length = 0;
         start_block(m, b, index);
         while (!m->stop && !atomic_load_explicit(&launch->stop, memory_order_relaxed) && run_slice(m, b)) {
             if (hopeless(b)) deadlock(b);
@@ -450,6 +453,9 @@ void run_grid(Machine *machines, u32 workers, int (*interrupted)(void)) {
         run_in_parallel(machines, workers, &kept);
         memcpy(m->finding, kept.finding, kept.finding_count * sizeof *kept.finding);
         m->finding_count = kept.finding_count;
+        free(m->printed.bytes);
+        m->printed = kept.printed;
+        memcpy(m->assertion, kept.assertion, sizeof m->assertion);
     }
     free(kept.finding);
     m->failed |= launch.failed;

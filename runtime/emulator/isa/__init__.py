@@ -16,9 +16,11 @@ from lowbitvm.runtime.emulator.isa import (
     memory,
     moves,
     warp,
+    wmma,
 )
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
-from lowbitvm.runtime.emulator.isa.regular import RULES, regular
+from lowbitvm.runtime.emulator.isa.regular import regular
+from lowbitvm.runtime.emulator.legality import illegal
 from lowbitvm.runtime.emulator.syntax import Instruction
 
 __all__ = [
@@ -34,12 +36,16 @@ __all__ = [
     "memory",
     "moves",
     "warp",
+    "wmma",
 ]
 
 
 def decode(decoder: Decoder, instruction: Instruction) -> Row:
     """The core's row for one instruction. Raises PtxError, for an unimplemented instruction by name."""
     decoder.instruction = instruction
+    problem = illegal(instruction, decoder.syntax.target, decoder.syntax.version, decoder.is_predicate)
+    if problem is not None:
+        raise decoder.error(problem)
     row = regular(decoder, instruction)
     if row is not None:
         return row

@@ -86,7 +86,7 @@ def _comparison(
     is_float = kind in FLOAT_KINDS or kind.endswith("x2")
     flush = kind in ("f32", "f16", "f16x2") and qualifiers.take("ftz") is not None
     join = qualifiers.take("and", "or", "xor")
-    allowed = COMPARISONS if kind[0] != "b" or is_float else ("eq", "ne")
+    allowed: tuple[str, ...] = COMPARISONS if kind[0] != "b" or is_float else ("eq", "ne")
     if is_float:
         allowed += UNORDERED
     if kind[0] == "u":

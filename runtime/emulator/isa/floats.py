@@ -1,4 +1,4 @@
-"""Floating-point arithmetic that is not regular: directed roundings, mixed formats, pairs of f32, min and max in full."""
+"""Floating-point arithmetic that is not regular: directed roundings, mixed formats, f32 pairs, min and max in full."""
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import FLOAT_KINDS, Qualifiers, expect_operands, qualifiers_of, special

@@ -99,14 +99,16 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
     unit = max(bits, 32)  # bits of a register
     counts = tuple(n // 32 for n in (m * k * bits // unit, 8 * k * bits // unit))
     accumulators = m * 8 // 32 // (2 if c == "f16" else 1)
-    operands = _registers(decoder, instruction, (accumulators, *counts, accumulators), (_register(c), _register(a)))
+    operands = _registers(
+        decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), register_kind(a))
+    )
     if form.scales:
         operands += _scale_operands(decoder, instruction, scale[0])
     types = TYPES.index(a) | TYPES.index(b) << 8 | TYPES.index(c) << 16 | TYPES.index(d) << 24
     return Row(form.operation, operands, accumulators, (k | m << 16, types, flags, scale[0] | scale[1] << 8))
 
 
-def _register(kind: str) -> str:
+def register_kind(kind: str) -> str:
     return {"f64": "f64", "f32": "f32"}.get(kind, "b32")
 
 
@@ -179,7 +181,7 @@ def _quad_pairs(decoder: Decoder, instruction: Instruction, qualifiers: Qualifie
     counts = (8 if d == "f32" else 4, 2, 2, 8 if c == "f32" else 4)
     operands = []
     for position, (operand, count) in enumerate(zip(instruction.operands, counts, strict=True)):
-        kind = _register((d, "f16", "f16", c)[position])
+        kind = register_kind((d, "f16", "f16", c)[position])
         take = decoder.source if position else decoder.destination
         operands += [take(part, kind) for part in vector(decoder, operand, position, count)]
     mod = (layouts[0] == "col", layouts[1] == "col", c == "f32", d == "f32")

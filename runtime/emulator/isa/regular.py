@@ -45,7 +45,8 @@ def _rule(
     ignores: str = "",
 ) -> Rule:
     kinds = frozenset(types.split()) if isinstance(types, str) else types
-    return Rule(kinds, core, operands, *(frozenset(words.split()) for words in (requires, flags, ignores)), mod)
+    words = (frozenset(requires.split()), frozenset(flags.split()), frozenset(ignores.split()))
+    return Rule(kinds, core, operands, words[0], words[1], words[2], mod)
 
 
 def _arithmetic(name: str) -> list[Rule]:

@@ -1,0 +1,130 @@
+"""The emulator loads what ptxas assembles: over targets, PTX versions, and malformed instructions."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime import emulator
+from tests.legality_forms import instructions
+from tests.legality_mutants import sample as mutants_of
+from tests.legality_ptxas import assembles, module, rejected
+
+FORMS = instructions()
+NEWEST = 9.3
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100a", "sm_103f", "sm_120", "sm_120a", "sm_120f")
+VERSIONS = (
+    *(("sm_75", version) for version in (6.3, 6.4, 6.5, 7.0, 7.3, 7.4, 7.5, 7.6, 7.7, 7.8, 8.0, 8.1, 8.2, 8.3)),
+    *(("sm_80", version) for version in (7.0, 7.1, 7.4, 7.5, 7.6, 7.8, 8.0, 8.1, 8.3, 8.5)),
+    *(("sm_86", version) for version in (7.1, 7.2)),
+    *(("sm_89", version) for version in (7.8, 8.1, 8.3, 8.4, 8.6, 8.7)),
+    *(("sm_90", version) for version in (7.8, 8.0, 8.1, 8.3, 8.5, 8.6)),
+    ("sm_90a", 8.0),
+    *(("sm_100a", version) for version in (8.6, 8.7, 8.8)),
+    *(("sm_120a", version) for version in (8.7, 8.8)),
+    ("sm_120f", 8.8),
+)
+
+# Legal instructions that the emulator lacks, one a line.
+NOT_IMPLEMENTED = frozenset((Path(__file__).parent / "legality_missing.txt").read_text().splitlines())
+IMPLEMENTED = [instruction for instruction in FORMS if instruction not in NOT_IMPLEMENTED]
+
+# The mnemonics whose operands and qualifiers are checked as strictly as ptxas does.
+STRICT = ["bfe", "bfi", "bra", "brev", "clz", "cnot", "lop3", "not", "popc", "prmt", "rem", "shl", "shr", "vote"]
+
+
+def problem(instruction: str, target: str, version: float = NEWEST) -> str | None:
+    """Why the emulator does not load an instruction, or None."""
+    try:
+        emulator.load(module([instruction], target, version))
+    except emulator.PtxError as error:
+        return error.problem
+    return None
+
+
+def differences(sample: list[str], target: str, version: float = NEWEST) -> list[str]:
+    """Instructions on which the emulator and ptxas disagree, with the words of the one that rejects."""
+    verdicts = rejected(sample, target, version)
+    found = []
+    for instruction in sample:
+        ours, theirs = problem(instruction, target, version), verdicts.get(instruction)
+        if (ours is None) != (theirs is None):
+            found.append(f"{instruction}: ptxas says {theirs}, the emulator {ours}")
+    return found
+
+
+@functools.cache
+def gated_forms() -> set[str]:
+    """The forms that not every target and version has."""
+    return set(rejected(FORMS, "sm_75", 6.3))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_instruction_loads_for_the_targets_that_have_it(target: str) -> None:
+    assert differences(IMPLEMENTED, target) == []
+
+
+@pytest.mark.parametrize(("target", "version"), VERSIONS)
+def test_an_instruction_loads_from_the_ptx_version_that_introduced_it(target: str, version: float) -> None:
+    assert differences([form for form in IMPLEMENTED if form in gated_forms()], target, version) == []
+
+
+def test_legal_instructions_that_are_not_implemented_are_exactly_those_listed() -> None:
+    refused = set()
+    for target in ("sm_75", "sm_100a", "sm_120a"):
+        legal = set(FORMS) - set(rejected(FORMS, target, NEWEST))
+        refused |= {instruction for instruction in legal if problem(instruction, target) is not None}
+    assert sorted(refused ^ NOT_IMPLEMENTED) == []
+
+
+def test_ptxas_assembles_the_forms_it_does_not_reject() -> None:
+    """`rejected` ends its modules with an error; this compiles one to the end."""
+    verdicts = rejected(FORMS, "sm_75", NEWEST)
+    legal = [instruction for instruction in FORMS if instruction not in verdicts]
+    assert assembles(module(legal, "sm_75", NEWEST), "sm_75")
+
+
+@pytest.mark.parametrize("mnemonic", STRICT)
+@pytest.mark.parametrize("target", ["sm_100a", "sm_120a"])
+def test_a_changed_instruction_loads_if_and_only_if_ptxas_takes_it(mnemonic: str, target: str) -> None:
+    verdicts = rejected(FORMS, target, NEWEST)
+    legal = [form for form in IMPLEMENTED if form not in verdicts and re.match(rf"{mnemonic}[. ]", form)]
+    assert differences(mutants_of(legal), target) == []
+
+
+@pytest.mark.parametrize(("target", "version"), [("sm_100f", 8.7), ("sm_90a", 7.8), ("sm_60", 8.0), ("sm_999", 8.0)])
+def test_a_target_that_its_ptx_version_does_not_know_is_refused(target: str, version: float) -> None:
+    assert problem("ret", target, version) is not None
+
+
+@pytest.mark.parametrize(
+    ("target", "arch"),
+    [
+        *(("sm_80", arch) for arch in ("sm_75", "sm_80", "sm_86", "sm_90a", "sm_120f")),
+        *(("sm_90a", arch) for arch in ("sm_90", "sm_90a", "sm_100a")),
+        *(("sm_100f", arch) for arch in ("sm_100", "sm_100a", "sm_103", "sm_103f", "sm_110f", "sm_120")),
+        *(("sm_120a", arch) for arch in ("sm_120", "sm_120a", "sm_120f", "sm_121a")),
+        *(("sm_120f", arch) for arch in ("sm_120", "sm_120a", "sm_121", "sm_121f", "sm_103f")),
+    ],
+)
+def test_ptx_launches_on_the_architectures_it_assembles_for(target: str, arch: str) -> None:
+    text = module(["ret"], target, NEWEST)
+    legal = assembles(text, arch)
+    kernel = emulator.load(text)
+    if legal:
+        kernel.launch("k0", (1,), (32,), [0], arch=arch)
+    else:
+        with pytest.raises(LowbitvmError, match="does not run on"):
+            kernel.launch("k0", (1,), (32,), [0], arch=arch)
+
+
+def test_an_error_names_what_the_instruction_needs() -> None:
+    with pytest.raises(
+        emulator.PtxError, match=r"needs sm_90 or higher or sm_89 or higher with .version 8.1, the module is for sm_80"
+    ) as error:
+        emulator.load(module(["cvt.rn.f16x2.e4m3x2 %r1, %h1"], "sm_80", NEWEST))
+    assert "cvt.rn.f16x2.e4m3x2" in error.value.text
+    with pytest.raises(emulator.PtxError, match=r"needs \.version 7\.0 or later, the module has 6\.5"):
+        emulator.load(module(["tanh.approx.f32 %f1, %f2"], "sm_75", 6.5))
