@@ -74,7 +74,8 @@ END:
             "a producer that does not wait for an empty slot",
             {"wait_empty": ""},
             "race_shared put get",
-            also=(*STALE, *STUCK),
+            *STUCK,  # a producer that runs ahead completes the barrier by itself, and the consumer waits for ever
+            also=STALE,
         ),
         plant(
             "a consumer that does not wait for a full slot",  # it may have left before the producer stores

@@ -665,7 +665,12 @@ WMMA = Case(
             also=("undefined_store stage", "undefined_store store"),
         ),
         plant("a staged fragment read by other lanes without order", {"staged": ""}, "race_shared stage unstage"),
-        plant("two warps stage fragments in one region", {"region": ""}, "race_shared stage stage"),
+        plant(
+            "two warps stage fragments in one region",
+            {"region": ""},
+            "race_shared stage stage",
+            also=("race_shared unstage stage",),
+        ),
     ),
 )
 
