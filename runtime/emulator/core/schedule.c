@@ -216,7 +216,7 @@ static void deadlock(Block *b) {
 /* Where a warp goes round for ever: at the load of the loop, if it has one, since that may be what it waits for. */
 static const Insn *endless(const Warp *w) {
     const Machine *m = w->m;
-    const Insn *at = m->code + (w->pc > 0 ? w->pc - 1 : 0);
+    const Insn *at = m->code + ((u32)w->pc < m->count ? w->pc : 0); /* what it would execute next */
     const u64 rounds = m->tally[at - m->code].executed;
     if (w->since_look <= WORK && w->polled_at) return w->polled_at;
     return w->loaded_at && m->tally[w->loaded_at - m->code].executed >= rounds / 2 && rounds > 1000 ? w->loaded_at : at;
