@@ -138,6 +138,9 @@ struct Warp {
     u32 group[LANES]; /* cp.async groups this lane has committed */
     u32 converged; /* what its lanes did up to this time is known to all of them */
     Mind mind[LANES];
+    bool loads;  /* the present instruction makes what it reads of unset bytes undefined, */
+    u32 unset;   /* which these lanes have read, */
+    bool stores; /* or it stores its operands */
 };
 
 /* Global arrays live 1 TB apart in a made-up address space, so that an address names its array and an overrun hits
@@ -200,10 +203,11 @@ typedef struct {
     i32 kind, pc;
     u32 block, warp, lane, context; /* context: kind-specific (a lane or warp mask, a size, whether it was a write) */
     u64 address, size;
-    Party other;
+    Party other; /* of a load of unset bytes: where what it loaded mattered */
 } Finding;
 
 #define MAX_FINDINGS 1024
+#define MAX_DOUBTS 256
 
 /* What one instruction did so far. */
 typedef struct {
@@ -225,6 +229,8 @@ struct Block {
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
+    u8 *unset;                       /* per byte of shared memory: whether it was written with an undefined value; */
+    bool tainted;                    /* one of them */
     u8 *local, *local_written;       /* per thread, one after another */
     Warp *warp;
     u8 *registers;
@@ -236,6 +242,8 @@ struct Block {
     bool informed; /* some thread's mind is not empty */
     u64 steps, polled;
     u32 favourite, strategy, slices; /* of the schedule */
+    Finding doubt[MAX_DOUBTS]; /* loads of bytes that nothing has written: findings once what they loaded matters */
+    u32 doubts;
     u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
 };
 
@@ -350,6 +358,7 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 
 /* findings.c */
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
+void report_unset(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 
 /* control.c: divergence */
@@ -433,6 +442,9 @@ typedef struct {
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
+void taint(Block *b, const u8 *bytes, u32 size, bool undefined);
+bool is_tainted(const Block *b, const u8 *bytes, u32 size);
+bool stores_the_same(const Warp *w, const Insn *i, u32 lane, const u8 *bytes);
 void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size);
 u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);

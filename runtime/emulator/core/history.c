@@ -100,7 +100,7 @@ static void uninitialised(Warp *w, const Insn *i, u32 lane, u64 address, u32 siz
                                                      address, size, {-1, 0, 0}};
 }
 
-static void check_cell(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, Cell *c, u32 access) {
+static void check_cell(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, Cell *c, u32 access, const u8 *bytes) {
     Machine *m = w->m;
     const u32 own = w->b->index;
     Party other;
@@ -111,7 +111,9 @@ static void check_cell(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, 
     if (m->exact) {
         u64 stamp;
         if (!exact_check(w, lane, (Unit){&c->write, &c->read, &c->writer, &c->reader}, access, &stamp, &other)) return;
+        if (stamp && access == WRITE && stores_the_same(w, i, lane, bytes)) return;
     } else if (c->write && !(access == ATOMIC && c->write & STRONG) && !write_ordered(w, lane, c->write)) {
+        if (access == WRITE && stores_the_same(w, i, lane, bytes)) return;
         other = party_of(c->write, own);
     } else if (access != READ && !reads_ordered(w, lane, c->read)) {
         other = party_of(c->read, own);
@@ -144,7 +146,7 @@ void history_access(Warp *w, const Insn *i, u32 lanes, Array *a, const u64 *addr
         if (!(cells[l] = cells_of(w, a, address[l], size, count + l))) return;
         for (u32 n = 0; n < count[l]; n++) {
             Cell *c = cells[l] + n;
-            check_cell(w, i, l, address[l], size, c, access);
+            check_cell(w, i, l, address[l], size, c, access, a->data + (address[l] - a->base));
             if (reads && a->uninitialised && !c->write) uninitialised(w, i, l, address[l] + n * (size / count[l]), size);
         }
     }

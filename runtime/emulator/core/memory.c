@@ -89,6 +89,22 @@ static u32 undefined_local(const Warp *w, const Access *a, u32 at, u32 bytes) {
     return lanes;
 }
 
+/* Shared bytes take on whether what is stored to them is defined: what a thread stages for others there may be what
+ * none of them uses. */
+void taint(Block *b, const u8 *bytes, u32 size, bool undefined) {
+    memset(b->unset + (bytes - b->shared), undefined, size);
+    b->tainted |= undefined;
+}
+
+bool is_tainted(const Block *b, const u8 *bytes, u32 size) { return !memchr(b->unset + (bytes - b->shared), 0, size); }
+
+/* The lanes of a load of which some element has nothing defined in it. */
+static u32 undefined_loaded(const Warp *w, const Access *a, u32 at, u32 bytes) {
+    u32 lanes = w->unset | (a->local ? undefined_local(w, a, at, bytes) : 0);
+    if (w->b->tainted) EACH(a->shared, l) lanes |= (u32)is_tainted(w->b, a->bytes[l] + at, bytes) << l;
+    return lanes;
+}
+
 static bool in_window(u64 address, u64 window) { return address - window < WINDOW_BYTES; }
 
 /* Lanes whose access is not inside [base, base + extent) and aligned. */
@@ -196,7 +212,9 @@ static void load(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], wide = ((1u << count) - 1) & i->wide;
     const u32 strength = i->mod[2] >> 8;
     Access a;
+    w->loads = true, w->unset = 0;
     resolve(w, i, active, i->dsts, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_READ : READ, &a);
+    w->loads = false;
     for (u32 c = 0; c < count; c++) {
         if (bytes == 4 && !wide) {
             u32 *d = SLOT(c);
@@ -207,7 +225,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
                 set_lane(w, i, c, l, sign == 2 ? (u16)value : value); /* 16-bit registers hold no more than 16 */
             }
         }
-        set_undefined(w, i->operand[c], active, a.local ? undefined_local(w, &a, bytes * c, bytes) : 0);
+        set_undefined(w, i->operand[c], active, undefined_loaded(w, &a, bytes * c, bytes));
     }
     if (!strength) return;
     if (w->m->exact) EACH(a.shared | a.global, l) sync_read(w, l, place_of(w, &a, l), strength);
@@ -218,6 +236,16 @@ static bool same_values(const Warp *w, const Insn *i, u32 a, u32 b) {
     for (u32 c = 0; c < i->mod[1]; c++) {
         const u64 different = get_lane(w, i, 1 + c, a) ^ get_lane(w, i, 1 + c, b);
         if (i->mod[0] < 8 ? different << (64 - 8 * i->mod[0]) : different) return false;
+    }
+    return true;
+}
+
+/* Whether a store changes none of one lane's bytes: whoever else stored these, the outcome is the same. */
+bool stores_the_same(const Warp *w, const Insn *i, u32 lane, const u8 *bytes) {
+    if (!w->stores) return false;
+    for (u32 c = 0; c < i->mod[1]; c++) {
+        const u64 value = get_lane(w, i, 1 + c, lane);
+        if (memcmp(bytes + i->mod[0] * c, &value, i->mod[0])) return false;
     }
     return true;
 }
@@ -244,24 +272,17 @@ static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) 
     }
 }
 
-/* A thread may spill what it never wrote, or pass it in a structure: that matters where it is used. */
-static u32 store_to_local(const Warp *w, const Insn *i, u32 lanes) {
-    const u32 space = i->mod[2] & 0xFF;
-    u32 local = space == LOCAL || space == CALL ? lanes : 0;
-    if (space == GENERIC)
-        EACH(lanes, l) local |= (u32)in_window(get_lane(w, i, 0, l) + (u64)i->offset, LOCAL_WINDOW) << l;
-    return local;
-}
-
+/* A thread may spill what it never wrote, pass it in a structure, or stage it for others: that matters where it is used. */
 static void store(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], strength = i->mod[2] >> 8;
     Access a;
     u32 undefined = 0;
     for (u32 c = 0; c < count; c++) undefined |= w->undefined[i->operand[1 + c]] & active;
-    if (undefined) undefined &= ~store_to_local(w, i, undefined);
-    if (undefined && w->m->checks & CHECK_UNDEFINED)
-        report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, bytes * count, 0);
+    w->stores = true;
     resolve(w, i, active, 0, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_WRITE : WRITE, &a);
+    w->stores = false;
+    if (undefined & a.global && w->m->checks & CHECK_UNDEFINED)
+        report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined & a.global), 0, bytes * count, 0);
     if (w->m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE) && !strength) check_collisions(w, i, &a, bytes * count);
     for (u32 c = 0; c < count; c++) EACH(a.lanes, l) {
         u64 value = get_lane(w, i, 1 + c, l);
@@ -269,6 +290,8 @@ static void store(Warp *w, const Insn *i, u32 active) {
     }
     for (u32 c = 0; a.local && c < count; c++) EACH(a.local & w->undefined[i->operand[1 + c]], l)
         memset(w->b->local_written + (a.bytes[l] - w->b->local) + bytes * c, UNDEFINED, bytes);
+    for (u32 c = 0; (w->b->tainted || undefined & a.shared) && c < count; c++)
+        EACH(a.shared, l) taint(w->b, a.bytes[l] + bytes * c, bytes, w->undefined[i->operand[1 + c]] >> l & 1);
     w->m->changes++;
     if (strength && w->m->exact) EACH(a.shared | a.global, l) sync_write(w, l, place_of(w, &a, l), strength, false);
 }

@@ -19,7 +19,7 @@ static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, 
     const u64 last = *write, reads = *read;
     const u32 own = w->b->index;
     if (access != WRITE && access != STRONG_WRITE && !last) {
-        if (m->checks & CHECK_UNINITIALISED) report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
+        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, F_UNINITIALISED_SHARED, lane, address, size);
         return;
     }
     if (in_flight(last)) {
@@ -27,10 +27,13 @@ static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, 
     } else if (m->exact) {
         u64 stamp;
         Party other;
-        if (exact_check(w, lane, (Unit){write, read, NULL, NULL}, access, &stamp, &other))
+        if (exact_check(w, lane, (Unit){write, read, NULL, NULL}, access, &stamp, &other) &&
+            !(stamp && access == WRITE && stores_the_same(w, i, lane, w->b->shared + address)))
             race(w, i, stamp, lane, address, size, other);
     } else {
-        if (!(access != READ && access != WRITE && last & STRONG) && !write_ordered(w, lane, last))
+        const bool harmless = access == WRITE ? !write_ordered(w, lane, last) && stores_the_same(w, i, lane, w->b->shared + address)
+                                              : access != READ && last & STRONG;
+        if (!harmless && !write_ordered(w, lane, last))
             race(w, i, last, lane, address, size, party_of(last, own));
         else if (access != READ && !reads_ordered(w, lane, reads))
             race(w, i, 0, lane, address, size, party_of(reads, own));
