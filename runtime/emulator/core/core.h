@@ -139,7 +139,8 @@ struct Warp {
     u32 converged; /* what its lanes did up to this time is known to all of them */
     Mind mind[LANES];
     bool loads;  /* the present instruction makes what it reads of unset bytes undefined, */
-    u32 unset;   /* which these lanes have read, */
+    u32 unset;   /* which these lanes have read; which bytes, from the first of the lane's access on: */
+    u16 unset_bytes[LANES];
     bool stores; /* or it stores its operands */
 };
 
@@ -358,7 +359,7 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 
 /* findings.c */
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
-void report_unset(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
+void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 
 /* control.c: divergence */
@@ -443,7 +444,7 @@ typedef struct {
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
 void taint(Block *b, const u8 *bytes, u32 size, bool undefined);
-bool is_tainted(const Block *b, const u8 *bytes, u32 size);
+u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size);
 bool stores_the_same(const Warp *w, const Insn *i, u32 lane, const u8 *bytes);
 void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size);
 u64 place_of(const Warp *w, const Access *a, u32 lane);

@@ -96,18 +96,19 @@ static void keep_source(Warp *w, const Insn *i, int kind, u32 lane, u64 address,
     else keep(w, i, kind, lane, address, size, context, other);
 }
 
-/* A load of bytes that nothing has written: found where what it loaded reaches an address, a predicate or a store. */
-void report_unset(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size) {
+/* A load of shared bytes that nothing has written: found where what it loaded reaches an address, a predicate or a store. */
+void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes) {
     Block *b = w->b;
     const i32 pc = (i32)(i - w->m->code);
     if (!w->loads || !(w->m->checks & CHECK_UNDEFINED)) {
-        report(w, i, kind, lane, address, size, 0);
+        report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
         return;
     }
-    w->unset |= 1u << lane;
+    if (!(w->unset >> lane & 1)) w->unset_bytes[lane] = 0;
+    w->unset |= 1u << lane, w->unset_bytes[lane] |= (u16)bytes;
     for (u32 n = 0; n < b->doubts; n++) if (b->doubt[n].pc == pc && b->doubt[n].warp == w->index) return;
     if (b->doubts < MAX_DOUBTS)
-        b->doubt[b->doubts++] = (Finding){kind, pc, b->index, w->index, lane, 0, address, size, {-1, 0, 0}};
+        b->doubt[b->doubts++] = (Finding){F_UNINITIALISED_SHARED, pc, b->index, w->index, lane, 0, address, size, {-1, 0, 0}};
 }
 
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context) {

@@ -53,11 +53,12 @@ static void check_other_lanes(Warp *w, const Insn *i, u32 others) {
     EACH(others, l) shared_bytes(w, i, l, (get_lane(w, i, i->dsts, l) + (u64)i->offset) & (REGION_BYTES - 1), ROW_BYTES);
 }
 
-/* Lanes whose registers of one matrix hold elements of these rows. */
-static u32 holders(u32 form, u32 rows) {
+/* Lanes whose registers of one matrix hold one of these bytes of a row. */
+static u32 holders(u32 form, u32 row, u32 bytes) {
     u32 lanes = 0;
-    if (form != M8N8 && form != M8N8_TRANSPOSED) return rows ? FULL : 0;
-    EACH(rows, r) lanes |= form == M8N8 ? 0xFu << 4 * r : 0x11111111u << r / 2;
+    if (form != M8N8 && form != M8N8_TRANSPOSED) return bytes ? FULL : 0;
+    for (u32 n = 0; n < 8; n++)
+        if (bytes >> 2 * n & 3) lanes |= 1u << (form == M8N8 ? 4 * row + n / 2 : 4 * n + row / 2);
     return lanes;
 }
 
@@ -74,9 +75,9 @@ static void ldmatrix(Warp *w, const Insn *i, u32 active) {
     if (a.lanes != wanted || w->m->stop) return;
     for (u32 n = 0; n < i->dsts; n++) {
         const u32 first = n / (i->dsts / count) * rows;
-        u32 unset = w->unset >> first & ((1u << rows) - 1);
-        if (w->b->tainted) for (u32 r = 0; r < rows; r++) unset |= (u32)is_tainted(w->b, a.bytes[first + r], ROW_BYTES) << r;
-        w->undefined[i->operand[n]] = holders(form, unset);
+        w->undefined[i->operand[n]] = 0;
+        for (u32 r = 0; r < rows && (w->unset || w->b->tainted); r++)
+            w->undefined[i->operand[n]] |= holders(form, r, unset_bytes(w, first + r, a.bytes[first + r], ROW_BYTES));
     }
     for (u32 n = 0; n < count; n++) {
         u8 **row = a.bytes + rows * n;
@@ -103,7 +104,8 @@ static void stmatrix(Warp *w, const Insn *i, u32 active) {
             else for (u32 b = 0; b < 4; b++) row[2 * q + (b & 1)][g + 8 * (b >> 1)] = (u8)(x[l] >> 8 * b);
         }
         if (w->b->tainted || w->undefined[i->operand[1 + n]])
-            for (u32 r = 0; r < 8; r++) taint(w->b, row[r], ROW_BYTES, w->undefined[i->operand[1 + n]] & holders(form, 1u << r));
+            for (u32 r = 0; r < 8; r++)
+                for (u32 b = 0; b < ROW_BYTES; b++) taint(w->b, row[r] + b, 1, w->undefined[i->operand[1 + n]] & holders(form, r, 1u << b));
     }
 }
 

@@ -96,12 +96,19 @@ void taint(Block *b, const u8 *bytes, u32 size, bool undefined) {
     b->tainted |= undefined;
 }
 
-bool is_tainted(const Block *b, const u8 *bytes, u32 size) { return !memchr(b->unset + (bytes - b->shared), 0, size); }
+/* Which of the shared bytes that a lane loads are not defined. */
+u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size) {
+    const Block *b = w->b;
+    u32 unset = w->unset >> lane & 1 ? w->unset_bytes[lane] : 0;
+    for (u32 n = 0; b->tainted && n < size; n++) unset |= (u32)b->unset[bytes - b->shared + n] << n;
+    return unset;
+}
 
 /* The lanes of a load of which some element has nothing defined in it. */
 static u32 undefined_loaded(const Warp *w, const Access *a, u32 at, u32 bytes) {
-    u32 lanes = w->unset | (a->local ? undefined_local(w, a, at, bytes) : 0);
-    if (w->b->tainted) EACH(a->shared, l) lanes |= (u32)is_tainted(w->b, a->bytes[l] + at, bytes) << l;
+    u32 lanes = a->local ? undefined_local(w, a, at, bytes) : 0;
+    if (w->b->tainted || w->unset)
+        EACH(a->shared, l) lanes |= (u32)((unset_bytes(w, l, a->bytes[l], at + bytes) >> at) != 0) << l;
     return lanes;
 }
 

@@ -13,13 +13,13 @@ static void race(Warp *w, const Insn *i, u64 with, u32 lane, u32 address, u32 si
     report_other(w, i, of_copy(with) ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, other);
 }
 
-/* Checks an access of one word or byte against those before it. */
-static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u64 *write, u64 *read, u32 access) {
+/* Checks an access, or those `bytes` of it that are one word or byte, against those before it. */
+static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 bytes, u64 *write, u64 *read, u32 access) {
     Machine *m = w->m;
     const u64 last = *write, reads = *read;
     const u32 own = w->b->index;
     if (access != WRITE && access != STRONG_WRITE && !last) {
-        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, F_UNINITIALISED_SHARED, lane, address, size);
+        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, lane, address, size, bytes);
         return;
     }
     if (in_flight(last)) {
@@ -75,7 +75,7 @@ static void range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 a
         write = whole ? b->shared_write + at / 4 : b->byte_write + at;
         read = whole ? b->shared_read + at / 4 : b->byte_read + at;
         if (note) note_unit(w, i, lane, write, read, access, stamp);
-        else check_unit(w, i, lane, address, size, write, read, access);
+        else check_unit(w, i, lane, address, size, (whole ? 15u : 1u) << (at - address), write, read, access);
         at += whole ? 4 : 1;
     }
 }

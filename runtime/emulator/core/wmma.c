@@ -75,7 +75,7 @@ static void transfer(Warp *w, const Insn *i, u32 first, u32 base, bool write) {
             }
             if (w->b->tainted || (write && before)) EACH(a.shared, l) {
                 if (write) taint(w->b, a.bytes[l], size, before >> l & 1);
-                else w->undefined[slot] |= (u32)is_tainted(w->b, a.bytes[l], size) << l;
+                else w->undefined[slot] |= (u32)(unset_bytes(w, l, a.bytes[l], size) != 0) << l;
             }
         }
     }
