@@ -87,7 +87,10 @@ def test_a_write_to_a_read_only_array_is_found() -> None:
 
 def test_reading_shared_memory_that_nothing_wrote_is_found() -> None:
     assert kinds("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r4];") == []
-    assert kinds("ld.shared.u32 %r10, [%r4];") == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4]; st.global.u32 [%d2], %r10;") == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4]; setp.eq.u32 %p1, %r10, 0; @%p1 bra END; END:") == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4];", checks={"uninitialised"}) == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4]; add.u32 %r11, %r10, 1; st.shared.u32 [%r4], %r11;") == []  # of no use
     assert kinds("st.shared.u16 [%r4], %h1; ld.shared.u32 %r10, [%r4];", checks={"uninitialised"}) == [
         "uninitialised_shared"
     ]
@@ -95,6 +98,7 @@ def test_reading_shared_memory_that_nothing_wrote_is_found() -> None:
 
 def test_shared_memory_does_not_survive_from_block_to_block() -> None:
     body = "mov.u32 %r10, %ctaid.x; setp.eq.u32 %p1, %r10, 0; @%p1 st.shared.u32 [%r4], %r1; ld.shared.u32 %r11, [%r4];"
+    body += "add.u32 %r11, %r11, %r11; @!%p1 st.global.u32 [%d2], %r11;"
     assert kinds(body) == []
     assert kinds(body, grid=2) == ["uninitialised_shared"]
 
@@ -113,11 +117,21 @@ def test_reading_an_output_before_writing_it_is_found() -> None:
 
 def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control() -> None:
     assert kinds("add.u32 %r10, %r11, 1; mul.lo.u32 %r12, %r10, %r10;") == []
-    assert kinds("add.u32 %r10, %r11, 1; st.shared.u32 [%r4], %r10;") == ["undefined_store"]
+    assert kinds("add.u32 %r10, %r11, 1; st.global.u32 [%d2], %r10;") == ["undefined_store"]
+    assert kinds("st.shared.u32 [%r4], %r11;") == []  # what is staged may be of no use
     assert kinds("add.u32 %r10, %r11, %r2; ld.shared.u32 %r12, [%r10];") == ["undefined_address"]
     assert kinds("setp.eq.u32 %p1, %r10, 0; @%p1 bra END; END:") == ["undefined_predicate"]
     assert kinds("setp.eq.u32 %p1, %r1, 0; selp.b32 %r10, %r1, %r11, %p1; @%p1 st.shared.u32 [%r4], %r10;") == []
-    assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.shared.u32 [%r4], %r10;") == ["undefined_store"]
+    assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.global.u32 [%d2], %r10;") == ["undefined_store"]
+
+
+def test_an_undefined_value_is_found_where_it_was_staged_once_it_is_used() -> None:
+    staged = "mov.u32 %r10, 0; st.shared.u32 [%r4], {}; bar.sync 0; ld.shared.u32 %r12, [%r4]; st.global.u32 [%d2], %r12;"
+    assert kinds(staged.format("%r10")) == []
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{ {REGISTERS}{START}\n" + staged.format("%r11").replace("; ", ";\n")
+    module = emulator.load(text + "\nret; }")
+    report = module.launch("k", (1,), (32,), [np.zeros(4096, np.uint32)], on_finding="collect", shared=4096)
+    assert [(finding.kind, finding.text.split()[0]) for finding in report.findings] == [("undefined_store", "st.shared.u32")]
 
 
 def test_an_undefined_fragment_spoils_only_its_rows_and_columns_of_an_mma() -> None:
@@ -126,8 +140,8 @@ def test_an_undefined_fragment_spoils_only_its_rows_and_columns_of_an_mma() -> N
     @!%p1 mov.u32 %r21, 0;  // lanes 0..3 hold row 0 of A's first register
     mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f1, %f2, %f3, %f4}, {%r21, %r20}, {%r20}, {%f0, %f0, %f0, %f0};
     """
-    assert kinds(body + "@!%p1 st.shared.f32 [%r4], %f1; st.shared.f32 [%r4], %f3;", block=32) == []
-    assert kinds(body + "st.shared.f32 [%r4], %f1;", block=32) == ["undefined_store"]
+    assert kinds(body + "@!%p1 st.global.f32 [%d2], %f1; st.global.f32 [%d2], %f3;", block=32) == []
+    assert kinds(body + "st.global.f32 [%d2], %f1;", block=32) == ["undefined_store"]
 
 
 def test_shared_accesses_of_two_warps_without_a_barrier_are_a_race() -> None:
@@ -270,7 +284,8 @@ def test_a_global_byte_that_one_block_reads_and_another_writes_is_a_race() -> No
 
 
 def test_two_warps_storing_to_one_global_byte_without_a_barrier_are_a_race() -> None:
-    assert races("st.global.u32 [%d1], %r2;") == ["race_global"]
+    assert races("st.global.u32 [%d1], %r1;") == ["race_global"]
+    assert races("st.global.u32 [%d1], %r2;") == []  # one value: whichever comes last, it stays
     assert races("@%p2 st.global.u32 [%d1], %r2; bar.sync 0; @!%p2 st.global.u32 [%d1], %r2;") == []
     assert races("@%p2 st.global.u32 [%d2], %r2; @%p2 st.global.u32 [%d2], %r2;") == []
     assert races("st.global.u32 [%d1], %r2;", block=32) == []  # one value
@@ -348,9 +363,9 @@ def test_only_arrays_that_a_store_may_reach_are_followed() -> None:
 
 def test_a_huge_array_is_followed_only_where_it_is_touched() -> None:
     huge = np.zeros(1 << 34, np.uint8)  # 16 GiB that the system provides once they are touched
-    far = "mov.u64 %d6, 0x3FFFFFF00; add.s64 %d6, %d1, %d6; st.global.u32 [%d6], %r2;"
-    assert caught(far, array=huge) == ["race_global"]
-    assert kinds(far, array=huge, block=32) == []
+    far = "mov.u64 %d6, 0x3FFFFFF00; add.s64 %d6, %d1, %d6; st.global.u32 [%d6], {};"
+    assert caught(far.format("%r1"), array=huge) == ["race_global"]
+    assert kinds(far.format("%r2"), array=huge, block=32) == []
 
 
 def test_global_accesses_before_a_million_barriers_stay_ordered() -> None:
@@ -421,7 +436,7 @@ def test_the_first_finding_is_raised_with_its_place() -> None:
 
 
 def test_checks_can_be_chosen() -> None:
-    body = "ld.shared.u32 %r10, [%r4]; st.shared.u32 [%r2], %r11;"
+    body = "ld.shared.u32 %r10, [%r4]; st.global.u32 [%d2], %r10; st.global.u32 [%d2], %r11; st.shared.u32 [%r2], %r1;"
     assert set(kinds(body)) == {"uninitialised_shared", "undefined_store", "race_shared"}
     assert kinds(body, checks={"undefined"}) == ["undefined_store"]
     assert kinds(body, checks="none") == []

@@ -67,6 +67,7 @@ typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 enum {
     OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
+    LOADS = 32,
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
 #define GATHERED (ALIGNED | COLLECTIVE)
@@ -243,7 +244,7 @@ struct Block {
     bool informed; /* some thread's mind is not empty */
     u64 steps, polled;
     u32 favourite, strategy, slices; /* of the schedule */
-    Finding doubt[MAX_DOUBTS]; /* loads of bytes that nothing has written: findings once what they loaded matters */
+    Finding doubt[MAX_DOUBTS]; /* loads of bytes that nothing has written, stores of undefined values for others: findings once they matter */
     u32 doubts;
     u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
 };
@@ -359,6 +360,7 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 
 /* findings.c */
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
+void doubt(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
 void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 

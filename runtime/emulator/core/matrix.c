@@ -103,6 +103,8 @@ static void stmatrix(Warp *w, const Insn *i, u32 active) {
             else if (form == M8N8_TRANSPOSED) for (u32 h = 0; h < 2; h++) memcpy(row[2 * q + h] + 2 * g, (const u16 *)(x + l) + h, 2);
             else for (u32 b = 0; b < 4; b++) row[2 * q + (b & 1)][g + 8 * (b >> 1)] = (u8)(x[l] >> 8 * b);
         }
+        if (w->undefined[i->operand[1 + n]])
+            doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(w->undefined[i->operand[1 + n]]), 0, ROW_BYTES);
         if (w->b->tainted || w->undefined[i->operand[1 + n]])
             for (u32 r = 0; r < 8; r++)
                 for (u32 b = 0; b < ROW_BYTES; b++) taint(w->b, row[r] + b, 1, w->undefined[i->operand[1 + n]] & holders(form, r, 1u << b));
@@ -128,7 +130,7 @@ static void movmatrix(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, undefined);
 }
 
-const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED},
-                             {"stmatrix", stmatrix, OWN_UNDEFINED | ALIGNED},
+const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED | LOADS},
+                             {"stmatrix", stmatrix, OWN_UNDEFINED | ALIGNED | STORES},
                              {"movmatrix", movmatrix, OWN_UNDEFINED | ALIGNED},
                              {0}};

@@ -99,7 +99,7 @@ void taint(Block *b, const u8 *bytes, u32 size, bool undefined) {
 /* Which of the shared bytes that a lane loads are not defined. */
 u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size) {
     const Block *b = w->b;
-    u32 unset = w->unset >> lane & 1 ? w->unset_bytes[lane] : 0;
+    u32 unset = w->unset >> lane & 1 ? w->unset_bytes[lane] & ((1u << size) - 1) : 0;
     for (u32 n = 0; b->tainted && n < size; n++) unset |= (u32)b->unset[bytes - b->shared + n] << n;
     return unset;
 }
@@ -297,6 +297,7 @@ static void store(Warp *w, const Insn *i, u32 active) {
     }
     for (u32 c = 0; a.local && c < count; c++) EACH(a.local & w->undefined[i->operand[1 + c]], l)
         memset(w->b->local_written + (a.bytes[l] - w->b->local) + bytes * c, UNDEFINED, bytes);
+    if (undefined & a.shared) doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined & a.shared), 0, bytes * count);
     for (u32 c = 0; (w->b->tainted || undefined & a.shared) && c < count; c++)
         EACH(a.shared, l) taint(w->b, a.bytes[l] + bytes * c, bytes, w->undefined[i->operand[1 + c]] >> l & 1);
     w->m->changes++;
@@ -325,7 +326,7 @@ static void isspacep(Warp *w, const Insn *i, u32 active) {
     set_predicate(w, i->operand[0], active, result);
 }
 
-const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED},
+const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED | LOADS},
                              {"store", store, OWN_UNDEFINED | STORES},
                              {"fence", fence, OWN_UNDEFINED},
                              {"cvta", cvta, 0},

@@ -73,6 +73,7 @@ static void transfer(Warp *w, const Insn *i, u32 first, u32 base, bool write) {
                 if (write) memcpy(a.bytes[l], lane, size);
                 else memcpy(lane, a.bytes[l], size);
             }
+            if (write && before & a.shared) doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(before & a.shared), 0, size);
             if (w->b->tainted || (write && before)) EACH(a.shared, l) {
                 if (write) taint(w->b, a.bytes[l], size, before >> l & 1);
                 else w->undefined[slot] |= (u32)(unset_bytes(w, l, a.bytes[l], size) != 0) << l;
@@ -152,7 +153,7 @@ static void wmma_mma(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-const Opcode wmma_ops[] = {{"wmma_load", wmma_load, OWN_UNDEFINED | ALIGNED},
-                           {"wmma_store", wmma_store, OWN_UNDEFINED | ALIGNED},
+const Opcode wmma_ops[] = {{"wmma_load", wmma_load, LOADS | OWN_UNDEFINED | ALIGNED},
+                           {"wmma_store", wmma_store, STORES | OWN_UNDEFINED | ALIGNED},
                            {"wmma_mma", wmma_mma, OWN_UNDEFINED | ALIGNED},
                            {0}};
