@@ -67,7 +67,8 @@ typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 enum {
     OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
-    LOADS = 32,
+    LOADS = 64, /* from memory into registers */
+    WAITS = 32, /* looks whether an mbarrier's phase is over */
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
 #define GATHERED (ALIGNED | COLLECTIVE)
@@ -97,7 +98,8 @@ typedef struct {
 /* One cp.async instruction of which some lanes' bytes are not yet known to have landed. */
 typedef struct {
     u32 lanes, size;
-    u32 landed; /* lanes whose bytes are in shared memory already */
+    u32 landed;  /* lanes whose bytes are in shared memory already */
+    u32 arrived; /* lanes of which an mbarrier knows that */
     u64 serial;
     u32 address[LANES];
     u32 group[LANES];
@@ -127,8 +129,10 @@ struct Warp {
     u32 paths, current; /* current == paths: none can run */
     Join join[JOINS];
     u8 state, barrier;
+    const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
+    u64 since_look; /* instructions */
     bool yields;   /* ends its burst */
     bool informed; /* some lane's mind is not empty */
     Copy *copies;
@@ -140,9 +144,8 @@ struct Warp {
     u32 converged; /* what its lanes did up to this time is known to all of them */
     Mind mind[LANES];
     bool loads;  /* the present instruction makes what it reads of unset bytes undefined, */
-    u32 unset;   /* which these lanes have read; which bytes, from the first of the lane's access on: */
+    u32 unset;   /* which these lanes have read; which bytes, from the first of the lane's access on */
     u16 unset_bytes[LANES];
-    bool stores; /* or it stores its operands */
 };
 
 /* Global arrays live 1 TB apart in a made-up address space, so that an address names its array and an overrun hits
@@ -174,7 +177,8 @@ typedef struct {
 } Traffic;
 
 typedef struct {
-    u32 arrived, threads, expected; /* expected 0: all threads of the block that have not exited */
+    u32 arrived, threads, expected;
+    u32 counted; /* the program gave the number of threads */
     u32 waiting; /* mask of warps */
     u32 count;   /* of threads whose predicate was true, for .red */
     u32 present; /* threads that gave one */
@@ -233,6 +237,7 @@ struct Block {
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
     u8 *unset;                       /* per byte of shared memory: whether it was written with an undefined value; */
     bool tainted;                    /* one of them */
+    u32 *shared_second, *byte_second; /* another reader where there are several: the lower half of its stamp */
     u8 *local, *local_written;       /* per thread, one after another */
     Warp *warp;
     u8 *registers;
@@ -244,9 +249,9 @@ struct Block {
     bool informed; /* some thread's mind is not empty */
     u64 steps, polled;
     u32 favourite, strategy, slices; /* of the schedule */
-    Finding doubt[MAX_DOUBTS]; /* loads of bytes that nothing has written, stores of undefined values for others: findings once they matter */
+    Finding doubt[MAX_DOUBTS]; /* loads of unset bytes, stores of undefined values for others: findings once they matter */
     u32 doubts;
-    u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
+    u64 looks, changes; /* looks in a row at what another thread may do, since nothing has changed; the machine's changes then */
 };
 
 /* print.c: what kernels print, one record after the other. */
@@ -381,15 +386,17 @@ void run_grid(Machine *machines, u32 workers, int (*interrupted)(void)); /* the 
 /* mbarrier.c */
 void mbarriers_reset(Block *b);
 void mbarrier_expect(Warp *w, const Insn *i, u32 lane, u32 address);
-void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address);
+void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address, Clock *known);
 
 /* sync.c: who knows of what */
 bool knows(const Warp *w, u32 lane, u32 block, u32 thread, u32 time);
 void sync_warp(Warp *w, u32 lanes);
 void sync_block(Block *b);
 void sync_arrive(Warp *w, Clock **gathered);
+bool knows_copy(const Warp *w, u32 lane, u32 thread, u32 time);
 void sync_learn(Warp *w, u32 lanes, Clock *what);
 void sync_publish(Warp *w, u32 lanes, Clock **into);
+void sync_publish_copies(Warp *w, u32 lane, Clock **into); /* its copies that land now */
 void sync_fence(Warp *w, u32 lanes, bool whole_gpu);
 void sync_forget(Warp *w);
 void clock_release(Clock *c);
@@ -405,7 +412,7 @@ void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size);
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);
@@ -447,7 +454,6 @@ void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 spac
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
 void taint(Block *b, const u8 *bytes, u32 size, bool undefined);
 u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size);
-bool stores_the_same(const Warp *w, const Insn *i, u32 lane, const u8 *bytes);
 void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size);
 u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);

@@ -31,10 +31,13 @@ static bool step_back(const Insn *i, u8 *reached, bool *more) {
     return makes;
 }
 
-/* A slice that has reached a load goes on at whatever is stored; false: it has not. */
+/* A slice that has reached a load of shared memory goes on at whatever is stored; false: it has not. */
 static bool through_memory(const Machine *m, u8 *reached) {
     bool loads = false, more;
-    for (u32 n = 0; n < m->count && !loads; n++) loads = m->flags[n] & LOADS && step_back(m->code + n, reached, &more);
+    for (u32 n = 0; n < m->count && !loads; n++) {
+        const u32 space = m->code[n].mod[2] & 0xFF;
+        loads = m->flags[n] & LOADS && (space == SHARED || space == GENERIC) && step_back(m->code + n, reached, &more);
+    }
     if (!loads) return false;
     for (u32 n = 0; n < m->count; n++)
         for (u32 s = m->code[n].dsts; m->flags[n] & STORES && s < (u32)m->code[n].dsts + m->code[n].srcs; s++)
@@ -65,8 +68,9 @@ static const Finding *source_of(const Warp *w, const Insn *sink) {
     const Finding *found;
     u8 *reached = w->b->doubts ? calloc(1u << 16, 1) : NULL;
     if (!reached) return NULL;
-    reached[sink->guard] = 1;
-    for (u32 s = sink->dsts; s < (u32)sink->dsts + sink->srcs; s++) reached[sink->operand[s]] = 1;
+    reached[sink->guard] = w->undefined[sink->guard] != 0;
+    for (u32 s = sink->dsts; s < (u32)sink->dsts + sink->srcs; s++)
+        if (w->undefined[sink->operand[s]]) reached[sink->operand[s]] = 1;
     slice(m, reached);
     if (!(found = doubt_in(w, reached, true)) && through_memory(m, reached)) {
         slice(m, reached);
