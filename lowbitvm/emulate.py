@@ -75,7 +75,7 @@ class Arguments:
             return _bytes(text)
         if text.startswith("zeros:"):
             dtype, shape = _type(text, text.removeprefix("zeros:"))
-            return Buffer(np.zeros(shape, dtype), shape, uninitialised=False, path=None)
+            return Buffer(_zeros(text, dtype, shape), shape, uninitialised=False, path=None)
         if text.startswith("out="):
             return self._output(text)
         if text.endswith(".npy"):
@@ -105,7 +105,7 @@ class Arguments:
             buffer = self._file(text, path)
         else:
             dtype, shape = _type(text, name.removeprefix(typed["name"]).removeprefix(":"))
-            buffer = Buffer(np.zeros(shape, dtype), shape, uninitialised=True, path=path)
+            buffer = Buffer(_zeros(text, dtype, shape), shape, uninitialised=True, path=path)
             before = self.files.setdefault(path.resolve(), buffer)
             if (before.uninitialised, before.shape, before.array.dtype) != (True, shape, dtype):
                 raise UsageError(f"--arg {text}: the file is another argument too. Fix: give both the same way.")
@@ -189,6 +189,7 @@ def _first(arguments: Arguments, number: int) -> int:
 
 def _describe(report: emulator.Report, errors: Console, quiet: bool, stopped: bool) -> None:
     if not quiet:
+        click.echo("".join(report.printed), nl=False)
         Console().print(report)
         if stopped:
             errors.print("stopped at the first finding: no output was written (--on-finding collect goes on)")
@@ -269,6 +270,13 @@ def _type(text: str, typed: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
     except TypeError:
         raise UsageError(f"--arg {text}: there is no type {match['dtype']}. Fix: use one of {names}.") from None
     return dtype, tuple(int(size) for size in match["shape"].split(",") if size.strip())
+
+
+def _zeros(text: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise UsageError(f"--arg {text}: the array cannot be made: {error}") from error
 
 
 def _bytes(text: str) -> bytes:

@@ -13,9 +13,12 @@ zero, Hoeffding's inequality gives |error| <= CONFIDENCE * sqrt(sum (gradient * 
 1 - 2 exp(-CONFIDENCE^2 / 2). Source of the model: Higham and Mary, SIAM J. Sci. Comput. 41 (2019) A2815.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +45,9 @@ CONFIDENCE = 6.0  # 3e-8 that a token's error is larger
 DIGIT_BITS = 4
 HALF_ROUNDING, HALF_SMALLEST = 2.0**-11, 2.0**-25  # of a normal f16, relative; of a subnormal one
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 Product = Callable[[torch.Tensor, PackedWeight], torch.Tensor]  # f16 (tokens, in), weight -> f16 (tokens, out)
 Layer = Callable[[torch.Tensor, PackedWeight], torch.Tensor]  # the same in float32
 Head = Callable[[torch.Tensor], torch.Tensor]  # float32 (tokens, width) -> logits (tokens, vocabulary)
@@ -65,10 +71,9 @@ class Model:
 
 def load_model(file: GgufFile, device: str, step: Callable[[], None], blocks: int | None = None) -> Model:
     """The first `blocks` transformer blocks (by default all) and the matrices around them; `step` counts the blocks."""
-    parameters, loaded = Hyperparameters.from_gguf(file), []
-    for index in range(parameters.blocks if blocks is None else blocks):
-        loaded.append(load_block(file, index, device))
-        step()
+    parameters = Hyperparameters.from_gguf(file)
+    numbers = range(parameters.blocks if blocks is None else blocks)
+    loaded = _on_all_cores(lambda index: load_block(file, index, device), numbers, step)
     codes, scales = file.quantized_8bit("token_embd.weight")
     embedding, norm = file.floats("token_embd.weight"), file.floats("output_norm.weight").copy()
     digits = [digit.to(device) for digit in split_digits(codes, scales)]
@@ -119,13 +124,26 @@ def decode(
     return outputs, seconds
 
 
+def _on_all_cores(
+    function: Callable[[Item], Result], items: Iterable[Item], step: Callable[[], None] = lambda: None
+) -> list[Result]:
+    """function(item) of each item, in order; `step` counts them. numpy and torch release the interpreter's lock."""
+    results = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(function, items):
+            results.append(result)
+            step()
+    return results
+
+
 class Reference:
     """The float32 model with dequantised weights. Needs four bytes per weight."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         weights = [weight for block in model.blocks for weight in block.linears.values()]
-        self.dense = {id(weight): weight.dequantize().float() for weight in weights}
+        dense = _on_all_cores(lambda weight: weight.dequantize().float(), weights)
+        self.dense = {id(weight): floats for weight, floats in zip(weights, dense, strict=True)}
 
     def layer(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         return F.linear(x, self.dense[id(weight)])
@@ -139,10 +157,20 @@ class Reference:
         `step` counts the layers.
         """
         model, rounded = self.model, _Roundings()
+        calls: list[tuple[torch.Tensor, PackedWeight, torch.Tensor]] = []
+
+        def layer(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+            calls.append((x, weight, self.layer(x, weight)))
+            return calls[-1][2]
+
         hidden = model.embedding[tokens[:-1]].clone().requires_grad_()
         for block in model.blocks:
-            hidden = run_block(hidden, block, model.parameters, _named(self._recorded(rounded, step), block))
+            hidden = run_block(hidden, block, model.parameters, _named(layer, block))
         last = rms_norm(hidden, model.output_norm, model.parameters.norm_epsilon)
+        bounds = _on_all_cores(lambda call: linear_bound(call[0].detach().half(), call[1]), calls, step)
+        for (x, _, y), bound in zip(calls, bounds, strict=True):
+            rounded.activation(x)
+            rounded.add(y, torch.from_numpy(bound).float())
         rounded.activation(last)
         result = []
         for position in range(start - 1, len(tokens) - 1):
@@ -151,16 +179,6 @@ class Reference:
             variance = rounded.variance(margin) + self._head_variance(last[position : position + 1], [best, second])
             result.append((float(margin.detach()), CONFIDENCE * variance**0.5))
         return result
-
-    def _recorded(self, rounded: "_Roundings", step: Callable[[], None]) -> Layer:
-        def layer(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-            y = self.layer(x, weight)
-            rounded.activation(x)
-            rounded.add(y, torch.from_numpy(linear_bound(x.detach().half(), weight)).float())
-            step()
-            return y
-
-        return layer
 
     def _head_variance(self, x: torch.Tensor, rows: list[int]) -> float:
         """Of the difference of two logits, from the roundings of their own products."""

@@ -121,7 +121,7 @@ def _failure(ptx: str, target: str, log: str) -> LowbitvmError:
     number, message = messages[0] if messages else ("", log.strip())
     problem = f"nvJitLink for {target}: {message.strip()}"
     if number:
-        problem += f", at PTX line {number}: {(ptx.splitlines() + [''])[int(number) - 1].strip()}"
+        problem += f", at PTX line {number}: {[*ptx.splitlines(), ''][int(number) - 1].strip()}"
     return LowbitvmError(
         "ASSEMBLER_FAILED",
         problem,

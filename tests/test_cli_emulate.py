@@ -189,6 +189,23 @@ def test_checks_can_be_left_out() -> None:
     assert refused.exit_code == 2 and "there is no check races; use all, none or race, uninitialised" in refused.output
 
 
+def test_what_decides_a_run_can_be_chosen() -> None:
+    chosen = {"--schedule": "adversarial", "--copies": "early", "--numerics": "permute", "--seed": "7"}
+    words = [word for pair in chosen.items() for word in pair]
+    result = saxpy(
+        "x.npy", "out=y.npy", "1", "100", options=(*words, "--workers", "1", "--shared", "64", "--json", "-")
+    )
+    assert result.exit_code == 0
+    launch = json.loads(result.stdout)["launch"]
+    assert launch["options"] == {"schedule": "adversarial", "copies": "early", "numerics": "permute", "seed": 7}
+    assert (launch["shared"], launch["grid"], launch["block"]) == (64, [4, 1, 1], [32, 1, 1])
+
+
+def test_an_argument_may_begin_with_a_minus() -> None:
+    assert saxpy("x.npy", "out=y.npy", "-1", "100").exit_code == 0
+    np.testing.assert_array_equal(np.load("y.npy"), 1 - np.arange(100, dtype=np.float32))
+
+
 def test_the_only_kernel_is_found_and_one_of_several_must_be_named() -> None:
     words = ("--grid", "1", "--block", "32", "--arg", "x.npy", "--arg", "out=z.npy:f32[32]")
     unnamed = emulate("both.ptx", *words)
@@ -209,6 +226,8 @@ def test_the_only_kernel_is_found_and_one_of_several_must_be_named() -> None:
         ("out=new.npy:f16", "an output is a numpy file"),
         ("out=no/new.npy:f16[4]", "there is no directory no"),
         ("zeros:f32", "write it like f16[16,4096]"),
+        ("zeros:u8[9999999999999999]", "the array cannot be made"),
+        ("zeros:u8[99999999999999999999]", "the array cannot be made"),
         ("hex:0g", "two hexadecimal digits per byte"),
         ("12", "argument 0 is 12"),
     ],
@@ -258,6 +277,27 @@ def test_ptx_that_cannot_run_is_refused_with_its_place(directory) -> None:
     (directory / "copy.ptx").write_bytes(b"\xff\xfe\x00")
     assert copy("x.npy", "out=y.npy").exit_code == 2
     assert emulate("missing.ptx", "--grid", "1", "--block", "1").exit_code == 2
+
+
+def test_what_the_kernel_prints_comes_first_and_stands_escaped_on_the_page(directory) -> None:
+    letters = ", ".join(str(byte) for byte in b"<b>%d\n\0")
+    text = f""".extern .func (.param .b32 result) vprintf(.param .b64 a, .param .b64 b);
+.global .b8 form[] = {{{letters}}};
+.visible .entry k()
+{{
+    .reg .b32 %r<3>; .reg .b64 %d<5>; .local .align 8 .b8 values[8];
+    mov.u64 %d1, form; cvta.global.u64 %d1, %d1; mov.u64 %d2, values; cvta.local.u64 %d3, %d2;
+    mov.u32 %r1, 42; st.local.u32 [%d2], %r1;
+    {{ .param .b64 a; .param .b64 b; .param .b32 result;
+    st.param.b64 [a], %d1; st.param.b64 [b], %d3; call (result), vprintf, (a, b); }}
+    ret;
+}}
+"""
+    (directory / "k.ptx").write_text(HEADER + text)
+    result = emulate("k.ptx", "--grid", "1", "--block", "1", "--report", "report.html")
+    assert result.exit_code == 0 and result.output.startswith("<b>42\n"), result.output
+    assert "<pre>&lt;b&gt;42\n</pre>" in Path("report.html").read_text()
+    assert emulate("k.ptx", "--grid", "1", "--block", "1", "-q").output == ""
 
 
 def test_the_command_needs_no_torch(monkeypatch) -> None:

@@ -189,6 +189,18 @@ def test_whole_rows_read_by_several_blocks_are_distinct_once() -> None:
     assert (traffic.written, traffic.distinct_written) == (0, 0)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_counts_do_not_depend_on_the_number_of_workers(workers: int) -> None:
+    body = """mov.u32 %r4, %ctaid.x; mul.wide.u32 %d3, %r4, 64; add.s64 %d3, %d2, %d3; ld.global.u32 %r5, [%d3];
+    mad.lo.u32 %r6, %r4, 4, %r3; st.shared.u32 [%r6], %r5; mul.wide.u32 %d4, %r4, 512; add.s64 %d4, %d2, %d4;
+    st.global.u32 [%d4+4096], %r5;"""
+    report = launch(body, block=128, grid=20, workers=workers)
+    traffic = report.counters.arrays[0]
+    assert (traffic.read, traffic.distinct_read) == (20 * 512, 19 * 64 + 512)  # blocks overlap
+    assert (traffic.written, traffic.distinct_written) == (20 * 512, 20 * 512)
+    assert report.to_json() == launch(body, block=128, grid=20, workers=1).to_json()
+
+
 def test_asynchronous_copies_and_atomics_count_as_traffic() -> None:
     copy = "cp.async.ca.shared.global [%r3], [%d2], 4; cp.async.wait_all;"
     traffic = launch(copy).counters.arrays[0]
@@ -222,6 +234,8 @@ def test_the_json_has_every_counter_and_finding() -> None:
     assert set(kinds) == {finding.kind for finding in report.findings} >= {"race_shared", "out_of_bounds_global"}
     assert kinds["out_of_bounds_global"]["line"] == FIRST_LINE + 1
     assert len(kinds["out_of_bounds_global"]["thread"]) == 3
+    assert kinds["out_of_bounds_global"]["other"] is None
+    assert kinds["race_shared"]["other"]["line"] == FIRST_LINE
 
 
 def test_the_same_launch_gives_the_same_json() -> None:
@@ -280,6 +294,18 @@ def test_the_page_annotates_every_line_and_links_the_findings(tmp_path) -> None:
         assert page.rows[f"L{number}"][-1].startswith(line)
     store = page.rows[f"L{FIRST_LINE}"]
     assert store[1] == "2" and "finding" in store[-1]
+    (race,) = [finding for finding in report.findings if finding.kind == "race_shared"]
+    assert race.other is not None and f'the other: <a href="#L{race.other.line}">line {race.other.line}</a>' in text
+
+
+def test_a_finding_and_its_line_name_the_source_that_loc_gives() -> None:
+    text = f"""{HEADER}.file 1 "sum.cu"\n.visible .entry k(.param .u64 x)\n{{ {REGISTERS} ld.param.u64 %d1, [x];
+    .loc 1 42 7\n    st.global.u32 [%d1+64], 1; ret; }}"""
+    report = emulator.load(text).launch("k", (1,), (1,), [np.zeros(4, np.uint32)], on_finding="collect")
+    assert [finding.source for finding in report.findings] == ["sum.cu:42"]
+    assert "sum.cu:42" in str(report.findings[0])
+    assert {line.text.strip(): line.source for line in report.lines}["st.global.u32 [%d1+64], 1; ret; }"] == "sum.cu:42"
+    assert '<td class="source">sum.cu:42</td>' in report.to_html()
 
 
 def test_the_page_escapes_what_the_ptx_says_and_runs_nothing() -> None:
@@ -296,6 +322,16 @@ def test_the_table_shows_counters_arrays_lines_and_findings() -> None:
     for part in ("warp instructions", "global sectors", "conflict", "ld.global.u32 %r4, [%d1+16384]", "race_shared"):
         assert part in text
     assert f"{report.counters.instructions:,}" in text
+
+
+def test_the_table_keeps_its_numbers_where_lines_are_long() -> None:
+    report = launch(f"add.u32 %r9, %r9, 1; // {'long ' * 40}\nLOOP: add.u32 %r9, %r9, 1;")
+    console = Console(width=80, file=io.StringIO())
+    console.print(report)
+    text = console.file.getvalue()
+    (row,) = [line for line in text.splitlines() if line.split()[:1] == [str(FIRST_LINE)]]
+    assert row.split()[:5] == [str(FIRST_LINE), "1", "10.0", "%", "32.0"]
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_launch_that_is_stopped_leaves_its_report_in_the_error() -> None:

@@ -86,9 +86,9 @@ def test_a_bare_checkout_is_importable_without_an_installation() -> None:
     assert Path(run.stdout.strip()).parent == ROOT / "lowbitvm"
 
 
-def test_only_ops_and_demo_import_torch() -> None:
+def test_only_ops_demo_and_generate_import_torch() -> None:
     with_torch = {name for name, file in sources().items() if "torch" in third_party({name: file})}
-    assert with_torch <= {"lowbitvm.ops", "lowbitvm.demo"}
+    assert with_torch <= {"lowbitvm.ops", "lowbitvm.demo", "lowbitvm.generate"}
 
 
 def test_the_emulator_imports_nothing_of_lowbitvm_but_the_errors() -> None:

@@ -1,5 +1,7 @@
 """What a launch passes to a kernel: arrays as device buffers at made-up addresses, and the parameters' bytes."""
 
+import math
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,19 @@ class Output:
 def output(array: Array) -> Output:
     """Mark an array as uninitialised: reading a byte before the kernel wrote it is a finding."""
     return Output(array)
+
+
+def sparse(shape: int | Sequence[int], dtype: Any) -> Array:
+    """An array of zeros of any size that takes memory only where it is touched.
+
+    Shape and dtype are numpy's. The system provides 4 KB pages when they are first written, so that a buffer beyond 2^31
+    elements costs what a kernel uses of it.
+    """
+    kind = np.dtype(dtype)
+    count = math.prod((shape,) if isinstance(shape, int) else shape)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, max(count * kind.itemsize, 1), flags=flags)
+    return np.frombuffer(memory, np.uint8, count * kind.itemsize).view(kind).reshape(shape)
 
 
 @dataclass

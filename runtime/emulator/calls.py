@@ -174,7 +174,7 @@ class _Expander:
         for number, target in enumerate(targets):
             self.emit("setp.eq.u32", scope, Name(".hit"), index, Immediate(number))
             self.emit("bra", scope, Name(target), guard=".hit")
-        self.emit("trap", scope)
+        self.emit("trap", scope, Group((Immediate(1),)))
         self.labels[scope][AFTER] = len(self.out)
 
     def guarded(self, instruction: Instruction, around: Scope) -> Scope:
@@ -305,7 +305,7 @@ class _Expander:
             self.direct(call, function)
             self.emit("bra", call.scope, Name(AFTER))
             self.labels[call.scope][f".next{n}"] = len(self.out)
-        self.emit("trap", call.scope)
+        self.emit("trap", call.scope, Group((Immediate(2),)))
 
     def candidates(self, call: _Call) -> list[Kernel]:
         for scope in call.scope.outward():

@@ -34,7 +34,7 @@ from lowbitvm.runtime.emulator.variables import (
 
 MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
-SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4}  # memory.c; 0 is generic
+SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4, "param::func": 5}  # memory.c; 0 is generic
 MOST_SHARED = 48 << 10  # bytes of a kernel's static shared memory
 
 # What the core calls Insn (core.h).

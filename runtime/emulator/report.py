@@ -13,8 +13,8 @@ from lowbitvm.runtime.emulator import page
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# The core's finding kinds in the order of its enum, and what each says. `context` is a mask of lanes or warps, a size, or a
-# case; what a message adds about the other thread of a race comes from the finding's `other`.
+# The core's finding kinds in the order of its enum, and what each says. `context` is a mask of lanes or warps, a size,
+# or a case; what a message adds about the other thread of a race comes from the finding's `other`.
 KINDS = (
     ("out_of_bounds_global", "{access} of {size} bytes at {where} is outside every array"),
     ("out_of_bounds_shared", "{size} bytes at shared address {address:#x} are outside its {shared} from 0x400 on"),
@@ -25,12 +25,12 @@ KINDS = (
     ("undefined_address", "an address comes from a register that was never written"),
     ("undefined_predicate", "a predicate comes from a register that was never written"),
     ("undefined_store", "a stored value comes from a register that was never written"),
-    ("race_shared", "{size} bytes at shared address {address:#x}: another thread accesses them too, one of the two writes, "
-                    "and nothing orders them"),
-    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async into them is visible only after its thread's "
-                  "wait, to other threads after a barrier too"),
-    ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing orders "
-                    "them"),
+    ("race_shared", "{size} bytes at shared address {address:#x}: another thread accesses them too, one of the two "
+                    "writes, and nothing orders them"),
+    ("race_copy", "{size} bytes at shared address {address:#x}: a cp.async into them is visible only after its "
+                  "thread's wait, to other threads after a barrier too"),
+    ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing "
+                    "orders them"),
     ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {context:#010x} alone"),
     ("barrier_deadlock", "warps {context:#x} wait {waiting} for what never comes"),
     ("copy_source_size", "the source size {size} is above the copy size {context}, which is undefined"),
@@ -43,7 +43,7 @@ KINDS = (
     ("mask_invalid", "the member mask {size:#010x} names the lanes {context:#010x}, which do not execute it (none: the "
                      "executing lane is not in its own mask)"),
     ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
-    ("trap", "the kernel stops itself"),
+    ("trap", "{trap}"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
@@ -56,6 +56,13 @@ INVALID_MBARRIER = (
     "it was not initialised",
     "{size} arrivals, more than its phase expects",
     "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
+
+# Why a kernel stopped; a failed assertion has a text of its own.
+TRAPS = (
+    "the kernel stops itself",
+    "the index of brx.idx is beyond its list",
+    "the register holds the address of none of the functions that the call names",
 )
 
 # Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".
@@ -260,7 +267,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine."""
+    """The outcome of one launch of the text `ptx`, which took `seconds` on this machine.
+
+    `printed`: what each call of printf printed, block after block, where blocks cannot communicate.
+    """
 
     counters: Counters
     findings: list[Finding]
@@ -268,6 +278,7 @@ class Report:
     launch: Launch
     seconds: float = field(compare=False)
     ptx: str = field(repr=False)
+    printed: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def lines(self) -> list[LineCounters]:
@@ -309,6 +320,7 @@ class Report:
                 for line in self.lines
             ],
             "findings": [asdict(finding) for finding in self.findings],
+            "printed": self.printed,
         }
 
     def to_html(self, path: str | Path | None = None) -> str:

@@ -13,6 +13,7 @@ from lowbitvm.runtime.emulator.report import (
     INVALID_BARRIER,
     INVALID_MBARRIER,
     KINDS,
+    TRAPS,
     ArrayTraffic,
     Counters,
     EmulatorError,
@@ -77,15 +78,15 @@ def build_report(
     on_finding: str,
     seconds: float,
 ) -> Report:
-    counts, traffic, findings = raw
+    counts, traffic, findings, printed, assertion = raw
     tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
     by_line = _grouped(tally, outline.line, len(outline.places))
     rounding = None
     if launch.options["numerics"] == "bound":  # the rest of a tally's columns
         rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
     counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
-    found = [_finding(syntax, program, buffers, item, launch) for item in findings]
-    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text)
+    found = [_finding(syntax, program, buffers, item, launch, assertion) for item in findings]
+    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text, printed)
     if found and on_finding == "raise":
         raise EmulatorError(found[0], report)
     return report
@@ -140,7 +141,9 @@ def _source(program: Program, pc: int) -> str | None:
     return program.sources[pc]
 
 
-def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[Any, ...], launch: Launch) -> Finding:
+def _finding(
+    syntax: Syntax, program: Program, buffers: list[Buffer], item: tuple[Any, ...], launch: Launch, assertion: str
+) -> Finding:
     kind, pc, block_index, warp, lane, context, address, size, (other_pc, other_block, other_thread) = item
     name, template = KINDS[kind]
     line, _, text = syntax.place(program.positions[pc])
@@ -149,11 +152,13 @@ def _finding(syntax: Syntax, program: Program, buffers: list[Buffer], item: tupl
     facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
     if name == "barrier_invalid":
         facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
+    if name == "trap":
+        facts["trap"] = assertion or TRAPS[context]
     if name == "mbarrier_invalid":
         facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
     other = None
     block, thread = _index(block_index, launch.grid), _index(warp * 32 + lane, launch.block)
-    if other_pc >= 0 and (other_block, other_thread) != (block_index, warp * 32 + lane):
+    if other_pc >= 0:
         other_line = syntax.place(program.positions[other_pc])[0]
         other = Party(other_line, _index(other_block, launch.grid), _index(other_thread, launch.block))
     return Finding(name, template.format(**facts), line, text, block, thread, address, other, _source(program, pc))

@@ -66,14 +66,12 @@ def _arrays(report: "Report") -> list[Table]:
 
 def _lines(report: "Report") -> Table:
     title = f"the {HOTTEST} PTX lines issued most"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=True)
     hottest = sorted(report.lines, key=lambda line: -line.instructions)[:HOTTEST]
     rows = [_line(line, report.counters.instructions) for line in hottest]
-    headers = ("line", "issued", "share", "lanes", "conflicts", "sectors")
-    for header, cells in zip(headers, zip(*rows, strict=True), strict=True):
-        width = max(map(len, (header, *cells)))
-        table.add_column(header, justify="right", no_wrap=True, min_width=width)
-    table.add_column("PTX", no_wrap=True, overflow="ellipsis")
+    for header in ("line", "issued", "share", "lanes", "conflicts", "sectors"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("PTX", no_wrap=True, overflow="ellipsis", ratio=1)  # takes the room that the numbers leave
     for line, cells in zip(hottest, rows, strict=True):
         table.add_row(*cells, Text(line.text.strip()))
     return table

@@ -73,6 +73,13 @@ TRITON = {
     ),
     "rms_norm": Row("rms_norm", "x y weight: *bf16; columns: i32; epsilon: fp32", {"BLOCK": 512}),
     "matmul_f16": _matmul("fp16", "fp16", "float32"),
+    "matmul_aligned": Row(
+        "matmul",
+        "a b c: *fp16; M N K am bk cm: i32",
+        {"BM": 32, "BN": 32, "BK": 32, "GROUP": 4, "TYPE": "tl.float32", "ACTIVATE": False, "ak": 1, "bn": 1, "cn": 1},
+        "a b c M N K am bk cm",
+        dots=True,
+    ),
     "matmul_f16_total": _matmul("fp16", "fp16", "float16"),
     "matmul_bf16": _matmul("bf16", "fp32", "float32", ACTIVATE=True),
     "matmul_s8": _matmul("i8", "i32", "int32", AMPERE, BK=64),
@@ -165,7 +172,37 @@ GEMMS = {
     ),
     "sm_89": ("e4m3_sm89", "e5m2_sm89"),
 }
-ATOM_TARGETS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_120a")
+
+
+def _integer_atoms(shape: str, signed: str, unsigned: str) -> list[str]:
+    pairs = [(a, b) for a in (signed, unsigned) for b in (signed, unsigned)]
+    return [f"SM80_{shape}_S32{a}{b}S32_TN{end}" for a, b in pairs for end in ("", "_SATURATE")]
+
+
+EIGHTS = ("E4M3", "E5M2")
+NARROW = ("E2M1", "E2M3", "E3M2", *EIGHTS)
+ATOMS = {
+    "sm_75": ["SM75_16x8x8_F32F16F16F32_TN", "SM75_8x8x16_S32S8S8S32_TN"],
+    "sm_80": [
+        *(f"SM80_16x8x{k}_{c}F16F16{c}_TN" for k in (8, 16) for c in ("F16", "F32")),
+        *(f"SM80_16x8x{k}_F32BF16BF16F32_TN" for k in (8, 16)),
+        *(f"SM80_16x8x{k}_F32TF32TF32F32_TN" for k in (4, 8)),
+        "SM80_8x8x4_F64F64F64F64_TN",
+        *(atom for shape in ("8x8x16", "16x8x16", "16x8x32") for atom in _integer_atoms(shape, "S8", "U8")),
+        *(atom for shape in ("8x8x32", "16x8x32", "16x8x64") for atom in _integer_atoms(shape, "S4", "U4")),
+        *(
+            f"SM80_{shape}_S32U1U1S32_TN_{f}POPC"
+            for shape in ("8x8x128", "16x8x128", "16x8x256")
+            for f in ("XOR", "AND")
+        ),
+    ],
+    "sm_89": [f"SM89_16x8x32_{c}{a}{b}{c}_TN" for a in EIGHTS for b in EIGHTS for c in ("F16", "F32")],
+    "sm_90": [f"SM90_16x8x{k}_F64F64F64F64_TN" for k in (4, 8, 16)],
+    "sm_120a": [
+        *(f"SM120_16x8x32_F32{a}{b}F32_TN{end}" for a in NARROW for b in NARROW for end in ("", "_VS32")),
+        *(f"SM120_16x8x64_F32E2M1E2M1F32_TN_VS{group}" for group in (32, 16)),
+    ],
+}
 CUDA_TARGETS = {
     "arithmetic": ("sm_75", "sm_80", "sm_120"),
     "atomics": ("sm_75", "sm_80"),
@@ -192,7 +229,7 @@ def cuda(name: str, arch: str) -> CudaSource:
 
 
 def everything() -> list[CudaSource | TritonKernel]:
-    found: list[CudaSource | TritonKernel] = [atoms(arch) for arch in reversed(ATOM_TARGETS)]
+    found: list[CudaSource | TritonKernel] = [atoms(arch) for arch in reversed(ATOMS)]
     found += [gemm(config) for configs in GEMMS.values() for config in configs]
     found += [cuda(name, arch) for name, targets in CUDA_TARGETS.items() for arch in targets]
     found += [row.kernel(arch) for row in TRITON.values() for arch in row.targets]

@@ -531,13 +531,29 @@ def test_bit_intrinsics_equal_their_definitions(name: str, arch: str) -> None:
         np.testing.assert_array_equal(out.view(np.uint32), expected)
 
 
+@targets("matmul_aligned")
+@pytest.mark.parametrize("shape", [(64, 64, 64), (48, 80, 160), (16, 16, 16)])
+def test_a_pipelined_matmul_writes_its_result_once(name: str, arch: str, shape: tuple[int, int, int]) -> None:
+    """Tiles of 32 x 32 x 32; from sm_80 on, three stages of cp.async."""
+    m, n, k = shape
+    a, b, c = integers(0, m, k), integers(1, k, n), np.zeros((m, n), np.float16)
+    compiled = TRITON[name].kernel(arch).compile()
+    module, grid = emulator.load(compiled.ptx), (-(-m // 32) * -(-n // 32),)
+    args = [a, b, emulator.output(c), m, n, k, k, n, n, 0, 0]
+    report = module.launch("matmul", grid, (compiled.warps * 32,), args, shared=compiled.shared)
+    np.testing.assert_array_equal(c, (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float16))
+    assert report.counters.arrays[2].written == 2 * m * n
+    if arch == "sm_80":
+        assert report.counters.mma == grid[0] * -(-k // 32) * (2 * 4 * 2)
+
+
 @pytest.mark.parametrize("removed", ["bar.sync", "cp.async.wait_group"])
-def test_a_matmul_without_its_barriers_or_waits_is_caught(removed: str) -> None:
-    compiled = TRITON["matmul_f16"].kernel("sm_80").compile()
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_matmul_without_its_barriers_or_waits_is_caught(removed: str, seed: int) -> None:
+    compiled = TRITON["matmul_aligned"].kernel("sm_80").compile()
     lines = compiled.ptx.splitlines()
     module = emulator.load("\n".join(line for line in lines if removed not in line))
-    a, c = np.ones((64, 256), np.float16), np.zeros((64, 64), np.float16)
-    args = [a, np.ones((256, 64), np.float16), c, 64, 64, 256, 256, 1, 64, 1, 64, 1, 0, 0]
-    for seed in range(3):
-        report = module.launch("matmul", (2,), (128,), args, shared=compiled.shared, seed=seed, on_finding="collect")
-        assert {finding.kind for finding in report.findings} & {"race_shared", "race_copy"}
+    a, c = np.ones((64, 64), np.float16), np.zeros((64, 64), np.float16)
+    args = [a, a.copy(), c, 64, 64, 64, 64, 64, 64, 0, 0]
+    report = module.launch("matmul", (4,), (128,), args, shared=compiled.shared, seed=seed, on_finding="collect")
+    assert {finding.kind for finding in report.findings} & {"race_shared", "race_copy"}

@@ -67,6 +67,7 @@ typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 enum {
     OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
+    WAITS = 32, /* looks whether an mbarrier's phase is over */
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
 #define GATHERED (ALIGNED | COLLECTIVE)
@@ -96,7 +97,8 @@ typedef struct {
 /* One cp.async instruction of which some lanes' bytes are not yet known to have landed. */
 typedef struct {
     u32 lanes, size;
-    u32 landed; /* lanes whose bytes are in shared memory already */
+    u32 landed;  /* lanes whose bytes are in shared memory already */
+    u32 arrived; /* lanes of which an mbarrier knows that */
     u64 serial;
     u32 address[LANES];
     u32 group[LANES];
@@ -126,8 +128,10 @@ struct Warp {
     u32 paths, current; /* current == paths: none can run */
     Join join[JOINS];
     u8 state, barrier;
+    const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
+    u64 since_look; /* instructions */
     bool yields;   /* ends its burst */
     bool informed; /* some lane's mind is not empty */
     Copy *copies;
@@ -169,7 +173,7 @@ typedef struct {
 } Traffic;
 
 typedef struct {
-    u32 arrived, threads, expected; /* expected 0: all threads of the block that have not exited */
+    u32 arrived, threads, expected; /* where it is all threads, those that have exited count as arrived */
     u32 waiting; /* mask of warps */
     u32 count;   /* of threads whose predicate was true, for .red */
     u32 present; /* threads that gave one */
@@ -225,6 +229,7 @@ struct Block {
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
+    u32 *shared_second, *byte_second; /* another reader where there are several: the lower half of its stamp */
     u8 *local, *local_written;       /* per thread, one after another */
     Warp *warp;
     u8 *registers;
@@ -236,8 +241,14 @@ struct Block {
     bool informed; /* some thread's mind is not empty */
     u64 steps, polled;
     u32 favourite, strategy, slices; /* of the schedule */
-    u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
+    u64 looks, changes; /* looks in a row at what another thread may do, since nothing has changed; the machine's changes then */
 };
+
+/* print.c: what kernels print, one record after the other. */
+typedef struct {
+    char *bytes;
+    size_t length, capacity;
+} Text;
 
 typedef struct Node Node; /* history.c: an access among several to the same bytes */
 typedef struct Launch Launch; /* schedule.c: what the machines of a launch share */
@@ -280,6 +291,8 @@ struct Machine {
     Traffic *traffic; /* per array */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
     u32 finding_count, doubtful_count;
+    Text printed;
+    char assertion[1024]; /* that has failed; "": none */
     bool stop, failed;
 };
 
@@ -347,7 +360,7 @@ void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 s
 /* control.c: divergence */
 void run_warp(Machine *m, Warp *w, u64 budget);
 void start_warp(Warp *w, u32 lanes);
-void poll(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
+void look(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
 
 /* barrier.c */
 void barriers_reset(Block *b);
@@ -361,15 +374,17 @@ void run_grid(Machine *machines, u32 workers, int (*interrupted)(void)); /* the 
 /* mbarrier.c */
 void mbarriers_reset(Block *b);
 void mbarrier_expect(Warp *w, const Insn *i, u32 lane, u32 address);
-void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address);
+void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address, Clock *known);
 
 /* sync.c: who knows of what */
 bool knows(const Warp *w, u32 lane, u32 block, u32 thread, u32 time);
 void sync_warp(Warp *w, u32 lanes);
 void sync_block(Block *b);
 void sync_arrive(Warp *w, Clock **gathered);
+bool knows_copy(const Warp *w, u32 lane, u32 thread, u32 time);
 void sync_learn(Warp *w, u32 lanes, Clock *what);
 void sync_publish(Warp *w, u32 lanes, Clock **into);
+void sync_publish_copies(Warp *w, u32 lane, Clock **into); /* its copies that land now */
 void sync_fence(Warp *w, u32 lanes, bool whole_gpu);
 void sync_forget(Warp *w);
 void clock_release(Clock *c);
@@ -385,7 +400,7 @@ void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size);
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);
@@ -410,14 +425,17 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 void copies_progress(Warp *w); /* some land at a random moment */
 bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
 
+/* print.c */
+void text_append(Machine *m, Text *to, const Text *from);
+
 /* memory.c */
-enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL };
+enum { GENERIC, GLOBAL, SHARED, PARAM, LOCAL, CALL }; /* CALL: local memory that passes a function's parameters */
 enum { READ, WRITE, ATOMIC, STRONG_READ, STRONG_WRITE };
 typedef struct {
     u64 address[LANES]; /* in shared memory, global address, or offset in the parameters */
     u8 *bytes[LANES];
     u32 lanes;          /* those whose access is legal */
-    u32 shared, global; /* which of them are in shared and in global memory */
+    u32 shared, global, local; /* which of them are in which memory */
 } Access;
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
@@ -427,6 +445,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[], print_ops[];
 
 #endif

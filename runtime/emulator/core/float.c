@@ -427,7 +427,7 @@ static void testp(Warp *w, const Insn *i, u32 active) {
         case INFINITE: is = isinf(d); break;
         case NUMBER: is = d == d; break;
         case NOT_A_NUMBER: is = d != d; break;
-        case NORMAL: is = isfinite(d) && fabs(d) >= least; break;
+        case NORMAL: is = d == 0 || (isfinite(d) && fabs(d) >= least); break; /* zeros count as normal */
         default: is = d != 0 && fabs(d) < least;
         }
         p |= (u32)is << l;

@@ -57,8 +57,10 @@ static u8 *param_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) 
     return m->params + address;
 }
 
-/* A thread's own memory. */
-static u8 *local_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, bool write) {
+/* A thread's own memory. Of each byte: 0 never written, WRITTEN, or UNDEFINED: written from a register that never was. */
+enum { WRITTEN = 1, UNDEFINED };
+
+static u8 *local_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, bool write, bool quiet) {
     const Machine *m = w->m;
     const size_t offset = (size_t)(w->index * LANES + lane) * m->local_size + (size_t)(address - LOCAL_BASE);
     u8 *written = w->b->local_written + offset;
@@ -70,9 +72,21 @@ static u8 *local_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, 
         report(w, i, F_MISALIGNED, lane, address, size, write);
         return NULL;
     }
-    if (write) memset(written, 1, size);
-    else if (m->checks & CHECK_UNINITIALISED && memchr(written, 0, size)) report(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
+    if (write) memset(written, WRITTEN, size);
+    else if (!quiet && m->checks & CHECK_UNINITIALISED && memchr(written, 0, size))
+        report(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
     return w->b->local + offset;
+}
+
+/* The lanes of `local` whose element of some bytes at `at` of what they load has nothing defined in it. Where a part is
+ * defined it counts as defined, as in a packed register: structures have gaps. */
+static u32 undefined_local(const Warp *w, const Access *a, u32 at, u32 bytes) {
+    u32 lanes = 0;
+    EACH(a->local, l) {
+        const u8 *written = w->b->local_written + (a->bytes[l] - w->b->local) + at;
+        lanes |= (u32)(memchr(written, WRITTEN, bytes) == NULL) << l;
+    }
+    return lanes;
 }
 
 static bool in_window(u64 address, u64 window) { return address - window < WINDOW_BYTES; }
@@ -127,8 +141,9 @@ void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size)
 /* The host bytes behind a->address, checked; legal lanes are added to a->lanes. */
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a) {
     const bool write = access == WRITE || access == ATOMIC || access == STRONG_WRITE;
-    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL ? FULL : 0;
+    u32 shared = space == SHARED ? FULL : 0, local = space == LOCAL || space == CALL ? FULL : 0;
     u32 params = space == PARAM ? FULL : 0;
+    a->local = 0;
     if (space == GENERIC) EACH(active, l) {
         if (in_window(a->address[l], SHARED_WINDOW)) {
             shared |= 1u << l;
@@ -146,7 +161,8 @@ void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, 
         else if ((a->bytes[l] = param_bytes(w, i, l, a->address[l], size))) a->lanes |= 1u << l;
     }
     EACH(local & active, l)
-        if ((a->bytes[l] = local_bytes(w, i, l, a->address[l], size, write))) a->lanes |= 1u << l;
+        if ((a->bytes[l] = local_bytes(w, i, l, a->address[l], size, write, space == CALL))) a->local |= 1u << l;
+    a->lanes |= a->local;
     if (shared & active) resolve_shared(w, i, shared & active, size, access, a);
     if (active & ~(shared | local | params)) resolve_global(w, i, active & ~(shared | local | params), size, access, a);
 }
@@ -191,19 +207,11 @@ static void load(Warp *w, const Insn *i, u32 active) {
                 set_lane(w, i, c, l, sign == 2 ? (u16)value : value); /* 16-bit registers hold no more than 16 */
             }
         }
-        set_undefined(w, i->operand[c], active, 0);
+        set_undefined(w, i->operand[c], active, a.local ? undefined_local(w, &a, bytes * c, bytes) : 0);
     }
     if (!strength) return;
     if (w->m->exact) EACH(a.shared | a.global, l) sync_read(w, l, place_of(w, &a, l), strength);
-    if (a.lanes) poll(w, i, a.address[__builtin_ctz(a.lanes)]);
-}
-
-static bool same_values(const Warp *w, const Insn *i, u32 a, u32 b) {
-    for (u32 c = 0; c < i->mod[1]; c++) {
-        const u64 different = get_lane(w, i, 1 + c, a) ^ get_lane(w, i, 1 + c, b);
-        if (i->mod[0] < 8 ? different << (64 - 8 * i->mod[0]) : different) return false;
-    }
-    return true;
+    if (a.lanes) look(w, i, a.address[__builtin_ctz(a.lanes)]);
 }
 
 /* Lanes that store different values to one place in one instruction: which of them stays is not defined. */
@@ -221,26 +229,42 @@ static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) 
         while (table[at] != 0xFF && a->address[table[at]] != a->address[l]) at = (at + 1) & 63;
         if (table[at] == 0xFF) {
             table[at] = (u8)l;
-        } else if (!same_values(w, i, l, table[at])) {
+        } else if (memcmp(w->storing[l], w->storing[table[at]], size)) {
             const Party other = {(i32)(i - w->m->code), w->b->index, w->index * LANES + table[at]};
             report_other(w, i, a->shared >> l & 1 ? F_RACE_SHARED : F_RACE_GLOBAL, l, a->address[l], size, other);
         }
     }
 }
 
+/* A thread may spill what it never wrote, or pass it in a structure: that matters where it is used. */
+static u32 store_to_local(const Warp *w, const Insn *i, u32 lanes) {
+    const u32 space = i->mod[2] & 0xFF;
+    u32 local = space == LOCAL || space == CALL ? lanes : 0;
+    if (space == GENERIC)
+        EACH(lanes, l) local |= (u32)in_window(get_lane(w, i, 0, l) + (u64)i->offset, LOCAL_WINDOW) << l;
+    return local;
+}
+
 static void store(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], strength = i->mod[2] >> 8;
     Access a;
+    u8 data[LANES][32];
     u32 undefined = 0;
     for (u32 c = 0; c < count; c++) undefined |= w->undefined[i->operand[1 + c]] & active;
+    if (undefined) undefined &= ~store_to_local(w, i, undefined);
+    for (u32 c = 0; c < count; c++) EACH(active, l) {
+        const u64 value = get_lane(w, i, 1 + c, l);
+        memcpy(data[l] + bytes * c, &value, bytes);
+    }
+    w->storing = (const u8(*)[32])data;
     if (undefined && w->m->checks & CHECK_UNDEFINED)
         report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, bytes * count, 0);
     resolve(w, i, active, 0, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_WRITE : WRITE, &a);
     if (w->m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE) && !strength) check_collisions(w, i, &a, bytes * count);
-    for (u32 c = 0; c < count; c++) EACH(a.lanes, l) {
-        u64 value = get_lane(w, i, 1 + c, l);
-        memcpy(a.bytes[l] + bytes * c, &value, bytes);
-    }
+    EACH(a.lanes, l) memcpy(a.bytes[l], data[l], bytes * count);
+    w->storing = NULL;
+    for (u32 c = 0; a.local && c < count; c++) EACH(a.local & w->undefined[i->operand[1 + c]], l)
+        memset(w->b->local_written + (a.bytes[l] - w->b->local) + bytes * c, UNDEFINED, bytes);
     w->m->changes++;
     if (strength && w->m->exact) EACH(a.shared | a.global, l) sync_write(w, l, place_of(w, &a, l), strength, false);
 }

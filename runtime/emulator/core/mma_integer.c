@@ -11,11 +11,11 @@ INLINE void unpack_bytes(const u32 *lanes, bool is_signed, i16 (*row)[MAX_INTEGE
 }
 INLINE void unpack_nibbles(const u32 *lanes, bool is_signed, i16 (*row)[MAX_INTEGER_K], u32 k) {
     const u8 *bytes = (const u8 *)lanes;
-    const i16 flip = is_signed ? 8 : 0; /* (x ^ 8) - 8 extends the sign */
+    const i16 flip = is_signed ? 8 : 0; /* (x ^ 8) - 8 extends the sign; k in any order, of A and B alike */
     for (u32 g = 0; g < 8; g++)
         for (u32 n = 0; n < 16; n++) {
-            row[g][k + 2 * n] = (i16)(((bytes[16 * g + n] & 15) ^ flip) - flip);
-            row[g][k + 2 * n + 1] = (i16)((bytes[16 * g + n] >> 4 ^ flip) - flip);
+            row[g][k + n] = (i16)(((bytes[16 * g + n] & 15) ^ flip) - flip);
+            row[g][k + 16 + n] = (i16)((bytes[16 * g + n] >> 4 ^ flip) - flip);
         }
 }
 INLINE void unpack(const u32 *lanes, u32 type, i16 (*row)[MAX_INTEGER_K], u32 piece) {

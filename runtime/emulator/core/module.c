@@ -6,7 +6,8 @@
 #include "core.h"
 
 static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops,  memory_ops, atomic_ops, copy_ops,   control_ops,
-                                       barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops, wmma_ops};
+                                       barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops, wmma_ops,
+                                       print_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
@@ -51,7 +52,7 @@ static void release_machine(Machine *m) {
     traffic_end(m);
     for (u32 n = 0; m->arrays && n < m->array_count; n++) history_end(m->arrays + n);
     free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally);
-    free(m->finding), free(m->doubtful);
+    free(m->finding), free(m->doubtful), free(m->printed.bytes);
 }
 
 static void release_run(Run *r) {
@@ -146,7 +147,7 @@ static int take_arrays(Run *r, PyObject *list) {
 }
 
 static PyObject *results(const Machine *m) {
-    PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *item;
+    PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *printed = PyList_New(0), *item;
     for (u32 n = 0; n < m->count; n++) {
         const Tally *t = m->tally + n;
         item = Py_BuildValue("KKKKKKKddd", (unsigned long long)t->executed, (unsigned long long)t->lanes,
@@ -171,7 +172,16 @@ static PyObject *results(const Machine *m) {
         PyList_Append(findings, item);
         Py_DECREF(item);
     }
-    return Py_BuildValue("NNN", tally, traffic, findings);
+    for (size_t at = 0; at < m->printed.length;) {
+        u32 size;
+        memcpy(&size, m->printed.bytes + at, sizeof size);
+        item = PyUnicode_DecodeUTF8(m->printed.bytes + at + sizeof size, size, "replace");
+        PyList_Append(printed, item);
+        Py_DECREF(item);
+        at += sizeof size + size;
+    }
+    item = PyUnicode_DecodeUTF8(m->assertion, (Py_ssize_t)strlen(m->assertion), "replace");
+    return Py_BuildValue("NNNNN", tally, traffic, findings, printed, item);
 }
 
 static PyObject *run(PyObject *self, PyObject *args) {

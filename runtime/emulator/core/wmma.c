@@ -30,7 +30,7 @@ static Layout layout_of(const Insn *i) {
 }
 
 /* One access per lane to element e (whole registers where `size` is that) of register r. */
-static void access_part(Warp *w, const Insn *i, const Layout *f, u32 r, u32 e, u32 size, bool write, u32 base, Access *a) {
+static void access_part(Warp *w, const Insn *i, const Layout *f, u32 r, u32 e, u32 size, u32 access, u32 base, Access *a) {
     const u32 per = f->bits < 32 ? 32 / f->bits : 1;
     for (u32 l = 0; l < LANES; l++) {
         const u64 start = get_lane(w, i, base, l) + (u64)i->offset, stride = get_lane(w, i, base + 1, l);
@@ -40,8 +40,8 @@ static void access_part(Warp *w, const Insn *i, const Layout *f, u32 r, u32 e, u
         a->address[l] = start + (f->swapped ? major + minor * stride : minor + major * stride) * f->bits / 8;
         if (!(i->wide >> base & 1)) a->address[l] &= 0xFFFFFFFF;
     }
-    a->lanes = 0;
-    resolve_addresses(w, i, FULL, size, f->space, write, a);
+    a->lanes = a->shared = a->global = 0;
+    resolve_addresses(w, i, FULL, size, f->space, access, a);
 }
 
 static bool addresses_defined(Warp *w, const Insn *i, u32 base) {
@@ -59,7 +59,7 @@ static void transfer(Warp *w, const Insn *i, u32 first, u32 base, bool write) {
         u8 *x = SLOT(first + r);
         Access a;
         for (u32 e = 0; e < parts; e++) {
-            access_part(w, i, &f, r, e, size, write, base, &a);
+            access_part(w, i, &f, r, e, size, write ? WRITE : READ, base, &a);
             EACH(a.lanes, l) {
                 u8 *lane = x + (f.bits == 64 ? 8 : 4) * l + size * e;
                 if (write) memcpy(a.bytes[l], lane, size);
@@ -144,7 +144,7 @@ static void wmma_mma(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-const Opcode wmma_ops[] = {{"wmma_load", wmma_load, OWN_UNDEFINED},
-                           {"wmma_store", wmma_store, OWN_UNDEFINED},
-                           {"wmma_mma", wmma_mma, OWN_UNDEFINED},
+const Opcode wmma_ops[] = {{"wmma_load", wmma_load, OWN_UNDEFINED | ALIGNED},
+                           {"wmma_store", wmma_store, OWN_UNDEFINED | ALIGNED},
+                           {"wmma_mma", wmma_mma, OWN_UNDEFINED | ALIGNED},
                            {0}};

@@ -132,13 +132,12 @@ def _plain(decoder: Decoder, instruction: Instruction, source: str, target: str,
         raise decoder.unimplemented()
     if flags & FLAGS["sat"] and not _saturates(source, target):
         raise decoder.error(f"cvt.sat.{target}.{source} is not legal: nothing can saturate, or it is not offered")
-    if "bf16" in (source, target) and TYPE_BITS[source] + TYPE_BITS[target] < 32:
-        raise decoder.unimplemented()
     if rounding_name in INTEGRAL and target in FLOAT_KINDS:
         flags |= TO_INTEGRAL
-    to = decoder.destination(instruction.operands[0], target, loose=True)
+    loose = "bf16" not in (source, target)  # ptxas takes wider registers, but not in conversions of bf16
+    to = decoder.destination(instruction.operands[0], target, loose)
     core, mod = _conversion(decoder, source, target, rounding, flags, instruction.operands[0])
-    return Row(core, [to, decoder.source(instruction.operands[1], source, loose=True)], 1, mod)
+    return Row(core, [to, decoder.source(instruction.operands[1], source, loose)], 1, mod)
 
 
 def _saturates(source: str, target: str) -> bool:

@@ -99,7 +99,9 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
     unit = max(bits, 32)  # bits of a register
     counts = tuple(n // 32 for n in (m * k * bits // unit, 8 * k * bits // unit))
     accumulators = m * 8 // 32 // (2 if c == "f16" else 1)
-    operands = _registers(decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), register_kind(a)))
+    operands = _registers(
+        decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), register_kind(a))
+    )
     if form.scales:
         operands += _scale_operands(decoder, instruction, scale[0])
     types = TYPES.index(a) | TYPES.index(b) << 8 | TYPES.index(c) << 16 | TYPES.index(d) << 24

@@ -44,7 +44,7 @@ def _strength(qualifiers: Qualifiers, usual: int) -> int:
 
 def _space(qualifiers: Qualifiers) -> int:
     if qualifiers.take("param::func"):
-        return SPACES["local"]  # parameters of functions are a thread's own
+        return SPACES["param::func"]
     word = qualifiers.take("global", *SHARED, "local", "param", "param::entry", "const")
     return SPACES[word.split("::")[0]] if word else 0
 

@@ -42,7 +42,7 @@ def _shape(qualifiers: Qualifiers) -> tuple[str, Shape]:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A matrix's fragment: the core's kind, bits of an element, registers of a block, in all, and as PTX counts them."""
+    """A matrix's fragment: the core's kind, bits per element, registers of a block, in all, and as PTX counts them."""
 
     kind: int
     bits: int
@@ -108,8 +108,8 @@ def _transfer(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers
     take = decoder.destination if operation == "load" else decoder.source
     parts = vector(decoder, instruction.operands[1 - place], 1 - place, fragment.declared)
     registers = [take(part, register_kind(kind)) for part in parts]
-    mod = (fragment.kind | fragment.bits << 8, fragment.block | fragment.count << 8)
-    mod += (SPACES[word.split("::")[0]] if word else 0, int(swapped))
+    space = SPACES[word.split("::")[0]] if word else 0
+    mod = (fragment.kind | fragment.bits << 8, fragment.block | fragment.count << 8, space, int(swapped))
     if operation == "load":
         return Row("wmma_load", [*registers, base, stride], len(registers), mod, offset)
     return Row("wmma_store", [base, stride, *registers], 0, mod, offset)
@@ -146,4 +146,6 @@ def _mma(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> 
         flags = ROUNDINGS.index(rounding or "rn") if a == "f64" else flags
         return Row(operation, operands, 2, (shape.k | 8 << 16, indices, flags))
     registers = fragments[1].declared | fragments[2].declared << 8
-    return Row("wmma_mma", operands, fragments[0].declared, (shape.k | shape.arrangement << 16, indices, flags, registers))
+    return Row(
+        "wmma_mma", operands, fragments[0].declared, (shape.k | shape.arrangement << 16, indices, flags, registers)
+    )

@@ -86,12 +86,19 @@ using Chosen = CONFIG;
 using Work = Chosen::GemmKernel;
 using Scale = Chosen::EpilogueOutputOp::ElementCompute;
 
-extern "C" __global__ void sizes(int *out) {
+__device__ gemm::GemmCoord tiles_of(int m, int n, int k, int splits) {
+  using Tile = Chosen::ThreadblockShape;
+  return Chosen::ThreadblockSwizzle::get_tiled_shape({m, n, k}, {Tile::kM, Tile::kN, Tile::kK}, splits);
+}
+
+// What a launch needs: bytes of shared memory, threads, the grid.
+extern "C" __global__ void launch_shape(int m, int n, int k, int splits, int *out) {
+  const dim3 grid = Chosen::ThreadblockSwizzle::get_grid_shape(tiles_of(m, n, k, splits));
   out[0] = sizeof(Work::SharedStorage);
   out[1] = Work::kThreadCount;
-  out[2] = Chosen::ThreadblockShape::kM;
-  out[3] = Chosen::ThreadblockShape::kN;
-  out[4] = 1 << Chosen::ThreadblockSwizzle().get_log_tile({0, 1 << 20, 1});
+  out[2] = grid.x;
+  out[3] = grid.y;
+  out[4] = grid.z;
 }
 
 // `splits`: parts of K, which take turns at a tile of D by its semaphore.
@@ -99,9 +106,8 @@ extern "C" __global__ void __launch_bounds__(Work::kThreadCount) gemm_kernel(
     Chosen::ElementA *a, Chosen::ElementB *b, Chosen::ElementC *c, Chosen::ElementC *d, int m, int n, int k, int lda,
     int ldb, float alpha, float beta, int splits, int *semaphore) {
   extern __shared__ int4 dynamic[];
-  auto tiles = Chosen::ThreadblockSwizzle::get_tiled_shape(
-      {m, n, k}, {Chosen::ThreadblockShape::kM, Chosen::ThreadblockShape::kN, Chosen::ThreadblockShape::kK}, splits);
-  Work::Params params({m, n, k}, tiles, {a, lda}, {b, ldb}, {c, n}, {d, n}, {Scale(alpha), Scale(beta)}, semaphore);
+  Work::Params params({m, n, k}, tiles_of(m, n, k, splits), {a, lda}, {b, ldb}, {c, n}, {d, n},
+                      {Scale(alpha), Scale(beta)}, semaphore);
   Work work;
   work(params, *reinterpret_cast<Work::SharedStorage *>(dynamic));
 }
