@@ -3,6 +3,7 @@
 import math
 import mmap
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +33,16 @@ def output(array: Array) -> Output:
 def sparse(shape: int | Sequence[int], dtype: Any) -> Array:
     """An array of zeros of any size that takes memory only where it is touched.
 
-    Shape and dtype are numpy's. The system provides 4 KB pages when they are first written, so that a buffer beyond 2^31
+    Shape and dtype are numpy's. The system provides pages when they are first written, so that a buffer beyond 2^31
     elements costs what a kernel uses of it.
     """
     kind = np.dtype(dtype)
     count = math.prod((shape,) if isinstance(shape, int) else shape)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    unreserved = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE, which the mmap module names from 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved
     memory = mmap.mmap(-1, max(count * kind.itemsize, 1), flags=flags)
-    return np.frombuffer(memory, np.uint8, count * kind.itemsize).view(kind).reshape(shape)
+    array: Array = np.frombuffer(memory, np.uint8, count * kind.itemsize).view(kind).reshape(shape)
+    return array
 
 
 @dataclass

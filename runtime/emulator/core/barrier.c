@@ -45,10 +45,10 @@ static void release(Block *b, Barrier *bar) {
 
 static bool complete(const Block *b, const Barrier *bar) {
     if (bar->threads >= bar->expected) return true; /* a warp may have arrived twice */
-    return bar->expected == all_threads(b->m) && !(live_warps(b) & ~bar->arrived);
+    return !bar->counted && !(live_warps(b) & ~bar->arrived);
 }
 
-/* Threads that have exited count as arrived where the barrier is one of the whole block. */
+/* Threads that have exited count as arrived where no number of threads was given. */
 void barriers_at_exit(Block *b) {
     for (u32 n = 0; n < BARRIERS; n++)
         if (b->barrier[n].arrived && complete(b, b->barrier + n)) release(b, b->barrier + n);
@@ -81,7 +81,7 @@ static void barrier(Warp *w, const Insn *i, u32 active) {
     if (bar->arrived && bar->expected != expected) report(w, i, F_BARRIER_INVALID, lane, given, expected, 2);
     if (m->stop) return;
     if (m->exact) sync_arrive(w, &bar->known);
-    bar->expected = expected;
+    bar->expected = expected, bar->counted |= i->mod[1];
     bar->arrived |= 1u << w->index;
     bar->threads += LANES;
     if (kind >= POPC) {

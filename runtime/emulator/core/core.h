@@ -173,7 +173,8 @@ typedef struct {
 } Traffic;
 
 typedef struct {
-    u32 arrived, threads, expected; /* where it is all threads, those that have exited count as arrived */
+    u32 arrived, threads, expected;
+    u32 counted; /* the program gave the number of threads */
     u32 waiting; /* mask of warps */
     u32 count;   /* of threads whose predicate was true, for .red */
     u32 present; /* threads that gave one */

@@ -147,9 +147,9 @@ static u32 adversary(Machine *m, Block *b, u32 runnable, u64 *burst) {
         b->favourite = (u32)(next_random(m) >> 40) % m->warps;
     }
     EACH(runnable, n) fresh |= (u32)!b->warp[n].yields << n; /* those that wait for others' doing go last */
-    if (!fresh) fresh = runnable;
-    m->cut = b->strategy == CUT_AT_STORES ? STORES : 0;
     *burst = 1 << 16;
+    if (!fresh) return any_of(m, runnable); /* all do: whoever comes next may find it done */
+    m->cut = b->strategy == CUT_AT_STORES ? STORES : 0;
     others = fresh & ~(1u << b->favourite);
     switch (b->strategy) {
     case RUN_AHEAD:
