@@ -196,6 +196,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], wide = ((1u << count) - 1) & i->wide;
     const u32 strength = i->mod[2] >> 8;
     Access a;
+    w->loaded_at = i;
     resolve(w, i, active, i->dsts, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_READ : READ, &a);
     for (u32 c = 0; c < count; c++) {
         if (bytes == 4 && !wide) {
