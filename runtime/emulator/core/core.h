@@ -130,6 +130,7 @@ struct Warp {
     Join join[JOINS];
     u8 state, barrier;
     const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
+    const Insn *loaded_at; /* its last load */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
     u64 since_look; /* instructions */
