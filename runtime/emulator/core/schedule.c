@@ -232,7 +232,7 @@ static bool run_slice(Machine *m, Block *b) {
         if (mask_of(b, WAITING)) deadlock(b);
         return false;
     }
-    if (m->together && burst > 4096) burst = 4096;
+    if (m->together && burst > 1024) burst = 1024;
     if (w->copy_count && m->copies == ANY_TIME) copies_progress(w);
     run_warp(m, w, burst);
     if (w->since_look > WORK || b->changes != m->changes) b->looks = 0, b->changes = m->changes;
