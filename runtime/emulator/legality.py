@@ -64,7 +64,8 @@ def runs_on(target: str, arch: str) -> bool:
 class Rule:
     """Instructions of one of `mnemonics` with all `words` among their qualifiers need one of `targets` and `version`.
 
-    A target `89@8.1` counts from that version on. A word `a|b` is either of the two, `!a` is the absence of one; `operands=4` is the number of operands and
+    A target `89@8.1` counts from that version on. A word `a|b` is either of the two, `!a` is the absence of one;
+    `operands=4` is the number of operands and
     `operand=pred` a last operand that is a predicate.
     """
 
@@ -191,6 +192,7 @@ RULES = (
     Rule("griddepcontrol", "", "90", 7.8),
     Rule("setmaxnreg", "", "90a " + BLACKWELL, 8.0),
     Rule("mbarrier", "", "80", 7.0),
+    Rule("mbarrier", "test_wait parity", "80", 7.1),
     Rule("mbarrier", "arrive operands=3 !noComplete !expect_tx", "90", 7.8),
     Rule("mbarrier", "expect_tx|complete_tx|shared::cluster", "90", 8.0),
     Rule("mbarrier", "acquire|release|relaxed", "80", 8.0),
