@@ -11,8 +11,10 @@ core = Extension(
     sources=sorted(str(path) for path in Path("runtime/emulator/core").glob("*.c")),
     depends=sorted(str(path) for path in Path("runtime/emulator/core").glob("*.h")),
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
-    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c11"]
-    + ["-fvisibility=hidden", "-pthread"],
+    extra_compile_args=[
+        *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c11"),
+        *("-fvisibility=hidden", "-pthread"),
+    ],
     extra_link_args=["-pthread"],
     py_limited_api=True,
 )

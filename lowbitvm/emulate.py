@@ -189,6 +189,7 @@ def _first(arguments: Arguments, number: int) -> int:
 
 def _describe(report: emulator.Report, errors: Console, quiet: bool, stopped: bool) -> None:
     if not quiet:
+        click.echo("".join(report.printed), nl=False)
         Console().print(report)
         if stopped:
             errors.print("stopped at the first finding: no output was written (--on-finding collect goes on)")

@@ -1,6 +1,7 @@
 """A compiled kernel: its PTX, its cubin, what the assembler says of it, and how it is launched."""
 
 import functools
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,12 @@ from lowbitvm.runtime.emulator import Module, load
 WARPS = (1, 2, 4, 8, 16, 32)
 
 
+def without_lines(ptx: str) -> str:
+    """The text without .loc and .file: they would make line tables, twice the machine code, and a new cache key after
+    every edit above a kernel."""
+    return re.sub(r"^\s*\.(?:loc|file)\s.*\n?", "", ptx, flags=re.MULTILINE)
+
+
 @dataclass(frozen=True, eq=False)
 class CompiledKernel:
     """A kernel for one target. It is assembled when its cubin or one of the assembler's numbers is first asked for."""
@@ -37,16 +44,17 @@ class CompiledKernel:
 
     @functools.cached_property
     def _assembled(self) -> tuple[Assembly, float]:
-        key = cache.key(self.ptx, self.target, assembler_version())
+        text = without_lines(self.ptx)
+        key = cache.key(text, self.target, assembler_version())
         start = time.perf_counter()
         entry = self.cache.get(key) if self.cache is not None else None
         if entry is not None:
             assembly = Assembly(entry.cubin, log="", **entry.resources)
         else:
-            assembly = assemble(self.ptx, self.target)
+            assembly = assemble(text, self.target)
             if self.cache is not None:
                 names = ("registers", "spills", "stack", "shared")
-                self.cache.put(key, Entry(self.ptx, assembly.cubin, {name: getattr(assembly, name) for name in names}))
+                self.cache.put(key, Entry(text, assembly.cubin, {name: getattr(assembly, name) for name in names}))
         return assembly, 1e3 * (time.perf_counter() - start)
 
     @property

@@ -279,6 +279,27 @@ def test_ptx_that_cannot_run_is_refused_with_its_place(directory) -> None:
     assert emulate("missing.ptx", "--grid", "1", "--block", "1").exit_code == 2
 
 
+def test_what_the_kernel_prints_comes_first_and_stands_escaped_on_the_page(directory) -> None:
+    letters = ", ".join(str(byte) for byte in b"<b>%d\n\0")
+    text = f""".extern .func (.param .b32 result) vprintf(.param .b64 a, .param .b64 b);
+.global .b8 form[] = {{{letters}}};
+.visible .entry k()
+{{
+    .reg .b32 %r<3>; .reg .b64 %d<5>; .local .align 8 .b8 values[8];
+    mov.u64 %d1, form; cvta.global.u64 %d1, %d1; mov.u64 %d2, values; cvta.local.u64 %d3, %d2;
+    mov.u32 %r1, 42; st.local.u32 [%d2], %r1;
+    {{ .param .b64 a; .param .b64 b; .param .b32 result;
+    st.param.b64 [a], %d1; st.param.b64 [b], %d3; call (result), vprintf, (a, b); }}
+    ret;
+}}
+"""
+    (directory / "k.ptx").write_text(HEADER + text)
+    result = emulate("k.ptx", "--grid", "1", "--block", "1", "--report", "report.html")
+    assert result.exit_code == 0 and result.output.startswith("<b>42\n"), result.output
+    assert "<pre>&lt;b&gt;42\n</pre>" in Path("report.html").read_text()
+    assert emulate("k.ptx", "--grid", "1", "--block", "1", "-q").output == ""
+
+
 def test_the_command_needs_no_torch(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert copy("x.npy", "out=z.npy:f32[32]").exit_code == 0

@@ -1,17 +1,22 @@
 """The emulator's tensor cores against exact models written from the manual and from the published descriptions.
 
 Integers and bits are compared with numpy's, floats with sums in fractions. Fragments are laid out by the manual's
-formulas; where CUTLASS's headers state a fragment, `tests/test_layout_pycute.py` and the last tests here compare.
+formulas, which the last test compares with CUTLASS's headers.
 """
 
+import ast
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import cutlass_library
 import ml_dtypes
 import numpy as np
+import pycute
 import pytest
 
 from lowbitvm.runtime import emulator
@@ -49,26 +54,27 @@ TYPES = {
 }
 
 
-def registers_of(rows: Array, bits: int) -> Array:
-    """Fragments of matrices (t, 8 or 16, k) of codes as (t, 32 lanes, registers): A's rows, or B's columns.
+def places_of(height: int, k: int, bits: int) -> tuple[Array, Array]:
+    """Row and k of every element of A with 16 or 8 rows, or column and k of B's: (32 lanes, elements of a lane).
 
     With g = lane >> 2, q = lane & 3, e elements in a register and i the element's number in the lane:
     row g + 8 ((i / e) & 1), k = q e + i % e + 4 e (i / 2e); with 8 rows k = q e + i % e + 4 e (i / e).
     """
-    _, height, k = rows.shape
+    e = max(bits, 32) // bits
+    lane, i = np.arange(32)[:, None], np.arange(height * k // 32)[None]
+    g, q, r = lane >> 2, lane & 3, i // e
+    row, step = (g + 8 * (r & 1), r >> 1) if height == 16 else (g + 0 * r, r)
+    return row, q * e + i % e + 4 * e * step
+
+
+def registers_of(rows: Array, bits: int) -> Array:
+    """Fragments of matrices (t, 8 or 16, k) of codes as (t, 32 lanes, registers): A's rows, or B's columns."""
     unit = max(bits, 32)
-    e = unit // bits
-    lane = np.arange(32)
-    g, q = lane >> 2, lane & 3
-    count = height * k // 32
-    words = []
-    for first in range(0, count, e):
-        r = first // e
-        row, step = (g + 8 * (r & 1), r >> 1) if height == 16 else (g, r)
-        columns = [q * e + n + 4 * e * step for n in range(e)]
-        parts = [rows[:, row, column].astype(np.uint64) << np.uint64(n * bits) for n, column in enumerate(columns)]
-        words.append(np.bitwise_or.reduce(parts))
-    return np.stack(words, -1).astype(np.uint64 if unit == 64 else np.uint32)
+    row, column = places_of(rows.shape[1], rows.shape[2], bits)
+    elements = rows[:, row, column].astype(np.uint64).reshape(len(rows), 32, -1, unit // bits)
+    shifts = np.arange(0, unit, bits, dtype=np.uint64)
+    whole = np.bitwise_or.reduce(elements << shifts, -1)
+    return np.ascontiguousarray(whole, np.uint64 if unit == 64 else np.uint32)
 
 
 C_ROW = [np.arange(32) // 4 + 8 * (i >> 1) for i in range(4)]
@@ -282,10 +288,12 @@ def model(terms: Terms, c: float, unit: Unit, accumulator: str) -> float:
     return float(kind(c) + kind(whole))
 
 
-def product_terms(a: Array, b: Array, kinds: tuple[str, str], exponent: int = 0) -> Terms:
+def product_terms(a: Array, b: Array, kinds: tuple[str, str], exponent: int = 0, as_f16: bool = False) -> Terms:
+    """`as_f16`: for a unit that gets the operands converted."""
     terms = []
+    lowest = [-14 if as_f16 else TYPES[kind].lowest for kind in kinds]
     for x, y in zip(a, b, strict=True):
-        (sx, ex), (sy, ey) = split(float(x), TYPES[kinds[0]].lowest), split(float(y), TYPES[kinds[1]].lowest)
+        (sx, ex), (sy, ey) = split(float(x), lowest[0]), split(float(y), lowest[1])
         terms.append((sx * sy, ex + ey + exponent))
     return terms
 
@@ -299,8 +307,9 @@ def codes_of(values: Array, kind: str) -> Array:
 def draw(rng: np.random.Generator, shape: tuple[int, ...], kind: str, spread: float) -> Array:
     """Values whose magnitudes spread over 2^(-spread)..2^spread where the type has them, with zeros among them."""
     dtype = TYPES[kind].dtype
-    if np.dtype(dtype).itemsize == 1:  # every finite code alike
+    if np.dtype(dtype).itemsize == 1:  # every finite code alike; in the second tile subnormals, few of them not 0
         codes = rng.integers(0, 1 << (4 if kind in ("e2m1", "fp4") else 6 if kind in ("e3m2", "e2m3") else 8), shape)
+        codes[1:2] = np.where(rng.random(shape)[1:2] < 0.1, codes[1:2] & 1, 0)
         values = codes.astype(np.uint8).view(dtype)
         return np.where(np.isfinite(values.astype(np.float32)), values, np.zeros(1, dtype))
     values = rng.standard_normal(shape) * 2.0 ** rng.uniform(-spread, spread, shape)
@@ -356,6 +365,7 @@ def test_hardware_numerics_equal_the_exact_model(
     _, k = extents(shape)
     a, b = draw(rng, (2, 16, k), a_kind, spread), draw(rng, (2, 8, k), b_kind, spread)
     c = draw(rng, (2, 16, 8), accumulator, spread)
+    c[1, ::2] = 0
     name = f"mma.sync.aligned.{shape}.row.col.{accumulator}.{a_kind}.{b_kind}.{accumulator}"
     d, _ = run(name, *fragments(a, b, c, (a_kind, b_kind)), arch=arch)
     got = matrix_of(d.view(TYPES[accumulator].dtype))
@@ -365,7 +375,10 @@ def test_hardware_numerics_equal_the_exact_model(
             got,
             60,
             lambda t, m, n: model(
-                product_terms(a[t, m], b[t, n], (a_kind, b_kind)), float(c[t, m, n]), unit, accumulator
+                product_terms(a[t, m], b[t, n], (a_kind, b_kind), as_f16=unit.detached),
+                float(c[t, m, n]),
+                unit,
+                accumulator,
             ),
         )
 
@@ -376,6 +389,7 @@ def test_narrow_types_multiply_by_the_exact_model(a_kind: str, b_kind: str, accu
     rng = np.random.default_rng(0)
     a, b = draw(rng, (2, 16, 32), a_kind, 0), draw(rng, (2, 8, 32), b_kind, 0)
     c = draw(rng, (2, 16, 8), accumulator, 4)
+    c[1] = 0
     name = f"mma.sync.aligned.kind::f8f6f4.m16n8k32.row.col.{accumulator}.{a_kind}.{b_kind}.{accumulator}"
     d, _ = run(name, *fragments(a, b, c, (a_kind, b_kind)))
     check(
@@ -521,7 +535,7 @@ def test_m8n8k4_multiplies_four_quad_pairs(a_layout: str, b_layout: str, d_kind:
     for pair, lane, v, row, column in quad_places(c_kind):
         values[0, lane, v] = c[pair, row, column]
     c_words = words(values)
-    text = kernel("OP", (2, 2, c_words.shape[2]), target="sm_80").replace("%c<9>", "%c<9>; .reg .b32 %d<9>")
+    text = kernel("OP", (2, 2, c_words.shape[2]), target=arch).replace("%c<9>", "%c<9>; .reg .b32 %d<9>")
     registers = braces("d", 8 if d_kind == "f32" else 4)
     name = f"mma.sync.aligned.m8n8k4.{a_layout}.{b_layout}.{d_kind}.f16.f16.{c_kind}"
     text = text.replace("OP {" + braces("c", c_words.shape[2])[1:], f"{name} {registers}")
@@ -710,7 +724,8 @@ def edge_model(x: Array, y: Array, c: float, kind: str, unit: Unit, accumulator:
         if special or not math.isfinite(value):
             value = float(np.sum([*special, 0.0 if math.isfinite(value) else value]))
         else:
-            value = fuse(product_terms(x[members], y[members], (kind, kind)), value, unit, accumulator)
+            terms = product_terms(x[members], y[members], (kind, kind), as_f16=unit.detached)
+            value = fuse(terms, value, unit, accumulator)
     dtype = TYPES[accumulator].dtype
     return float(dtype(c) + dtype(value)) if unit.detached else value
 
@@ -884,3 +899,160 @@ def test_malformed_matrix_instructions_are_refused_when_loaded(line: str) -> Non
     emulator.load(text[:start] + text[end:])
     with pytest.raises(emulator.PtxError):
         emulator.load(text[:start] + line + text[end:])
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("accumulator", ["f32", "f16"])
+@pytest.mark.parametrize(
+    ("kind", "k"), [("f16", 16), ("bf16", 16), ("tf32", 8), ("e4m3", 32), ("e5m2", 32), ("e3m2", 32)]
+)
+def test_one_sum_does_not_depend_on_the_order_of_k(kind: str, k: int, accumulator: str) -> None:
+    """Which also compares the core's two ways: permuted sums never take the vectors'."""
+    if kind in ("bf16", "tf32"):
+        accumulator = "f32"
+    rng = np.random.default_rng(0)
+    prefix = "mma.sync.aligned.kind::f8f6f4" if kind == "e3m2" else "mma.sync.aligned"
+    name = f"{prefix}.m16n8k{k}.row.col.{accumulator}.{kind}.{kind}.{accumulator}"
+    for spread in (0, 3, 10, 60, 120):
+        sizes = ((24, 16, k), (24, 8, k))
+        a, b = (draw(rng, size, kind, min(spread, 12) if kind == "f16" else spread) for size in sizes)
+        c = draw(rng, (24, 16, 8), accumulator, min(spread, 12))
+        if kind != "e3m2":
+            a[:8], b[:8], c[:8] = (
+                draw_edges(rng, x[:8].shape, t, False) for x, t in ((a, kind), (b, kind), (c, accumulator))
+            )
+        a[8:12] = np.where(rng.random(a[8:12].shape) < 0.9, np.zeros(1, a.dtype), a[8:12])
+        operands = fragments(a, b, c, (kind, kind))
+        np.testing.assert_array_equal(run(name, *operands, numerics="permute")[0], run(name, *operands)[0])
+
+
+# Matrices between shared memory and fragments
+
+
+def moving_kernel(line: str, registers: int, load: bool) -> str:
+    """512 bytes of shared memory, 16 a lane, from argument a; registers from b (loads write them there); back to a."""
+    rows = "".join(f"ld.global.b32 %x{n}, [%p0+{4 * n}]; st.shared.b32 [%r1+{4 * n}], %x{n};" for n in range(4))
+    back = "".join(f"ld.shared.b32 %x{n}, [%r1+{4 * n}]; st.global.b32 [%p0+{4 * n}], %x{n};" for n in range(4))
+    take = "".join(f"ld.global.b32 %x{n}, [%p1+{4 * n}];" for n in range(registers))
+    give = "".join(f"st.global.b32 [%p1+{4 * n}], %x{n};" for n in range(registers))
+    return f"""
+    .version 8.8
+    .target sm_120a
+    .address_size 64
+    .visible .entry k(.param .u64 a, .param .u64 b) {{
+        .reg .b32 %r<3>; .reg .b32 %x<4>; .reg .b64 %p<2>; .shared .align 16 .b8 memory[512];
+        mov.u32 %r0, %laneid; mov.u32 %r1, memory; mad.lo.u32 %r1, %r0, 16, %r1;
+        ld.param.u64 %p0, [a]; mad.wide.u32 %p0, %r0, 16, %p0;
+        ld.param.u64 %p1, [b]; mad.wide.u32 %p1, %r0, {4 * registers}, %p1;
+        {rows} bar.warp.sync 0xffffffff;
+        {take if not load else ""} {line} bar.warp.sync 0xffffffff; {give if load else back} ret;
+    }}"""
+
+
+PACKED = ("b4x16_p64", "b6x16_p32")
+LOADS = [
+    *((f"m8n8.x{count}.shared.b16", count, 8, 16) for count in (1, 2, 4)),
+    *((f"m8n8.x{count}.trans.shared.b16", count, 8, 16) for count in (1, 2, 4)),
+    *((f"m8n16.x{count}.shared.b8x16.{kind}", count, 8, int(kind[1])) for count in (1, 2, 4) for kind in PACKED),
+    *((f"m16n16.x{count}.trans.shared.b8", count, 16, 8) for count in (1, 2)),
+    *((f"m16n16.x{count}.trans.shared.b8x16.{kind}", count, 16, int(kind[1])) for count in (1, 2) for kind in PACKED),
+]  # fmt: skip
+
+
+def row_elements(row: Array, bits: int) -> Array:
+    """Elements of 16 bytes: packed from the lowest bit on, 16 of them (8 of 16 bits)."""
+    whole = int.from_bytes(row.tobytes(), "little")
+    return np.array([whole >> n * bits & (1 << bits) - 1 for n in range(8 if bits == 16 else 16)])
+
+
+@pytest.mark.parametrize(("form", "count", "height", "bits"), LOADS)
+def test_ldmatrix_spreads_rows_over_the_lanes(form: str, count: int, height: int, bits: int) -> None:
+    """A lane's register holds four bytes of row lane / 4; transposed, the same of the matrix's transpose."""
+    memory = np.random.default_rng(0).integers(0, 256, (32, 16)).astype(np.uint8)
+    registers = count * height // 8
+    result = np.zeros((32, registers), np.uint32)
+    line = f"ldmatrix.sync.aligned.{form} {braces('x', registers)}, [%r1];"
+    emulator.load(moving_kernel(line, registers, True)).launch("k", (1,), (32,), [memory.copy(), result])
+    per = 2 if bits == 16 else 4
+    for n in range(count):
+        matrix = np.stack([row_elements(row, bits) for row in memory[height * n : height * (n + 1)]])
+        lines = matrix.T if "trans" in form else matrix  # of 8, or 16 in two registers
+        for lane, r in np.ndindex(32, height // 8):
+            elements = lines[lane // 4 + 8 * r, per * (lane % 4) : per * (lane % 4 + 1)]
+            expected = sum(int(x) << 32 // per * position for position, x in enumerate(elements))
+            assert result[lane, height // 8 * n + r] == expected, (lane, n, r)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("form", ["m8n8", "m8n8.trans", "m16n8.trans"])
+def test_stmatrix_stores_what_lanes_hold_of_c_like_fragments(form: str, count: int) -> None:
+    rng = np.random.default_rng(0)
+    memory, values = (
+        rng.integers(0, 256, (32, 16)).astype(np.uint8),
+        rng.integers(0, 1 << 32, (32, count)).astype(np.uint32),
+    )
+    shape, kind = (form.split(".")[0], "b8" if form == "m16n8.trans" else "b16")
+    trans = ".trans" if "trans" in form else ""
+    line = f"stmatrix.sync.aligned.{shape}.x{count}{trans}.shared.{kind} [%r1], {braces('x', count)};"
+    expected, after = memory.copy(), memory.copy()
+    emulator.load(moving_kernel(line, count, False)).launch("k", (1,), (32,), [after, values])
+    for n, lane in np.ndindex(count, 32):
+        g, q, word = lane // 4, lane % 4, values[lane, n]
+        if kind == "b8":  # value i of the 16 x 8 matrix: row g + 8 (i / 2), column 2q + i % 2, stored by columns
+            for i in range(4):
+                expected[8 * n + 2 * q + i % 2, g + 8 * (i // 2)] = word >> np.uint32(8 * i) & np.uint32(255)
+            continue
+        rows = expected[8 * n : 8 * n + 8].view(np.uint16)
+        for i in range(2):
+            place = (2 * q + i, g) if trans else (g, 2 * q + i)
+            rows[place] = word >> np.uint32(16 * i) & np.uint32(0xFFFF)
+    np.testing.assert_array_equal(after, expected)
+
+
+def test_movmatrix_transposes_what_ldmatrix_loads() -> None:
+    memory = np.random.default_rng(0).integers(0, 256, (32, 16)).astype(np.uint8)
+    results = []
+    for line in (
+        "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%x0}, [%r1]; movmatrix.sync.aligned.m8n8.trans.b16 %x0, %x0;",
+        "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%x0}, [%r1];",
+    ):
+        results.append(np.zeros((32, 1), np.uint32))
+        emulator.load(moving_kernel(line, 1, True)).launch("k", (1,), (32,), [memory.copy(), results[-1]])
+    np.testing.assert_array_equal(*results)
+    assert results[0].any()
+
+
+ATOMS = [
+    *[("80", "16x8x8_F16F16F16F16", 16), ("80", "16x8x16_F16F16F16F16", 16)],
+    *[("80", "16x8x4_F32TF32TF32F32", 32), ("80", "16x8x8_F32TF32TF32F32", 32)],
+    *[("80", "8x8x16_S32S8S8S32", 8), ("80", "16x8x16_S32S8S8S32", 8), ("80", "16x8x32_S32S8S8S32", 8)],
+    # not 16x8x32_S32S4S4S32, whose B maps several elements to one place
+    *[("80", "8x8x32_S32S4S4S32", 4), ("80", "16x8x64_S32S4S4S32", 4)],
+    *[("80", "8x8x128_S32U1U1S32", 1), ("80", "16x8x256_S32U1U1S32", 1), ("80", "8x8x4_F64F64F64F64", 64)],
+    *[("90", "16x8x4_F64F64F64F64", 64), ("90", "16x8x8_F64F64F64F64", 64), ("90", "16x8x16_F64F64F64F64", 64)],
+]
+
+
+def cutlass_layout(text: str, atom: str, operand: str) -> pycute.Layout:
+    """An operand's layout as CUTLASS's header states it: lane + 32 value -> row + rows k."""
+    body = text[re.search(rf"struct MMA_Traits<[\w:]*{atom}_TN\w*>", text).end() :]
+    value = re.search(rf"{operand}Layout\s*=\s*(.*?);", body, re.DOTALL)[1]
+    if not value.startswith("Layout"):
+        value = re.search(rf"using {value}\s*=\s*(.*?);", text, re.DOTALL)[1]
+    numbers = re.sub(r"(Shape|Stride)\s*<", "(", value.removeprefix("Layout<")[:-1]).replace(">", ")").replace("_", "")
+    return pycute.Layout(*ast.literal_eval(f"({numbers})"))
+
+
+@pytest.mark.parametrize(("generation", "atom", "bits"), ATOMS)
+def test_fragments_are_those_of_cutlass(generation: str, atom: str, bits: int) -> None:
+    header = f"source/include/cute/atom/mma_traits_sm{generation}.hpp"
+    text = (Path(cutlass_library.__file__).parent / header).read_text()
+    m, n, k = (int(x) for x in atom.split("_")[0].split("x"))
+    for operand, rows in (("A", m), ("B", n)):
+        layout = cutlass_layout(text, atom, operand)
+        row, column = places_of(rows, k, bits)
+        for lane, i in np.ndindex(row.shape):
+            assert layout(lane + 32 * i) == row[lane, i] + rows * column[lane, i]
+    c = cutlass_layout(text, atom, "C")
+    for lane, i in np.ndindex(32, m // 4):
+        assert c(lane + 32 * i) == C_ROW[i][lane] + m * C_COLUMN[i][lane]

@@ -1,7 +1,8 @@
 """Planted bugs: kernels that are clean, and each of them with one line changed, dropped or moved.
 
 The clean ones give the right result without a finding, the others a finding of the right kind on the right line, under
-every seed, schedule and landing of asynchronous copies. SentryWard's static proofs agree wherever it has one.
+every seed, schedule and landing of asynchronous copies. A clean kernel without any one of its barriers, fences or waits
+has a finding as well. SentryWard's static proofs agree wherever it has one.
 """
 
 import itertools
@@ -31,10 +32,10 @@ SCHEDULES = ("random", "round_robin", "adversarial")
 LANDINGS = ("late", "early", "random")
 
 
-def ways(text: str) -> Iterator[dict[str, Any]]:
+def ways(text: str, seeds: range = SEEDS) -> Iterator[dict[str, Any]]:
     """Launch options: every seed and schedule and, where there are asynchronous copies, every landing of them."""
     landings = LANDINGS if "cp.async." in text else ("late",)
-    for seed, schedule, copies in itertools.product(SEEDS, SCHEDULES, landings):
+    for seed, schedule, copies in itertools.product(seeds, SCHEDULES, landings):
         yield {"seed": seed, "schedule": schedule, "copies": copies}
 
 
@@ -87,8 +88,42 @@ def test_the_planted_bug_is_found_on_its_line(case: Case, plant: Plant) -> None:
         assert others == set(), (way, seen)
 
 
+# Instructions that order accesses, with their guards; and how an ordering of a memory access is weakened.
+ORDERING = re.compile(r"(@!?%p\d+ )?(bar|barrier|fence|membar|mbarrier|cp\.async\.(wait|commit|mbarrier))\b[^;]*;")
+SEMANTICS = re.compile(r"(?<=\.)(acquire|release|acq_rel)(?=\.(gpu|cta)\.)")
+
+# Those of the clean kernels that could be left out, and why.
+REDUNDANT = {
+    ("warp_sum", "bar.warp.sync -1; //@was_read"): "a step reads the upper half and writes the lower",
+    ("meeting", "bar.sync 0; //@all"): "the last instruction",
+    ("landing", "cp.async.wait_all; //@drain"): "the mbarriers count the copies",
+    ("halves", "bar.warp.sync 0xFFFFFFFF; //@join"): "each lane stores its own word",
+    ("atomics of blocks whose warps met by part masks", "bar.warp.sync 0x0000FFFF;"): "what follows is atomic",
+}
+
+
+def without_order(text: str) -> Iterator[tuple[str, str]]:
+    """Each line of a kernel that orders accesses, and the kernel where one instruction of it is dropped or weakened."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        code = line.partition("//")[0]
+        dropped = [line[: match.start()] + line[match.end() :] for match in ORDERING.finditer(code)]
+        weakened = [] if dropped else [SEMANTICS.sub("relaxed", line)] * bool(SEMANTICS.search(code))
+        for changed in dropped + weakened:
+            yield line.strip(), "\n".join([*lines[:number], changed, *lines[number + 1 :]]) + "\n"
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CLEAN])
+def test_what_orders_the_accesses_of_a_clean_kernel_cannot_be_left_out(case: Case) -> None:
+    for line, text in without_order(case.text):
+        module = emulator.load(text)
+        for way in ways(text, seeds=range(2)):
+            findings = launch(case, module, way)[1].findings
+            assert (findings == []) == ((case.name, line) in REDUNDANT), (line, way)
+
+
 def test_there_are_many_kernels_and_bugs() -> None:
-    assert len(CASES) >= 25 and len(PAIRS) >= 150 and len(tricky.CASES) >= 30
+    assert len(CASES) >= 35 and len(PAIRS) >= 170 and len(tricky.CASES) >= 40
     assert len({case.name for case in CLEAN}) == len(CLEAN)
     assert len({(case.name, plant.name) for case, plant in PAIRS}) == len(PAIRS)
 

@@ -6,7 +6,7 @@
 It reads PTX and knows nothing of the compiler that wrote it.
 """
 
-from lowbitvm.runtime.emulator.bind import output
+from lowbitvm.runtime.emulator.bind import output, sparse
 from lowbitvm.runtime.emulator.launch import Module, load
 from lowbitvm.runtime.emulator.report import (
     ArrayTraffic,
@@ -37,4 +37,5 @@ __all__ = [
     "Rounding",
     "load",
     "output",
+    "sparse",
 ]

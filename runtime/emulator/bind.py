@@ -1,6 +1,9 @@
 """What a launch passes to a kernel: arrays as device buffers at made-up addresses, and the parameters' bytes."""
 
+import math
+import mmap
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +28,21 @@ class Output:
 def output(array: Array) -> Output:
     """Mark an array as uninitialised: reading a byte before the kernel wrote it is a finding."""
     return Output(array)
+
+
+def sparse(shape: int | Sequence[int], dtype: Any) -> Array:
+    """An array of zeros of any size that takes memory only where it is touched.
+
+    Shape and dtype are numpy's. The system provides pages when they are first written, so that a buffer beyond 2^31
+    elements costs what a kernel uses of it.
+    """
+    kind = np.dtype(dtype)
+    count = math.prod((shape,) if isinstance(shape, int) else shape)
+    unreserved = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE, which the mmap module names from 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved
+    memory = mmap.mmap(-1, max(count * kind.itemsize, 1), flags=flags)
+    array: Array = np.frombuffer(memory, np.uint8, count * kind.itemsize).view(kind).reshape(shape)
+    return array
 
 
 @dataclass

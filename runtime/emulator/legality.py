@@ -65,8 +65,7 @@ class Rule:
     """Instructions of one of `mnemonics` with all `words` among their qualifiers need one of `targets` and `version`.
 
     A target `89@8.1` counts from that version on. A word `a|b` is either of the two, `!a` is the absence of one;
-    `operands=4` is the number of operands and
-    `operand=pred` a last operand that is a predicate.
+    `operands=4` is the number of operands and `operand=pred` a last operand that is a predicate.
     """
 
     mnemonics: str

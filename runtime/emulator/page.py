@@ -57,6 +57,7 @@ def render(report: "Report") -> str:
         "</div>",
         _table("Arrays", ARRAY_HEADERS, _arrays(report)),
         _findings(report.findings),
+        _printed(report.printed),
         _listing(report),
         "</body>\n</html>\n",
     ]
@@ -152,6 +153,10 @@ def _findings(findings: "list[Finding]") -> str:
         kind = f'<span class="kind">{escape(finding.kind)}</span>'
         items.append(f'<li id="F{number}">{kind}: {place}, {where}: {escape(finding.message)}{text}</li>')
     return '<h2 id="findings">Findings</h2>\n<ol class="findings">\n' + "\n".join(items) + "\n</ol>"
+
+
+def _printed(texts: list[str]) -> str:
+    return f"<h2>Printed</h2>\n<pre>{escape(''.join(texts))}</pre>" if texts else ""
 
 
 def _listing(report: "Report") -> str:

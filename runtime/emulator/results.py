@@ -158,7 +158,7 @@ def _finding(
         facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
     other = None
     block, thread = _index(block_index, launch.grid), _index(warp * 32 + lane, launch.block)
-    if other_pc >= 0 and (other_block, other_thread) != (block_index, warp * 32 + lane):
+    if other_pc >= 0:
         other_line = syntax.place(program.positions[other_pc])[0]
         other = Party(other_line, _index(other_block, launch.grid), _index(other_thread, launch.block))
     return Finding(name, template.format(**facts), line, text, block, thread, address, other, _source(program, pc))

@@ -299,12 +299,27 @@ END:
                 *SPINNING,
             ),
         ),
-        plant("no wait for a full slot", {"wait_full": ""}, "race_shared put get", also=STALE),
-        plant("no wait for an empty slot", {"wait_empty": ""}, "race_shared put get", also=STALE),
+        plant(
+            "no wait for a full slot",
+            {"wait_full": ""},
+            "race_shared put get",
+            "uninitialised_shared get",
+            also=(*STALE, *SPINNING),
+        ),
+        plant(
+            "no wait for an empty slot",  # phases run ahead of a waiter, who then waits for ever
+            {"wait_empty": ""},
+            "race_shared put get",
+            "limit wait_full",
+            "barrier_deadlock wait_full",
+            also=STALE,
+        ),
         plant(
             "a wait for the wrong parity",
             {"parity": "bfe.u32 %r4, %r1, 1, 1; xor.b32 %r4, %r4, 1;"},
             "race_shared put get",
+            "uninitialised_shared get",
+            *SPINNING,
             also=STALE,
         ),
         plant(
@@ -329,7 +344,7 @@ END:
             ),
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -407,7 +422,7 @@ END:
             "limit wait",
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 CASES = (NAMED_RING, MEETING, MBARRIER_RING, LANDING)

@@ -13,6 +13,7 @@ def split_k_data(rng: np.random.Generator) -> Data:
 
 
 DATA = ("race_global write read", "race_global write write")
+UNREAD = ("uninitialised_global read", "undefined_store write")  # the reader came before anybody had written
 
 # Block s adds its part to the tile once the semaphore says s, and passes it on; CUTLASS's serial split-K.
 SPLIT_K = Case(
@@ -76,18 +77,24 @@ END:
             "a semaphore awaited by plain loads",
             {"spin": "SPIN: ld.global.u32 %r3, [semaphore]; setp.ne.u32 %p3, %r3, cta; @%p3 bra SPIN;"},
             "race_global release spin",
-            also=DATA,
+            also=(*DATA, "limit spin"),
         ),
-        plant("a release before the other warps have stored", {"written": ""}, *DATA),
+        plant("a release before the other warps have stored", {"written": ""}, *DATA, also=UNREAD),
         plant(
             "one thread waits and the others do not",
             {"acquired": ""},
             *DATA,
-            also=("uninitialised_global read", "undefined_store write"),
+            also=UNREAD,
         ),
-        plant("a semaphore that is never passed on", {"next": "mov.u32 %r5, cta;"}, "limit spin"),
+        plant(
+            "a semaphore that is never passed on",
+            {"next": "mov.u32 %r5, cta;"},
+            "limit spin",
+            "barrier_deadlock spin",
+            "barrier_deadlock acquired",
+        ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -247,9 +254,11 @@ JOIN_AGAIN:
             {"count": "setp.ne.u32 %p4, cta, 1; @%p4 red.relaxed.gpu.global.add.u32 [arrivals], 1;"},
             "limit spin",
             "limit spin_again",
+            "barrier_deadlock spin",
+            "barrier_deadlock leave",
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -310,14 +319,14 @@ END:
             "race_global lock unlock",
             also=(*CRITICAL, "race_global unlock unlock"),
         ),
-        plant("a lock that is never given back", {"unlock": ""}, "limit lock"),
+        plant("a lock that is never given back", {"unlock": ""}, "limit lock", "barrier_deadlock lock"),
         plant(
             "a lock given back before the store",
             {"early": "atom.release.gpu.global.exch.b32 %r6, [lock], 0;", "unlock": ""},
             *CRITICAL,
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 
@@ -419,7 +428,7 @@ END:
             also=("uninitialised_global get", "undefined_store store"),
         ),
     ),
-    step_limit=100_000,
+    step_limit=40_000,
 )
 
 CASES = (SPLIT_K, LAST_BLOCK, GRID_BARRIER, LOCK, STENCIL, FLAG)

@@ -132,12 +132,9 @@ static void atomic(Warp *w, const Insn *i, u32 active) {
     if (w->m->checks & CHECK_UNDEFINED && stored & active)
         report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(stored & active), 0, bytes, 0);
     EACH(a.lanes, l) {
-        /* A fence before an atomic and none behind it: the last block to come reads what the others left, as in
-         * CUDA's own example of __threadfence. It is taken as it is meant. */
-        const u32 acquires = s && w->mind[l].fenced[0] ? ACQUIRE : 0;
         one_lane(w, i, l, &a);
         if (!w->m->exact || !((a.shared | a.global) >> l & 1)) continue;
-        if (s) sync_read(w, l, place_of(w, &a, l), (strength & (ACQUIRE | CTA_SCOPE)) | acquires);
+        if (s) sync_read(w, l, place_of(w, &a, l), strength & (ACQUIRE | CTA_SCOPE));
         sync_write(w, l, place_of(w, &a, l), strength & ~(u32)ACQUIRE, true);
     }
     for (u32 n = 0; n < s; n++) set_undefined(w, i->operand[n], active, 0);

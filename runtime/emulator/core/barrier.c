@@ -13,6 +13,8 @@ void barriers_reset(Block *b) {
     memset(b->barrier, 0, sizeof b->barrier);
 }
 
+static u32 all_threads(const Machine *m) { return (m->threads + LANES - 1) / LANES * LANES; }
+
 static u32 live_warps(const Block *b) {
     u32 live = 0;
     for (u32 n = 0; n < b->m->warps; n++) live |= (u32)(b->warp[n].live != 0) << n;
@@ -42,14 +44,14 @@ static void release(Block *b, Barrier *bar) {
 }
 
 static bool complete(const Block *b, const Barrier *bar) {
-    if (bar->expected) return bar->threads >= bar->expected;
-    return !(live_warps(b) & ~bar->arrived);
+    if (bar->threads >= bar->expected) return true; /* a warp may have arrived twice */
+    return !bar->counted && !(live_warps(b) & ~bar->arrived);
 }
 
-/* Threads that have exited count as arrived where the barrier is one of the whole block. */
+/* Threads that have exited count as arrived where no number of threads was given. */
 void barriers_at_exit(Block *b) {
     for (u32 n = 0; n < BARRIERS; n++)
-        if (b->barrier[n].arrived && !b->barrier[n].expected && complete(b, b->barrier + n)) release(b, b->barrier + n);
+        if (b->barrier[n].arrived && complete(b, b->barrier + n)) release(b, b->barrier + n);
 }
 
 static bool same_in_all(const Warp *w, const Insn *i, u32 operand, u32 active) {
@@ -64,7 +66,6 @@ static void barrier(Warp *w, const Insn *i, u32 active) {
     const Machine *m = w->m;
     Block *b = w->b;
     const u32 lane = (u32)__builtin_ctz(active), s = i->dsts, kind = i->mod[0];
-    const u32 all = (m->threads + LANES - 1) / LANES * LANES;
     const u32 given = (u32)get_lane(w, i, s, lane), number = given % BARRIERS;
     u32 expected = i->mod[1] ? (u32)get_lane(w, i, s + 1, lane) : 0;
     Barrier *bar = b->barrier + number;
@@ -76,11 +77,11 @@ static void barrier(Warp *w, const Insn *i, u32 active) {
         report(w, i, F_BARRIER_INVALID, lane, given, expected, 1);
         expected = expected / LANES * LANES;
     }
-    if (expected == all) expected = 0;
-    if (bar->arrived && bar->expected != expected) report(w, i, F_BARRIER_INVALID, lane, given, expected ? expected : all, 2);
+    if (!expected) expected = all_threads(m);
+    if (bar->arrived && bar->expected != expected) report(w, i, F_BARRIER_INVALID, lane, given, expected, 2);
     if (m->stop) return;
     if (m->exact) sync_arrive(w, &bar->known);
-    bar->expected = expected;
+    bar->expected = expected, bar->counted |= i->mod[1];
     bar->arrived |= 1u << w->index;
     bar->threads += LANES;
     if (kind >= POPC) {

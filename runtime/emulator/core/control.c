@@ -156,6 +156,7 @@ static void meet(Warp *w) {
 static void leave(Warp *w, const Insn *i, u32 active) {
     w->live &= ~active;
     w->mask &= ~active;
+    w->m->changes++;
     if (w->copy_count) copies_at_exit(w, i, active);
     for (u32 n = 0; n < JOINS; n++) {
         Join *j = w->join + n;
@@ -181,6 +182,8 @@ void look(Warp *w, const Insn *i, u64 address) {
         w->m->changes++;
         return;
     }
+    w->since_look = 0;
+    w->b->looks++;
     p->polls++;
     if (p->polls % 4 == 0) w->yields = true;
     if (p->polls % 64 == 0) stop_waiting(w, p->join);
@@ -291,12 +294,12 @@ void start_warp(Warp *w, u32 lanes) {
     w->pc = 0, w->reconverge = -1, w->state = RUNNING;
     w->path[0] = (Path){.pc = 0, .reconverge = -1, .mask = lanes, .join = NO_JOIN};
     w->paths = 1, w->current = 0, w->converged = 0;
-    w->yields = false, w->polled[0] = w->polled[1] = 0;
+    w->yields = false, w->polled_at = NULL, w->since_look = 0, w->polled[0] = w->polled[1] = 0;
     for (u32 n = 0; n < JOINS; n++) w->join[n].pc = -2;
 }
 
 void run_warp(Machine *m, Warp *w, u64 budget) {
-    const bool track = m->checks & CHECK_UNDEFINED;
+    const bool track = m->checks & (CHECK_UNDEFINED | CHECK_SHIFT);
     u64 left;
     if (w->paths > 1) {
         choose(w, w->yields);
@@ -330,7 +333,7 @@ void run_warp(Machine *m, Warp *w, u64 budget) {
             }
         }
     }
-    w->b->steps += budget - left;
+    w->b->steps += budget - left, w->since_look += budget - left;
 }
 
 /* %clock and the like: time passes with every burst of instructions and with every look at it. mod[0]: shift. */

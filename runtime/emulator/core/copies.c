@@ -9,9 +9,11 @@ struct Arrival {
     u32 lane, address;
     u64 serial;
     const Insn *at;
+    Clock *known; /* what the lane knew at the instruction */
 };
 
 void copies_reset(Warp *w) {
+    for (u32 n = 0; n < w->arrival_count; n++) clock_release(w->arrivals[n].known);
     w->copy_count = w->arrival_count = 0;
     memset(w->group, 0, sizeof w->group);
 }
@@ -30,7 +32,7 @@ static Copy *new_copy(Warp *w) {
         w->copies = grown, w->copy_capacity = capacity;
     }
     c = &w->copies[w->copy_count++];
-    c->lanes = c->landed = 0, c->serial = w->copy_serial++;
+    c->lanes = c->landed = c->arrived = 0, c->serial = w->copy_serial++;
     return c;
 }
 
@@ -93,27 +95,65 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
 static void land(Warp *w, u32 n, u32 lanes) {
     Copy *c = &w->copies[n];
     write_bytes(w, c, lanes);
-    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size);
+    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size, false);
     c->lanes &= ~lanes;
 }
+
+/* Those that an mbarrier knows of are kept for a wait, by which their own thread learns of them too; but not for ever. */
+#define KEPT 256
 
 static void drop_landed(Warp *w) {
     u32 kept = 0;
     for (u32 n = 0; n < w->copy_count; n++) {
-        if (!w->copies[n].lanes) continue;
+        const u32 lanes = w->copies[n].lanes;
+        if (!lanes || (w->copy_count > KEPT && !(lanes & ~w->copies[n].arrived))) continue;
         if (kept != n) w->copies[kept] = w->copies[n];
         kept++;
     }
     w->copy_count = kept;
 }
 
+/* All copies that an arrival waits for have landed. */
+static void arrive(Warp *w, struct Arrival a) {
+    const u32 lane = 1u << a.lane;
+    for (u32 n = 0; n < w->copy_count; n++) {
+        Copy *c = &w->copies[n];
+        if (c->serial >= a.serial || !(c->lanes & ~c->arrived & lane)) continue;
+        write_bytes(w, c, lane);
+        if (w->m->checks & SHADOWED) shadow_copy_landed(w, a.lane, c->address[a.lane], c->size, true);
+        c->arrived |= lane;
+    }
+    sync_publish_copies(w, a.lane, &a.known);
+    mbarrier_arrive(w, a.at, a.lane, a.address, a.known);
+    clock_release(a.known);
+}
+
+static bool covered(const Warp *w, const Copy *c, u32 lane, u32 keep, bool uncommitted) {
+    return uncommitted || (i64)c->group[lane] < (i64)w->group[lane] - (i64)keep;
+}
+
+/* A wait of these lanes lets arrivals happen whose copies are all among those it waits for. */
+static void arrive_by_wait(Warp *w, u32 active, u32 keep, bool uncommitted) {
+    u32 kept = 0;
+    for (u32 k = 0; k < w->arrival_count; k++) {
+        const struct Arrival a = w->arrivals[k];
+        bool all = active >> a.lane & 1;
+        for (u32 n = 0; all && n < w->copy_count; n++)
+            all = !(w->copies[n].lanes >> a.lane & 1) || w->copies[n].serial >= a.serial ||
+                  covered(w, w->copies + n, a.lane, keep, uncommitted);
+        if (all) arrive(w, a);
+        else w->arrivals[kept++] = a;
+    }
+    w->arrival_count = kept;
+}
+
 /* Land every copy of the active lanes whose group number is below the lane's limit. */
 static void land_groups(Warp *w, u32 active, u32 keep, bool uncommitted) {
+    arrive_by_wait(w, active, keep, uncommitted);
     for (u32 n = 0; n < w->copy_count; n++) {
         const Copy *c = &w->copies[n];
         u32 lanes = 0;
-        EACH(c->lanes & active, l)
-            lanes |= (u32)(uncommitted || (i64)c->group[l] < (i64)w->group[l] - (i64)keep) << l;
+        EACH(c->lanes & active, l) lanes |= (u32)covered(w, c, l, keep, uncommitted) << l;
         land(w, n, lanes);
     }
     drop_landed(w);
@@ -136,13 +176,6 @@ void copies_progress(Warp *w) {
     }
 }
 
-static void arrive(Warp *w, const struct Arrival *a) {
-    for (u32 n = 0; n < w->copy_count; n++)
-        if (w->copies[n].serial < a->serial) land(w, n, w->copies[n].lanes & 1u << a->lane);
-    drop_landed(w);
-    mbarrier_arrive(w, a->at, a->lane, a->address);
-}
-
 /* All that an mbarrier waits for has landed; false where there is nothing. */
 bool copies_arrive(Block *b, u32 address) {
     bool any = false;
@@ -154,7 +187,7 @@ bool copies_arrive(Block *b, u32 address) {
                 w->arrivals[kept++] = w->arrivals[n];
                 continue;
             }
-            arrive(w, w->arrivals + n);
+            arrive(w, w->arrivals[n]);
             any = true;
         }
         w->arrival_count = kept;
@@ -167,10 +200,11 @@ static void cp_arrive(Warp *w, const Insn *i, u32 active) {
     Access a;
     resolve(w, i, active, 0, 8, i->mod[2], STRONG_WRITE, &a);
     EACH(a.shared, l) {
-        const struct Arrival arrival = {l, (u32)a.address[l], w->copy_serial, i};
+        struct Arrival arrival = {l, (u32)a.address[l], w->copy_serial, i, NULL};
         if (!i->mod[1]) mbarrier_expect(w, i, l, arrival.address);
+        sync_publish(w, 1u << l, &arrival.known);
         if (w->m->copies == EARLY) {
-            arrive(w, &arrival);
+            arrive(w, arrival);
             continue;
         }
         if (w->arrival_count == w->arrival_capacity) {
@@ -190,14 +224,15 @@ static void cp_arrive(Warp *w, const Insn *i, u32 active) {
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes) {
     u32 kept = 0;
     for (u32 n = 0; n < w->arrival_count; n++) {
-        if (lanes >> w->arrivals[n].lane & 1) arrive(w, w->arrivals + n);
+        if (lanes >> w->arrivals[n].lane & 1) arrive(w, w->arrivals[n]);
         else w->arrivals[kept++] = w->arrivals[n];
     }
     w->arrival_count = kept;
     for (u32 n = 0; n < w->copy_count; n++) {
         Copy *c = &w->copies[n];
-        if (c->lanes & lanes && w->m->checks & CHECK_ASYNC) {
-            u32 l = (u32)__builtin_ctz(c->lanes & lanes);
+        const u32 pending = c->lanes & ~c->arrived & lanes;
+        if (pending && w->m->checks & CHECK_ASYNC) {
+            u32 l = (u32)__builtin_ctz(pending);
             report(w, i, F_PENDING_COPY, l, c->address[l], c->size, 0);
         }
         c->lanes &= ~lanes;

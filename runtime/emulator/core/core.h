@@ -67,6 +67,7 @@ typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 enum {
     OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
+    WAITS = 32, /* looks whether an mbarrier's phase is over */
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
 #define GATHERED (ALIGNED | COLLECTIVE)
@@ -96,7 +97,8 @@ typedef struct {
 /* One cp.async instruction of which some lanes' bytes are not yet known to have landed. */
 typedef struct {
     u32 lanes, size;
-    u32 landed; /* lanes whose bytes are in shared memory already */
+    u32 landed;  /* lanes whose bytes are in shared memory already */
+    u32 arrived; /* lanes of which an mbarrier knows that */
     u64 serial;
     u32 address[LANES];
     u32 group[LANES];
@@ -126,8 +128,10 @@ struct Warp {
     u32 paths, current; /* current == paths: none can run */
     Join join[JOINS];
     u8 state, barrier;
+    const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
+    u64 since_look; /* instructions */
     bool yields;   /* ends its burst */
     bool informed; /* some lane's mind is not empty */
     Copy *copies;
@@ -169,7 +173,8 @@ typedef struct {
 } Traffic;
 
 typedef struct {
-    u32 arrived, threads, expected; /* expected 0: all threads of the block that have not exited */
+    u32 arrived, threads, expected;
+    u32 counted; /* the program gave the number of threads */
     u32 waiting; /* mask of warps */
     u32 count;   /* of threads whose predicate was true, for .red */
     u32 present; /* threads that gave one */
@@ -225,6 +230,7 @@ struct Block {
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
+    u32 *shared_second, *byte_second; /* another reader where there are several: the lower half of its stamp */
     u8 *local, *local_written;       /* per thread, one after another */
     Warp *warp;
     u8 *registers;
@@ -236,7 +242,7 @@ struct Block {
     bool informed; /* some thread's mind is not empty */
     u64 steps, polled;
     u32 favourite, strategy, slices; /* of the schedule */
-    u32 fruitless; /* bursts in a row that ended in a look whether another thread has done something */
+    u64 looks, changes; /* looks in a row at what another thread may do, since nothing has changed; the machine's changes then */
 };
 
 /* print.c: what kernels print, one record after the other. */
@@ -369,15 +375,17 @@ void run_grid(Machine *machines, u32 workers, int (*interrupted)(void)); /* the 
 /* mbarrier.c */
 void mbarriers_reset(Block *b);
 void mbarrier_expect(Warp *w, const Insn *i, u32 lane, u32 address);
-void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address);
+void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address, Clock *known);
 
 /* sync.c: who knows of what */
 bool knows(const Warp *w, u32 lane, u32 block, u32 thread, u32 time);
 void sync_warp(Warp *w, u32 lanes);
 void sync_block(Block *b);
 void sync_arrive(Warp *w, Clock **gathered);
+bool knows_copy(const Warp *w, u32 lane, u32 thread, u32 time);
 void sync_learn(Warp *w, u32 lanes, Clock *what);
 void sync_publish(Warp *w, u32 lanes, Clock **into);
+void sync_publish_copies(Warp *w, u32 lane, Clock **into); /* its copies that land now */
 void sync_fence(Warp *w, u32 lanes, bool whole_gpu);
 void sync_forget(Warp *w);
 void clock_release(Clock *c);
@@ -393,7 +401,7 @@ void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
 void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size);
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);

@@ -55,7 +55,7 @@ u32 exact_next(const Machine *m, u32 node) { return m->nodes[node].next; }
 u32 exact_stamp(const Machine *m, u32 node, u32 *access) {
     const Node *e = m->nodes + node;
     *access = e->access;
-    return e->pc << 14 | (e->warp * LANES + (u32)__builtin_ctz(e->mask));
+    return (e->access == ATOMIC ? (u32)STRONG : 0) | e->pc << 14 | (e->warp * LANES + (u32)__builtin_ctz(e->mask));
 }
 
 u64 exact_copy(Machine *m, u64 read) {
@@ -70,11 +70,13 @@ u64 exact_copy(Machine *m, u64 read) {
     return (u64)head << 32 | LIST;
 }
 
-bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, u64 *stamp, Party *other) {
+bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, bool same, u64 *stamp, Party *other) {
     Machine *m = w->m;
     const u32 own = w->b->index, writer = u.writer ? *u.writer - 1 : own;
     *stamp = *u.write;
-    if (TIME(*u.write) && !knows(w, lane, writer, STAMP_THREAD(*u.write), TIME(*u.write))) {
+    if (TIME(*u.write) && !(same && writer == own) &&
+        (by_arrival(*u.write) || !knows(w, lane, writer, STAMP_THREAD(*u.write), TIME(*u.write))) &&
+        !(of_copy(*u.write) && knows_copy(w, lane, STAMP_THREAD(*u.write), TIME(*u.write)))) {
         *other = party_of(*u.write, writer);
         return true;
     }
@@ -87,7 +89,9 @@ bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, u64 *stamp, Party 
     }
     for (u32 n = *u.read & LIST ? TIME(*u.read) : 0; n; n = m->nodes[n].next) {
         const Node *e = m->nodes + n;
-        if (!compete(access, e->access)) continue;
+        if (e->access == ATOMIC && e->block == own && e->warp == w->index && e->mask >> lane & 1)
+            return false; /* it has read what all atomics before its own have left */
+        if (!compete(access, e->access) || (same && e->block == own && e->access != READ && e->access != STRONG_READ)) continue;
         EACH(e->mask, l) if (!knows(w, lane, e->block, e->warp * LANES + l, e->time)) {
             *other = (Party){(i32)e->pc, e->block, e->warp * LANES + l};
             return true;

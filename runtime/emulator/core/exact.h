@@ -11,8 +11,9 @@ typedef struct {
     u32 *writer, *reader; /* their blocks plus 1; NULL in shared memory */
 } Unit;
 
-/* Checks an access against those before it: true where it races with one, *other. */
-bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, u64 *stamp, Party *other);
+/* Checks an access against those before it: true where it races with one, *other. `same`: it writes what is
+ * there, which is no race with another write of the block: replicated data is often stored by all that have it. */
+bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, bool same, u64 *stamp, Party *other);
 void exact_note(Warp *w, const Insn *i, u32 lane, Unit u, u32 access, u64 stamp);
 u64 exact_copy(Machine *m, u64 read); /* of reads, for another unit */
 void exact_free(Machine *m, u64 read);

@@ -14,6 +14,7 @@
 typedef struct {
     u64 write, read;
     u32 writer, reader; /* 1 + block, 0 none */
+    u32 second;         /* another reader where there are several: the lower half of its stamp */
 } Cell;
 
 struct Page {
@@ -100,7 +101,7 @@ static void uninitialised(Warp *w, const Insn *i, u32 lane, u64 address, u32 siz
                                                      address, size, {-1, 0, 0}};
 }
 
-static void check_cell(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, Cell *c, u32 access) {
+static void check_cell(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, Cell *c, u32 access, bool same) {
     Machine *m = w->m;
     const u32 own = w->b->index;
     Party other;
@@ -110,11 +111,11 @@ static void check_cell(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, 
     }
     if (m->exact) {
         u64 stamp;
-        if (!exact_check(w, lane, (Unit){&c->write, &c->read, &c->writer, &c->reader}, access, &stamp, &other)) return;
-    } else if (c->write && !(access == ATOMIC && c->write & STRONG) && !write_ordered(w, lane, c->write)) {
+        if (!exact_check(w, lane, (Unit){&c->write, &c->read, &c->writer, &c->reader}, access, same, &stamp, &other)) return;
+    } else if (c->write && !same && !(access == ATOMIC && c->write & STRONG) && !write_ordered(w, lane, c->write)) {
         other = party_of(c->write, own);
     } else if (access != READ && !reads_ordered(w, lane, c->read)) {
-        other = party_of(c->read, own);
+        other = reader_of(w, lane, c->read, c->second);
     } else {
         return;
     }
@@ -126,7 +127,7 @@ static void note_cell(Warp *w, const Insn *i, u32 lane, Cell *c, u32 access) {
     if (w->m->exact) {
         exact_note(w, i, lane, (Unit){&c->write, &c->read, &c->writer, &c->reader}, access, stamp);
     } else if (access == READ) {
-        c->read = with_read(w, lane, c->read, stamp);
+        c->read = with_read(w, lane, c->read, stamp, &c->second);
     } else if (access == WRITE) {
         c->write = stamp;
     } else {
@@ -141,10 +142,12 @@ void history_access(Warp *w, const Insn *i, u32 lanes, Array *a, const u64 *addr
     u32 count[LANES];
     EACH(lanes, l) if (!cells_of(w, a, address[l], size, count)) return; /* making a page finer moves its cells */
     EACH(lanes, l) {
+        const bool same = access == WRITE && w->storing &&
+                          !memcmp(a->data + (address[l] - a->base), w->storing[l], size);
         if (!(cells[l] = cells_of(w, a, address[l], size, count + l))) return;
         for (u32 n = 0; n < count[l]; n++) {
             Cell *c = cells[l] + n;
-            check_cell(w, i, l, address[l], size, c, access);
+            check_cell(w, i, l, address[l], size, c, access, same);
             if (reads && a->uninitialised && !c->write) uninitialised(w, i, l, address[l] + n * (size / count[l]), size);
         }
     }

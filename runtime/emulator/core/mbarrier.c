@@ -73,10 +73,10 @@ void mbarrier_expect(Warp *w, const Insn *i, u32 lane, u32 address) {
     write_word(w, b, make(word & PHASE, pending(word) + 1, expected(word), bytes_pending(word)));
 }
 
-void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address) {
+void mbarrier_arrive(Warp *w, const Insn *i, u32 lane, u32 address, Clock *known) {
     struct Mbarrier *b = need(w, i, lane, address);
     if (!b) return;
-    sync_publish(w, 1u << lane, &b->arrived);
+    clock_join(w->m, &b->arrived, known);
     change(w, i, lane, b, 1, 0, 0);
 }
 
@@ -162,6 +162,6 @@ static void pending_count(Warp *w, const Insn *i, u32 active) {
 
 const Opcode mbarrier_ops[] = {{"mbarrier_init", init, OWN_UNDEFINED | STORES},
                                {"mbarrier_arrive", arrive, OWN_UNDEFINED | STORES},
-                               {"mbarrier_test", test_wait, OWN_UNDEFINED},
+                               {"mbarrier_test", test_wait, OWN_UNDEFINED | WAITS},
                                {"mbarrier_pending", pending_count, 0},
                                {0}};

@@ -214,14 +214,6 @@ static void load(Warp *w, const Insn *i, u32 active) {
     if (a.lanes) look(w, i, a.address[__builtin_ctz(a.lanes)]);
 }
 
-static bool same_values(const Warp *w, const Insn *i, u32 a, u32 b) {
-    for (u32 c = 0; c < i->mod[1]; c++) {
-        const u64 different = get_lane(w, i, 1 + c, a) ^ get_lane(w, i, 1 + c, b);
-        if (i->mod[0] < 8 ? different << (64 - 8 * i->mod[0]) : different) return false;
-    }
-    return true;
-}
-
 /* Lanes that store different values to one place in one instruction: which of them stays is not defined. */
 static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) {
     u32 lanes = a->shared | a->global, ascending = 1, before = LANES;
@@ -237,7 +229,7 @@ static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) 
         while (table[at] != 0xFF && a->address[table[at]] != a->address[l]) at = (at + 1) & 63;
         if (table[at] == 0xFF) {
             table[at] = (u8)l;
-        } else if (!same_values(w, i, l, table[at])) {
+        } else if (memcmp(w->storing[l], w->storing[table[at]], size)) {
             const Party other = {(i32)(i - w->m->code), w->b->index, w->index * LANES + table[at]};
             report_other(w, i, a->shared >> l & 1 ? F_RACE_SHARED : F_RACE_GLOBAL, l, a->address[l], size, other);
         }
@@ -256,17 +248,21 @@ static u32 store_to_local(const Warp *w, const Insn *i, u32 lanes) {
 static void store(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], strength = i->mod[2] >> 8;
     Access a;
+    u8 data[LANES][32];
     u32 undefined = 0;
     for (u32 c = 0; c < count; c++) undefined |= w->undefined[i->operand[1 + c]] & active;
     if (undefined) undefined &= ~store_to_local(w, i, undefined);
+    for (u32 c = 0; c < count; c++) EACH(active, l) {
+        const u64 value = get_lane(w, i, 1 + c, l);
+        memcpy(data[l] + bytes * c, &value, bytes);
+    }
+    w->storing = (const u8(*)[32])data;
     if (undefined && w->m->checks & CHECK_UNDEFINED)
         report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, bytes * count, 0);
     resolve(w, i, active, 0, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_WRITE : WRITE, &a);
     if (w->m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE) && !strength) check_collisions(w, i, &a, bytes * count);
-    for (u32 c = 0; c < count; c++) EACH(a.lanes, l) {
-        u64 value = get_lane(w, i, 1 + c, l);
-        memcpy(a.bytes[l] + bytes * c, &value, bytes);
-    }
+    EACH(a.lanes, l) memcpy(a.bytes[l], data[l], bytes * count);
+    w->storing = NULL;
     for (u32 c = 0; a.local && c < count; c++) EACH(a.local & w->undefined[i->operand[1 + c]], l)
         memset(w->b->local_written + (a.bytes[l] - w->b->local) + bytes * c, UNDEFINED, bytes);
     w->m->changes++;

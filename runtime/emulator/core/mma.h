@@ -57,7 +57,8 @@ void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8],
 /* mma_fast.c: false where the operands need the general way */
 typedef struct {
     u32 type, k, fraction_bits, kept; /* k: pieces of 16 bytes; kept: significant bits of an f32 result, 24 or 14; 11: an f16 */
-    const u32 *a[4], *b[2];
+    u32 a_least, b_least; /* exponent field of the subnormals: above 1 for types narrower than the f16 they come as */
+    const u32 *a[8], *b[4];
 } Step;
 typedef struct {
     float value[4][LANES];

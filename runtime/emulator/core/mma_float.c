@@ -39,15 +39,19 @@ static Term decode(u32 type, u32 code) {
     return t;
 }
 
+static double value_of(const Term *t) {
+    return t->special != 0 ? t->special : ldexp((double)t->significand, t->exponent - t->fraction);
+}
+
 static Term operand(const Product *p, u32 type, u32 bits) {
     if (type == TF32) bits >>= 13; /* the hardware ignores the rest */
     if (type == E2M1 && !(p->flags & NARROW_FP4)) bits >>= 2;
     return decode(type, bits);
 }
 
-static double value_of(const Term *t) {
-    return t->special != 0 ? t->special : ldexp((double)t->significand, t->exponent - t->fraction);
-}
+/* What an f16 unit gets instead, converted. */
+static Term as_f16(Term t) { return t.special != 0 ? t : decode(F16, f16_of_f32((float)value_of(&t))); }
+
 
 static Term product(const Term *a, const Term *b) {
     Term t = {a->significand * b->significand, a->exponent + b->exponent, a->fraction + b->fraction, 0};
@@ -168,12 +172,14 @@ typedef struct {
     Term a[16][MAX_TERMS], b[COLUMNS][MAX_TERMS];
 } Operands;
 
-static void take_operands(const Product *p, Operands *o) {
+static void take_operands(const Product *p, bool as_halves, Operands *o) {
     const u32 a_bits = bits_of_type(p, p->a_type), b_bits = bits_of_type(p, p->b_type);
     const u32 a_mask = a_bits == 32 ? FULL : (1u << a_bits) - 1, b_mask = b_bits == 32 ? FULL : (1u << b_bits) - 1;
     for (u32 k = 0; k < p->k; k++) {
         for (u32 row = 0; row < 16; row++) o->a[row][k] = operand(p, p->a_type, element_a(p, a_bits, row, k) & a_mask);
         for (u32 n = 0; n < COLUMNS; n++) o->b[n][k] = operand(p, p->b_type, element_b(p, b_bits, k, n) & b_mask);
+        for (u32 row = 0; as_halves && row < 16; row++) o->a[row][k] = as_f16(o->a[row][k]);
+        for (u32 n = 0; as_halves && n < COLUMNS; n++) o->b[n][k] = as_f16(o->b[n][k]);
     }
 }
 
@@ -233,7 +239,7 @@ static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Uni
     Term terms[MAX_TERMS];
     u8 order[MAX_TERMS];
     u32 ordered = 0;
-    take_operands(p, &o);
+    take_operands(p, u->detached, &o);
     for (u32 r = 0; r < p->c_registers; r++) {
         for (u32 n = 0; n < values * LANES; n++) {
             const u32 l = n % LANES, v = values * r + n / LANES, shift = n / LANES * 16;
@@ -280,21 +286,29 @@ void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8],
         }
 }
 
-/* fp8 as pairs of f16, exactly: elements 0 and 1 of a register, and 2 and 3. */
-INLINE u32 f16_of_fp8(u32 type, u32 byte) {
-    if (type == E5M2) return byte << 8;
-    const u32 magnitude = byte & 127, sign = (byte & 128) << 8; /* E4M3 */
-    const u32 low = magnitude & 7, normal = (magnitude << 7) + (8 << 10);
-    /* subnormals: low * 2^-9 = low * 2^15 units of 2^-24 */
-    const u32 small = low >= 4 ? (8u << 10) + ((low - 4) << 8) : low >= 2 ? (7u << 10) + ((low - 2) << 9) : low ? 6u << 10 : 0;
-    return sign | (magnitude == 127 ? 0x7FFF : magnitude < 8 ? small : normal);
+/* fp8, fp6 and fp4 in bytes as pairs of f16, exactly: elements 0 and 1 of a register, and 2 and 3. A code's bits are at
+ * the top of an f32's exponent and fraction, subnormals as well, but for the bias. */
+INLINE u32 f16_of_byte(u32 byte, u32 exponent, u32 fraction, float scale, bool one_nan) {
+    const u32 bits = exponent + fraction, magnitude = byte & ((1u << bits) - 1), sign = (byte >> bits & 1) << 15;
+    const u32 half = f16_of_f32(f32_of_bits(magnitude << (23 - fraction)) * scale);
+    return sign | (one_nan && magnitude == 127 ? 0x7FFF : half);
 }
-VECTOR static void widen_fp8(u32 type, const u32 *lanes, u32 *low, u32 *high) {
+INLINE void widen_bytes(const u32 *lanes, u32 *low, u32 *high, u32 shift, u32 exponent, u32 fraction, float scale, bool one_nan) {
     for (u32 l = 0; l < LANES; l++) {
-        const u32 x = lanes[l];
-        low[l] = f16_of_fp8(type, x & 255) | f16_of_fp8(type, x >> 8 & 255) << 16;
-        high[l] = f16_of_fp8(type, x >> 16 & 255) | f16_of_fp8(type, x >> 24) << 16;
+        u32 half[4];
+        for (u32 n = 0; n < 4; n++) half[n] = f16_of_byte(lanes[l] >> (8 * n + shift) & 255, exponent, fraction, scale, one_nan);
+        low[l] = half[0] | half[1] << 16, high[l] = half[2] | half[3] << 16;
     }
+}
+VECTOR static void widen_register(u32 type, const u32 *lanes, u32 *low, u32 *high) {
+    if (type == E5M2) for (u32 l = 0; l < LANES; l++) { /* the upper half of an f16 */
+        low[l] = (lanes[l] & 0xFF) << 8 | (lanes[l] & 0xFF00) << 16;
+        high[l] = (lanes[l] >> 8 & 0xFF00) | (lanes[l] & 0xFF000000);
+    }
+    else if (type == E4M3) widen_bytes(lanes, low, high, 0, 4, 3, 0x1p120f, true);
+    else if (type == E3M2) widen_bytes(lanes, low, high, 0, 3, 2, 0x1p124f, false);
+    else if (type == E2M3) widen_bytes(lanes, low, high, 0, 2, 3, 0x1p126f, false);
+    else widen_bytes(lanes, low, high, 2, 2, 1, 0x1p126f, false);
 }
 
 VECTOR static void widen_c(const Product *p, Sums *s) {
@@ -331,35 +345,39 @@ static bool run_step(Step *s, Sums *c) {
     return true;
 }
 
+/* Bytes as f16: A's registers twice as many, and B's. Detached sums take all low halves first. */
+static void widen_operands(const Product *p, bool detached, u32 (*wide)[LANES]) {
+    for (u32 r = 0; r < p->a_registers; r++) {
+        const u32 low = detached ? r : 4 * (r >> 1) + (r & 1);
+        widen_register(p->a_type, p->a[r], wide[low], wide[detached ? r + p->a_registers : low + 2]);
+    }
+    for (u32 r = 0; r < p->b_registers; r++) {
+        const u32 low = 8 + (detached ? r : 2 * r);
+        widen_register(p->b_type, p->b[r], wide[low], wide[detached ? low + p->b_registers : low + 1]);
+    }
+}
+
+/* f16's exponent field of a type's subnormals. A detached sum runs on f16 operands, converted before. */
+static u32 least_field(u32 type, bool bytes, const Unit *u) {
+    return bytes && !u->detached ? (u32)(formats[F16].bias + 1 - formats[type].bias) : 1;
+}
+
 /* By vectors, where operands and unit allow. Pieces of 16 bytes of A's rows: two registers each of A, one of B. */
 static bool multiply_fast(const Product *p, const Unit *u, Result d) {
-    const bool fp8 = p->a_type == E4M3 || p->a_type == E5M2;
-    u32 wide[12][LANES]; /* fp8 as f16: A's registers twice as many, then B's */
-    const u32 *a[2 * MAX_A], *b[2 * MAX_B];
-    const u32 pieces = p->b_registers * (fp8 ? 2 : 1), together = u->group * (fp8 ? 16 : bits_of_type(p, p->a_type)) / 128;
-    Step s = {.type = fp8 ? F16 : p->a_type, .fraction_bits = u->fraction_bits, .kept = p->c_type == F16 ? 11 : u->kept};
+    const bool bytes = bits_of_type(p, p->a_type) == 8;
+    const u32 pieces = p->b_registers * (bytes ? 2 : 1), together = u->group * (bytes ? 16 : bits_of_type(p, p->a_type)) / 128;
+    u32 wide[12][LANES];
+    Step s = {.type = bytes ? F16 : p->a_type, .fraction_bits = u->fraction_bits, .kept = p->c_type == F16 ? 11 : u->kept};
     Sums c;
-    if (p->m != 16 || p->scale_vector || together > 2 || p->a_type > E5M2 || (!fp8 && p->a_type != p->b_type)) return false;
-    if (fp8 && p->b_type != E4M3 && p->b_type != E5M2) return false;
-    if (fp8) {
-        for (u32 r = 0; r < p->a_registers; r++) { /* detached: all low halves first */
-            const u32 low = u->detached ? r : 4 * (r >> 1) + (r & 1), high = u->detached ? r + p->a_registers : low + 2;
-            widen_fp8(p->a_type, p->a[r], wide[low], wide[high]);
-        }
-        for (u32 r = 0; r < p->b_registers; r++) {
-            const u32 low = 8 + (u->detached ? r : 2 * r), high = u->detached ? low + p->b_registers : low + 1;
-            widen_fp8(p->b_type, p->b[r], wide[low], wide[high]);
-        }
-        for (u32 n = 0; n < 2 * pieces; n++) a[n] = wide[n];
-        for (u32 n = 0; n < pieces; n++) b[n] = wide[8 + n];
-    } else {
-        memcpy(a, p->a, sizeof p->a), memcpy(b, p->b, sizeof p->b);
-    }
+    if (p->scale_vector || !together) return false;
+    s.a_least = least_field(p->a_type, bytes, u), s.b_least = least_field(p->b_type, bytes, u);
+    if (bytes) widen_operands(p, u->detached, wide);
     widen_c(p, &c);
     if (u->detached) memset(c.value, 0, sizeof c.value);
     for (u32 n = 0; n < pieces; n += s.k) {
         s.k = together < pieces - n ? together : pieces - n;
-        memcpy(s.a, a + 2 * n, 2 * s.k * sizeof *a), memcpy(s.b, b + n, s.k * sizeof *b);
+        for (u32 r = 0; r < 2 * s.k; r++) s.a[r] = bytes ? wide[2 * n + r] : p->a[2 * n + r];
+        for (u32 r = 0; r < s.k; r++) s.b[r] = bytes ? wide[8 + n + r] : p->b[n + r];
         if (!run_step(&s, &c)) return false;
     }
     if (u->detached) add_c(p, &c);

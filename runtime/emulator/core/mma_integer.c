@@ -7,16 +7,20 @@ enum { MAX_INTEGER_K = 64 };
 INLINE void unpack_bytes(const u32 *lanes, bool is_signed, i16 (*row)[MAX_INTEGER_K], u32 k) {
     const u8 *bytes = (const u8 *)lanes;
     for (u32 g = 0; g < 8; g++)
-        for (u32 n = 0; n < 16; n++) row[g][k + n] = is_signed ? (i16)(i8)bytes[16 * g + n] : (i16)bytes[16 * g + n];
+        INDEPENDENT for (u32 n = 0; n < 16; n++) row[g][k + n] = is_signed ? (i16)(i8)bytes[16 * g + n] : (i16)bytes[16 * g + n];
 }
+/* Two codes of a byte; k in any order, of A and B alike. Sixteen-bit lanes hold two bytes: shifts sort them out. */
 INLINE void unpack_nibbles(const u32 *lanes, bool is_signed, i16 (*row)[MAX_INTEGER_K], u32 k) {
-    const u8 *bytes = (const u8 *)lanes;
-    const i16 flip = is_signed ? 8 : 0; /* (x ^ 8) - 8 extends the sign */
-    for (u32 g = 0; g < 8; g++)
-        for (u32 n = 0; n < 16; n++) {
-            row[g][k + 2 * n] = (i16)(((bytes[16 * g + n] & 15) ^ flip) - flip);
-            row[g][k + 2 * n + 1] = (i16)((bytes[16 * g + n] >> 4 ^ flip) - flip);
+    typedef i16 Words __attribute__((vector_size(16)));
+    typedef u16 Unsigned __attribute__((vector_size(16)));
+    for (u32 g = 0; g < 8; g++) {
+        Words x;
+        memcpy(&x, lanes + 4 * g, sizeof x);
+        for (u32 n = 0; n < 4; n++) {
+            const Words top = x << (12 - 4 * (i32)n), part = is_signed ? top >> 12 : (Words)((Unsigned)top >> 12);
+            memcpy(row[g] + k + 8 * n, &part, sizeof part);
         }
+    }
 }
 INLINE void unpack(const u32 *lanes, u32 type, i16 (*row)[MAX_INTEGER_K], u32 piece) {
     if (type == S8) unpack_bytes(lanes, true, row, 16 * piece);

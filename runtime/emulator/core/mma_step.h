@@ -17,22 +17,22 @@ typedef u8 STEP(Bytes) __attribute__((vector_size(4 * WIDTH)));
 #define ALL(x) ((Ints){0} + (x))
 
 typedef struct {
-    Floats a[2][2][2][PARTS]; /* piece, half of the register, row half */
-    float b[2][2][4][2][4];   /* piece, half, q, parity; of the columns 2q + parity */
-    Bytes a_code[2][2][BYTE_PARTS]; /* lanes of rows 0..7, then of rows 8..15 */
-    u32 b_code[2][2][4][2];         /* one byte per column */
+    Floats a[4][2][2][PARTS]; /* piece, half of the register, row half */
+    float b[4][2][4][2][4];   /* piece, half, q, parity; of the columns 2q + parity */
+    Bytes a_code[4][2][BYTE_PARTS]; /* lanes of rows 0..7, then of rows 8..15 */
+    u32 b_code[4][2][4][2];         /* one byte per column */
     i32 offset; /* from a product's code to its exponent + 127 */
 } STEP(Operands);
 
-/* The half `high` of a register's lanes: value, and exponent field as bytes; of subnormals 1, of zeros 0. */
-INLINE Floats STEP(decode)(Unsigned x, u32 type, u32 high, u8 *fields) {
+/* The half `high` of a register's lanes: value, and exponent field as bytes; of subnormals `least`, of zeros 0. */
+INLINE Floats STEP(decode)(Unsigned x, u32 type, u32 high, u32 least, u8 *fields) {
     Unsigned magnitude;
     Ints field;
     if (type == TF32) x &= 0xFFFFE000u;
     else x = high ? x & 0xFFFF0000u : x << 16;
     magnitude = x & 0x7FFFFFFFu;
     field = (Ints)(magnitude >> (type == F16 ? 26 : 23));
-    field = MAX_INTS(field, MIN_UNSIGNED(magnitude, ALL(1))); /* a subnormal's field is 1 */
+    field = MAX_INTS(field, MIN_UNSIGNED(magnitude, ALL((i32)least))); /* which is below any magnitude */
     NARROW(fields, field);
     return type == F16 ? (Floats)(magnitude >> 3 | (x & 0x80000000u)) * 0x1p112f : (Floats)x;
 }
@@ -67,14 +67,14 @@ INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Ope
                 Unsigned x;
                 memcpy(&x, s->a[2 * p + r] + WIDTH * part, sizeof x);
                 for (u32 h = 0; h < halves; h++)
-                    o->a[p][h][r][part] = STEP(decode)(x, type, h, (u8 *)o->a_code[p][h] + LANES * r + WIDTH * part);
+                    o->a[p][h][r][part] = STEP(decode)(x, type, h, s->a_least, (u8 *)o->a_code[p][h] + LANES * r + WIDTH * part);
             }
         TRANSPOSE(columns, s->b[p]);
         for (u32 part = 0; part < PARTS; part++) {
             Unsigned x;
             memcpy(&x, columns + WIDTH * part, sizeof x);
             for (u32 h = 0; h < halves; h++) {
-                const Floats value = STEP(decode)(x, type, h, (u8 *)o->b_code[p][h] + WIDTH * part);
+                const Floats value = STEP(decode)(x, type, h, s->b_least, (u8 *)o->b_code[p][h] + WIDTH * part);
                 memcpy((float *)o->b[p][h] + WIDTH * part, &value, sizeof value);
             }
         }
@@ -88,7 +88,7 @@ INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Ope
         memcpy(columns, b, sizeof columns);
         for (u32 p = 0; p < pieces; p++) memcpy(o->a_code[p][0], a + BYTE_PARTS * p, sizeof o->a_code[p][0]), memcpy(o->b_code[p][0], columns[p], 32);
     } else {
-        Bytes b[2 * 2 * 32 / sizeof(Bytes)];
+        Bytes b[4 * 2 * 32 / sizeof(Bytes)];
         const size_t bytes = pieces * sizeof o->b_code[0];
         memcpy(b, o->b_code, bytes);
         if (!STEP(encode)((Bytes *)o->a_code, pieces * 2 * BYTE_PARTS, type, &a_base)) return false;
@@ -133,11 +133,22 @@ INLINE void STEP(units)(const STEP(Operands) *o, const float *c, bool f16, i32 F
     *scale = (Floats)((F + 254 - top) << 23), *unit = (Floats)((top - F) << 23);
 }
 
+/* Four sums in units of 2^(top - F), together in double, whose bits below an f32's are cut or kept as one odd bit. */
+INLINE Floats STEP(round_wide)(const Ints *sums, Floats unit, u32 kept) {
+    Floats value;
+    for (u32 l = 0; l < WIDTH; l++) {
+        const u64 bits = bits_of_f64((double)sums[0][l] + sums[1][l] + sums[2][l] + sums[3][l]), rest = bits & 0x1FFFFFFF;
+        value[l] = (float)f64_of_bits((bits - rest) | (kept == 11 && rest ? 1u << 29 : 0));
+    }
+    return value * unit;
+}
+
 /* `sum` in units of 2^(top - F): one or two sums of at most eight products below 2^30. */
 INLINE Floats STEP(round)(const Ints *sums, u32 parts, Floats unit, u32 kept) {
     Ints sign, sum = sums[0];
     Unsigned magnitude;
     Floats value;
+    if (parts == 4) return STEP(round_wide)(sums, unit, kept);
     if (parts == 2) { /* the sum of both needs 33 bits: its sign is that of half of it */
         sign = ((sums[0] >> 1) + (sums[1] >> 1) + (sums[0] & sums[1] & 1)) >> 31;
         sum += sums[1];
@@ -154,7 +165,7 @@ INLINE Floats STEP(round)(const Ints *sums, u32 parts, Floats unit, u32 kept) {
 
 /* Products exact in f32, scaled by a power of two, which is exact or leaves too little to count; the conversion to
  * integers cuts. */
-INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 r, u32 part, Floats even, Floats odd, Ints (*sums)[2]) {
+INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 r, u32 part, Floats even, Floats odd, Ints (*sums)[4]) {
     for (u32 p = 0; p < pieces; p++) {
         Ints x = {0}, y = {0};
         for (u32 h = 0; h < halves; h++) {
@@ -184,7 +195,7 @@ INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, Sums *c) {
     if (ANY(bad | (Ints)(most == 255))) return false;
     for (u32 r = 0; r < 2; r++)
         for (u32 part = 0; part < PARTS; part++) {
-            Ints sums[2][2];
+            Ints sums[2][4];
             STEP(sum)(&o, pieces, halves, r, part, scale[2 * r][part], scale[2 * r + 1][part], sums);
             for (u32 n = 0; n < 2; n++) {
                 float *value = c->value[2 * r + n] + WIDTH * part;
@@ -200,10 +211,11 @@ INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, Sums *c) {
 
 #define FUSE(name, type, pieces) \
     static bool STEP(name)(const Step *s, Sums *c) { return STEP(fuse)(s, type, pieces, c); }
-FUSE(f16_1, F16, 1) FUSE(f16_2, F16, 2) FUSE(bf16_1, BF16, 1) FUSE(bf16_2, BF16, 2) FUSE(tf32_1, TF32, 1) FUSE(tf32_2, TF32, 2)
+FUSE(f16_1, F16, 1) FUSE(f16_2, F16, 2) FUSE(f16_4, F16, 4) FUSE(bf16_1, BF16, 1) FUSE(bf16_2, BF16, 2) FUSE(tf32_1, TF32, 1) FUSE(tf32_2, TF32, 2)
 static bool STEP(step)(const Step *s, Sums *c) {
     static bool (*const forms[3][2])(const Step *, Sums *) = {
         {STEP(f16_1), STEP(f16_2)}, {STEP(bf16_1), STEP(bf16_2)}, {STEP(tf32_1), STEP(tf32_2)}};
+    if (s->k == 4) return STEP(f16_4)(s, c);
     return forms[s->type - F16][s->k - 1](s, c);
 }
 #undef FUSE

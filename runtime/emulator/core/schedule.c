@@ -30,6 +30,7 @@ void free_block(Block *b) {
     barriers_reset(b);
     mbarriers_reset(b);
     free(b->shared), free(b->shared_write), free(b->shared_read), free(b->byte_write), free(b->byte_read);
+    free(b->shared_second), free(b->byte_second);
     free(b->local), free(b->local_written), free(b->warp), free(b->registers), free(b->masks), free(b->mbarriers);
     free(b);
 }
@@ -47,11 +48,12 @@ static Block *new_block(Machine *m) {
     b->m = m;
     b->shared = calloc((size_t)m->shared_end + 16, 1);
     b->shared_write = calloc(words, sizeof *b->shared_write), b->shared_read = calloc(words, sizeof *b->shared_read);
+    b->shared_second = calloc(words, sizeof *b->shared_second);
     b->local = calloc(local_bytes(m) + 1, 1), b->local_written = calloc(local_bytes(m) + 1, 1);
     b->warp = calloc(m->warps, sizeof *b->warp);
     b->registers = malloc((size_t)m->warps * m->slots * SLOT_BYTES);
     b->masks = malloc((size_t)m->warps * m->slots * sizeof *b->masks);
-    if (!b->shared || !b->shared_write || !b->shared_read || !b->local || !b->local_written || !b->warp ||
+    if (!b->shared || !b->shared_write || !b->shared_read || !b->shared_second || !b->local || !b->local_written || !b->warp ||
         !b->registers || !b->masks) {
         free_block(b);
         return NULL;
@@ -99,7 +101,8 @@ static void fill_specials(Machine *m, Warp *w) {
 
 static void start_block(Machine *m, Block *b, u32 index) {
     b->index = index, b->epoch = 0, b->steps = b->polled = 0;
-    b->favourite = b->strategy = b->slices = b->fruitless = 0;
+    b->favourite = b->strategy = b->slices = 0;
+    b->looks = 0;
     b->informed = false;
     barriers_reset(b);
     mbarriers_reset(b);
@@ -144,9 +147,9 @@ static u32 adversary(Machine *m, Block *b, u32 runnable, u64 *burst) {
         b->favourite = (u32)(next_random(m) >> 40) % m->warps;
     }
     EACH(runnable, n) fresh |= (u32)!b->warp[n].yields << n; /* those that wait for others' doing go last */
-    if (!fresh) fresh = runnable;
-    m->cut = b->strategy == CUT_AT_STORES ? STORES : 0;
     *burst = 1 << 16;
+    if (!fresh) return any_of(m, runnable); /* all do: whoever comes next may find it done */
+    m->cut = b->strategy == CUT_AT_STORES ? STORES : 0;
     others = fresh & ~(1u << b->favourite);
     switch (b->strategy) {
     case RUN_AHEAD:
@@ -178,32 +181,54 @@ static Warp *next_warp(Machine *m, Block *b, u64 *burst) {
     return b->warp + pick;
 }
 
-/* No warp can go on: say which one waits for ever. */
-static void deadlock(Block *b) {
-    const u32 waiting = mask_of(b, WAITING), polling = mask_of(b, RUNNING);
-    Warp *w = b->warp + __builtin_ctz(polling ? polling : waiting);
-    const Insn *i = polling ? w->polled_at : w->waiting_at;
-    report(w, i, F_BARRIER_DEADLOCK, w->live ? (u32)__builtin_ctz(w->live) : 0, polling ? BARRIERS : w->barrier, 0,
-           polling ? polling : waiting);
-    for (u32 n = 0; n < b->m->warps; n++) b->warp[n].state = DONE;
+#define FRUITLESS 400 /* looks of each warp at what others may do, after which nobody will do anything any more */
+#define WORK 1000     /* instructions without a look that are work */
+
+/* A warp that looks again and again whether another has done something; one at an mbarrier first. */
+static Warp *looking(Block *b) {
+    Warp *found = NULL;
+    EACH(mask_of(b, RUNNING), n) {
+        Warp *w = b->warp + n;
+        if (!w->polled_at || w->since_look > WORK) continue;
+        if (b->m->flags[w->polled_at - b->m->code] & WAITS) return w;
+        if (!found) found = w;
+    }
+    return found;
 }
 
-#define FRUITLESS 1000 /* bursts of each warp that end in looking, after which nobody will do anything any more */
+
+/* No warp can go on: say which one waits for ever. The block is over. */
+static void deadlock(Block *b) {
+    const Machine *m = b->m;
+    const u32 waiting = mask_of(b, WAITING), running = mask_of(b, RUNNING);
+    Warp *w = looking(b);
+    if (w && !(m->flags[w->polled_at - m->code] & WAITS)) {
+        report(w, w->polled_at, F_LIMIT, w->live ? (u32)__builtin_ctz(w->live) : 0, 0, FRUITLESS, 0);
+    } else if (w) {
+        report(w, w->polled_at, F_BARRIER_DEADLOCK, w->live ? (u32)__builtin_ctz(w->live) : 0, BARRIERS, 0, running);
+    } else if (waiting) {
+        w = b->warp + __builtin_ctz(waiting);
+        report(w, w->waiting_at, F_BARRIER_DEADLOCK, (u32)__builtin_ctz(w->live), w->barrier, 0, waiting);
+    }
+    for (u32 n = 0; n < m->warps; n++) b->warp[n].state = DONE;
+}
 
 /* One burst of one warp; false when the block has ended. */
 static bool run_slice(Machine *m, Block *b) {
-    const u64 changes = m->changes;
     u64 burst = 0;
     Warp *w = next_warp(m, b, &burst);
     if (!w) {
         if (mask_of(b, WAITING)) deadlock(b);
         return false;
     }
+    if (m->together && burst > 4096) burst = 4096;
     if (w->copy_count && m->copies == ANY_TIME) copies_progress(w);
     run_warp(m, w, burst);
-    b->fruitless = w->yields && m->changes == changes ? b->fruitless + 1 : 0;
+    if (w->since_look > WORK || b->changes != m->changes) b->looks = 0, b->changes = m->changes;
     if (b->steps > m->step_limit) {
-        report(w, m->code + (w->pc > 0 ? w->pc - 1 : 0), F_LIMIT, 0, 0, m->step_limit, 0);
+        Warp *waits = looking(b);
+        report(waits ? waits : w, waits ? waits->polled_at : m->code + (w->pc > 0 ? w->pc - 1 : 0), F_LIMIT, 0, 0,
+               m->step_limit, 0);
         m->stop = true;
     }
     if (m->now > 0xFFFFF000u) {
@@ -214,7 +239,7 @@ static bool run_slice(Machine *m, Block *b) {
 }
 
 static bool hopeless(const Block *b) {
-    return b->fruitless > FRUITLESS * (u32)__builtin_popcount(mask_of(b, RUNNING));
+    return b->looks > FRUITLESS * (u64)__builtin_popcount(mask_of(b, RUNNING));
 }
 
 /* Machines */
@@ -302,10 +327,17 @@ static void run_separately(Machine *m, Machine *kept) {
 #define RESIDENT_BYTES ((size_t)256 << 20)
 #define RESIDENT_LEAST 216u
 
+static u32 running_warps(const Machine *m) {
+    u32 running = 0;
+    for (u32 n = 0; n < m->resident_count; n++) running += (u32)__builtin_popcount(mask_of(m->resident[n], RUNNING));
+    return running;
+}
+
 /* Many blocks in turns; one that ends makes room for the next. */
 static void run_together(Machine *m) {
     Launch *launch = m->launch;
-    u32 next = 0, pick = 0, made = 0, fruitless = 0;
+    u32 next = 0, pick = 0, made = 0;
+    u64 looks = 0, before;
     seed_random(m, 0);
     m->now = 1;
     while (!m->stop && !atomic_load(&launch->stop) && (m->resident_count || next < m->blocks)) {
@@ -322,18 +354,17 @@ static void run_together(Machine *m) {
         pick = m->schedule == ROUND_ROBIN ? (pick + 1) % m->resident_count
                                           : (u32)(next_random(m) >> 33) % m->resident_count;
         b = m->resident[pick];
+        before = b->looks;
         if (!run_slice(m, b)) {
             m->resident[pick] = m->resident[--m->resident_count];
             m->resident[m->resident_count] = b;
-            fruitless = 0;
+            looks = 0;
             continue;
         }
-        fruitless = b->fruitless ? fruitless + 1 : 0;
-        if (fruitless > FRUITLESS && fruitless % FRUITLESS == 0) {
-            u32 running = 0;
-            for (u32 n = 0; n < m->resident_count; n++)
-                running += (u32)__builtin_popcount(mask_of(m->resident[n], RUNNING));
-            if (fruitless > FRUITLESS * running) deadlock(b);
+        looks = b->looks >= before ? looks + (b->looks - before) : 0;
+        if (b->looks > FRUITLESS && looks > FRUITLESS * (u64)running_warps(m)) {
+            deadlock(b);
+            looks = 0;
         }
         ask(m, b);
     }

@@ -14,10 +14,12 @@ static void race(Warp *w, const Insn *i, u64 with, u32 lane, u32 address, u32 si
 }
 
 /* Checks an access of one word or byte against those before it. */
-static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u64 *write, u64 *read, u32 access) {
+static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u64 *write, u64 *read, u32 second,
+                       u32 access) {
     Machine *m = w->m;
     const u64 last = *write, reads = *read;
     const u32 own = w->b->index;
+    const bool same = access == WRITE && w->storing && !memcmp(w->b->shared + address, w->storing[lane], size);
     if (access != WRITE && access != STRONG_WRITE && !last) {
         if (m->checks & CHECK_UNINITIALISED) report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
         return;
@@ -27,20 +29,20 @@ static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, 
     } else if (m->exact) {
         u64 stamp;
         Party other;
-        if (exact_check(w, lane, (Unit){write, read, NULL, NULL}, access, &stamp, &other))
+        if (exact_check(w, lane, (Unit){write, read, NULL, NULL}, access, same, &stamp, &other))
             race(w, i, stamp, lane, address, size, other);
     } else {
-        if (!(access != READ && access != WRITE && last & STRONG) && !write_ordered(w, lane, last))
+        const bool both_strong = access != READ && access != WRITE && last & STRONG;
+        if (!both_strong && !same && !write_ordered(w, lane, last))
             race(w, i, last, lane, address, size, party_of(last, own));
         else if (access != READ && !reads_ordered(w, lane, reads))
-            race(w, i, 0, lane, address, size, party_of(reads, own));
+            race(w, i, 0, lane, address, size, reader_of(w, lane, reads, second));
     }
 }
 
-static void note_unit(Warp *w, const Insn *i, u32 lane, u64 *write, u64 *read, u32 access, u64 stamp) {
-    if (w->m->exact && access != WRITE) exact_note(w, i, lane, (Unit){write, read, NULL, NULL}, access, stamp);
-    else if (w->m->exact) exact_note(w, i, lane, (Unit){write, read, NULL, NULL}, WRITE, stamp);
-    else if (access == READ) *read = with_read(w, lane, *read, stamp);
+static void note_unit(Warp *w, const Insn *i, u32 lane, u64 *write, u64 *read, u32 *second, u32 access, u64 stamp) {
+    if (w->m->exact) exact_note(w, i, lane, (Unit){write, read, NULL, NULL}, access, stamp);
+    else if (access == READ) *read = with_read(w, lane, *read, stamp, second);
     else *write = access == WRITE ? stamp : with_atomic(w, lane, *write, stamp);
 }
 
@@ -49,7 +51,8 @@ static bool split(Block *b, u32 word) {
     if (b->shared_write[word] == SPLIT) return true;
     if (!b->byte_write) {
         b->byte_write = malloc(bytes * sizeof *b->byte_write), b->byte_read = malloc(bytes * sizeof *b->byte_read);
-        if (!b->byte_write || !b->byte_read) {
+        b->byte_second = malloc(bytes * sizeof *b->byte_second);
+        if (!b->byte_write || !b->byte_read || !b->byte_second) {
             b->m->stop = b->m->failed = true;
             return false;
         }
@@ -57,6 +60,7 @@ static bool split(Block *b, u32 word) {
     for (u32 n = 0; n < 4; n++) {
         b->byte_write[4 * word + n] = b->shared_write[word];
         b->byte_read[4 * word + n] = exact_copy(b->m, b->shared_read[word]);
+        b->byte_second[4 * word + n] = b->shared_second[word];
     }
     b->shared_write[word] = SPLIT;
     return true;
@@ -68,11 +72,13 @@ static void range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 a
     for (u32 at = address, end = address + size; at < end && (note || !w->m->stop);) {
         const bool whole = at % 4 == 0 && at + 4 <= end && b->shared_write[at / 4] != SPLIT;
         u64 *write, *read;
+        u32 *second;
         if (!whole && !split(b, at / 4)) return;
         write = whole ? b->shared_write + at / 4 : b->byte_write + at;
         read = whole ? b->shared_read + at / 4 : b->byte_read + at;
-        if (note) note_unit(w, i, lane, write, read, access, stamp);
-        else check_unit(w, i, lane, address, size, write, read, access);
+        second = whole ? b->shared_second + at / 4 : b->byte_second + at;
+        if (note) note_unit(w, i, lane, write, read, second, access, stamp);
+        else check_unit(w, i, lane, address, size, write, read, *second, access);
         at += whole ? 4 : 1;
     }
 }
@@ -134,14 +140,16 @@ void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size)
     range(w, i, lane, address, size, WRITE, stamp_of(w, i, lane) | FLIGHT, true);
 }
 
-/* Its bytes are visible to the thread that issued it, as if that had written them just now. Nothing has been allowed to
- * touch them since the issue: where something has, that was found, and its stamp stays. */
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size) {
+/* Its bytes are visible to the thread that issued it, as if that had written them just now; or, where an mbarrier was told,
+ * to those who wait for that. Nothing has been allowed to touch them since the issue: where something has, that was found,
+ * and its stamp stays. */
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival) {
     Block *b = w->b;
     for (u32 n = address; n < address + size; n++) {
         u64 *at = b->shared_write[n / 4] == SPLIT ? b->byte_write + n : b->shared_write + n / 4;
-        if (in_flight(*at) && STAMP_THREAD(*at) == w->index * LANES + lane)
-            *at = (*at & 0xFFFFFFFF & ~FLIGHT) | LANDED | (u64)w->m->now << 32;
+        if (STAMP_THREAD(*at) != w->index * LANES + lane) continue;
+        if (in_flight(*at)) *at = (*at & 0xFFFFFFFF & ~(by_arrival ? 0 : FLIGHT)) | LANDED | (u64)w->m->now << 32;
+        else if (of_copy(*at)) *at &= ~FLIGHT;
     }
 }
 

@@ -9,7 +9,7 @@
 #define MAX_PC (1u << 18)
 /* Of a weak write: */
 #define FLIGHT ((u64)1 << 10)   /* a copy that is not known to have landed */
-#define LANDED ((u64)2 << 10)   /* a copy that has */
+#define LANDED ((u64)2 << 10)   /* a copy that has; with FLIGHT: only those who learnt it of an mbarrier know so */
 /* Of a strong write: an atomic, or a volatile, relaxed or release store. */
 #define STRONG ((u64)4 << 10)
 #define MIXED ((u64)8 << 10)    /* over weak ones of the same block */
@@ -41,11 +41,12 @@ static inline bool reads_ordered(const Warp *w, u32 lane, u64 stamp) {
     return ordered(w, lane, stamp);
 }
 /* The stamp of the reads so far with one more; what the reader knows of need not be kept. Of several the highest thread
- * stays named: most often it is thread 0 that writes next, and the other party should be another. */
-static inline u64 with_read(const Warp *w, u32 lane, u64 reads, u64 mine) {
-    u64 named;
+ * stays named, and `second` another. */
+static inline u64 with_read(const Warp *w, u32 lane, u64 reads, u64 mine, u32 *second) {
+    const bool mine_named = STAMP_THREAD(reads) < STAMP_THREAD(mine);
+    const u64 named = mine_named ? mine : reads;
     if (reads_ordered(w, lane, reads)) return mine;
-    named = STAMP_THREAD(reads) > STAMP_THREAD(mine) ? reads : mine;
+    if (STAMP_THREAD(reads) != STAMP_THREAD(mine)) *second = (u32)(mine_named ? reads : mine);
     return (mine & ~(u64)0xFFFFFFFF) | (named & 0xFFFFFFFF) | (reads & (OF_LANES | OF_WARPS)) |
            (STAMP_WARP(reads) == w->index ? OF_LANES : OF_WARPS);
 }
@@ -59,9 +60,15 @@ static inline u64 with_atomic(const Warp *w, u32 lane, u64 before, u64 mine) {
 static inline bool write_ordered(const Warp *w, u32 lane, u64 stamp) {
     return stamp & STRONG ? reads_ordered(w, lane, stamp) : ordered(w, lane, stamp);
 }
-static inline bool in_flight(u64 write) { return (write & (FLIGHT | STRONG)) == FLIGHT; }
+static inline bool in_flight(u64 write) { return (write & (FLIGHT | LANDED | STRONG)) == FLIGHT; }
+static inline bool by_arrival(u64 write) { return (write & (FLIGHT | LANDED | STRONG)) == (FLIGHT | LANDED); }
 static inline bool of_copy(u64 write) { return write & (FLIGHT | LANDED) && !(write & STRONG); }
 
 static inline Party party_of(u64 stamp, u32 block) { return (Party){STAMP_PC(stamp), block, STAMP_THREAD(stamp)}; }
+/* Of reads, one that is not the lane's own. */
+static inline Party reader_of(const Warp *w, u32 lane, u64 reads, u32 second) {
+    const bool own = STAMP_THREAD(reads) == w->index * LANES + lane && reads & (OF_LANES | OF_WARPS);
+    return party_of(own ? second : reads, w->b->index);
+}
 
 #endif

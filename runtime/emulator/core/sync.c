@@ -22,6 +22,9 @@ struct Clock {
 static u64 whole_block(u32 block) { return (u64)block << 12; }
 static u64 one_warp(u32 block, u32 warp) { return (u64)block << 12 | (1 + warp); }
 static u64 one_thread(u32 block, u32 thread) { return (u64)block << 12 | (1024 + thread); }
+/* The copies of a thread that an mbarrier was told of: nobody knows them by knowing the thread. */
+static u64 copies_of(u32 block, u32 thread) { return (u64)block << 12 | (2048 + thread); }
+static bool is_copies(u64 whom) { return whom >> 11 & 1; }
 
 void clock_release(Clock *c) {
     if (c && !--c->references) free(c);
@@ -108,6 +111,11 @@ bool knows(const Warp *w, u32 lane, u32 block, u32 thread, u32 time) {
                  time <= time_of(c, one_thread(block, thread)));
 }
 
+bool knows_copy(const Warp *w, u32 lane, u32 thread, u32 time) {
+    const Clock *c = w->mind[lane].known;
+    return c && time <= time_of(c, copies_of(w->b->index, thread));
+}
+
 /* *into learns all that a lane knows, its own accesses included. Time must go on before it accesses anything else. */
 static void snapshot(Warp *w, u32 lane, Clock **into) {
     Machine *m = w->m;
@@ -165,11 +173,12 @@ void sync_block(Block *b) {
     for (u32 n = 0; n < m->warps; n++) b->warp[n].converged = b->epoch;
     if (b->informed) {
         Mind all = {0};
-        Clock *others = NULL; /* knowledge of the block itself is in its epoch */
+        Clock *others = NULL; /* knowledge of the block's threads is in its epoch */
         for (u32 n = 0; n < m->warps; n++) gather_minds(b->warp + n, b->warp[n].live, &all);
         if (all.known && (others = clock_new(m, all.known->count)))
             for (u32 n = 0; n < all.known->count; n++)
-                if (all.known->known[n].whom >> 12 != b->index) others->known[others->count++] = all.known->known[n];
+                if (all.known->known[n].whom >> 12 != b->index || is_copies(all.known->known[n].whom))
+                    others->known[others->count++] = all.known->known[n];
         if (others && !others->count) replace(&others, NULL);
         replace(&all.known, others);
         for (u32 n = 0; n < m->warps; n++) give_minds(b->warp + n, b->warp[n].live, &all);
@@ -193,6 +202,11 @@ void sync_learn(Warp *w, u32 lanes, Clock *what) {
 void sync_publish(Warp *w, u32 lanes, Clock **into) {
     if (lanes == w->live && (lanes & (lanes - 1))) snapshot_warp(w, into);
     else EACH(lanes, l) snapshot(w, l, into);
+    w->m->now++;
+}
+
+void sync_publish_copies(Warp *w, u32 lane, Clock **into) {
+    learn(w->m, into, copies_of(w->b->index, w->index * LANES + lane), w->m->now);
     w->m->now++;
 }
 
