@@ -71,10 +71,10 @@ END:
     data=ring_data,
     plants=(
         plant(
-            "a producer that does not wait for an empty slot",
+            "a producer that does not wait for an empty slot",  # its arrivals alone may complete a barrier
             {"wait_empty": ""},
             "race_shared put get",
-            *STUCK,  # a producer that runs ahead completes the barrier by itself, and the consumer waits for ever
+            *STUCK,
             also=STALE,
         ),
         plant(

@@ -37,7 +37,10 @@ static Copy *new_copy(Warp *w) {
 }
 
 static void write_bytes(Warp *w, Copy *c, u32 lanes) {
-    EACH(lanes & ~c->landed, l) memcpy(w->b->shared + c->address[l], c->data[l], c->size);
+    EACH(lanes & ~c->landed, l) {
+        memcpy(w->b->shared + c->address[l], c->data[l], c->size);
+        if (w->b->tainted) taint(w->b, w->b->shared + c->address[l], c->size, false);
+    }
     c->landed |= lanes;
 }
 

@@ -29,7 +29,7 @@ void free_block(Block *b) {
     }
     barriers_reset(b);
     mbarriers_reset(b);
-    free(b->shared), free(b->shared_write), free(b->shared_read), free(b->byte_write), free(b->byte_read);
+    free(b->shared), free(b->unset), free(b->shared_write), free(b->shared_read), free(b->byte_write), free(b->byte_read);
     free(b->shared_second), free(b->byte_second);
     free(b->local), free(b->local_written), free(b->warp), free(b->registers), free(b->masks), free(b->mbarriers);
     free(b);
@@ -46,7 +46,7 @@ static Block *new_block(Machine *m) {
     const size_t words = (size_t)m->shared_end / 4 + 5;
     if (!b) return NULL;
     b->m = m;
-    b->shared = calloc((size_t)m->shared_end + 16, 1);
+    b->shared = calloc((size_t)m->shared_end + 16, 1), b->unset = calloc((size_t)m->shared_end + 16, 1);
     b->shared_write = calloc(words, sizeof *b->shared_write), b->shared_read = calloc(words, sizeof *b->shared_read);
     b->shared_second = calloc(words, sizeof *b->shared_second);
     b->local = calloc(local_bytes(m) + 1, 1), b->local_written = calloc(local_bytes(m) + 1, 1);
@@ -119,6 +119,8 @@ static void start_block(Machine *m, Block *b, u32 index) {
         copies_reset(w);
         fill_specials(m, w);
     }
+    if (b->tainted) memset(b->unset, 0, (size_t)m->shared_end + 16);
+    b->doubts = 0, b->tainted = false;
     if (m->checks & SHADOWED) shadow_reset(b);
 }
 

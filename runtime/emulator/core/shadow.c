@@ -13,15 +13,15 @@ static void race(Warp *w, const Insn *i, u64 with, u32 lane, u32 address, u32 si
     report_other(w, i, of_copy(with) ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, other);
 }
 
-/* Checks an access of one word or byte against those before it. */
-static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u64 *write, u64 *read, u32 second,
-                       u32 access) {
+/* Checks an access, or those `bytes` of it that are one word or byte, against those before it. */
+static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 bytes, u64 *write, u64 *read,
+                       u32 second, u32 access) {
     Machine *m = w->m;
     const u64 last = *write, reads = *read;
     const u32 own = w->b->index;
     const bool same = access == WRITE && w->storing && !memcmp(w->b->shared + address, w->storing[lane], size);
     if (access != WRITE && access != STRONG_WRITE && !last) {
-        if (m->checks & CHECK_UNINITIALISED) report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
+        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, lane, address, size, bytes);
         return;
     }
     if (in_flight(last)) {
@@ -78,7 +78,7 @@ static void range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 a
         read = whole ? b->shared_read + at / 4 : b->byte_read + at;
         second = whole ? b->shared_second + at / 4 : b->byte_second + at;
         if (note) note_unit(w, i, lane, write, read, second, access, stamp);
-        else check_unit(w, i, lane, address, size, write, read, *second, access);
+        else check_unit(w, i, lane, address, size, (whole ? 15u : 1u) << (at - address), write, read, *second, access);
         at += whole ? 4 : 1;
     }
 }
