@@ -126,12 +126,18 @@ def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control()
 
 
 def test_an_undefined_value_is_found_where_it_was_staged_once_it_is_used() -> None:
-    staged = "mov.u32 %r10, 0; st.shared.u32 [%r4], {}; bar.sync 0; ld.shared.u32 %r12, [%r4]; st.global.u32 [%d2], %r12;"
+    staged = (
+        "mov.u32 %r10, 0; st.shared.u32 [%r4], {}; bar.sync 0; ld.shared.u32 %r12, [%r4]; st.global.u32 [%d2], %r12;"
+    )
     assert kinds(staged.format("%r10")) == []
-    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{ {REGISTERS}{START}\n" + staged.format("%r11").replace("; ", ";\n")
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{ {REGISTERS}{START}\n" + staged.format("%r11").replace(
+        "; ", ";\n"
+    )
     module = emulator.load(text + "\nret; }")
     report = module.launch("k", (1,), (32,), [np.zeros(4096, np.uint32)], on_finding="collect", shared=4096)
-    assert [(finding.kind, finding.text.split()[0]) for finding in report.findings] == [("undefined_store", "st.shared.u32")]
+    assert [(finding.kind, finding.text.split()[0]) for finding in report.findings] == [
+        ("undefined_store", "st.shared.u32")
+    ]
 
 
 def test_an_undefined_fragment_spoils_only_its_rows_and_columns_of_an_mma() -> None:

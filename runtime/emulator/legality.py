@@ -191,6 +191,7 @@ RULES = (
     Rule("griddepcontrol", "", "90", 7.8),
     Rule("setmaxnreg", "", "90a " + BLACKWELL, 8.0),
     Rule("mbarrier", "", "80", 7.0),
+    Rule("mbarrier", "test_wait parity", "80", 7.1),
     Rule("mbarrier", "arrive operands=3 !noComplete !expect_tx", "90", 7.8),
     Rule("mbarrier", "expect_tx|complete_tx|shared::cluster", "90", 8.0),
     Rule("mbarrier", "acquire|release|relaxed", "80", 8.0),

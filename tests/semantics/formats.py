@@ -108,7 +108,7 @@ class Format:
         exponent = max(floor_log2(magnitude), self.lowest)
         units = magnitude / power(exponent - self.mantissa)
         whole = round_fraction(units, mode, number.negative)
-        # whole counts units of the exponent's binade: below 2^mantissa is a subnormal, at 2^(mantissa+1) the next binade
+        # whole counts units of the exponent's binade: below 2^mantissa a subnormal, at 2^(mantissa+1) the next binade
         code = whole + ((exponent - self.lowest) << self.mantissa)
         if code > self.largest:
             away = mode in ("rn", "rna") or mode == ("rm" if number.negative else "rp")
@@ -196,5 +196,15 @@ def square_root(x: Number, bits: int = 240) -> Number:
 F16, BF16, TF32, F32, F64 = Format(5, 10), Format(8, 7), Format(8, 10), Format(8, 23), Format(11, 52)
 E4M3, E5M2 = Format(4, 3, "nan"), Format(5, 2)
 E3M2, E2M3, E2M1 = Format(3, 2, "none"), Format(2, 3, "none"), Format(2, 1, "none")
-FORMATS = {"f16": F16, "bf16": BF16, "tf32": TF32, "f32": F32, "f64": F64, "e4m3": E4M3, "e5m2": E5M2, "e3m2": E3M2,
-           "e2m3": E2M3, "e2m1": E2M1}  # fmt: skip
+FORMATS = {
+    "f16": F16,
+    "bf16": BF16,
+    "tf32": TF32,
+    "f32": F32,
+    "f64": F64,
+    "e4m3": E4M3,
+    "e5m2": E5M2,
+    "e3m2": E3M2,
+    "e2m3": E2M3,
+    "e2m1": E2M1,
+}

@@ -22,7 +22,7 @@ def run(
     register = REGISTER[size]
     returns = form.startswith("atom")
     loads = "".join(
-        f"ld.param.u64 %d42, [o{n}]; mad.wide.u32 %d42, %r40, {size}, %d42; ld.global.b{8 * size} {register}{n}, [%d42];"
+        f"ld.param.u64 %d42, [o{n}]; mad.wide.u32 %d42, %r40, {size}, %d42;ld.global.b{8 * size} {register}{n}, [%d42];"
         for n in range(len(operands))
     )
     sources = ", ".join(f"{register}{n}" for n in range(len(operands)))
@@ -179,7 +179,8 @@ def test_a_grid_counts_in_one_cell_and_every_old_value_is_seen_once() -> None:
 
 
 def test_compare_and_swap_of_128_bits() -> None:
-    text = """.version 8.8\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 a, .param .u64 b, .param .u64 c) {
+    text = """.version 8.8\n.target sm_90\n.address_size 64
+    .visible .entry k(.param .u64 a, .param .u64 b, .param .u64 c) {
         .reg .b32 %t; .reg .b64 %d<9>; .reg .b128 %q<9>; mov.u32 %t, %tid.x;
         ld.param.u64 %d1, [a]; mad.wide.u32 %d1, %t, 16, %d1; ld.param.u64 %d2, [b]; mad.wide.u32 %d2, %t, 32, %d2;
         ld.param.u64 %d3, [c]; mad.wide.u32 %d3, %t, 16, %d3;

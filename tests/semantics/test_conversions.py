@@ -51,8 +51,12 @@ def test_integers_extend_or_lose_their_high_bits(source: str, target: str) -> No
         assert y == extended(chopped, target), (hex(x), hex(y))
 
 
-SATURATING = [(s, t) for s in INTEGERS for t in INTEGERS if s != t and bits_of(t) <= bits_of(s)
-              and not (s[0] == "u" and t[0] == "u" and bits_of(s) == bits_of(t))]  # fmt: skip
+SATURATING = [
+    (s, t)
+    for s in INTEGERS
+    for t in INTEGERS
+    if s != t and bits_of(t) <= bits_of(s) and not (s[0] == "u" and t[0] == "u" and bits_of(s) == bits_of(t))
+]
 SATURATING = [(s, t) for s, t in SATURATING if not (bits_of(s) == bits_of(t) and (s[0], t[0]) == ("s", "s"))]
 
 
@@ -81,10 +85,8 @@ def test_floats_become_integers_clamped_to_the_range(source: str, target: str, m
             number = form.decode(form.flush(x) if flush else x)
             if number.nan:
                 continue  # asked below
-            if number.infinite:
-                whole = -(1 << 100) if number.negative else 1 << 100
-            else:
-                whole = to_integer(number, mode)
+            beyond = -(1 << 100) if number.negative else 1 << 100
+            whole = beyond if number.infinite else to_integer(number, mode)
             assert y == extended(clamp(whole, target), target, source), (hex(x), hex(y))
 
 
@@ -176,8 +178,11 @@ def test_a_float_is_rounded_to_an_integral_float(kind: str, mode: str) -> None:
                 whole = to_integer(number, mode)
                 number = Number(number.negative, Fraction(abs(whole)))
             if flags:
-                return 0 if number.nan or number.negative else form.encode(
-                    Number(False, Fraction(1)) if number.infinite or number.value > 1 else number)  # fmt: skip
+                return (
+                    0
+                    if number.nan or number.negative
+                    else form.encode(Number(False, Fraction(1)) if number.infinite or number.value > 1 else number)
+                )
             return form.encode(number)
 
         check(f"cvt.{mode}i{flags}.{kind}.{kind}", form, [a], got, oracle)
@@ -217,7 +222,7 @@ def test_two_floats_become_a_pair_of_halves(kind: str, mode: str, flags: str) ->
 
 
 def narrow(kind: str, relu: bool, source: Format) -> Callable[[int], int]:
-    """To a small float, always .satfinite: NaN stays NaN where the format has one, otherwise it is the largest positive."""
+    """To a small float, always .satfinite: NaN stays NaN where the format has one, else it is the largest positive."""
     form = FORMATS[kind]
 
     def oracle(code: int) -> int:

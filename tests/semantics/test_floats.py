@@ -1,4 +1,4 @@
-"""Floating-point arithmetic in exact fractions, rounded once in each direction, with .ftz, .sat, .relu and packed forms."""
+"""Floating point in exact fractions, rounded once in each direction, with .ftz, .sat, .relu and packed forms."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -33,8 +33,19 @@ def draw(form: Format, seed: int, count: int = COUNT) -> Array:
     near = rng.integers(form.bias - 2, form.bias + 3, count).astype(np.uint64) << np.uint64(form.mantissa)
     near |= rng.integers(0, 1 << form.mantissa, count).astype(np.uint64) >> np.uint64(int(rng.integers(0, 4)))
     near |= rng.integers(0, 2, count).astype(np.uint64) << np.uint64(form.bits - 1)
-    edges = [0, 1, 2, form.largest, form.infinity, form.infinity + 1, form.canonical_nan, form.bias << form.mantissa,
-             1 << form.mantissa, (1 << form.mantissa) - 1, (form.bias << form.mantissa) + 1]  # fmt: skip
+    edges = [
+        0,
+        1,
+        2,
+        form.largest,
+        form.infinity,
+        form.infinity + 1,
+        form.canonical_nan,
+        form.bias << form.mantissa,
+        1 << form.mantissa,
+        (1 << form.mantissa) - 1,
+        (form.bias << form.mantissa) + 1,
+    ]
     edge = np.array(edges, np.uint64)[rng.integers(0, len(edges), count)]
     edge |= rng.integers(0, 2, count).astype(np.uint64) << np.uint64(form.bits - 1)
     choice = rng.integers(0, 3, count)
@@ -137,8 +148,11 @@ def test_arithmetic_rounds_the_exact_result_once(form: str) -> None:
     check(form, shape, inputs, got, scalar(OPERATIONS[name], shape, mode, flags))
 
 
-PACKED = [f"{name}{flags}.{kind}x2" for name in ("add", "sub", "mul") for kind, flags in
-          (("f16", ""), ("f16", ".ftz"), ("f16", ".sat"), ("bf16", ""), ("bf16", ".rn"))]  # fmt: skip
+PACKED = [
+    f"{name}{flags}.{kind}x2"
+    for name in ("add", "sub", "mul")
+    for kind, flags in (("f16", ""), ("f16", ".ftz"), ("f16", ".sat"), ("bf16", ""), ("bf16", ".rn"))
+]
 PACKED += ["fma.rn.f16x2", "fma.rn.ftz.relu.f16x2", "fma.rn.sat.f16x2", "fma.rn.bf16x2", "fma.rn.relu.bf16x2"]
 PACKED += [
     f"{name}{mode}{flush}.f32x2" for name in ("add", "sub", "mul") for mode in ("", ".rz") for flush in ("", ".ftz")
@@ -179,9 +193,15 @@ def test_mixed_precision_takes_halves_as_they_are(half: str, mode: str, flags: s
         check(f"{name}{mode}{flags}.f32.{half}", single, [a, c], got, oracle)
     if mode:
         (got,) = evaluate(f"fma{mode}{flags}.f32.{half} {{x}}, {{a}}, {{b}}, {{c}};", [a, b, c], "32")
-        check(f"fma{mode}{flags}.f32.{half}", single, [a, b, c], got,
-              lambda x, y, z: finish(fused(small.decode(x), small.decode(y), single.decode(z), direction), single,
-                                     direction, flag_set))  # fmt: skip
+        check(
+            f"fma{mode}{flags}.f32.{half}",
+            single,
+            [a, b, c],
+            got,
+            lambda x, y, z: finish(
+                fused(small.decode(x), small.decode(y), single.decode(z), direction), single, direction, flag_set
+            ),
+        )
 
 
 # Comparison, minimum, maximum
@@ -193,8 +213,14 @@ def order(a: Number, b: Number) -> int:
     return (values[0] > values[1]) - (values[0] < values[1])
 
 
-COMPARE = {"eq": lambda o: o == 0, "ne": lambda o: o != 0, "lt": lambda o: o < 0, "le": lambda o: o <= 0,
-           "gt": lambda o: o > 0, "ge": lambda o: o >= 0}  # fmt: skip
+COMPARE = {
+    "eq": lambda o: o == 0,
+    "ne": lambda o: o != 0,
+    "lt": lambda o: o < 0,
+    "le": lambda o: o <= 0,
+    "gt": lambda o: o > 0,
+    "ge": lambda o: o >= 0,
+}
 
 
 def compare(name: str, a: Number, b: Number) -> bool:
@@ -265,15 +291,24 @@ def extreme(name: str, nan: bool, *operands: Number) -> Number:
     known = [x for x in operands if not x.nan]
     if not known or (nan and len(known) < len(operands)):
         return NOT_A_NUMBER
-    rank = lambda x: (math.inf if x.infinite and not x.negative else -math.inf if x.infinite else x.value,  # noqa: E731
-                      not x.negative)  # fmt: skip
+
+    def rank(x: Number) -> tuple[Fraction | float, bool]:
+        return (math.inf if x.infinite and not x.negative else -math.inf if x.infinite else x.value), not x.negative
+
     return (min if name == "min" else max)(known, key=rank)
 
 
-EXTREMES = [f"{name}{flags}.{kind}" for name in ("min", "max") for kind, choices in
-            (("f32", ("", ".ftz", ".NaN", ".ftz.NaN", ".xorsign.abs", ".NaN.xorsign.abs", ".ftz.NaN.xorsign.abs")),
-             ("f64", ("",)), ("f16", ("", ".ftz", ".NaN", ".xorsign.abs", ".ftz.NaN.xorsign.abs")),
-             ("bf16", ("", ".NaN", ".xorsign.abs", ".NaN.xorsign.abs"))) for flags in choices]  # fmt: skip
+EXTREMES = [
+    f"{name}{flags}.{kind}"
+    for name in ("min", "max")
+    for kind, choices in (
+        ("f32", ("", ".ftz", ".NaN", ".ftz.NaN", ".xorsign.abs", ".NaN.xorsign.abs", ".ftz.NaN.xorsign.abs")),
+        ("f64", ("",)),
+        ("f16", ("", ".ftz", ".NaN", ".xorsign.abs", ".ftz.NaN.xorsign.abs")),
+        ("bf16", ("", ".NaN", ".xorsign.abs", ".NaN.xorsign.abs")),
+    )
+    for flags in choices
+]
 
 
 def extreme_code(form_text: str, form: Format, *codes: int) -> int:
@@ -426,8 +461,15 @@ SPECIAL_VALUES = {
 @pytest.mark.parametrize("form_text", SPECIAL_VALUES)
 def test_special_operands_of_approximations(form_text: str) -> None:
     form = FORMATS[form_text.rpartition(".")[2]]
-    named = {"-inf": Number(True, "inf"), "-0": Number(True, Fraction(0)), "+0": Number(False, Fraction(0)),
-             "+inf": Number(False, "inf"), "nan": NOT_A_NUMBER, "1": ONE, "-1": negate(ONE)}  # fmt: skip
+    named = {
+        "-inf": Number(True, "inf"),
+        "-0": Number(True, Fraction(0)),
+        "+0": Number(False, Fraction(0)),
+        "+inf": Number(False, "inf"),
+        "nan": NOT_A_NUMBER,
+        "1": ONE,
+        "-1": negate(ONE),
+    }
     codes = np.array([form.encode(named[x]) for x in ("-inf", "-0", "+0", "+inf", "nan")], np.uint64)
     operands = codes.astype({32: np.uint32, 64: np.uint64}[form.bits])
     (got,) = evaluate(f"{form_text} {{x}}, {{a}};", [operands], str(form.bits))
@@ -435,8 +477,15 @@ def test_special_operands_of_approximations(form_text: str) -> None:
         assert same(form, have, form.encode(named[want])), (form_text, hex(have), want)
 
 
-@pytest.mark.parametrize(("form_text", "most"), [("tanh.approx.f16", 2**-10.987), ("tanh.approx.bf16", 2**-8),
-                                                 ("ex2.approx.f16", 2**-9.9), ("ex2.approx.ftz.bf16", 2**-7)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("form_text", "most"),
+    [
+        ("tanh.approx.f16", 2**-10.987),
+        ("tanh.approx.bf16", 2**-8),
+        ("ex2.approx.f16", 2**-9.9),
+        ("ex2.approx.ftz.bf16", 2**-7),
+    ],
+)
 def test_half_precision_approximations(form_text: str, most: float) -> None:
     """The bounds are the manual's relative ones for f16 and bf16's; a result below the normal range errs absolutely."""
     form = FORMATS[form_text.rpartition(".")[2]]
@@ -462,8 +511,12 @@ def test_rounding_of_a_sum_can_be_told_by_its_neighbours() -> None:
     one, tie = 0x3F800000, 0x33800000
     a = np.array([one, one, one, 0xBF800000], np.uint32)
     b = np.array([tie, tie + 0x00C00000, tie, tie | 0x80000000], np.uint32)
-    wanted = {"rn": [one, one + 2, one, 0xBF800000], "rz": [one, one + 1, one, 0xBF800000],
-              "rm": [one, one + 1, one, 0xBF800001], "rp": [one + 1, one + 2, one + 1, 0xBF800000]}  # fmt: skip
+    wanted = {
+        "rn": [one, one + 2, one, 0xBF800000],
+        "rz": [one, one + 1, one, 0xBF800000],
+        "rm": [one, one + 1, one, 0xBF800001],
+        "rp": [one + 1, one + 2, one + 1, 0xBF800000],
+    }
     for mode, codes in wanted.items():
         (got,) = evaluate(f"add.{mode}.f32 {{x}}, {{a}}, {{b}};", [a, b], "32")
         assert got.tolist() == codes, mode

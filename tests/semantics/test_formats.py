@@ -1,4 +1,4 @@
-"""The oracle of the other tests, against ml_dtypes and numpy: every code of the small formats, many of the large ones."""
+"""The oracle of the other tests against ml_dtypes and numpy: all codes of small formats, many of large ones."""
 
 import ml_dtypes
 import numpy as np
@@ -7,9 +7,17 @@ import pytest
 from tests.semantics.formats import E4M3, FORMATS, Number
 from tests.semantics.harness import UNSIGNED, patterns
 
-DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2,
-          "e3m2": ml_dtypes.float6_e3m2fn, "e2m3": ml_dtypes.float6_e2m3fn, "e2m1": ml_dtypes.float4_e2m1fn,
-          "f32": np.float32, "f64": np.float64}  # fmt: skip
+DTYPES = {
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "e4m3": ml_dtypes.float8_e4m3fn,
+    "e5m2": ml_dtypes.float8_e5m2,
+    "e3m2": ml_dtypes.float6_e3m2fn,
+    "e2m3": ml_dtypes.float6_e2m3fn,
+    "e2m1": ml_dtypes.float4_e2m1fn,
+    "f32": np.float32,
+    "f64": np.float64,
+}
 
 
 @pytest.mark.parametrize("name", DTYPES)

@@ -1,4 +1,4 @@
-"""Integer arithmetic, logic, shifts, bit fields, permutation and selection, in exact integers, as the manual words them."""
+"""Integer arithmetic, logic, shifts, bit fields, permutation and selection in exact integers, as the manual says."""
 
 from collections.abc import Callable, Iterator
 
@@ -42,8 +42,13 @@ def arithmetic() -> Iterator[Row]:
     for kind in ("u16", "s16", "u32", "s32", "u64", "s64"):
         n = bits_of(kind)
         two, three = f"{n} {n}", f"{n} {n} {n}"
-        for name, function in (("add", lambda a, b: a + b), ("sub", lambda a, b: a - b), ("mul.lo", lambda a, b: a * b),
-                               ("min", min), ("max", max)):  # fmt: skip
+        for name, function in (
+            ("add", lambda a, b: a + b),
+            ("sub", lambda a, b: a - b),
+            ("mul.lo", lambda a, b: a * b),
+            ("min", min),
+            ("max", max),
+        ):
             yield f"{name}.{kind} {{x}}, {{a}}, {{b}};", two, str(n), over(kind, function)
         yield f"mul.hi.{kind} {{x}}, {{a}}, {{b}};", two, str(n), over(kind, lambda a, b, n=n: a * b >> n)
         yield f"mad.lo.{kind} {{x}}, {{a}}, {{b}}, {{c}};", three, str(n), over(kind, lambda a, b, c: a * b + c)
@@ -54,8 +59,12 @@ def arithmetic() -> Iterator[Row]:
             wide = over(kind, lambda a, b: a * b, 2 * n)
             yield f"mul.wide.{kind} {{x}}, {{a}}, {{b}};", two, str(2 * n), wide
             mask = (1 << 2 * n) - 1
-            yield (f"mad.wide.{kind} {{x}}, {{a}}, {{b}}, {{c}};", f"{n} {n} {2 * n}", str(2 * n),
-                   lambda a, b, c, kind=kind, mask=mask: (value(a, kind) * value(b, kind) + c) & mask)  # fmt: skip
+            yield (
+                f"mad.wide.{kind} {{x}}, {{a}}, {{b}}, {{c}};",
+                f"{n} {n} {2 * n}",
+                str(2 * n),
+                lambda a, b, c, kind=kind, mask=mask: (value(a, kind) * value(b, kind) + c) & mask,
+            )
         if kind[0] == "s":
             yield f"abs.{kind} {{x}}, {{a}};", str(n), str(n), over(kind, abs)
             yield f"neg.{kind} {{x}}, {{a}};", str(n), str(n), over(kind, lambda a: -a)
@@ -79,8 +88,12 @@ def pairs() -> Iterator[Row]:
             functions |= {"min.relu": lambda a, b: max(min(a, b), 0), "max.relu": lambda a, b: max(a, b, 0)}
         for name, function in functions.items():
             one = over(kind, function)
-            yield (f"{name}.{kind}x2 {{x}}, {{a}}, {{b}};", "32 32", "32",
-                   lambda a, b, one=one: one(a & 0xFFFF, b & 0xFFFF) | one(a >> 16, b >> 16) << 16)  # fmt: skip
+            yield (
+                f"{name}.{kind}x2 {{x}}, {{a}}, {{b}};",
+                "32 32",
+                "32",
+                lambda a, b, one=one: one(a & 0xFFFF, b & 0xFFFF) | one(a >> 16, b >> 16) << 16,
+            )
 
 
 def twenty_four() -> Iterator[Row]:
@@ -92,13 +105,26 @@ def twenty_four() -> Iterator[Row]:
             return (signed(low[0], 24) * signed(low[1], 24)) if kind == "s32" else low[0] * low[1]
 
         for part, shift in (("lo", 0), ("hi", 16)):
-            yield (f"mul24.{part}.{kind} {{x}}, {{a}}, {{b}};", "32 32", "32",
-                   lambda a, b, product=product, shift=shift: product(a, b) >> shift & 0xFFFFFFFF)  # fmt: skip
-            yield (f"mad24.{part}.{kind} {{x}}, {{a}}, {{b}}, {{c}};", "32 32 32", "32",
-                   lambda a, b, c, product=product, shift=shift: (product(a, b) >> shift) + c & 0xFFFFFFFF)  # fmt: skip
-    yield ("mad24.hi.sat.s32 {x}, {a}, {b}, {c};", "32 32 32", "32",
-           lambda a, b, c: clamp((signed(a & 0xFFFFFF, 24) * signed(b & 0xFFFFFF, 24) >> 16) + signed(c, 32), "s32")
-           & 0xFFFFFFFF)  # fmt: skip
+            yield (
+                f"mul24.{part}.{kind} {{x}}, {{a}}, {{b}};",
+                "32 32",
+                "32",
+                lambda a, b, product=product, shift=shift: product(a, b) >> shift & 0xFFFFFFFF,
+            )
+            yield (
+                f"mad24.{part}.{kind} {{x}}, {{a}}, {{b}}, {{c}};",
+                "32 32 32",
+                "32",
+                lambda a, b, c, product=product, shift=shift: (product(a, b) >> shift) + c & 0xFFFFFFFF,
+            )
+    yield (
+        "mad24.hi.sat.s32 {x}, {a}, {b}, {c};",
+        "32 32 32",
+        "32",
+        lambda a, b, c: (
+            clamp((signed(a & 0xFFFFFF, 24) * signed(b & 0xFFFFFF, 24) >> 16) + signed(c, 32), "s32") & 0xFFFFFFFF
+        ),
+    )
 
 
 def logic() -> Iterator[Row]:
@@ -111,29 +137,53 @@ def logic() -> Iterator[Row]:
         yield f"shl.b{n} {{x}}, {{a}}, {{b}};", f"{n} 32", str(n), lambda a, b, n=n, mask=mask: a << min(b, n) & mask
         for sign in "bu":
             yield f"shr.{sign}{n} {{x}}, {{a}}, {{b}};", f"{n} 32", str(n), lambda a, b, n=n: a >> min(b, n)
-        yield (f"shr.s{n} {{x}}, {{a}}, {{b}};", f"{n} 32", str(n),
-               lambda a, b, n=n, mask=mask: signed(a, n) >> min(b, n) & mask)  # fmt: skip
+        yield (
+            f"shr.s{n} {{x}}, {{a}}, {{b}};",
+            f"{n} 32",
+            str(n),
+            lambda a, b, n=n, mask=mask: signed(a, n) >> min(b, n) & mask,
+        )
     for n in (32, 64):
         yield f"popc.b{n} {{x}}, {{a}};", str(n), "32", lambda a: a.bit_count()
         yield f"clz.b{n} {{x}}, {{a}};", str(n), "32", lambda a, n=n: n - a.bit_length()
         yield f"brev.b{n} {{x}}, {{a}};", str(n), str(n), lambda a, n=n: int(f"{a:0{n}b}"[::-1], 2)
         for sign in "us":
             yield f"bfind.{sign}{n} {{x}}, {{a}};", str(n), "32", lambda a, n=n, s=sign: leading(a, n, s) & 0xFFFFFFFF
-            yield (f"bfind.shiftamt.{sign}{n} {{x}}, {{a}};", str(n), "32",
-                   lambda a, n=n, s=sign: (n - 1 - leading(a, n, s) if leading(a, n, s) >= 0 else -1) & 0xFFFFFFFF)  # fmt: skip
-            yield (f"bfe.{sign}{n} {{x}}, {{a}}, {{b}}, {{c}};", f"{n} 32 32", str(n),
-                   lambda a, b, c, n=n, s=sign: extract(a, b & 255, c & 255, n, s))  # fmt: skip
-        yield (f"bfi.b{n} {{x}}, {{a}}, {{b}}, {{c}}, {{e}};".replace("{e}", "{d}"), f"{n} {n} 32 32", str(n),
-               lambda a, b, c, d, n=n: insert(a, b, c & 255, d & 255, n))  # fmt: skip
+            yield (
+                f"bfind.shiftamt.{sign}{n} {{x}}, {{a}};",
+                str(n),
+                "32",
+                lambda a, n=n, s=sign: (n - 1 - leading(a, n, s) if leading(a, n, s) >= 0 else -1) & 0xFFFFFFFF,
+            )
+            yield (
+                f"bfe.{sign}{n} {{x}}, {{a}}, {{b}}, {{c}};",
+                f"{n} 32 32",
+                str(n),
+                lambda a, b, c, n=n, s=sign: extract(a, b & 255, c & 255, n, s),
+            )
+        yield (
+            f"bfi.b{n} {{x}}, {{a}}, {{b}}, {{c}}, {{e}};".replace("{e}", "{d}"),
+            f"{n} {n} 32 32",
+            str(n),
+            lambda a, b, c, d, n=n: insert(a, b, c & 255, d & 255, n),
+        )
     yield "fns.b32 {x}, {a}, {b}, {c};", "32 base small", "32", find_nth_set
     for mode in ("clamp", "wrap"):
         yield f"bmsk.{mode}.b32 {{x}}, {{a}}, {{b}};", "32 32", "32", lambda a, b, m=mode: bit_mask(a, b, m)
         for kind in ("u32", "s32"):
-            yield (f"szext.{mode}.{kind} {{x}}, {{a}}, {{b}};", "32 32", "32",
-                   lambda a, b, m=mode, kind=kind: sign_or_zero_extend(a, b, m, kind))  # fmt: skip
+            yield (
+                f"szext.{mode}.{kind} {{x}}, {{a}}, {{b}};",
+                "32 32",
+                "32",
+                lambda a, b, m=mode, kind=kind: sign_or_zero_extend(a, b, m, kind),
+            )
         for side in "lr":
-            yield (f"shf.{side}.{mode}.b32 {{x}}, {{a}}, {{b}}, {{c}};", "32 32 32", "32",
-                   lambda a, b, c, m=mode, side=side: funnel(a, b, min(c, 32) if m == "clamp" else c & 31, side))  # fmt: skip
+            yield (
+                f"shf.{side}.{mode}.b32 {{x}}, {{a}}, {{b}}, {{c}};",
+                "32 32 32",
+                "32",
+                lambda a, b, c, m=mode, side=side: funnel(a, b, min(c, 32) if m == "clamp" else c & 31, side),
+            )
     for table in (0x00, 0x01, 0x1A, 0x80, 0x96, 0xB8, 0xCA, 0xE8, 0xF0, 0xFE, 0xFF):
         yield (
             f"lop3.b32 {{x}}, {{a}}, {{b}}, {{c}}, {table};",
@@ -151,14 +201,14 @@ def logic() -> Iterator[Row]:
 
 
 def leading(a: int, n: int, sign: str) -> int:
-    """bfind: the most significant 1 of an unsigned, the most significant bit that is not the sign of a signed; or -1."""
+    """bfind: the most significant 1 of an unsigned, of a signed the most significant bit unlike the sign; or -1."""
     if sign == "s" and a >> (n - 1):
         a = ~a & ((1 << n) - 1)
     return a.bit_length() - 1
 
 
 def extract(a: int, position: int, length: int, n: int, sign: str) -> int:
-    """The manual's loop: beyond the top, and above the field, comes the sign bit, that of the field where it is inside."""
+    """The manual's loop: above the field and beyond the top comes the sign bit, the field's own where it is inside."""
     at = min(position + length - 1, n - 1)
     filler = 0 if sign == "u" or length == 0 else a >> at & 1
     result = 0
@@ -176,7 +226,7 @@ def insert(a: int, b: int, position: int, length: int, n: int) -> int:
 
 
 def find_nth_set(mask: int, base: int, offset: int) -> int:
-    """The position of the offset-th set bit from base, up for positive offsets, down for negative ones; 0: base itself."""
+    """The position of the offset-th set bit from base on, up or, for negative offsets, down; 0: base itself."""
     steps = signed(offset, 32)
     if steps == 0:
         return base if mask >> base & 1 else 0xFFFFFFFF
@@ -262,17 +312,37 @@ def carries() -> Iterator[Row]:
         mask = (1 << n) - 1
         four = f"{n} {n} {n} {n}"
         join = lambda a, b, n=n: b << n | a  # noqa: E731
-        yield (f"add.cc.{u} {{x}}, {{a}}, {{c}}; addc.{u} {{x}}, {{b}}, {{d}};", four, str(n),
-               lambda a, b, c, d, n=n, mask=mask, join=join: join(a, b) + join(c, d) >> n & mask)  # fmt: skip
-        yield (f"sub.cc.{u} {{x}}, {{a}}, {{c}}; subc.{u} {{x}}, {{b}}, {{d}};", four, str(n),
-               lambda a, b, c, d, n=n, mask=mask, join=join: join(a, b) - join(c, d) >> n & mask)  # fmt: skip
-        yield (f"add.cc.{u} {{x}}, {{a}}, {{b}}; addc.cc.{u} {{x}}, {{c}}, {{d}}; addc.{u} {{x}}, 0, 0;", four, str(n),
-               lambda a, b, c, d, n=n: (a + b >> n) + c + d >> n)  # fmt: skip
-        yield (f"sub.cc.{u} {{x}}, {{a}}, {{b}}; subc.cc.{u} {{x}}, {{c}}, {{d}}; subc.{u} {{x}}, 0, 0;", four, str(n),
-               lambda a, b, c, d, mask=mask: -int(c - d - (a < b) < 0) & mask)  # fmt: skip
+        yield (
+            f"add.cc.{u} {{x}}, {{a}}, {{c}}; addc.{u} {{x}}, {{b}}, {{d}};",
+            four,
+            str(n),
+            lambda a, b, c, d, n=n, mask=mask, join=join: join(a, b) + join(c, d) >> n & mask,
+        )
+        yield (
+            f"sub.cc.{u} {{x}}, {{a}}, {{c}}; subc.{u} {{x}}, {{b}}, {{d}};",
+            four,
+            str(n),
+            lambda a, b, c, d, n=n, mask=mask, join=join: join(a, b) - join(c, d) >> n & mask,
+        )
+        yield (
+            f"add.cc.{u} {{x}}, {{a}}, {{b}}; addc.cc.{u} {{x}}, {{c}}, {{d}}; addc.{u} {{x}}, 0, 0;",
+            four,
+            str(n),
+            lambda a, b, c, d, n=n: (a + b >> n) + c + d >> n,
+        )
+        yield (
+            f"sub.cc.{u} {{x}}, {{a}}, {{b}}; subc.cc.{u} {{x}}, {{c}}, {{d}}; subc.{u} {{x}}, 0, 0;",
+            four,
+            str(n),
+            lambda a, b, c, d, mask=mask: -int(c - d - (a < b) < 0) & mask,
+        )
         if u[0] == "u":
-            yield (f"mad.lo.cc.{u} {{x}}, {{a}}, {{b}}, {{c}}; madc.hi.{u} {{x}}, {{a}}, {{b}}, {{d}};", four, str(n),
-                   lambda a, b, c, d, n=n, mask=mask, join=join: a * b + join(c, d) >> n & mask)  # fmt: skip
+            yield (
+                f"mad.lo.cc.{u} {{x}}, {{a}}, {{b}}, {{c}}; madc.hi.{u} {{x}}, {{a}}, {{b}}, {{d}};",
+                four,
+                str(n),
+                lambda a, b, c, d, n=n, mask=mask, join=join: a * b + join(c, d) >> n & mask,
+            )
 
 
 ROWS = {row[0]: row for row in (*arithmetic(), *logic(), *dots(), *carries())}
@@ -281,8 +351,10 @@ ROWS = {row[0]: row for row in (*arithmetic(), *logic(), *dots(), *carries())}
 def operands(kinds: str, seed: int = 0) -> list[Array]:
     """`base` is a bit position, `small` an integer of both signs around zero."""
     rng = np.random.default_rng(seed)
-    special = {"base": rng.integers(0, 32, COUNT).astype(np.uint32),
-               "small": rng.integers(-9, 10, COUNT).astype(np.int32).view(np.uint32)}  # fmt: skip
+    special = {
+        "base": rng.integers(0, 32, COUNT).astype(np.uint32),
+        "small": rng.integers(-9, 10, COUNT).astype(np.int32).view(np.uint32),
+    }
     return [
         special[kind] if kind in special else patterns(int(kind), COUNT, seed + n)
         for n, kind in enumerate(kinds.split())
@@ -312,8 +384,14 @@ def test_division_truncates_toward_zero(name: str, kind: str) -> None:
     agree(f"{name}.{kind}", [a, b], got, map(oracle, a.tolist(), b.tolist()))
 
 
-COMPARE = {"eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
-           "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b}  # fmt: skip
+COMPARE = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+}
 UNSIGNED_NAMES = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 COMPARISONS = [(name, f"{sign}{n}") for n in (16, 32, 64) for sign in "us" for name in COMPARE]
 COMPARISONS += [(name, f"u{n}") for n in (16, 32, 64) for name in UNSIGNED_NAMES]
@@ -332,8 +410,12 @@ def test_integer_comparisons(name: str, kind: str) -> None:
     a, b = comparands(n)
     (got,) = evaluate(f"setp.{name}.{kind} {{x}}, {{a}}, {{b}};", [a, b], "pred")
     compare = COMPARE[UNSIGNED_NAMES.get(name, name)]
-    agree(f"setp.{name}.{kind}", [a, b], got,
-          (int(compare(value(x, kind), value(y, kind))) for x, y in zip(a.tolist(), b.tolist(), strict=True)))  # fmt: skip
+    agree(
+        f"setp.{name}.{kind}",
+        [a, b],
+        got,
+        (int(compare(value(x, kind), value(y, kind))) for x, y in zip(a.tolist(), b.tolist(), strict=True)),
+    )
 
 
 @pytest.mark.parametrize("negated", [False, True])
@@ -377,8 +459,9 @@ def test_selection_by_a_predicate_or_a_sign(kind: str) -> None:
     for flush in ("", ".ftz"):
         (got,) = evaluate(f"slct{flush}.{kind}.f32 {{x}}, {{a}}, {{b}}, {{c}};", [a, b, c], str(n))
         controls = np.where((c & 0x7F800000) == 0, c & 0x80000000, c) if flush else c
-        at_least_zero = np.array([not (v & 0x7FFFFFFF) > 0x7F800000 and (v == 0x80000000 or v < 0x80000000)
-                                  for v in controls.tolist()])  # fmt: skip
+        at_least_zero = np.array(
+            [not (v & 0x7FFFFFFF) > 0x7F800000 and (v == 0x80000000 or v < 0x80000000) for v in controls.tolist()]
+        )
         agree(f"slct{flush}.{kind}.f32", [a, b, c], got, np.where(at_least_zero, a, b).tolist())
 
 

@@ -15,13 +15,30 @@ from tests.semantics.formats import FORMATS, Number, exactly
 from tests.semantics.harness import UNSIGNED, Array
 
 Place = tuple[int, int]
-BITS = {"f16": 16, "bf16": 16, "tf32": 32, "f64": 64, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "b1": 1, "e4m3": 8, "e5m2": 8,
-        "e3m2": 8, "e2m3": 8, "e2m1": 8, "packed e2m1": 4, "f32": 32, "s32": 32}  # fmt: skip
+BITS = {
+    "f16": 16,
+    "bf16": 16,
+    "tf32": 32,
+    "f64": 64,
+    "s8": 8,
+    "u8": 8,
+    "s4": 4,
+    "u4": 4,
+    "b1": 1,
+    "e4m3": 8,
+    "e5m2": 8,
+    "e3m2": 8,
+    "e2m3": 8,
+    "e2m1": 8,
+    "packed e2m1": 4,
+    "f32": 32,
+    "s32": 32,
+}
 FLOAT8 = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
 
 
 def place_a(m: int, bits: int, lane: int, i: int) -> Place:
-    """Row and column of element i: registers of 32 bits (of one f64) alternate between rows g and g+8, then move on in k."""
+    """Row and column of element i: registers (of 32 bits or one f64) alternate between rows g and g+8, then go on."""
     g, q, e = lane >> 2, lane & 3, max(32 // bits, 1)
     if m == 8:
         return g, q * e + i
@@ -58,8 +75,16 @@ def scatter(words: Array, bits: int, place: Callable[[int, int], Place], shape: 
     return codes
 
 
-def execute(form: str, a: Array, b: Array, c: Array, d_shape: tuple[int, type], extra: str = "",
-            scales: Array | None = None, target: str = "sm_120a") -> Array:  # fmt: skip
+def execute(
+    form: str,
+    a: Array,
+    b: Array,
+    c: Array,
+    d_shape: tuple[int, type],
+    extra: str = "",
+    scales: Array | None = None,
+    target: str = "sm_120a",
+) -> Array:
     """One warp's mma; `extra` follows the operands, with %s0 and %s1 the lane's two words of scales."""
     count, dtype = d_shape
     d = np.zeros((32, count), dtype)
@@ -86,7 +111,7 @@ def execute(form: str, a: Array, b: Array, c: Array, d_shape: tuple[int, type], 
 
 
 def encode(values: Array, kind: str) -> Array:
-    """Codes of integers or fractions that the type holds exactly; tf32 and f32 as f32, e2m1 in bits 5 to 2 of its byte."""
+    """Codes of numbers that the type holds exactly; tf32 as f32, e2m1 in bits 5 to 2 of its byte."""
     if kind[0] in "us" or kind == "b1":
         return np.array([int(v) & ((1 << BITS[kind]) - 1) for v in values.ravel().tolist()], np.uint64).reshape(
             values.shape
@@ -186,9 +211,11 @@ def integer_registers(
     m: int, k: int, a: Array, b: Array, c: Array, types: tuple[str, str]
 ) -> tuple[Array, Array, Array]:
     place_of_a, place_of_b, a_count, b_count = shapes(m, k, BITS[types[0]], BITS[types[1]])
-    return (gather(encode(a, types[0]), BITS[types[0]], place_of_a, a_count),
-            gather(encode(b, types[1]), BITS[types[1]], place_of_b, b_count),
-            gather(encode(c, "s32"), 32, lambda lane, i: place_c(m, lane, i), m // 4))  # fmt: skip
+    return (
+        gather(encode(a, types[0]), BITS[types[0]], place_of_a, a_count),
+        gather(encode(b, types[1]), BITS[types[1]], place_of_b, b_count),
+        gather(encode(c, "s32"), 32, lambda lane, i: place_c(m, lane, i), m // 4),
+    )
 
 
 @pytest.mark.parametrize("saturate", [False, True])
@@ -222,13 +249,16 @@ def test_bit_products_count_bits(m: int, k: int, operation: str) -> None:
 # Block scales: one per row and column and block of k, from one byte each of chosen lanes' registers
 
 SCALED = [("mxf8f6f4", "1X", a, b, "ue8m0") for a, b in product(FLOAT8, repeat=2)]
-SCALED += [("mxf4", "2X", "packed e2m1", "packed e2m1", "ue8m0"), ("mxf4nvf4", "2X", "packed e2m1", "packed e2m1", "ue8m0"),
-           ("mxf4nvf4", "4X", "packed e2m1", "packed e2m1", "ue4m3")]  # fmt: skip
+SCALED += [
+    ("mxf4", "2X", "packed e2m1", "packed e2m1", "ue8m0"),
+    ("mxf4nvf4", "2X", "packed e2m1", "packed e2m1", "ue8m0"),
+    ("mxf4nvf4", "4X", "packed e2m1", "packed e2m1", "ue4m3"),
+]
 
 
 @pytest.mark.parametrize(("kind", "vector", "a_type", "b_type", "scale_type"), SCALED)
 def test_block_scales_multiply_their_blocks(kind: str, vector: str, a_type: str, b_type: str, scale_type: str) -> None:
-    """thread-id-a 0 is lanes 0 and 1 of each quad, 1 lanes 2 and 3: rows g and g+8; thread-id-b the lane of column g."""
+    """thread-id-a: lanes 0 and 1 of each quad or 2 and 3 have rows g and g+8; thread-id-b: which lane has column g."""
     blocks, k = int(vector[0]), 32 if vector == "1X" else 64
     rng = np.random.default_rng(10)
     a, b, c = draw(a_type, (16, k), 11), draw(b_type, (k, 8), 12), draw("f16", (16, 8), 13)
@@ -249,10 +279,14 @@ def test_block_scales_multiply_their_blocks(kind: str, vector: str, a_type: str,
     wanted = scaled_a @ scaled_b + c.astype(object)
     place_of_a, place_of_b, a_count, b_count = shapes(16, k, BITS[a_type], BITS[b_type])
     place = lambda lane, i: place_c(16, lane, i)  # noqa: E731
-    fragments = (gather(encode(a, a_type), BITS[a_type], place_of_a, a_count),
-                 gather(encode(b, b_type), BITS[b_type], place_of_b, b_count), gather(encode(c, "f32"), 32, place, 4))  # fmt: skip
+    fragments = (
+        gather(encode(a, a_type), BITS[a_type], place_of_a, a_count),
+        gather(encode(b, b_type), BITS[b_type], place_of_b, b_count),
+        gather(encode(c, "f32"), 32, place, 4),
+    )
     types = [x.removeprefix("packed ") for x in (a_type, b_type)]
-    form = f"mma.sync.aligned.m16n8k{k}.row.col.kind::{kind}.block_scale.scale_vec::{vector}.f32.{'.'.join(types)}.f32.{scale_type}"
+    form = f"mma.sync.aligned.m16n8k{k}.row.col.kind::{kind}.block_scale.scale_vec::{vector}"
+    form += f".f32.{'.'.join(types)}.f32.{scale_type}"
     for thread_a, thread_b, byte in product((0, 1), range(4), range(0, 4, blocks)):
         scales = rng.integers(0, 256, (32, 8)).astype(np.uint8)
         for lane in range(32):
@@ -299,9 +333,14 @@ def test_a_quad_pair_multiplies_8_by_8_by_4(layouts: tuple[str, str], d_type: st
         return words
 
     form = f"mma.sync.aligned.m8n8k4.{'.'.join(layouts)}.{d_type}.f16.f16.{c_type}"
-    got = execute(form, registers("a", "f16", a_place, 4), registers("b", "f16", b_place, 4),
-                  registers("c", c_type, lambda lane, i: c_place(lane, i, c_type), 8),
-                  (8 * BITS[d_type] // 32, np.uint32), target="sm_75")  # fmt: skip
+    got = execute(
+        form,
+        registers("a", "f16", a_place, 4),
+        registers("b", "f16", b_place, 4),
+        registers("c", c_type, lambda lane, i: c_place(lane, i, c_type), 8),
+        (8 * BITS[d_type] // 32, np.uint32),
+        target="sm_75",
+    )
     result = FORMATS[d_type]
     for lane, i in product(range(32), range(8)):
         row, column = c_place(lane, i, d_type)
@@ -315,20 +354,29 @@ def test_a_quad_pair_multiplies_8_by_8_by_4(layouts: tuple[str, str], d_type: st
 # Matrices in shared memory
 
 
+def copies(source: str, start: str, target: str, to: str) -> str:
+    """A thread's 128 bytes from one state space to another."""
+    words = "{%w0, %w1, %w2, %w3}"
+    return "".join(
+        f"ld.{source}.v4.b32 {words}, [{start}+{n}]; st.{target}.v4.b32 [{to}+{n}], {words};" for n in range(0, 128, 16)
+    )
+
+
 def shared_kernel(body: str, registers: int) -> str:
     """The warp's addresses and registers come from arrays; `tile` is copied in from an array and out to it."""
     loads = "".join(f"ld.global.b32 %r{i}, [%d3+{4 * i}];" for i in range(registers))
     stores = "".join(f"st.global.b32 [%d3+{4 * i}], %r{i};" for i in range(registers))
     return f""".version 8.8\n.target sm_120a\n.address_size 64
     .visible .entry k(.param .u64 tile, .param .u64 offsets, .param .u64 words) {{
-        .reg .b32 %r<9>; .reg .b32 %t; .reg .b32 %o; .reg .b32 %w<4>; .reg .b64 %d<9>; .shared .align 128 .b8 memory[4096];
+        .reg .b32 %r<9>; .reg .b32 %t; .reg .b32 %o; .reg .b32 %w<4>; .reg .b64 %d<9>;
+        .shared .align 128 .b8 memory[4096];
         mov.u32 %t, %tid.x; ld.param.u64 %d1, [tile]; mad.wide.u32 %d1, %t, 128, %d1;
         mov.u64 %d4, memory; mad.wide.u32 %d5, %t, 128, %d4;
-        {"".join(f"ld.global.v4.b32 {{%w0,%w1,%w2,%w3}}, [%d1+{n}]; st.shared.v4.b32 [%d5+{n}], {{%w0,%w1,%w2,%w3}};" for n in range(0, 128, 16))}
+        {copies("global", "%d1", "shared", "%d5")}
         ld.param.u64 %d2, [offsets]; mad.wide.u32 %d2, %t, 4, %d2; ld.global.b32 %o, [%d2]; cvt.u64.u32 %d6, %o;
         add.u64 %d6, %d6, %d4; ld.param.u64 %d3, [words]; mad.wide.u32 %d3, %t, {4 * registers}, %d3; {loads}
         bar.sync 0; {body} bar.sync 0; {stores}
-        {"".join(f"ld.shared.v4.b32 {{%w0,%w1,%w2,%w3}}, [%d5+{n}]; st.global.v4.b32 [%d1+{n}], {{%w0,%w1,%w2,%w3}};" for n in range(0, 128, 16))}
+        {copies("shared", "%d5", "global", "%d1")}
         ret; }}"""
 
 
@@ -350,7 +398,7 @@ def row_offsets(size: int, seed: int) -> Array:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", ["ldmatrix", "stmatrix"])
 def test_matrices_of_8_by_8_halves(name: str, count: int, transposed: bool) -> None:
-    """Lane l holds elements 2(l%4) and one more of row l/4, of the transpose with .trans; lane 8j+i names row i of matrix j."""
+    """Lane l has elements 2(l%4) and the next of row l/4 (.trans: of the transpose); lane 8j+i names row i of j."""
     rng = np.random.default_rng(17)
     tile, words = (
         rng.integers(0, 1 << 32, 1024).astype(np.uint32),
@@ -377,7 +425,7 @@ def test_matrices_of_8_by_8_halves(name: str, count: int, transposed: bool) -> N
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_stores_of_16_by_8_bytes_are_transposed(count: int) -> None:
-    """Eight rows of 16 bytes in memory are the columns: lane l holds rows... of column by the transpose of the 8 x 16 tile."""
+    """In memory a matrix is eight rows of 16 bytes, its columns."""
     rng = np.random.default_rng(19)
     tile, words = (
         rng.integers(0, 1 << 32, 1024).astype(np.uint32),
@@ -385,7 +433,7 @@ def test_stores_of_16_by_8_bytes_are_transposed(count: int) -> None:
     )
     offsets = row_offsets(16, 20)
     expected = tile.view(np.uint8).copy()
-    # The manual's figure: thread l's bytes e0, e1 are rows l/4 of columns 2(l%4), 2(l%4)+1, and e2, e3 the same of row l/4 + 8.
+    # The manual's figure: thread l has row l/4 of columns 2(l%4) and the next in bytes 0 and 1, row l/4 + 8 in 2 and 3.
     for j, lane, byte in product(range(count), range(32), range(4)):
         row, column = lane // 4 + 8 * (byte // 2), 2 * (lane % 4) + byte % 2
         expected[int(offsets[8 * j + column]) + row] = int(words[lane, j]) >> 8 * byte & 255
@@ -419,7 +467,7 @@ def test_rows_of_8_by_16_small_elements_become_bytes(count: int, packing: str) -
 @pytest.mark.parametrize("packing", ["", "b6x16_p32", "b4x16_p64"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_16_by_16_bytes_are_transposed(count: int, packing: str) -> None:
-    """Lane 16j+i names row i of matrix j; of the transpose, register 0 has row l/4, register 1 row l/4 + 8, four columns each."""
+    """Lane 16j+i names row i of matrix j; of the transpose, register 0 has row l/4, register 1 row l/4 + 8."""
     rng = np.random.default_rng(23)
     tile, words = rng.integers(0, 1 << 32, 1024).astype(np.uint32), np.zeros((32, 2 * count), np.uint32)
     offsets = row_offsets(16, 24)

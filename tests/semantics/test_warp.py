@@ -17,9 +17,8 @@ def warps(array: Array) -> list[list[int]]:
     return [array[start : start + 32].tolist() for start in range(0, COUNT, 32)]
 
 
-def per_warp(value: int, seed: int, top: int) -> Array:
+def per_warp(seed: int, top: int) -> Array:
     """An operand that is the same in all lanes of a warp."""
-    del value
     return np.repeat(np.random.default_rng(seed).integers(0, top, COUNT // 32), 32).astype(np.uint32)
 
 
@@ -39,8 +38,8 @@ def source_lane(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
 def test_shfl_takes_the_value_of_the_lane_that_the_pseudocode_names(mode: str) -> None:
     a = patterns(32, COUNT, 1)
     rng = np.random.default_rng(2)
-    for b, c in ((per_warp(0, 3, 64), np.repeat(np.array([0, 31, 0x1C1F, 0x181F, 0x1000, 0x0F07, 0x1E01, 0x1F1F] * 2), 32)),
-                 (rng.integers(0, 1 << 32, COUNT), rng.integers(0, 1 << 32, COUNT))):  # fmt: skip
+    bounds = np.repeat(np.array([0, 31, 0x1C1F, 0x181F, 0x1000, 0x0F07, 0x1E01, 0x1F1F] * 2), 32)
+    for b, c in ((per_warp(3, 64), bounds), rng.integers(0, 1 << 32, (2, COUNT))):
         b, c = b.astype(np.uint32), c.astype(np.uint32)
         got, valid = evaluate(f"shfl.sync.{mode}.b32 {{x}}|{{y}}, {{a}}, {{b}}, {{c}}, -1;", [a, b, c], "32 pred")
         for n in range(COUNT):

@@ -87,8 +87,8 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
         shared_address[l] = copy->address[l] = (u32)to;
         copy->group[l] = w->group[l];
         copy->lanes |= 1u << l;
-        if (m->checks & SHADOWED) shadow_copy_issued(w, i, l, (u32)to, size);
     }
+    if (m->checks & SHADOWED) shadow_copies_issued(w, i, copy->lanes, shared_address, size);
     if (m->copies == EARLY) write_bytes(w, copy, copy->lanes);
     if (copy->lanes) count_shared(tally_of(w, i), copy->lanes, shared_address, size);
     if (fetched) count_global(tally_of(w, i), fetched, address, size);

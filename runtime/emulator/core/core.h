@@ -131,6 +131,7 @@ struct Warp {
     Join join[JOINS];
     u8 state, barrier;
     const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
+    const Insn *loaded_at; /* its last load */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
     u64 since_look; /* instructions */
@@ -413,8 +414,8 @@ bool shadow_reset(Block *b);
 void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
-void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival);
+void shadow_copies_issued(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool arrived);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);

@@ -220,6 +220,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
     const u32 strength = i->mod[2] >> 8;
     Access a;
     w->loads = true, w->unset = 0;
+    w->loaded_at = i;
     resolve(w, i, active, i->dsts, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_READ : READ, &a);
     w->loads = false;
     for (u32 c = 0; c < count; c++) {
