@@ -740,7 +740,7 @@ def test_a_hand_written_four_bit_matmul_equals_numpys(arch: str, m: int) -> None
     codes, a = integers(0, n, k, low=0, high=16), integers(1, m, k, low=-4, high=5, dtype=np.float16)
     scales = (2.0 ** integers(2, k // 64, n, low=-2, high=2)).astype(np.float16)
     zeros = integers(3, k // 64, n, low=0, high=16, dtype=np.float16)
-    # lane l has column l / 4 and rows 2 (l % 4), the next, and both 8 below; its word takes them out as bits 0, 8, 4, 12.
+    # Lane l has column l / 4 and rows 2 (l % 4), the next, and both 8 below: bits 0, 8, 4 and 12 of its word.
     tiles = codes.T.reshape(k // 16, 2, 4, 2, n // 8, 8)  # k tile, upper or lower 8, lane % 4, pair, n tile, lane / 4
     shifts = np.array([[0, 8], [4, 12]])[None, :, None, :, None, None]
     packed = (tiles << shifts).sum((1, 3)).transpose(0, 2, 3, 1).reshape(k // 16, n // 8, 32).astype(np.uint16)
