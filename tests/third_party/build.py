@@ -1,4 +1,4 @@
-"""Compiles other people's languages to PTX, once: build/third_party keeps what was compiled, keyed by all it depends on.
+"""Compiles other people's languages to PTX, once: build/third_party keeps what was made, keyed by all it depends on.
 
 `python -m tests.third_party` compiles everything that is missing; a test that finds its kernel missing compiles it.
 """

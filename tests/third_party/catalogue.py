@@ -209,7 +209,7 @@ CUDA_TARGETS = {
     "dequantise": ("sm_80", "sm_89"),
     "language": ("sm_75", "sm_80"),
     "narrow": ("sm_80", "sm_89", "sm_120a"),
-    "pipeline": ("sm_75", "sm_80", "sm_90"),
+    "pipeline": ("sm_75", "sm_80", "sm_89"),
     "reductions": ("sm_75", "sm_80"),
     "wmma": ("sm_75", "sm_80", "sm_89"),
 }

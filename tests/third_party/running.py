@@ -34,7 +34,8 @@ def launches(
     options = {"shared": compiled.shared} | options
     for seed in SEEDS:
         for array, contents in zip(module.globals, variables, strict=True):
-            array[:] = contents
+            if array.flags.writeable:
+                array[:] = contents
         own = [_copied(arg) for arg in args]
         module.launch(entry, grid, block, own, seed=seed, checks="all", **options)
         yield [arg.array if isinstance(arg, OUTPUT) else arg for arg in own]

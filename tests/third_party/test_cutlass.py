@@ -223,10 +223,8 @@ def _accumulators(atom: Atom, seed: int) -> Any:
 
 
 def _result(atom: Atom, left: Any, right: Any, added: Any) -> Any:
-    if atom.end == "_XORPOPC":
-        product = left.sum(1)[:, None] + right.sum(1) - 2 * left @ right.T
-    else:
-        product = left @ right.T
+    common = left @ right.T
+    product = left.sum(1)[:, None] + right.sum(1) - 2 * common if atom.end == "_XORPOPC" else common
     total = product + added.astype(np.float64)
     if atom.total != "S32":
         return total.astype(ACCUMULATORS[atom.total])

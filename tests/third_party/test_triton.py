@@ -15,7 +15,7 @@ from tests.third_party.running import empty, triton
 
 BF16 = ml_dtypes.bfloat16
 UNIT = 2.0**-24  # half a unit in the last place of an f32 number, relative
-# ex2.approx, lg2.approx, rcp.approx, rsqrt.approx and div.full err by at most two units in the last place, by the manual.
+# ex2.approx, rcp.approx, rsqrt.approx and div.full err by at most two units in the last place, by the manual.
 APPROXIMATE = 4 * UNIT
 
 
@@ -130,7 +130,7 @@ def test_products_of_full_precision_operands_keep_it(name: str, arch: str) -> No
     dtype = np.float64 if name == "matmul_f64" else np.float32
     a, b = normal(0, 32, 64, dtype=dtype), normal(1, 64, 32, dtype=dtype)
     exact, sizes = a.astype(np.float64) @ b.astype(np.float64), np.abs(a).astype(np.float64) @ np.abs(b)
-    # Three tf32 products leave out one of 2^-22 of each product; every sum, truncated or not, errs by an ulp of its size.
+    # Three tf32 products leave out 2^-22 of each product; every sum, truncated or not, errs by an ulp of its size.
     unit = 2.0**-53 if dtype == np.float64 else 2.0**-23
     for _, _, c, *_ in run(name, arch, (1,), a, b, empty(32, 32, dtype=dtype), 64):
         assert (np.abs(c - exact) <= 70 * unit * sizes).all()

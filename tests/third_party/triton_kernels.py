@@ -66,7 +66,8 @@ def leaky_relu(x):
 @triton.jit
 def matmul(
     a, b, c, M, N, K, am, ak, bk, bn, cm, cn,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr, ACTIVATE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    GROUP: tl.constexpr, TYPE: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
     """The tutorial's: blocks in groups of rows for the sake of the cache, any strides, masks at all three edges."""
     block = tl.program_id(0)
@@ -503,7 +504,8 @@ def persistent_matmul(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: 
 @triton.jit
 def scaled_dot(
     a, a_scales, b, b_scales, c, K: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, PACKED: tl.constexpr,
+    GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Operands in a block-scaled narrow format; PACKED elements to a byte."""
     rows, columns = tl.arange(0, BM), tl.arange(0, BN)

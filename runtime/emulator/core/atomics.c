@@ -142,4 +142,6 @@ static void atomic(Warp *w, const Insn *i, u32 active) {
     if (s && a.lanes) look(w, i, a.address[__builtin_ctz(a.lanes)]);
 }
 
-const Opcode atomic_ops[] = {{"atomic", atomic, OWN_UNDEFINED | STORES}, {0}};
+bool compares_and_swaps(const Insn *i) { return i->mod[1] == COMPARE_AND_SWAP; }
+
+const Opcode atomic_ops[] = {{"atomic", atomic, OWN_UNDEFINED | STORES | UPDATES}, {0}};

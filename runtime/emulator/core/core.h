@@ -68,6 +68,7 @@ enum {
     OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
     LOADS = 64, /* from memory into registers */
+    UPDATES = 128, /* an atomic */
     WAITS = 32, /* looks whether an mbarrier's phase is over */
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
@@ -367,6 +368,7 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 /* findings.c */
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
 void doubt(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
+bool compares_and_swaps(const Insn *atomic);
 void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 

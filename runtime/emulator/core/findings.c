@@ -68,7 +68,7 @@ static const Finding *source_of(const Warp *w, const Insn *sink) {
     const Finding *found;
     u8 *reached = w->b->doubts ? calloc(1u << 16, 1) : NULL;
     if (!reached) return NULL;
-    reached[sink->guard] = w->undefined[sink->guard] != 0;
+    if (sink->guard != NO_GUARD) reached[sink->guard] = w->undefined[sink->guard] != 0;
     for (u32 s = sink->dsts; s < (u32)sink->dsts + sink->srcs; s++)
         if (w->undefined[sink->operand[s]]) reached[sink->operand[s]] = 1;
     slice(m, reached);
@@ -131,6 +131,37 @@ void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u
     keep_source(w, i, kind, lane, address, size, context, (Party){-1, 0, 0});
 }
 
+/* Whether what a load has loaded may reach a compare-and-swap, by which the program finds out whether it has changed. */
+static bool is_compared(const Machine *m, const Insn *load) {
+    u8 *reached = calloc(1u << 16, 1);
+    bool more = reached, compared = false;
+    for (u32 d = 0; reached && d < load->dsts; d++) reached[load->operand[d]] = 1;
+    while (more && !compared) {
+        more = false;
+        for (u32 n = 0; n < m->count && !compared; n++) {
+            const Insn *i = m->code + n;
+            bool uses = false;
+            for (u32 s = i->dsts; s < (u32)i->dsts + i->srcs; s++) uses |= reached[i->operand[s]];
+            compared = uses && m->flags[n] & UPDATES && compares_and_swaps(i);
+            for (u32 d = 0; uses && !(m->flags[n] & LOADS) && d < i->dsts; d++)
+                if (!reached[i->operand[d]]) reached[i->operand[d]] = 1, more = true;
+        }
+    }
+    free(reached);
+    return compared;
+}
+
+/* A plain load with which a loop around a compare-and-swap starts, as in CUDA's own headers, against an atomic. */
+static bool is_first_guess(const Machine *m, i32 a, i32 b) {
+    if (a < 0 || b < 0) return false;
+    if (!(m->flags[a] & LOADS)) {
+        const i32 swap = a;
+        a = b, b = swap;
+    }
+    return m->flags[a] & LOADS && m->flags[b] & UPDATES && is_compared(m, m->code + a);
+}
+
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other) {
+    if ((kind == F_RACE_SHARED || kind == F_RACE_GLOBAL) && is_first_guess(w->m, (i32)(i - w->m->code), other.pc)) return;
     keep(w, i, kind, lane, address, size, 0, other);
 }

@@ -161,6 +161,8 @@ def _check_rounding(decoder: Decoder, source: str, target: str, rounding: str | 
         legal = rounding is None or rounding in INTEGRAL
     elif both and (TYPE_BITS[source] < TYPE_BITS[target]):
         legal = rounding is None
+    elif both and TYPE_BITS[source] == TYPE_BITS[target]:  # f16 and bf16: ptxas takes none for .rn
+        legal = rounding in (None, "rn", "rz", "rm", "rp")
     else:
         legal = rounding in ("rn", "rz", "rm", "rp")
     if not legal:

@@ -34,7 +34,7 @@ extern "C" __global__ void words(const unsigned *x, const unsigned *y, const uns
   ROW(21, __vadd4(a, b));
   ROW(22, __vsubss4(a, b));
   ROW(23, __vmaxs4(a, b));
-  ROW(24, __vabsdiffu4(a, b));
+  ROW(24, __vcmpeq4(a, b));
   ROW(25, __vcmpgtu4(a, b));
   ROW(26, __vavgu2(a, b));
   ROW(27, __vmins2(a, b));

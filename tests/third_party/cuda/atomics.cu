@@ -23,7 +23,7 @@ extern "C" __global__ void integers(const int *x, int *out, unsigned *wrapped, u
 }
 
 __device__ float atomic_max(float *address, float value) {
-  int old = __float_as_int(*address), assumed;
+  int old = __float_as_int(*static_cast<volatile float *>(address)), assumed;
   do {
     assumed = old;
     old = atomicCAS(reinterpret_cast<int *>(address), assumed, __float_as_int(fmaxf(value, __int_as_float(assumed))));

@@ -25,7 +25,7 @@ __device__ float block_sum(float value) {
 // One sum per block, then the last block to finish adds them up.
 __device__ unsigned finished = 0;
 
-extern "C" __global__ void fence_sum(const float *x, float *partial, float *out, int n) {
+extern "C" __global__ void fence_sum(const float *x, volatile float *partial, float *out, int n) {
   __shared__ bool last;
   float total = 0.0f;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) total += x[i];
@@ -38,7 +38,7 @@ extern "C" __global__ void fence_sum(const float *x, float *partial, float *out,
   __syncthreads();
   if (!last) return;
   total = 0.0f;
-  for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) total += static_cast<volatile float *>(partial)[i];
+  for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) total += partial[i];
   __syncthreads();
   total = block_sum(total);
   if (threadIdx.x == 0) *out = total;
