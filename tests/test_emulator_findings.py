@@ -87,7 +87,10 @@ def test_a_write_to_a_read_only_array_is_found() -> None:
 
 def test_reading_shared_memory_that_nothing_wrote_is_found() -> None:
     assert kinds("st.shared.u32 [%r4], %r1; ld.shared.u32 %r10, [%r4];") == []
-    assert kinds("ld.shared.u32 %r10, [%r4];") == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4]; st.global.u32 [%d2], %r10;") == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4]; setp.eq.u32 %p1, %r10, 0; @%p1 bra END; END:") == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4];", checks={"uninitialised"}) == ["uninitialised_shared"]
+    assert kinds("ld.shared.u32 %r10, [%r4]; add.u32 %r11, %r10, 1; st.shared.u32 [%r4], %r11;") == []  # of no use
     assert kinds("st.shared.u16 [%r4], %h1; ld.shared.u32 %r10, [%r4];", checks={"uninitialised"}) == [
         "uninitialised_shared"
     ]
@@ -95,6 +98,7 @@ def test_reading_shared_memory_that_nothing_wrote_is_found() -> None:
 
 def test_shared_memory_does_not_survive_from_block_to_block() -> None:
     body = "mov.u32 %r10, %ctaid.x; setp.eq.u32 %p1, %r10, 0; @%p1 st.shared.u32 [%r4], %r1; ld.shared.u32 %r11, [%r4];"
+    body += "add.u32 %r11, %r11, %r11; @!%p1 st.global.u32 [%d2], %r11;"
     assert kinds(body) == []
     assert kinds(body, grid=2) == ["uninitialised_shared"]
 
@@ -113,11 +117,27 @@ def test_reading_an_output_before_writing_it_is_found() -> None:
 
 def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control() -> None:
     assert kinds("add.u32 %r10, %r11, 1; mul.lo.u32 %r12, %r10, %r10;") == []
-    assert kinds("add.u32 %r10, %r11, 1; st.shared.u32 [%r4], %r10;") == ["undefined_store"]
+    assert kinds("add.u32 %r10, %r11, 1; st.global.u32 [%d2], %r10;") == ["undefined_store"]
+    assert kinds("st.shared.u32 [%r4], %r11;") == []  # what is staged may be of no use
     assert kinds("add.u32 %r10, %r11, %r2; ld.shared.u32 %r12, [%r10];") == ["undefined_address"]
     assert kinds("setp.eq.u32 %p1, %r10, 0; @%p1 bra END; END:") == ["undefined_predicate"]
     assert kinds("setp.eq.u32 %p1, %r1, 0; selp.b32 %r10, %r1, %r11, %p1; @%p1 st.shared.u32 [%r4], %r10;") == []
-    assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.shared.u32 [%r4], %r10;") == ["undefined_store"]
+    assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.global.u32 [%d2], %r10;") == ["undefined_store"]
+
+
+def test_an_undefined_value_is_found_where_it_was_staged_once_it_is_used() -> None:
+    staged = (
+        "mov.u32 %r10, 0; st.shared.u32 [%r4], {}; bar.sync 0; ld.shared.u32 %r12, [%r4]; st.global.u32 [%d2], %r12;"
+    )
+    assert kinds(staged.format("%r10")) == []
+    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{ {REGISTERS}{START}\n" + staged.format("%r11").replace(
+        "; ", ";\n"
+    )
+    module = emulator.load(text + "\nret; }")
+    report = module.launch("k", (1,), (32,), [np.zeros(4096, np.uint32)], on_finding="collect", shared=4096)
+    assert [(finding.kind, finding.text.split()[0]) for finding in report.findings] == [
+        ("undefined_store", "st.shared.u32")
+    ]
 
 
 def test_an_undefined_fragment_spoils_only_its_rows_and_columns_of_an_mma() -> None:
@@ -126,8 +146,8 @@ def test_an_undefined_fragment_spoils_only_its_rows_and_columns_of_an_mma() -> N
     @!%p1 mov.u32 %r21, 0;  // lanes 0..3 hold row 0 of A's first register
     mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f1, %f2, %f3, %f4}, {%r21, %r20}, {%r20}, {%f0, %f0, %f0, %f0};
     """
-    assert kinds(body + "@!%p1 st.shared.f32 [%r4], %f1; st.shared.f32 [%r4], %f3;", block=32) == []
-    assert kinds(body + "st.shared.f32 [%r4], %f1;", block=32) == ["undefined_store"]
+    assert kinds(body + "@!%p1 st.global.f32 [%d2], %f1; st.global.f32 [%d2], %f3;", block=32) == []
+    assert kinds(body + "st.global.f32 [%d2], %f1;", block=32) == ["undefined_store"]
 
 
 def test_shared_accesses_of_two_warps_without_a_barrier_are_a_race() -> None:
@@ -422,7 +442,7 @@ def test_the_first_finding_is_raised_with_its_place() -> None:
 
 
 def test_checks_can_be_chosen() -> None:
-    body = "ld.shared.u32 %r10, [%r4]; st.shared.u32 [%r2], %r11;"
+    body = "ld.shared.u32 %r10, [%r4]; st.global.u32 [%d2], %r10; st.global.u32 [%d2], %r11; st.shared.u32 [%r2], %r1;"
     assert set(kinds(body)) == {"uninitialised_shared", "undefined_store", "race_shared"}
     assert kinds(body, checks={"undefined"}) == ["undefined_store"]
     assert kinds(body, checks="none") == []

@@ -286,7 +286,7 @@ def test_local_memory_belongs_to_each_thread() -> None:
     x = np.zeros(64, np.uint32)
     assert kinds(module("u64 x", body), 1, 64, [x]) == set()
     assert (x == 2 * np.arange(64) + 1000).all()
-    assert kinds(module("u64 x", body.replace("[%d2+4]", "[%d2+16]")), 1, 64, [x]) == {
+    assert kinds(module("u64 x", body.replace("[%d2+4]", "[%d2+16]")), 1, 64, [x]) >= {
         "out_of_bounds_local",
         "uninitialised_local",
     }

@@ -37,7 +37,10 @@ static Copy *new_copy(Warp *w) {
 }
 
 static void write_bytes(Warp *w, Copy *c, u32 lanes) {
-    EACH(lanes & ~c->landed, l) memcpy(w->b->shared + c->address[l], c->data[l], c->size);
+    EACH(lanes & ~c->landed, l) {
+        memcpy(w->b->shared + c->address[l], c->data[l], c->size);
+        if (w->b->tainted) taint(w->b, w->b->shared + c->address[l], c->size, false);
+    }
     c->landed |= lanes;
 }
 
@@ -84,8 +87,8 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
         shared_address[l] = copy->address[l] = (u32)to;
         copy->group[l] = w->group[l];
         copy->lanes |= 1u << l;
-        if (m->checks & SHADOWED) shadow_copy_issued(w, i, l, (u32)to, size);
     }
+    if (m->checks & SHADOWED) shadow_copies_issued(w, i, copy->lanes, shared_address, size);
     if (m->copies == EARLY) write_bytes(w, copy, copy->lanes);
     if (copy->lanes) count_shared(tally_of(w, i), copy->lanes, shared_address, size);
     if (fetched) count_global(tally_of(w, i), fetched, address, size);

@@ -67,6 +67,7 @@ typedef void (*Handler)(Warp *w, const Insn *i, u32 active);
 enum {
     OWN_UNDEFINED = 1, /* the handler propagates `undefined` itself */
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
+    LOADS = 64, /* from memory into registers */
     WAITS = 32, /* looks whether an mbarrier's phase is over */
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
@@ -129,6 +130,7 @@ struct Warp {
     Join join[JOINS];
     u8 state, barrier;
     const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
+    const Insn *loaded_at; /* its last load */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
     u64 since_look; /* instructions */
@@ -142,6 +144,9 @@ struct Warp {
     u32 group[LANES]; /* cp.async groups this lane has committed */
     u32 converged; /* what its lanes did up to this time is known to all of them */
     Mind mind[LANES];
+    bool loads;  /* the present instruction makes what it reads of unset bytes undefined, */
+    u32 unset;   /* which these lanes have read; which bytes, from the first of the lane's access on */
+    u16 unset_bytes[LANES];
 };
 
 /* Global arrays live 1 TB apart in a made-up address space, so that an address names its array and an overrun hits
@@ -205,10 +210,11 @@ typedef struct {
     i32 kind, pc;
     u32 block, warp, lane, context; /* context: kind-specific (a lane or warp mask, a size, whether it was a write) */
     u64 address, size;
-    Party other;
+    Party other; /* of a load of unset bytes: where what it loaded mattered */
 } Finding;
 
 #define MAX_FINDINGS 1024
+#define MAX_DOUBTS 256
 
 /* What one instruction did so far. */
 typedef struct {
@@ -230,6 +236,8 @@ struct Block {
     u8 *shared;
     u64 *shared_write, *shared_read; /* shadow.c: stamps per word of 4 bytes */
     u64 *byte_write, *byte_read;     /* of words that were touched in part; made when needed */
+    u8 *unset;                       /* per byte of shared memory: whether it was written with an undefined value; */
+    bool tainted;                    /* one of them */
     u32 *shared_second, *byte_second; /* another reader where there are several: the lower half of its stamp */
     u8 *local, *local_written;       /* per thread, one after another */
     Warp *warp;
@@ -242,6 +250,8 @@ struct Block {
     bool informed; /* some thread's mind is not empty */
     u64 steps, polled;
     u32 favourite, strategy, slices; /* of the schedule */
+    Finding doubt[MAX_DOUBTS]; /* loads of unset bytes, stores of undefined values for others: findings once they matter */
+    u32 doubts;
     u64 looks, changes; /* looks in a row at what another thread may do, since nothing has changed; the machine's changes then */
 };
 
@@ -356,6 +366,8 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 
 /* findings.c */
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
+void doubt(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
+void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 
 /* control.c: divergence */
@@ -400,8 +412,8 @@ bool shadow_reset(Block *b);
 void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
-void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size);
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival);
+void shadow_copies_issued(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool arrived);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);
@@ -441,6 +453,8 @@ typedef struct {
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
+void taint(Block *b, const u8 *bytes, u32 size, bool undefined);
+u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size);
 void check_undefined(Warp *w, const Insn *i, u32 operand, u32 *active, u32 size);
 u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);

@@ -53,6 +53,15 @@ static void check_other_lanes(Warp *w, const Insn *i, u32 others) {
     EACH(others, l) shared_bytes(w, i, l, (get_lane(w, i, i->dsts, l) + (u64)i->offset) & (REGION_BYTES - 1), ROW_BYTES);
 }
 
+/* Lanes whose registers of one matrix hold one of these bytes of a row. */
+static u32 holders(u32 form, u32 row, u32 bytes) {
+    u32 lanes = 0;
+    if (form != M8N8 && form != M8N8_TRANSPOSED) return bytes ? FULL : 0;
+    for (u32 n = 0; n < 8; n++)
+        if (bytes >> 2 * n & 3) lanes |= 1u << (form == M8N8 ? 4 * row + n / 2 : 4 * n + row / 2);
+    return lanes;
+}
+
 /* mod: number of matrices, form, space, bits of an element in memory. */
 static void ldmatrix(Warp *w, const Insn *i, u32 active) {
     const u32 count = i->mod[0], form = i->mod[1], rows = form == M16N16_TRANSPOSED ? 16 : 8;
@@ -60,26 +69,29 @@ static void ldmatrix(Warp *w, const Insn *i, u32 active) {
     Access a;
     if (active != FULL) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
     if (w->m->arch == 75) check_other_lanes(w, i, active & ~wanted);
+    w->loads = true, w->unset = 0;
     resolve(w, i, active & wanted, i->dsts, ROW_BYTES, i->mod[2], READ, &a);
+    w->loads = false;
     if (a.lanes != wanted || w->m->stop) return;
+    for (u32 n = 0; n < i->dsts; n++) {
+        const u32 first = n / (i->dsts / count) * rows;
+        w->undefined[i->operand[n]] = 0;
+        for (u32 r = 0; r < rows && (w->unset || w->b->tainted); r++)
+            w->undefined[i->operand[n]] |= holders(form, r, unset_bytes(w, first + r, a.bytes[first + r], ROW_BYTES));
+    }
     for (u32 n = 0; n < count; n++) {
         u8 **row = a.bytes + rows * n;
         if (form == M16N16_TRANSPOSED) load_m16n16(w, i, row, n);
         else if (form == M8N16) load_m8n16(w, i, row, n);
         else load_m8n8(w, i, row, n, form == M8N8_TRANSPOSED);
     }
-    for (u32 n = 0; n < i->dsts; n++) set_undefined(w, i->operand[n], FULL, 0);
 }
 
 /* mod: number of matrices, form, space. Operands: address, registers. */
 static void stmatrix(Warp *w, const Insn *i, u32 active) {
     const u32 count = i->mod[0], form = i->mod[1], wanted = address_lanes(count, 8);
     Access a;
-    u32 undefined = 0;
     if (active != FULL) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
-    for (u32 n = 0; n < count; n++) undefined |= w->undefined[i->operand[1 + n]];
-    if (undefined && w->m->checks & CHECK_UNDEFINED)
-        report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, ROW_BYTES, 0);
     resolve(w, i, active & wanted, 0, ROW_BYTES, i->mod[2], WRITE, &a);
     if (a.lanes != wanted || w->m->stop) return;
     for (u32 n = 0; n < count; n++) {
@@ -91,6 +103,11 @@ static void stmatrix(Warp *w, const Insn *i, u32 active) {
             else if (form == M8N8_TRANSPOSED) for (u32 h = 0; h < 2; h++) memcpy(row[2 * q + h] + 2 * g, (const u16 *)(x + l) + h, 2);
             else for (u32 b = 0; b < 4; b++) row[2 * q + (b & 1)][g + 8 * (b >> 1)] = (u8)(x[l] >> 8 * b);
         }
+        if (w->undefined[i->operand[1 + n]])
+            doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(w->undefined[i->operand[1 + n]]), 0, ROW_BYTES);
+        if (w->b->tainted || w->undefined[i->operand[1 + n]])
+            for (u32 r = 0; r < 8; r++)
+                for (u32 b = 0; b < ROW_BYTES; b++) taint(w->b, row[r] + b, 1, w->undefined[i->operand[1 + n]] & holders(form, r, 1u << b));
     }
 }
 
@@ -113,7 +130,7 @@ static void movmatrix(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, undefined);
 }
 
-const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED},
-                             {"stmatrix", stmatrix, OWN_UNDEFINED | ALIGNED},
+const Opcode matrix_ops[] = {{"ldmatrix", ldmatrix, OWN_UNDEFINED | ALIGNED | LOADS},
+                             {"stmatrix", stmatrix, OWN_UNDEFINED | ALIGNED | STORES},
                              {"movmatrix", movmatrix, OWN_UNDEFINED | ALIGNED},
                              {0}};

@@ -89,6 +89,29 @@ static u32 undefined_local(const Warp *w, const Access *a, u32 at, u32 bytes) {
     return lanes;
 }
 
+/* Shared bytes take on whether what is stored to them is defined: what a thread stages for others there may be what
+ * none of them uses. */
+void taint(Block *b, const u8 *bytes, u32 size, bool undefined) {
+    memset(b->unset + (bytes - b->shared), undefined, size);
+    b->tainted |= undefined;
+}
+
+/* Which of the shared bytes that a lane loads are not defined. */
+u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size) {
+    const Block *b = w->b;
+    u32 unset = w->unset >> lane & 1 ? w->unset_bytes[lane] & ((1u << size) - 1) : 0;
+    for (u32 n = 0; b->tainted && n < size; n++) unset |= (u32)b->unset[bytes - b->shared + n] << n;
+    return unset;
+}
+
+/* The lanes of a load of which some element has nothing defined in it. */
+static u32 undefined_loaded(const Warp *w, const Access *a, u32 at, u32 bytes) {
+    u32 lanes = a->local ? undefined_local(w, a, at, bytes) : 0;
+    if (w->b->tainted || w->unset)
+        EACH(a->shared, l) lanes |= (u32)((unset_bytes(w, l, a->bytes[l], at + bytes) >> at) != 0) << l;
+    return lanes;
+}
+
 static bool in_window(u64 address, u64 window) { return address - window < WINDOW_BYTES; }
 
 /* Lanes whose access is not inside [base, base + extent) and aligned. */
@@ -196,7 +219,10 @@ static void load(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], wide = ((1u << count) - 1) & i->wide;
     const u32 strength = i->mod[2] >> 8;
     Access a;
+    w->loads = true, w->unset = 0;
+    w->loaded_at = i;
     resolve(w, i, active, i->dsts, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_READ : READ, &a);
+    w->loads = false;
     for (u32 c = 0; c < count; c++) {
         if (bytes == 4 && !wide) {
             u32 *d = SLOT(c);
@@ -207,7 +233,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
                 set_lane(w, i, c, l, sign == 2 ? (u16)value : value); /* 16-bit registers hold no more than 16 */
             }
         }
-        set_undefined(w, i->operand[c], active, a.local ? undefined_local(w, &a, bytes * c, bytes) : 0);
+        set_undefined(w, i->operand[c], active, undefined_loaded(w, &a, bytes * c, bytes));
     }
     if (!strength) return;
     if (w->m->exact) EACH(a.shared | a.global, l) sync_read(w, l, place_of(w, &a, l), strength);
@@ -236,35 +262,29 @@ static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) 
     }
 }
 
-/* A thread may spill what it never wrote, or pass it in a structure: that matters where it is used. */
-static u32 store_to_local(const Warp *w, const Insn *i, u32 lanes) {
-    const u32 space = i->mod[2] & 0xFF;
-    u32 local = space == LOCAL || space == CALL ? lanes : 0;
-    if (space == GENERIC)
-        EACH(lanes, l) local |= (u32)in_window(get_lane(w, i, 0, l) + (u64)i->offset, LOCAL_WINDOW) << l;
-    return local;
-}
-
+/* A thread may spill what it never wrote, pass it in a structure, or stage it for others: that matters where it is used. */
 static void store(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], strength = i->mod[2] >> 8;
     Access a;
     u8 data[LANES][32];
     u32 undefined = 0;
     for (u32 c = 0; c < count; c++) undefined |= w->undefined[i->operand[1 + c]] & active;
-    if (undefined) undefined &= ~store_to_local(w, i, undefined);
     for (u32 c = 0; c < count; c++) EACH(active, l) {
         const u64 value = get_lane(w, i, 1 + c, l);
         memcpy(data[l] + bytes * c, &value, bytes);
     }
     w->storing = (const u8(*)[32])data;
-    if (undefined && w->m->checks & CHECK_UNDEFINED)
-        report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, bytes * count, 0);
     resolve(w, i, active, 0, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_WRITE : WRITE, &a);
+    if (undefined & a.global && w->m->checks & CHECK_UNDEFINED)
+        report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined & a.global), 0, bytes * count, 0);
     if (w->m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE) && !strength) check_collisions(w, i, &a, bytes * count);
     EACH(a.lanes, l) memcpy(a.bytes[l], data[l], bytes * count);
     w->storing = NULL;
     for (u32 c = 0; a.local && c < count; c++) EACH(a.local & w->undefined[i->operand[1 + c]], l)
         memset(w->b->local_written + (a.bytes[l] - w->b->local) + bytes * c, UNDEFINED, bytes);
+    if (undefined & a.shared) doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined & a.shared), 0, bytes * count);
+    for (u32 c = 0; (w->b->tainted || undefined & a.shared) && c < count; c++)
+        EACH(a.shared, l) taint(w->b, a.bytes[l] + bytes * c, bytes, w->undefined[i->operand[1 + c]] >> l & 1);
     w->m->changes++;
     if (strength && w->m->exact) EACH(a.shared | a.global, l) sync_write(w, l, place_of(w, &a, l), strength, false);
 }
@@ -291,7 +311,7 @@ static void isspacep(Warp *w, const Insn *i, u32 active) {
     set_predicate(w, i->operand[0], active, result);
 }
 
-const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED},
+const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED | LOADS},
                              {"store", store, OWN_UNDEFINED | STORES},
                              {"fence", fence, OWN_UNDEFINED},
                              {"cvta", cvta, 0},

@@ -29,7 +29,7 @@ void free_block(Block *b) {
     }
     barriers_reset(b);
     mbarriers_reset(b);
-    free(b->shared), free(b->shared_write), free(b->shared_read), free(b->byte_write), free(b->byte_read);
+    free(b->shared), free(b->unset), free(b->shared_write), free(b->shared_read), free(b->byte_write), free(b->byte_read);
     free(b->shared_second), free(b->byte_second);
     free(b->local), free(b->local_written), free(b->warp), free(b->registers), free(b->masks), free(b->mbarriers);
     free(b);
@@ -46,7 +46,7 @@ static Block *new_block(Machine *m) {
     const size_t words = (size_t)m->shared_end / 4 + 5;
     if (!b) return NULL;
     b->m = m;
-    b->shared = calloc((size_t)m->shared_end + 16, 1);
+    b->shared = calloc((size_t)m->shared_end + 16, 1), b->unset = calloc((size_t)m->shared_end + 16, 1);
     b->shared_write = calloc(words, sizeof *b->shared_write), b->shared_read = calloc(words, sizeof *b->shared_read);
     b->shared_second = calloc(words, sizeof *b->shared_second);
     b->local = calloc(local_bytes(m) + 1, 1), b->local_written = calloc(local_bytes(m) + 1, 1);
@@ -119,6 +119,8 @@ static void start_block(Machine *m, Block *b, u32 index) {
         copies_reset(w);
         fill_specials(m, w);
     }
+    if (b->tainted) memset(b->unset, 0, (size_t)m->shared_end + 16);
+    b->doubts = 0, b->tainted = false;
     if (m->checks & SHADOWED) shadow_reset(b);
 }
 
@@ -213,6 +215,15 @@ static void deadlock(Block *b) {
     for (u32 n = 0; n < m->warps; n++) b->warp[n].state = DONE;
 }
 
+/* Where a warp goes round for ever: at the load of the loop, if it has one, since that may be what it waits for. */
+static const Insn *endless(const Warp *w) {
+    const Machine *m = w->m;
+    const Insn *at = m->code + ((u32)w->pc < m->count ? w->pc : 0); /* what it would execute next */
+    const u64 rounds = m->tally[at - m->code].executed;
+    if (w->since_look <= WORK && w->polled_at) return w->polled_at;
+    return w->loaded_at && m->tally[w->loaded_at - m->code].executed >= rounds / 2 && rounds > 1000 ? w->loaded_at : at;
+}
+
 /* One burst of one warp; false when the block has ended. */
 static bool run_slice(Machine *m, Block *b) {
     u64 burst = 0;
@@ -221,14 +232,14 @@ static bool run_slice(Machine *m, Block *b) {
         if (mask_of(b, WAITING)) deadlock(b);
         return false;
     }
-    if (m->together && burst > 4096) burst = 4096;
+    if (m->together && burst > 1024) burst = 1024;
     if (w->copy_count && m->copies == ANY_TIME) copies_progress(w);
     run_warp(m, w, burst);
     if (w->since_look > WORK || b->changes != m->changes) b->looks = 0, b->changes = m->changes;
     if (b->steps > m->step_limit) {
-        Warp *waits = looking(b);
-        report(waits ? waits : w, waits ? waits->polled_at : m->code + (w->pc > 0 ? w->pc - 1 : 0), F_LIMIT, 0, 0,
-               m->step_limit, 0);
+        Warp *most = looking(b) ? looking(b) : w;
+        EACH(mask_of(b, RUNNING), n) if (b->warp[n].since_look > most->since_look) most = b->warp + n;
+        report(most, endless(most), F_LIMIT, 0, 0, m->step_limit, 0);
         m->stop = true;
     }
     if (m->now > 0xFFFFF000u) {

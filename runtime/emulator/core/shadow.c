@@ -13,15 +13,15 @@ static void race(Warp *w, const Insn *i, u64 with, u32 lane, u32 address, u32 si
     report_other(w, i, of_copy(with) ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, other);
 }
 
-/* Checks an access of one word or byte against those before it. */
-static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u64 *write, u64 *read, u32 second,
-                       u32 access) {
+/* Checks an access, or those `bytes` of it that are one word or byte, against those before it. */
+static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 bytes, u64 *write, u64 *read,
+                       u32 second, u32 access) {
     Machine *m = w->m;
     const u64 last = *write, reads = *read;
     const u32 own = w->b->index;
     const bool same = access == WRITE && w->storing && !memcmp(w->b->shared + address, w->storing[lane], size);
     if (access != WRITE && access != STRONG_WRITE && !last) {
-        if (m->checks & CHECK_UNINITIALISED) report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
+        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, lane, address, size, bytes);
         return;
     }
     if (in_flight(last)) {
@@ -78,18 +78,22 @@ static void range(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 a
         read = whole ? b->shared_read + at / 4 : b->byte_read + at;
         second = whole ? b->shared_second + at / 4 : b->byte_second + at;
         if (note) note_unit(w, i, lane, write, read, second, access, stamp);
-        else check_unit(w, i, lane, address, size, write, read, *second, access);
+        else check_unit(w, i, lane, address, size, (whole ? 15u : 1u) << (at - address), write, read, *second, access);
         at += whole ? 4 : 1;
     }
 }
 
-/* The usual cases, without branches: all was written before the epoch and nothing is in flight. */
-static inline bool read_words(const Warp *w, u64 mine, u32 words, const u64 *write, u64 *read) {
+/* The usual case: all was written before the epoch and nothing is in flight. */
+INLINE bool read_words(const Warp *w, u32 lane, u64 mine, u32 words, const u64 *write, u64 *read, u32 *second) {
     const u64 epoch = until(w->b->epoch);
-    u64 unusual = 0;
-    for (u32 n = 0; n < words; n++) unusual |= (write[n] - 1 >= epoch) | (write[n] & FLIGHT) | (read[n] > epoch) | (read[n] & LIST);
-    if (unusual) return false;
-    for (u32 n = 0; n < words; n++) read[n] = mine;
+    u64 unusual = 0, again = 0;
+    for (u32 n = 0; n < words; n++) {
+        unusual |= (write[n] - 1 >= epoch) | (write[n] & FLIGHT) | (read[n] & LIST);
+        again |= read[n] > epoch;
+    }
+    if (unusual || (again && w->m->exact)) return false;
+    if (!again) for (u32 n = 0; n < words; n++) read[n] = mine;
+    else for (u32 n = 0; n < words; n++) read[n] = with_read(w, lane, read[n], mine, second + n);
     return true;
 }
 
@@ -98,22 +102,23 @@ VECTOR void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u
     EACH(lanes, l) {
         const u32 word = (u32)address[l] / 4;
         u64 *write = w->b->shared_write + word, *read = w->b->shared_read + word;
-        if (size == 16 ? read_words(w, first | l, 4, write, read)
-                       : size % 4 == 0 && read_words(w, first | l, size / 4, write, read)) continue;
+        u32 *second = w->b->shared_second + word;
+        if (size == 16 ? read_words(w, l, first | l, 4, write, read, second)
+                       : size % 4 == 0 && read_words(w, l, first | l, size / 4, write, read, second)) continue;
         range(w, i, l, (u32)address[l], size, READ, 0, false);
         range(w, i, l, (u32)address[l], size, READ, first | l, true);
     }
 }
 
-static inline bool may_write(const Warp *w, u32 words, const u64 *write, const u64 *read) {
+INLINE bool may_write(const Warp *w, u32 words, const u64 *write, const u64 *read) {
     const u64 epoch = until(w->b->epoch);
     u64 unusual = 0;
     for (u32 n = 0; n < words; n++) unusual |= (write[n] > epoch) | (write[n] & FLIGHT) | (read[n] > epoch) | (read[n] & LIST);
     return !unusual;
 }
 
-VECTOR void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
-    const u64 first = stamp_of(w, i, 0);
+/* Writes of several lanes, which have the flags of `first`. */
+INLINE void write_all(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size, u64 first) {
     const bool words = size % 4 == 0;
     u32 usual = 0;
     EACH(lanes, l) {
@@ -129,27 +134,38 @@ VECTOR void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, 
     }
 }
 
+VECTOR void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
+    const u64 first = stamp_of(w, i, 0);
+    if (size == 16) write_all(w, i, lanes, address, 16, first);
+    else if (size == 4) write_all(w, i, lanes, address, 4, first);
+    else write_all(w, i, lanes, address, size, first);
+}
+
+VECTOR void shadow_copies_issued(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
+    const u64 first = stamp_of(w, i, 0) | FLIGHT;
+    if (size == 16) write_all(w, i, lanes, address, 16, first);
+    else write_all(w, i, lanes, address, size, first);
+}
+
 /* An atomic, or a strong load or store, of one lane. */
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access) {
     range(w, i, lane, address, size, access, 0, false);
     range(w, i, lane, address, size, access, stamp_of(w, i, lane), true);
 }
 
-void shadow_copy_issued(Warp *w, const Insn *i, u32 lane, u32 address, u32 size) {
-    range(w, i, lane, address, size, WRITE, 0, false);
-    range(w, i, lane, address, size, WRITE, stamp_of(w, i, lane) | FLIGHT, true);
-}
-
 /* Its bytes are visible to the thread that issued it, as if that had written them just now; or, where an mbarrier was told,
  * to those who wait for that. Nothing has been allowed to touch them since the issue: where something has, that was found,
  * and its stamp stays. */
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool by_arrival) {
+void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool arrived) {
     Block *b = w->b;
-    for (u32 n = address; n < address + size; n++) {
-        u64 *at = b->shared_write[n / 4] == SPLIT ? b->byte_write + n : b->shared_write + n / 4;
-        if (STAMP_THREAD(*at) != w->index * LANES + lane) continue;
-        if (in_flight(*at)) *at = (*at & 0xFFFFFFFF & ~(by_arrival ? 0 : FLIGHT)) | LANDED | (u64)w->m->now << 32;
-        else if (of_copy(*at)) *at &= ~FLIGHT;
+    const u64 now = (u64)w->m->now << 32 | LANDED, kept = 0xFFFFFFFF & ~(arrived ? 0 : FLIGHT);
+    const u32 thread = w->index * LANES + lane;
+    for (u32 n = address; n < address + size;) { /* whole words */
+        const bool split = b->shared_write[n / 4] == SPLIT;
+        u64 *at = split ? b->byte_write + n : b->shared_write + n / 4;
+        if (STAMP_THREAD(*at) == thread && in_flight(*at)) *at = (*at & kept) | now;
+        else if (STAMP_THREAD(*at) == thread && of_copy(*at)) *at &= ~FLIGHT;
+        n += split ? 1 : 4;
     }
 }
 

@@ -31,7 +31,10 @@ static inline u64 until(u32 time) { return (u64)time << 32 | 0xFFFFFFFFu; }
 
 /* Whether one access of this block is known to a lane. */
 static inline bool ordered(const Warp *w, u32 lane, u64 stamp) {
-    return TIME(stamp) <= w->b->epoch || knows(w, lane, w->b->index, STAMP_THREAD(stamp), TIME(stamp));
+    const u32 time = TIME(stamp), thread = STAMP_THREAD(stamp);
+    if (time <= w->b->epoch || thread == w->index * LANES + lane) return true;
+    if (thread / LANES == w->index && time <= w->converged) return true;
+    return w->informed && knows(w, lane, w->b->index, thread, time);
 }
 /* The same of reads, which may be those of several threads. */
 static inline bool reads_ordered(const Warp *w, u32 lane, u64 stamp) {

@@ -57,13 +57,26 @@ static void transfer(Warp *w, const Insn *i, u32 first, u32 base, bool write) {
     const u32 parts = f.swapped && f.bits < 32 ? elements : 1, size = f.bits == 64 ? 8 : 4 / parts;
     for (u32 r = 0; r < f.count && !w->m->stop; r++) {
         u8 *x = SLOT(first + r);
+        const u16 slot = i->operand[first + r];
+        const u32 before = w->undefined[slot];
         Access a;
+        if (!write) w->undefined[slot] = 0;
         for (u32 e = 0; e < parts; e++) {
+            w->loads = !write, w->unset = 0;
             access_part(w, i, &f, r, e, size, write ? WRITE : READ, base, &a);
+            w->loads = false;
+            if (!write) w->undefined[slot] |= w->unset;
+            else if (before & a.global && w->m->checks & CHECK_UNDEFINED)
+                report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(before & a.global), 0, size, 0);
             EACH(a.lanes, l) {
                 u8 *lane = x + (f.bits == 64 ? 8 : 4) * l + size * e;
                 if (write) memcpy(a.bytes[l], lane, size);
                 else memcpy(lane, a.bytes[l], size);
+            }
+            if (write && before & a.shared) doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(before & a.shared), 0, size);
+            if (w->b->tainted || (write && before)) EACH(a.shared, l) {
+                if (write) taint(w->b, a.bytes[l], size, before >> l & 1);
+                else w->undefined[slot] |= (u32)(unset_bytes(w, l, a.bytes[l], size) != 0) << l;
             }
         }
     }
@@ -75,19 +88,15 @@ static void wmma_load(Warp *w, const Insn *i, u32 active) {
     if (!is_whole(w, i, active) || !addresses_defined(w, i, i->dsts)) return;
     transfer(w, i, 0, i->dsts, false);
     for (u32 r = 0; r < i->dsts; r++) {
-        if (r >= count) memcpy(SLOT(r), SLOT(r % count), SLOT_BYTES);
-        w->undefined[i->operand[r]] = 0;
+        if (r < count) continue;
+        memcpy(SLOT(r), SLOT(r % count), SLOT_BYTES);
+        w->undefined[i->operand[r]] = w->undefined[i->operand[r % count]];
     }
 }
 
 /* Operands: address, stride, registers. */
 static void wmma_store(Warp *w, const Insn *i, u32 active) {
-    u32 undefined = 0;
-    if (!is_whole(w, i, active) || !addresses_defined(w, i, 0)) return;
-    for (u32 r = 2; r < i->srcs; r++) undefined |= w->undefined[i->operand[r]];
-    if (undefined && w->m->checks & CHECK_UNDEFINED)
-        report(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(undefined), 0, 4, 0);
-    if (!w->m->stop) transfer(w, i, 2, 0, true);
+    if (is_whole(w, i, active) && addresses_defined(w, i, 0)) transfer(w, i, 2, 0, true);
 }
 
 /* Where C is f16 and D f32: C's registers widened. */
@@ -144,7 +153,7 @@ static void wmma_mma(Warp *w, const Insn *i, u32 active) {
     }
 }
 
-const Opcode wmma_ops[] = {{"wmma_load", wmma_load, OWN_UNDEFINED | ALIGNED},
-                           {"wmma_store", wmma_store, OWN_UNDEFINED | ALIGNED},
+const Opcode wmma_ops[] = {{"wmma_load", wmma_load, LOADS | OWN_UNDEFINED | ALIGNED},
+                           {"wmma_store", wmma_store, STORES | OWN_UNDEFINED | ALIGNED},
                            {"wmma_mma", wmma_mma, OWN_UNDEFINED | ALIGNED},
                            {0}};
