@@ -68,7 +68,7 @@ static const Finding *source_of(const Warp *w, const Insn *sink) {
     const Finding *found;
     u8 *reached = w->b->doubts ? calloc(1u << 16, 1) : NULL;
     if (!reached) return NULL;
-    reached[sink->guard] = w->undefined[sink->guard] != 0;
+    if (sink->guard != NO_GUARD) reached[sink->guard] = w->undefined[sink->guard] != 0;
     for (u32 s = sink->dsts; s < (u32)sink->dsts + sink->srcs; s++)
         if (w->undefined[sink->operand[s]]) reached[sink->operand[s]] = 1;
     slice(m, reached);
