@@ -147,6 +147,7 @@ NARROWING += [("f16", "bf16", "rn", ""), ("bf16", "f16", "rn", "")]
 WIDENING = [("f64", "f32", f) for f in ("", "ftz", "sat")]
 WIDENING += [("f32", "f16", f) for f in ("", "ftz", "sat")]
 WIDENING += [("f32", "bf16", ""), ("f64", "f16", ""), ("f64", "bf16", ""), ("f32", "f32", ""), ("f32", "f32", "sat")]
+NARROWING += [(t, "bf16", m, "") for t in ("f32", "f64") for m in DIRECTIONS]  # exact, but ptxas takes a rounding
 FLOAT_PAIRS = [*NARROWING, *((target, source, "", flags) for target, source, flags in WIDENING)]
 
 

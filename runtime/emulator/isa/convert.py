@@ -160,7 +160,7 @@ def _check_rounding(decoder: Decoder, source: str, target: str, rounding: str | 
     elif both and source == target:
         legal = rounding is None or rounding in INTEGRAL
     elif both and (TYPE_BITS[source] < TYPE_BITS[target]):
-        legal = rounding is None
+        legal = rounding is None or (source == "bf16" and rounding not in INTEGRAL)
     elif both and TYPE_BITS[source] == TYPE_BITS[target]:  # f16 and bf16: ptxas takes none for .rn
         legal = rounding in (None, "rn", "rz", "rm", "rp")
     else:
