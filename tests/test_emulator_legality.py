@@ -41,8 +41,8 @@ NOT_IMPLEMENTED = {form for form in FORMS if any(fnmatch.fnmatchcase(form, patte
 IMPLEMENTED = [instruction for instruction in FORMS if instruction not in NOT_IMPLEMENTED]
 
 # The mnemonics whose operands and qualifiers are checked as strictly as ptxas does.
-STRICT = ("activemask", "bfe", "bfi", "bfind", "bra", "brev", "brkpt", "clz", "cnot", "copysign", "fns", "lop3",
-          "membar", "mul24", "nanosleep", "not", "popc", "prmt", "rem", "sad", "selp", "shl", "shr", "szext", "trap",
+STRICT = ("activemask", "bfe", "bfi", "bfind", "bra", "brev", "brkpt", "clz", "cnot", "copysign", "cvta", "fns",
+          "lop3", "membar", "mul24", "nanosleep", "not", "popc", "prmt", "rem", "sad", "selp", "shl", "shr", "slct", "szext", "trap",
           "vote")  # fmt: skip
 
 
@@ -130,6 +130,24 @@ def test_ptx_launches_on_the_architectures_it_assembles_for(target: str, arch: s
     else:
         with pytest.raises(LowbitvmError, match="does not run on"):
             kernel.launch("k0", (1,), (32,), [0], arch=arch)
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "cvt.f64.bf16.rp %g1, %h1",
+        "cvt.s8.bf16.rpi %c1, %h1",
+        "mul.f64.rn %g1, %g2, %g3",
+        "fma.rn.bf16.relu %h1, %h2, %h3, %h4",
+        "atom.global.v4.f32.add {%f0, %f1, %f2, %f3}, [%d31], {%f4, %f5, %f6, %f7}",
+        "atom.v2.f32.add {%f0, %f1}, [%d31], {%f4, %f5}",
+        "ld.global.b32.v2 {%r0, %r1}, [%d31]",
+        "set.eq.f16.ftz.f16 %h1, %h2, %h3",
+    ],
+)
+def test_modifiers_may_stand_behind_types(instruction: str) -> None:
+    """The manual writes some of its own examples so."""
+    assert rejected([instruction], "sm_100a", NEWEST) == {} and problem(instruction, "sm_100a") is None
 
 
 def test_an_error_names_what_the_instruction_needs() -> None:

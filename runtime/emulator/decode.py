@@ -317,8 +317,8 @@ class Decoder:
         if operand.scaled:
             raise self.error(f"{base.text} is no array")
         slot, declared = self.register(base)
-        if TYPE_BITS[declared] not in (32, 64):
-            raise self.error(f"{base.text} is a .{declared} register, an address takes 32 or 64 bits")
+        if TYPE_BITS[declared] not in (32, 64) or declared[0] == "f":
+            raise self.error(f"{base.text} is a .{declared} register, an address takes an integer of 32 or 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
 
 

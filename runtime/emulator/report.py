@@ -36,7 +36,7 @@ KINDS = (
     ("copy_source_size", "the source size {size} is above the copy size {context}, which is undefined"),
     ("copy_never_awaited", "exit with a cp.async of {size} bytes to shared address {address:#x} in flight"),
     ("read_only", "write to {where}, an array that is read-only"),
-    ("limit", "the emulator's limit of {size} is reached (an endless loop?)"),
+    ("limit", "{endless}"),
     ("out_of_bounds_local", "{size} bytes at local address {address:#x} are outside the thread's local memory"),
     ("uninitialised_local", "read of {size} bytes at local address {address:#x} that the thread has not written"),
     ("barrier_invalid", "barrier {address}: {invalid_barrier}"),
@@ -47,6 +47,10 @@ KINDS = (
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
 )  # fmt: skip
+ENDLESS = (
+    "the emulator's limit of {size} is reached (an endless loop?)",
+    "the loop waits for what no other thread will do: all of them wait",
+)
 INVALID_BARRIER = (
     "there are 16 barriers, 0 to 15",
     "{size} threads, which is no positive multiple of 32",

@@ -10,6 +10,7 @@ from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
+    ENDLESS,
     INVALID_BARRIER,
     INVALID_MBARRIER,
     KINDS,
@@ -150,6 +151,8 @@ def _finding(
     facts = {"address": address, "where": _where(buffers, address), "size": size, "context": context}
     facts |= {"shared": launch.shared, "access": "write" if context else "read"}
     facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
+    if name == "limit":
+        facts["endless"] = ENDLESS[context].format(size=size)
     if name == "barrier_invalid":
         facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
     if name == "trap":

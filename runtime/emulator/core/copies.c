@@ -44,14 +44,27 @@ static void write_bytes(Warp *w, Copy *c, u32 lanes) {
     c->landed |= lanes;
 }
 
+/* The first `bytes` of a copy, which need not be a power of two. */
+static bool read_part(Warp *w, const Insn *i, u32 lane, u64 address, u32 bytes, u8 *to) {
+    for (u32 n = 0; n < bytes;) {
+        const u32 piece = 1u << (31 - __builtin_clz(bytes - n));
+        const u8 *from = global_bytes(w, i, lane, address + n, piece, READ);
+        if (!from) return false;
+        memcpy(to + n, from, piece);
+        n += piece;
+    }
+    return true;
+}
+
 /* Operands: shared address, global address, [source size or ignore-src]. mod: cp-size, which of the two the last operand
  * is (1, 2; 0: neither); the offset is the global address's, mod[2] the shared address's. mod[3]: ignore-src is negated. */
 static void cp_async(Warp *w, const Insn *i, u32 active) {
     Machine *m = w->m;
     const u32 size = i->mod[0];
     const u32 ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) ^ (i->mod[3] ? FULL : 0) : 0;
-    u32 undefined = 0, fetched = 0;
-    u64 address[LANES], shared_address[LANES];
+    u32 undefined = 0, whole = 0, part = 0, bytes[LANES];
+    u64 shared_address[LANES];
+    Access a = {.lanes = 0};
     Copy *copy;
     for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[s]] & active;
     if (undefined && m->checks & CHECK_UNDEFINED) {
@@ -62,36 +75,32 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     if (!copy) return;
     copy->size = size;
     EACH(active, l) {
-        u32 bytes = i->mod[1] == 1 ? (u32)get_lane(w, i, 2, l) : ignored >> l & 1 ? 0 : size;
-        u64 to = (u32)(get_lane(w, i, 0, l) + i->mod[2]);
-        const u8 *from = NULL;
-        address[l] = get_lane(w, i, 1, l) + (u64)i->offset;
-        if (bytes > size) {
-            report(w, i, F_SOURCE_SIZE, l, address[l], bytes, size);
-            bytes = size;
+        bytes[l] = i->mod[1] == 1 ? (u32)get_lane(w, i, 2, l) : ignored >> l & 1 ? 0 : size;
+        shared_address[l] = (u32)(get_lane(w, i, 0, l) + i->mod[2]);
+        a.address[l] = get_lane(w, i, 1, l) + (u64)i->offset;
+        if (bytes[l] > size) {
+            report(w, i, F_SOURCE_SIZE, l, a.address[l], bytes[l], size);
+            bytes[l] = size;
         }
-        if (address[l] & (size - 1)) {
-            report(w, i, F_MISALIGNED, l, address[l], size, 0);
+        if (a.address[l] & (size - 1)) {
+            report(w, i, F_MISALIGNED, l, a.address[l], size, 0);
             continue;
         }
-        if (!shared_bytes(w, i, l, to, size)) continue;
-        memset(copy->data[l], 0, 16);
-        for (u32 n = 0; n < bytes;) { /* a source size need not be a power of two */
-            u32 piece = bytes - n >= 16 ? 16 : 1u << (31 - __builtin_clz(bytes - n));
-            from = global_bytes(w, i, l, address[l] + n, piece, READ);
-            if (!from) break;
-            memcpy(copy->data[l] + n, from, piece);
-            n += piece;
-        }
-        if (bytes) fetched |= 1u << l;
-        shared_address[l] = copy->address[l] = (u32)to;
+        if (!shared_bytes(w, i, l, shared_address[l], size)) continue;
+        copy->address[l] = (u32)shared_address[l];
         copy->group[l] = w->group[l];
         copy->lanes |= 1u << l;
+        *(bytes[l] == size ? &whole : &part) |= 1u << l;
     }
+    if (whole) resolve_addresses(w, i, whole, size, GLOBAL, READ, &a);
+    EACH(copy->lanes & ~a.lanes, l) memset(copy->data[l], 0, 16);
+    EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
+    EACH(part, l) if (!read_part(w, i, l, a.address[l], bytes[l], copy->data[l]) || !bytes[l]) part &= ~(1u << l);
+    if (part) count_global(tally_of(w, i), part, a.address, size);
+    if (!copy->lanes) return;
     if (m->checks & SHADOWED) shadow_copies_issued(w, i, copy->lanes, shared_address, size);
     if (m->copies == EARLY) write_bytes(w, copy, copy->lanes);
-    if (copy->lanes) count_shared(tally_of(w, i), copy->lanes, shared_address, size);
-    if (fetched) count_global(tally_of(w, i), fetched, address, size);
+    count_shared(tally_of(w, i), copy->lanes, shared_address, size);
 }
 
 /* Copy n has landed, for these lanes, and they know it. */

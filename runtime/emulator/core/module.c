@@ -82,7 +82,7 @@ static int configure(Run *r) {
     m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
     m->arch = (u32)c[10], m->seed = c[11], m->step_limit = c[12];
     m->local_size = (u32)c[13], m->schedule = (u32)c[14], m->copies = (u32)c[15];
-    m->exact = c[17] && m->checks & (CHECK_RACE | CHECK_GLOBAL_RACE), m->together = (u32)c[18];
+    m->exact = c[17] && m->checks & (CHECK_RACE | CHECK_ASYNC | CHECK_GLOBAL_RACE), m->together = (u32)c[18];
     m->blocks = blocks, m->parallel = r->machines > 1, m->keeps_races = !m->together && blocks > 1;
     m->threads = m->block[0] * m->block[1] * m->block[2];
     m->warps = (m->threads + LANES - 1) / LANES;

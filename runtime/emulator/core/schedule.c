@@ -205,7 +205,7 @@ static void deadlock(Block *b) {
     const u32 waiting = mask_of(b, WAITING), running = mask_of(b, RUNNING);
     Warp *w = looking(b);
     if (w && !(m->flags[w->polled_at - m->code] & WAITS)) {
-        report(w, w->polled_at, F_LIMIT, w->live ? (u32)__builtin_ctz(w->live) : 0, 0, FRUITLESS, 0);
+        report(w, w->polled_at, F_LIMIT, w->live ? (u32)__builtin_ctz(w->live) : 0, 0, FRUITLESS, 1);
     } else if (w) {
         report(w, w->polled_at, F_BARRIER_DEADLOCK, w->live ? (u32)__builtin_ctz(w->live) : 0, BARRIERS, 0, running);
     } else if (waiting) {

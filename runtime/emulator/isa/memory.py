@@ -142,7 +142,7 @@ def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers.done()
     types = ATOMIC_TYPES[name] if count == 1 else VECTOR_TYPES.get((name, count), "")
     needs_noftz = "f16" in kind
-    if kind not in types.split() or (count > 1 and space != SPACES["global"]) or rounded != needs_noftz:
+    if kind not in types.split() or (count > 1 and space not in (0, SPACES["global"])) or rounded != needs_noftz:
         raise decoder.unimplemented()
     has_result = instruction.mnemonic == "atom"
     if not has_result and name in ("exch", "cas"):
