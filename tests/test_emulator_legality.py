@@ -42,8 +42,8 @@ IMPLEMENTED = [instruction for instruction in FORMS if instruction not in NOT_IM
 
 # The mnemonics whose operands and qualifiers are checked as strictly as ptxas does.
 STRICT = ("activemask", "bfe", "bfi", "bfind", "bra", "brev", "brkpt", "clz", "cnot", "copysign", "cvta", "fns",
-          "lop3", "membar", "mul24", "nanosleep", "not", "popc", "prmt", "rem", "sad", "selp", "shl", "shr", "slct", "szext", "trap",
-          "vote")  # fmt: skip
+          "lop3", "membar", "mul24", "nanosleep", "not", "popc", "prmt", "rem", "sad", "selp", "shl", "shr", "slct",
+          "szext", "trap", "vote")  # fmt: skip
 
 
 def problem(instruction: str, target: str, version: float = NEWEST) -> str | None:
