@@ -367,6 +367,12 @@ def test_only_arrays_that_a_store_may_reach_are_followed() -> None:
     assert stored("ld.global.u64 %d3, [%d1];") == {0, 1, 2, 3}  # a pointer may lie in memory
 
 
+def test_the_plain_load_that_a_compare_and_swap_loop_starts_with_is_no_race() -> None:
+    guess = "ld.global.u32 %r12, [%d1]; add.u32 %r13, %r12, 1; atom.global.{}.b32 %r14, [%d1], {};"
+    assert caught(guess.format("cas", "%r12, %r13")) == []
+    assert caught(guess.format("exch", "%r13")) == ["race_global"]
+
+
 def test_a_huge_array_is_followed_only_where_it_is_touched() -> None:
     huge = np.zeros(1 << 34, np.uint8)  # 16 GiB that the system provides once they are touched
     far = "mov.u64 %d6, 0x3FFFFFF00; add.s64 %d6, %d1, %d6; st.global.u32 [%d6], %r20;"

@@ -11,7 +11,11 @@ from tests.third_party.build import Compiled, CudaSource, TritonKernel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OUTPUT = type(emulator.output(np.zeros(1)))
-SEEDS = range(3)
+RUNS = (
+    {"seed": 0, "schedule": "random", "copies": "late"},
+    {"seed": 1, "schedule": "adversarial", "copies": "early"},
+    {"seed": 2, "schedule": "round_robin", "copies": "random"},
+)
 
 
 @cache
@@ -32,12 +36,12 @@ def launches(
     """The arguments as each of several launches left them; the ones given stay as they are."""
     module, variables = _loaded(compiled.ptx)
     options = {"shared": compiled.shared} | options
-    for seed in SEEDS:
+    for how in RUNS:
         for array, contents in zip(module.globals, variables, strict=True):
             if array.flags.writeable:
                 array[:] = contents
         own = [_copied(arg) for arg in args]
-        module.launch(entry, grid, block, own, seed=seed, checks="all", **options)
+        module.launch(entry, grid, block, own, checks="all", **how, **options)
         yield [arg.array if isinstance(arg, OUTPUT) else arg for arg in own]
 
 

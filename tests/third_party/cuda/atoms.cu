@@ -18,16 +18,28 @@ using namespace cute;
 
 template <class Op> struct Traits : MMA_Traits<Op> {};
 
-// The header's own A layouts of these two have strides of another nesting than their shapes, and cannot be evaluated.
+// Of these the header has layouts that are not the manual's: of A, strides of another nesting than their shapes, which
+// cannot be evaluated; of B, a stride of 32 between lanes that hold eight rows of eight, so that some would share rows.
 struct BitsOf128 {
   using ALayout = Layout<Shape<Shape<_4, _8>, Shape<_32, _2>>, Stride<Stride<_512, _1>, Stride<_16, _8>>>;
 };
-template <> struct Traits<SM80_16x8x128_S32U1U1S32_TN_XORPOPC> : MMA_Traits<SM80_16x8x128_S32U1U1S32_TN_XORPOPC> {
-  using ALayout = BitsOf128::ALayout;
+struct FoursOf32 {
+  using BLayout = Layout<Shape<Shape<_4, _8>, Shape<_8>>, Stride<Stride<_64, _1>, Stride<_8>>>;
 };
-template <> struct Traits<SM80_16x8x128_S32U1U1S32_TN_ANDPOPC> : MMA_Traits<SM80_16x8x128_S32U1U1S32_TN_ANDPOPC> {
-  using ALayout = BitsOf128::ALayout;
-};
+#define CORRECTED(name, from, Operand)                        \
+  template <> struct Traits<name> : MMA_Traits<name> {        \
+    using Operand = from::Operand;                            \
+  };
+CORRECTED(SM80_16x8x128_S32U1U1S32_TN_XORPOPC, BitsOf128, ALayout)
+CORRECTED(SM80_16x8x128_S32U1U1S32_TN_ANDPOPC, BitsOf128, ALayout)
+CORRECTED(SM80_16x8x32_S32S4S4S32_TN, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32S4U4S32_TN, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32U4S4S32_TN, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32U4U4S32_TN, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32S4S4S32_TN_SATURATE, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32S4U4S32_TN_SATURATE, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32U4S4S32_TN_SATURATE, FoursOf32, BLayout)
+CORRECTED(SM80_16x8x32_S32U4U4S32_TN_SATURATE, FoursOf32, BLayout)
 template <class T> constexpr int bits = cutlass::sizeof_bits<T>::value;
 
 // The registers of one operand, filled element by element.
