@@ -35,6 +35,7 @@ from lowbitvm.runtime.emulator.variables import (
 MAX_OPERANDS = 36
 NO_GUARD = 0xFFFF
 SPACES = {"global": 1, "shared": 2, "param": 3, "const": 1, "local": 4, "param::func": 5}  # memory.c; 0 is generic
+MOST_OFFSET = 1 << 48  # bytes or elements: an array's region has 2^40
 MOST_SHARED = 48 << 10  # bytes of a kernel's static shared memory
 
 # What the core calls Insn (core.h).
@@ -307,6 +308,8 @@ class Decoder:
         """Base operand, byte offset, and the state space where the base is a variable."""
         if not isinstance(operand, Address) or not (operand.brackets or operand.scaled):
             raise self.error("expected an address in brackets")
+        if not -MOST_OFFSET <= operand.offset < MOST_OFFSET:
+            raise self.error(f"the offset {operand.offset} does not fit")
         base = operand.base
         if isinstance(base, Immediate):
             return self.constant(int(base.value), True), operand.offset, None
