@@ -5,6 +5,7 @@
 A case is what `Module.launch` was called with; large ones are left out, and one is kept for each PTX text and entry.
 """
 
+import functools
 import hashlib
 import pickle
 from collections.abc import Iterator
@@ -72,9 +73,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def recorded_launches(request: pytest.FixtureRequest) -> Iterator[None]:
     """Saves the arguments of each launch before it runs."""
-    folder, launch = request.config.getoption("corpus"), Module.launch
+    folder, launch = request.config.getoption("corpus").resolve(), Module.launch
     folder.mkdir(parents=True, exist_ok=True)
 
+    @functools.wraps(launch)
     def recorded(
         module: Module,
         entry: str,

@@ -320,7 +320,7 @@ void run_warp(Machine *m, Warp *w, u64 budget) {
         if (flags & GATHERED && active && !(active = gather(w, i, active, flags))) continue;
         m->tally[pc].executed++;
         if (!active) continue;
-        m->tally[pc].lanes += (u32)__builtin_popcount(active);
+        m->tally[pc].lanes += lane_count(active);
         m->handler[pc](w, i, active);
         if (track && !(flags & OWN_UNDEFINED)) propagate(w, i, active);
         if (flags & m->cut) budget -= left - 1, left = 1;

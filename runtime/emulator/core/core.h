@@ -363,6 +363,8 @@ static inline u64 next_random(Machine *m) { /* xorshift64* */
     return m->random * 0x2545F4914F6CDD1Dull;
 }
 
+/* Of the lanes in a mask; most often all. */
+static inline u32 lane_count(u32 lanes) { return lanes == FULL ? LANES : (u32)__builtin_popcount(lanes); }
 static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally + (i - w->m->code); }
 
 /* findings.c */

@@ -162,6 +162,7 @@ INLINE u32 flush_bf16_bits(u32 h, u32 flags) { return flags & FTZ && !(h & 0x7F8
     VECTOR static void name##_##T##x2(Warp *w, const Insn *i, u32 active) {                          \
         u32 *d = SLOT(0);                                                                            \
         const u32 *x = SLOT(1), *y = SLOT(2), flags = i->mod[0];                                     \
+        if (PAIRS_##name##_##T && !flags && active == FULL && half_pairs(PAIRS_##name##_##T, d, x, y, NULL)) return; \
         if (flags) EACH(active, l) {                                                                 \
             u32 low = name##_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, flags);                       \
             d[l] = low | name##_##T##_value(x[l] >> 16, y[l] >> 16, flags) << 16;                    \
@@ -210,6 +211,7 @@ INLINE float odd_fma_bf16(float a, float b, float c) { return odd_f32(odd_sum((d
     VECTOR static void fma_##T##x2(Warp *w, const Insn *i, u32 active) {                             \
         u32 *d = SLOT(0);                                                                            \
         const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3), flags = i->mod[0];                       \
+        if (PAIRS_fma_##T && !flags && active == FULL && half_pairs(PAIRS_fma_##T, d, x, y, z)) return; \
         if (flags) EACH(active, l) {                                                                 \
             u32 low = fma_##T##_value(x[l] & 0xFFFF, y[l] & 0xFFFF, z[l] & 0xFFFF, flags);           \
             d[l] = low | fma_##T##_value(x[l] >> 16, y[l] >> 16, z[l] >> 16, flags) << 16;           \

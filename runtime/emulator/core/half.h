@@ -73,4 +73,11 @@ INLINE float toward_zero_f32(double d) {
     if (((double)f > d) == (d > 0)) return f32_of_bits(bits_of_f32(f) - 1);
     return f;
 }
+/* half_fast.c: pairs of f16 in all lanes; false where this machine has no such code. 0 marks operations that have none. */
+enum {
+    PAIRS_add_f16 = 1, PAIRS_sub_f16, PAIRS_mul_f16, PAIRS_fma_f16,
+    PAIRS_min_f16 = 0, PAIRS_max_f16 = 0, PAIRS_add_bf16 = 0, PAIRS_sub_bf16 = 0, PAIRS_mul_bf16 = 0, PAIRS_min_bf16 = 0,
+    PAIRS_max_bf16 = 0, PAIRS_fma_bf16 = 0
+};
+bool half_pairs(u32 operation, u32 *d, const u32 *x, const u32 *y, const u32 *z);
 #endif

@@ -200,7 +200,7 @@ static u32 scaled_terms(const Product *p, const Operands *o, u32 row, u32 column
             t = (Term){0, 0, 2, 0}; /* units of a quarter */
             for (u32 n = k; n < k + step; n++) {
                 const Term x = product(&o->a[row][n], &o->b[column][n]);
-                t.significand += x.significand << (x.exponent - x.fraction + 2);
+                t.significand += x.significand * ((i64)1 << (x.exponent - x.fraction + 2));
             }
         }
         terms[k / step] = product(&t, &scale);

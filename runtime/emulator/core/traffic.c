@@ -13,7 +13,7 @@ static bool contiguous(u32 active, const u64 *address, u32 size) {
 /* An access of 4 bytes or less goes in one phase, 8 bytes in two of 16 lanes, 16 bytes in four of 8. In a phase the
  * banks form groups of the access's size (4 bytes at least); each group serves one aligned unit at a time. */
 void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
-    const u32 unit = size <= 4 ? 4 : size, groups = 128 / unit;
+    const u32 shift = size <= 4 ? 2 : (u32)__builtin_ctz(size), groups = 128u >> shift; /* of 1 << shift bytes each */
     if (size >= 4 && contiguous(active, address, size)) {
         t->wavefronts += LANES / groups, t->least_wavefronts += LANES / groups;
         if (!t->worst_conflict) t->worst_conflict = 1;
@@ -21,10 +21,19 @@ void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
     }
     for (u32 first = 0; first < LANES; first += groups) {
         const u32 phase = active & (groups == 32 ? FULL : ((1u << groups) - 1) << first);
-        u32 held[32][32], worst = 0, distinct = 0;
+        u32 held[32][32], worst = 0, distinct = 0, used = 0, clash = 0;
         u8 depth[32] = {0};
         EACH(phase, l) {
-            const u32 number = (u32)address[l] / unit, group = number % groups;
+            const u32 group = 1u << ((u32)address[l] >> shift & (groups - 1));
+            clash |= used & group, used |= group;
+        }
+        if (!clash) { /* each group of banks serves one lane */
+            t->wavefronts += phase != 0, t->least_wavefronts += phase != 0;
+            if (phase && !t->worst_conflict) t->worst_conflict = 1;
+            continue;
+        }
+        EACH(phase, l) {
+            const u32 number = (u32)address[l] >> shift, group = number & (groups - 1);
             u32 k = 0;
             while (k < depth[group] && held[group][k] != number) k++;
             if (k < depth[group]) continue;
@@ -41,7 +50,7 @@ void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
 void count_global(Tally *t, u32 active, const u64 *address, u32 size) {
     u64 sector[LANES];
     u32 count = 0;
-    t->least_sectors += ((u64)__builtin_popcount(active) * size + 31) / 32;
+    t->least_sectors += ((u64)lane_count(active) * size + 31) / 32;
     if (contiguous(active, address, size)) {
         t->sectors += (address[LANES - 1] >> 5) - (address[0] >> 5) + 1;
         return;
@@ -142,7 +151,7 @@ static void mark(Machine *m, u64 **pages, u32 lanes, const u64 *address, u32 siz
 /* Legal accesses of `lanes` to one array, `address` by lane. An atomic reads and writes. */
 void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access) {
     Traffic *t = m->traffic + (a - m->arrays);
-    const u64 bytes = (u64)__builtin_popcount(lanes) * size;
+    const u64 bytes = (u64)lane_count(lanes) * size;
     if (access != WRITE) t->read += bytes, mark(m, t->read_pages, lanes, address, size);
     if (access != READ) t->written += bytes, mark(m, t->written_pages, lanes, address, size);
 }
