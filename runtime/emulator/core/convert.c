@@ -10,8 +10,8 @@ static double to_integral(double d, u32 rounding) {
     }
 }
 
-static i64 sign_extend(u64 value, u32 bits) { return bits == 64 ? (i64)value : (i64)(value << (64 - bits)) >> (64 - bits); }
-static u64 zero_extend(u64 value, u32 bits) { return bits == 64 ? value : value & (((u64)1 << bits) - 1); }
+static i64 sign_extend(u64 value, u32 bits) { return bits >= 64 ? (i64)value : (i64)(value << (64 - bits)) >> (64 - bits); }
+static u64 zero_extend(u64 value, u32 bits) { return bits >= 64 ? value : value & (((u64)1 << bits) - 1); }
 
 /* Store an integer of `bits` bits in the destination register, extended to the register's width (16-bit registers hold
  * no more than 16). */
