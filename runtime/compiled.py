@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowbitvm import codegen
 from lowbitvm.codegen import Ptx
@@ -16,7 +16,9 @@ from lowbitvm.ir import Program
 from lowbitvm.runtime import cache
 from lowbitvm.runtime.assemble import Assembly, assemble, assembler_version, disassemble
 from lowbitvm.runtime.cache import Cache, Entry
-from lowbitvm.runtime.emulator import Module, load
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.emulator import Module
 
 WARPS = (1, 2, 4, 8, 16, 32)
 
@@ -87,8 +89,10 @@ class CompiledKernel:
         return disassemble(self.cubin)
 
     @functools.cached_property
-    def emulated(self) -> Module:
+    def emulated(self) -> "Module":
         """The PTX, loaded into the emulator."""
+        from lowbitvm.runtime.emulator import load  # a third of the time that `import lowbitvm` would take
+
         return load(self.ptx)
 
     def parameters(self, arguments: Mapping[str, Any]) -> list[Any]:

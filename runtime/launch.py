@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +12,17 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.compiled import CompiledKernel
-from lowbitvm.runtime.emulator import Report
 from lowbitvm.targets import Target
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.emulator import Report
 
 ALIGNMENT = 16  # bytes: what whole vector accesses need of an array's address
 
 
-def launch(kernel: CompiledKernel, grid: Sequence[int], arguments: Mapping[str, Any], **options: Any) -> Report | None:
+def launch(
+    kernel: CompiledKernel, grid: Sequence[int], arguments: Mapping[str, Any], **options: Any
+) -> "Report | None":
     """Runs a kernel on a grid of up to three dimensions; arrays that it stores to are changed in place.
 
     `arguments` has a contiguous numpy array, torch tensor or PackedWeight per array of the kernel; what is stored to

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
@@ -12,8 +12,10 @@ from lowbitvm.pack import PackedWeight
 from lowbitvm.plan import Tile, chosen_tile, linear_tile
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.emulator import Report
 from lowbitvm.runtime.launch import ALIGNMENT, address, launch
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.emulator import Report
 
 VECTOR = 8  # activations of one 16-byte access
 ACTIVATIONS = ("f16", "bf16")
@@ -78,7 +80,7 @@ def _compile(
 _compiled = functools.cache(_compile)  # what `run_linear` uses
 
 
-def run_linear(x: Any, weight: PackedWeight, bias: Any | None, y: Any, target: str, **options: Any) -> Report | None:
+def run_linear(x: Any, weight: PackedWeight, bias: Any | None, y: Any, target: str, **options: Any) -> "Report | None":
     """y = x w^T + bias on `target`; x (m, in_features), bias (out_features), y (m, out_features), f16 or bf16.
 
     Chooses the tile by m, and single-element loads where x is not 16-byte aligned or in_features no multiple of 8.
