@@ -229,7 +229,7 @@ class Lowering:
         affine = self._affine_accesses(op, start)
         starts = {access: offsets for access, (offsets, _) in affine.items()}
         pure = self._only_adds_dots(op)
-        pipeline = build_pipeline(state, op, start, starts, pure)
+        pipeline = build_pipeline(state, op, starts, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
             pipeline.prologue(start, stop)

@@ -69,10 +69,11 @@ class Staged:
     pieces: list[Piece] = field(default_factory=list)
     distance: int = 0  # bytes from one unit to the next in global memory
 
-    def issue(self, slot: int, number: int, k: Callable[[], str]) -> None:
+    def issue(self, slot: int, number: int, k: str) -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
 
-        The unit is the `number`-th of an iteration, counted on into the next; `k()` is the register of its first k.
+        The unit is the `number`-th of an iteration, counted on into the next; `k` is the register of its first k, if the
+        tile needs that.
         """
         b = self.state.builder
         pointers = {pointer: self.source(pointer, k) for pointer in dict.fromkeys(p.pointer for p in self.pieces)}
@@ -82,9 +83,14 @@ class Staged:
                 memory(piece.base, slot + self.offset + piece.offset),
                 memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number)),
                 PIECE,
-                piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k(), piece.limit),
+                piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit),
                 when=piece.active,
             )
+
+    @property
+    def needs_k(self) -> bool:
+        """Whether `issue` needs the unit's first k."""
+        return not self.unit.exact
 
     def shift(self, number: int) -> int:
         """Bytes from a pointer, at the start of an iteration, to the `number`-th unit.
@@ -103,7 +109,7 @@ class Staged:
         distance = (self.unit.slots - 1) * self.distance + self.middle
         return self.state.builder.op("add.s64", "rd", pointer, distance) if distance else pointer
 
-    def source(self, pointer: str, k: Callable[[], str]) -> str:
+    def source(self, pointer: str, k: str) -> str:
         """The register that a unit's pieces are addressed by."""
         return pointer
 
@@ -179,12 +185,12 @@ class DenseTile(Staged):
         bases = {"chunk": [(byte,) for byte in chunks], "row": [(byte,) for byte in rows]}
         return Layout(bases, {"byte": (self.size - 1).bit_length()})
 
-    def issue(self, slot: int, number: int, k: Callable[[], str]) -> None:
+    def issue(self, slot: int, number: int, k: str) -> None:
         if self.vectorised:
             super().issue(slot, number, k)
             return
         for piece in self.pieces:
-            self._copy_elements(piece, slot, piece.pointer_offset + self.shift(number), k())
+            self._copy_elements(piece, slot, piece.pointer_offset + self.shift(number), k)
 
     def _copy_elements(self, piece: Piece, slot: int, shift: int, k: str) -> None:
         """Rows that are not 16-byte aligned: eight masked loads and one store, synchronous."""
@@ -367,12 +373,16 @@ class GroupRows(Staged):
             return in_features
         return self.state.scalar("sub", in_features, self.state.scalar("mul", segment, self.group))
 
-    def source(self, pointer: str, k: Callable[[], str]) -> str:
+    @property
+    def needs_k(self) -> bool:
+        return super().needs_k or (self.group is not None and not self.step)
+
+    def source(self, pointer: str, k: str) -> str:
         b = self.state.builder
         if self.step:  # the pointer moves by itself
             b.do("add.s64", pointer, pointer, self.step)
         elif self.group is not None:
-            row = b.op("shr.u32", "r", k(), self.group.bit_length() - 1)
+            row = b.op("shr.u32", "r", k, self.group.bit_length() - 1)
             return b.op("mad.wide.s32", "rd", row, self.pitch, pointer)
         return pointer
 
@@ -401,15 +411,16 @@ class Pipeline:
     tiles: dict[tuple[Op, str], Staged]
     slot_bytes: int
     base: int  # of slot 0 in shared memory
-    ahead: str  # the k of the next unit to fetch
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
-    follows_k: bool = False  # whether anything asks for `ahead`
+    ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
 
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
         b = self.state.builder
         self.left = b.op("mov.b32", "r", stop) if start == 0 else b.op("sub.s32", "r", stop, start)
+        if any(tile.needs_k for tile in self.tiles.values()):
+            self.ahead = b.op("mov.b32", "r", start)
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(self.unit.slots - 1):
@@ -422,16 +433,12 @@ class Pipeline:
         if unit.exact:
             b.do("bra.uni", skip, when=b.op("setp.le.s32", "p", self.left, number * unit.k))
         for tile in self.tiles.values():
-            tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self._next_k)
+            tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
         if unit.exact:
             b.place(skip)
         b.do("cp.async.commit_group")
-        if self.follows_k:
+        if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
-
-    def _next_k(self) -> str:
-        self.follows_k = True
-        return self.ahead
 
     def begin_unit(self, number: int) -> None:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
@@ -471,9 +478,7 @@ def staged_loads(loop: Op) -> list[tuple[Op, Op, Op]]:
     return found
 
 
-def build_pipeline(
-    state: State, loop: Op, loop_start: Operand, offsets: "dict[Op, list[Operand]]", pure: bool
-) -> Pipeline | None:
+def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline | None:
     """Plans the units of a loop and emits the address arithmetic before it; None when nothing feeds a dot.
 
     `offsets` are the loads' offsets at the first iteration; pure: the loop does nothing but add dots to tiles. Raises
@@ -502,8 +507,7 @@ def build_pipeline(
             add((codes, "scales"), GroupRows(state, unit, size, codes, row, start, "scales"))
             if packed_array(codes)[1].zero is not None:
                 add((codes, "zeros"), GroupRows(state, unit, size, codes, row, start, "zeros"))
-    base = state.allocate_shared(size * unit.slots, loop)
-    return Pipeline(state, loop, unit, tiles, size, base, state.builder.op("mov.b32", "r", loop_start))
+    return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 
 def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
