@@ -120,11 +120,15 @@ class EmulatorError(Exception):
         super().__init__(str(finding))
 
 
+ArrayKey = int | tuple[int, int]  # an argument's number, or that of a struct and the offset of an address in it
+
+
 @dataclass(frozen=True)
 class ArrayTraffic:
-    """Bytes of one argument that lanes read and wrote (what they asked for, not what a cache would move).
+    """Bytes of one array that lanes read and wrote (what they asked for, not what a cache would move).
 
-    `distinct_read` and `distinct_written` count each byte once. `size` is the array's, `name` the parameter's.
+    `distinct_read` and `distinct_written` count each byte once. `size` is the array's, `name` the parameter's, or that
+    of the address in a struct ("params.x", "params+16").
     """
 
     read: int
@@ -236,8 +240,8 @@ class Counters(Traffic):
     """Warp instructions issued, in total, by class and by mnemonic; memory traffic of the whole grid.
 
     An instruction whose guard is false counts as issued, without lanes. `by_class` is by the names of classes.CLASSES,
-    `arrays` by argument number, `matrix` by shape and types ("m16n8k16.f32.f16.f16.f32"); `mma` is their total.
-    `rounding` is None unless the launch had `numerics="bound"`.
+    `arrays` by argument number (of an address in a struct: that and its byte offset), `matrix` by shape and types
+    ("m16n8k16.f32.f16.f16.f32"); `mma` is their total. `rounding` is None unless the launch had `numerics="bound"`.
     """
 
     instructions: int
@@ -248,7 +252,7 @@ class Counters(Traffic):
     mma: int
     matrix: dict[str, MatrixCount]
     rounding: Rounding | None
-    arrays: dict[int, ArrayTraffic]
+    arrays: dict[ArrayKey, ArrayTraffic]
 
     @property
     def active_lanes(self) -> float:
@@ -316,8 +320,8 @@ class Report:
                 **traffic,
             },
             "arrays": [
-                {"argument": number, **asdict(array), "reads_per_byte": array.reads_per_byte}
-                for number, array in c.arrays.items()
+                {**_named(key), **asdict(array), "reads_per_byte": array.reads_per_byte}
+                for key, array in c.arrays.items()
             ],
             "lines": [
                 {**asdict(line), "active_lanes": line.active_lanes, "bank_conflicts": line.bank_conflicts}
@@ -342,6 +346,12 @@ class Report:
 
     def __rich__(self) -> "RenderableType":
         return self.table()
+
+
+def _named(key: ArrayKey) -> dict[str, int | None]:
+    """Argument and, of an address in a struct, its offset."""
+    argument, offset = key if isinstance(key, tuple) else (key, None)
+    return {"argument": argument, "offset": offset}
 
 
 TRAFFIC = (

@@ -15,6 +15,7 @@ from lowbitvm.runtime.emulator.report import (
     INVALID_MBARRIER,
     KINDS,
     TRAPS,
+    ArrayKey,
     ArrayTraffic,
     Counters,
     EmulatorError,
@@ -85,7 +86,7 @@ def build_report(
     rounding = None
     if launch.options["numerics"] == "bound":  # the rest of a tally's columns
         rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
-    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
+    counters = _counters(outline, tally, by_line, _arrays(buffers, traffic), rounding)
     found = [_finding(syntax, program, buffers, item, launch, assertion) for item in findings]
     report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text, printed)
     if found and on_finding == "raise":
@@ -102,19 +103,16 @@ def _grouped(tally: Tally, group: Index, groups: int) -> Tally:
     return result
 
 
-def _arrays(
-    program: Program, buffers: list[Buffer], traffic: list[tuple[int, int, int, int]]
-) -> dict[int, ArrayTraffic]:
+def _arrays(buffers: list[Buffer], traffic: list[tuple[int, int, int, int]]) -> dict[ArrayKey, ArrayTraffic]:
     arrays = {}
     for buffer, counts in zip(buffers, traffic, strict=True):
-        if buffer.argument is not None:
-            name, size = program.params[buffer.argument][0].name, buffer.array.nbytes
-            arrays[buffer.argument] = ArrayTraffic(*counts, size=size, name=name)
+        if buffer.origin.key is not None:
+            arrays[buffer.origin.key] = ArrayTraffic(*counts, size=buffer.array.nbytes, name=buffer.origin.name)
     return arrays
 
 
 def _counters(
-    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], rounding: Rounding | None
+    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[ArrayKey, ArrayTraffic], rounding: Rounding | None
 ) -> Counters:
     executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
     by_class = dict.fromkeys(CLASSES, 0)
@@ -170,8 +168,8 @@ def _finding(
 def _where(buffers: list[Buffer], address: int) -> str:
     for buffer in buffers:
         if buffer.base >> REGION_SHIFT == address >> REGION_SHIFT:
-            offset, name = address - buffer.base, f"argument {buffer.argument}"
-            return f"{address:#x} ({name}, byte {offset} of {buffer.array.nbytes})"
+            offset = address - buffer.base
+            return f"{address:#x} ({buffer.origin}, byte {offset} of {buffer.array.nbytes})"
     return f"{address:#x}"
 
 

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lowbitvm.runtime.emulator.page import percentage
+from lowbitvm.runtime.emulator.page import argument_of, percentage
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator.report import LineCounters, Report
@@ -56,11 +56,11 @@ def _arrays(report: "Report") -> list[Table]:
     table.add_column("argument", overflow="ellipsis", no_wrap=True)
     for header in ("size", "read", "distinct", "times\neach", "written", "distinct"):
         table.add_column(header, justify="right", no_wrap=True)
-    for number, array in report.counters.arrays.items():
+    for key, array in report.counters.arrays.items():
         counts = (array.size, array.read, array.distinct_read)
         written = (array.written, array.distinct_written)
         cells = (*(f"{n:,}" for n in counts), f"{array.reads_per_byte:.2f}", *(f"{n:,}" for n in written))
-        table.add_row(Text(f"{number} {array.name}"), *cells)
+        table.add_row(Text(f"{argument_of(key)} {array.name}"), *cells)
     return [table]
 
 
