@@ -56,6 +56,7 @@ def render(report: "Report") -> str:
         _table("Matrix", ("shape and types", "instructions", "multiply-adds"), _matrix(report)),
         "</div>",
         _table("Arrays", ARRAY_HEADERS, _arrays(report)),
+        _table("Rounding of matrix products", ROUNDING_HEADERS, rounding_rows(report)),
         _findings(report.findings),
         _printed(report.printed),
         _listing(report),
@@ -120,6 +121,21 @@ def _arrays(report: "Report") -> list[tuple[str, ...]]:
             f"{array.distinct_written:,}",
         )
         for key, array in report.counters.arrays.items()
+    ]
+
+
+ROUNDING_HEADERS = ("line", "outputs", "no bound", "bound", "distance", "worst share", "block", "thread")
+
+
+def rounding_rows(report: "Report") -> list[tuple[str, ...]]:
+    """What numerics="bound" found of each line."""
+    return [
+        (
+            *(str(line.line), f"{r.outputs:,}", f"{r.unbounded:,}"),
+            *(f"{r.bound:.2e}", f"{r.distance:.2e}", f"{r.share:.3f}", str(r.block), str(r.thread)),
+        )
+        for line in report.lines
+        if (r := line.rounding)
     ]
 
 

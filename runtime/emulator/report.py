@@ -46,6 +46,7 @@ KINDS = (
     ("trap", "{trap}"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
+    ("beyond_bound", ""),  # not of the core: see results.py
 )  # fmt: skip
 ENDLESS = (
     "the emulator's limit of {size} is reached (an endless loop?)",
@@ -157,12 +158,17 @@ class Rounding:
     """How far the hardware's float matrix products are from exact sums rounded once, as `numerics="bound"` finds.
 
     `bound`: the largest distance that its arithmetic allows any output, `distance`: the largest that it had, `share`:
-    the largest distance over the bound of the same output, at most 1.
+    the largest distance over the bound of the same output, which is one of `block` and `thread`; above 1 it is a
+    finding, too. `outputs` were computed, of which `unbounded` may overflow, or are no numbers: they have no bound.
     """
 
     bound: float
     distance: float
     share: float
+    outputs: int
+    unbounded: int
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,7 @@ class LineTable:
 
     places: list[LinePlace]
     counts: np.ndarray[Any, np.dtype[np.uint64]]  # (lines, columns of a tally)
+    rounding: dict[int, Rounding]  # by number of the line in `places`
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,7 @@ class LineCounters(Traffic):
     """One PTX line (from 1) that holds instructions, with the "file:line" of its .loc where it has one.
 
     `instructions` were issued to warps, with `lanes` active lanes in all; `classes` are those of the line's mnemonics.
+    `rounding` is None where it computed no float matrix products, or without `numerics="bound"`.
     """
 
     line: int
@@ -228,6 +236,7 @@ class LineCounters(Traffic):
     classes: tuple[str, ...]
     instructions: int
     lanes: int
+    rounding: Rounding | None = None
 
     @property
     def active_lanes(self) -> float:
@@ -292,8 +301,9 @@ class Report:
     def lines(self) -> list[LineCounters]:
         """Every PTX line of the kernel that holds instructions, in order."""
         made = []
-        for place, counts in zip(self._lines.places, self._lines.counts.tolist(), strict=True):
-            made.append(LineCounters(**vars(place), **dict(zip(COLUMNS, counts, strict=True))))
+        for n, (place, counts) in enumerate(zip(self._lines.places, self._lines.counts.tolist(), strict=True)):
+            numbers, rounding = dict(zip(COLUMNS, counts, strict=True)), self._lines.rounding.get(n)
+            made.append(LineCounters(**vars(place), **numbers, rounding=rounding))
         return made
 
     def to_json(self, indent: int | None = None) -> str:
