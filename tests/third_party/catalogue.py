@@ -228,8 +228,12 @@ def cuda(name: str, arch: str) -> CudaSource:
     return CudaSource(f"cuda/{name}.cu", arch)
 
 
+BY_VALUE = CudaSource("cuda/by_value.cu", "sm_80", cutlass=True)
+
+
 def everything() -> list[CudaSource | TritonKernel]:
     found: list[CudaSource | TritonKernel] = [atoms(arch) for arch in reversed(ATOMS)]
+    found.append(BY_VALUE)
     found += [gemm(config) for configs in GEMMS.values() for config in configs]
     found += [cuda(name, arch) for name, targets in CUDA_TARGETS.items() for arch in targets]
     found += [row.kernel(arch) for row in TRITON.values() for arch in row.targets]

@@ -223,8 +223,11 @@ typedef struct {
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
     u64 sectors, least_sectors; /* 32-byte sectors of global memory; the fewest possible for the bytes asked for */
     u64 worst_conflict; /* most wavefronts of one phase */
-    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two */
+    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two
+     * and whose it is; outputs, and those that have no bound */
     double bound, distance, worst_share;
+    u64 outputs, unbounded;
+    u32 worst_block, worst_thread;
 } Tally;
 
 enum { RANDOM, ROUND_ROBIN, ADVERSARIAL };

@@ -150,10 +150,12 @@ static PyObject *results(const Machine *m) {
     PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *printed = PyList_New(0), *item;
     for (u32 n = 0; n < m->count; n++) {
         const Tally *t = m->tally + n;
-        item = Py_BuildValue("KKKKKKKddd", (unsigned long long)t->executed, (unsigned long long)t->lanes,
+        item = Py_BuildValue("KKKKKKKdddKKII", (unsigned long long)t->executed, (unsigned long long)t->lanes,
                              (unsigned long long)t->wavefronts, (unsigned long long)t->least_wavefronts,
                              (unsigned long long)t->sectors, (unsigned long long)t->least_sectors,
-                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share);
+                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share,
+                             (unsigned long long)t->outputs, (unsigned long long)t->unbounded, t->worst_block,
+                             t->worst_thread);
         PyList_Append(tally, item);
         Py_DECREF(item);
     }

@@ -406,7 +406,9 @@ static void add_up(Machine *into, const Machine *from) {
         if (f->worst_conflict > t->worst_conflict) t->worst_conflict = f->worst_conflict;
         if (f->bound > t->bound) t->bound = f->bound;
         if (f->distance > t->distance) t->distance = f->distance;
-        if (f->worst_share > t->worst_share) t->worst_share = f->worst_share;
+        t->outputs += f->outputs, t->unbounded += f->unbounded;
+        if (f->worst_share > t->worst_share || (f->worst_share == t->worst_share && f->worst_block < t->worst_block))
+            t->worst_share = f->worst_share, t->worst_block = f->worst_block, t->worst_thread = f->worst_thread;
     }
     if (!traffic_merge(into, from)) into->failed = true;
 }

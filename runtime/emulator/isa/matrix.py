@@ -61,7 +61,7 @@ FORMS = (
 )
 
 
-@special("mma")
+@special("mma", operands="BBBB BBBBWBWB")
 def _mma(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
@@ -102,6 +102,7 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
     operands = _registers(
         decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), register_kind(a))
     )
+    expect_operands(decoder, 8 if form.scales else 4)
     if form.scales:
         operands += _scale_operands(decoder, instruction, scale[0])
     types = TYPES.index(a) | TYPES.index(b) << 8 | TYPES.index(c) << 16 | TYPES.index(d) << 24
@@ -117,8 +118,6 @@ def _registers(
 ) -> list[tuple[int, bool]]:
     """The slots of D, A, B and C."""
     operands = []
-    if len(instruction.operands) < 4:
-        expect_operands(decoder, 4)
     for position, (operand, count) in enumerate(zip(instruction.operands[:4], counts, strict=True)):
         parts = vector(decoder, operand, position, count)
         take = decoder.source if position else decoder.destination
@@ -152,7 +151,6 @@ def _scale(form: Form, qualifiers: Qualifiers) -> tuple[int, int] | None:
 
 def _scale_operands(decoder: Decoder, instruction: Instruction, count: int) -> list[tuple[int, bool]]:
     """{data, byte, thread} of A and of B."""
-    expect_operands(decoder, 8)
     operands = []
     for first, threads in ((4, 2), (6, 4)):
         data, selectors = instruction.operands[first : first + 2]
@@ -192,9 +190,8 @@ def _quad_pairs(decoder: Decoder, instruction: Instruction, qualifiers: Qualifie
 MOVES = ("m8n8", "m8n8.trans", "m8n16", "m16n16.trans", "m16n8.trans")
 
 
-@special("ldmatrix")
+@special("ldmatrix", operands="BA")
 def _ldmatrix(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     form, count, space = _move(qualifiers, ("m8n8", "m8n16", "m16n16"))
     if form in ("m8n8", "m8n8.trans"):
@@ -228,9 +225,8 @@ def _move(qualifiers: Qualifiers, shapes: tuple[str, ...]) -> tuple[str, int, in
     return form, count, SPACES["shared"] if qualifiers.take("shared", "shared::cta") else 0
 
 
-@special("stmatrix")
+@special("stmatrix", operands="AB")
 def _stmatrix(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     form, count, space = _move(qualifiers, ("m8n8", "m16n8"))
     if form == "m16n8":
@@ -242,9 +238,8 @@ def _stmatrix(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("stmatrix", [base, *sources], 0, (count, MOVES.index(form), space), offset)
 
 
-@special("movmatrix")
+@special("movmatrix", operands="DS")
 def _movmatrix(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     if sorted(instruction.qualifiers) != ["aligned", "b16", "m8n8", "sync", "trans"]:
         raise decoder.unimplemented()
     to, source = instruction.operands
