@@ -540,6 +540,7 @@ class Kernel:
                 f"{self.__name__} has parameters called {sorted(reserved)}", "rename them: compile takes these"
             )
         self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        self.optional = {p.name for p in parameters if p.default is None}
         tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
         if tensors != list(self.specs):
             raise _invalid(
@@ -550,9 +551,9 @@ class Kernel:
     def trace(self, *, divisible: Mapping[str, int] | None = None, **arguments: Any) -> Program:
         """Records the kernel as a verified tile IR program.
 
-        `arguments` gives each packed parameter its Format, each parameter declared without dtype its DType (or None to
-        leave an optional parameter out), and every keyword-only constant its value. `divisible` promises divisors of
-        dimensions, which allows wide accesses, as in {"k": 8}.
+        `arguments` gives each packed parameter its Format, each parameter declared without dtype its DType, and every
+        keyword-only constant its value. A parameter is left out where None is given, or nothing and its default is
+        None. `divisible` promises divisors of dimensions, which allows wide accesses, as in {"k": 8}.
         """
         arrays = {name: self._array(name, spec, arguments) for name, spec in self.specs.items()}
         constants = {**self.constants, **{k: v for k, v in arguments.items() if k not in self.specs}}
@@ -583,8 +584,8 @@ class Kernel:
         return tuple(recorder.blocks[0])
 
     def _array(self, name: str, spec: Spec, arguments: Mapping[str, Any]) -> Array | None:
-        element = arguments.get(name, spec.dtype)
-        if name in arguments and element is None:
+        element = arguments.get(name, None if name in self.optional else spec.dtype)
+        if element is None and (name in arguments or name in self.optional):
             return None
         if isinstance(element, str):
             element = Format.parse(element) if spec.packed else dtypes.get(element)
