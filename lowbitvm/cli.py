@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lowbitvm import emulate
+from lowbitvm import dtypes, emulate
+from lowbitvm.bench import ours, static
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
@@ -22,7 +24,7 @@ from lowbitvm.pack import quantize
 from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
-from lowbitvm.runtime.linear import OUTPUTS, compile_linear
+from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
 from lowbitvm.targets import TARGETS
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
@@ -194,6 +196,31 @@ def emulate_command(
     """
     options = {name: value for name, value in launch.items() if value is not None}
     raise SystemExit(emulate.run(file, entry, arguments, options, report_file, json_file, quiet))
+
+
+@main.command("bench")
+@click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
+@click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
+@click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8x128x64 and 16x128x64, where not chosen.")
+@click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
+@click.option("--weights", multiple=True, type=click.Choice(list(dtypes.CODE_TYPES)), help="All that there are.")
+@click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
+@click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
+@click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
+@click.option("--tile", "tiles", multiple=True, type=click.Choice(list(ours.TILES)), help="All that there are.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
+def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -> None:
+    """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
+    if not measure_static:
+        raise click.UsageError("say what to measure: --static")
+    group = chosen["group"]
+    rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
+    static.show(rows, versions, refused, Console(width=static.WIDTH))
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(static.as_json(rows, versions, refused), indent=1) + "\n")
+        except OSError as error:
+            raise click.ClickException(f"{json_file} cannot be written: {error}") from error
 
 
 @main.command()
