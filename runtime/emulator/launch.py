@@ -75,7 +75,8 @@ class Module:
         `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (an instruction each in turn)
         or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
         "late" or "early" as the program allows, or "random". `workers`: host threads, by default one per core; blocks
-        that may communicate run on one, in turns. The report does not depend on `workers`.
+        that may communicate run on one, in turns. The report does not depend on `workers`, unless blocks race: what
+        they then read is chance.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
         """
         if entry not in self.programs:

@@ -5,7 +5,7 @@ from itertools import product
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, number, qualifiers_of, special
-from lowbitvm.runtime.emulator.syntax import Immediate, Instruction, Name, Operand, Vector
+from lowbitvm.runtime.emulator.syntax import Immediate, Instruction, Operand, Vector
 
 # In the order of the core's types, mma.h.
 TYPES = (
@@ -83,7 +83,7 @@ ORDERED_SPARSE = (
 VARIANTS = {None: DENSE, "sp": SPARSE, "sp::ordered_metadata": SPARSE + ORDERED_SPARSE}
 
 
-@special("mma")
+@special("mma", operands="BBBB BBBBVN BBBBWBWB BBBBVNWBWB")
 def _mma(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
@@ -128,8 +128,9 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
     operands = _registers(
         decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), register_kind(a))
     )
+    expect_operands(decoder, 4 + 2 * sparse + (4 if form.scales else 0))
     if sparse:
-        operands += _metadata(decoder, instruction, 10 if form.scales else 6)
+        operands += _metadata(decoder, instruction)
         flags |= _selector(decoder, instruction, _selectors(a, bits, counts[0], c)) << 8
     if form.scales:
         operands += _scale_operands(decoder, instruction, scale[0], 6 if sparse else 4)
@@ -146,8 +147,6 @@ def _registers(
 ) -> list[tuple[int, bool]]:
     """The slots of D, A, B and C."""
     operands = []
-    if len(instruction.operands) < 4:
-        expect_operands(decoder, 4)
     for position, (operand, count) in enumerate(zip(instruction.operands[:4], counts, strict=True)):
         parts = vector(decoder, operand, position, count)
         take = decoder.source if position else decoder.destination
@@ -179,14 +178,11 @@ def _scale(form: Form, qualifiers: Qualifiers) -> tuple[int, int] | None:
     return (count, int(kind == "ue4m3")) if (count, kind) in form.scales else None
 
 
-def _metadata(decoder: Decoder, instruction: Instruction, operands: int) -> list[tuple[int, bool]]:
+def _metadata(decoder: Decoder, instruction: Instruction) -> list[tuple[int, bool]]:
     """The register with sparsity metadata, which may be in braces."""
-    expect_operands(decoder, operands)
     metadata = instruction.operands[4]
     if isinstance(metadata, Vector):
         (metadata,) = vector(decoder, metadata, 4, 1)
-    if not isinstance(metadata, Name):
-        raise decoder.error("the sparsity metadata is a register")
     return [decoder.source(metadata, "b32")]
 
 
@@ -207,7 +203,6 @@ def _selector(decoder: Decoder, instruction: Instruction, allowed: range) -> int
 
 def _scale_operands(decoder: Decoder, instruction: Instruction, count: int, at: int) -> list[tuple[int, bool]]:
     """{data, byte, thread} of A and of B, from operand `at` on."""
-    expect_operands(decoder, at + 4)
     operands = []
     for first, threads in ((at, 2), (at + 2, 4)):
         data, selectors = instruction.operands[first : first + 2]
@@ -247,9 +242,8 @@ def _quad_pairs(decoder: Decoder, instruction: Instruction, qualifiers: Qualifie
 MOVES = ("m8n8", "m8n8.trans", "m8n16", "m16n16.trans", "m16n8.trans")
 
 
-@special("ldmatrix")
+@special("ldmatrix", operands="BA")
 def _ldmatrix(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     form, count, space = _move(qualifiers, ("m8n8", "m8n16", "m16n16"))
     if form in ("m8n8", "m8n8.trans"):
@@ -283,9 +277,8 @@ def _move(qualifiers: Qualifiers, shapes: tuple[str, ...]) -> tuple[str, int, in
     return form, count, SPACES["shared"] if qualifiers.take("shared", "shared::cta") else 0
 
 
-@special("stmatrix")
+@special("stmatrix", operands="AB")
 def _stmatrix(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     form, count, space = _move(qualifiers, ("m8n8", "m16n8"))
     if form == "m16n8":
@@ -297,9 +290,8 @@ def _stmatrix(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("stmatrix", [base, *sources], 0, (count, MOVES.index(form), space), offset)
 
 
-@special("movmatrix")
+@special("movmatrix", operands="DS")
 def _movmatrix(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     if sorted(instruction.qualifiers) != ["aligned", "b16", "m8n8", "sync", "trans"]:
         raise decoder.unimplemented()
     to, source = instruction.operands
