@@ -46,6 +46,7 @@ KINDS = (
     ("trap", "{trap}"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
+    ("metadata_invalid", "{metadata}"),
     ("beyond_bound", ""),  # not of the core: see results.py
 )  # fmt: skip
 ENDLESS = (
@@ -61,6 +62,10 @@ INVALID_MBARRIER = (
     "it was not initialised",
     "{size} arrivals, more than its phase expects",
     "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
+INVALID_METADATA = (
+    "row {address} of A has the indices {size:#06b} for a chunk, which may not be so",
+    "the sparsity selector {size} names no threads, it may be 0 or 1",
 )
 
 # Why a kernel stopped; a failed assertion has a text of its own.

@@ -14,6 +14,7 @@ from lowbitvm.runtime.emulator.report import (
     ENDLESS,
     INVALID_BARRIER,
     INVALID_MBARRIER,
+    INVALID_METADATA,
     KINDS,
     TRAPS,
     ArrayKey,
@@ -193,6 +194,8 @@ def _finding(
         facts["trap"] = assertion or TRAPS[context]
     if name == "mbarrier_invalid":
         facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
+    if name == "metadata_invalid":
+        facts["metadata"] = INVALID_METADATA[context].format(address=address, size=size)
     other = None
     block, thread = _index(block_index, launch.grid), _index(warp * 32 + lane, launch.block)
     if other_pc >= 0:

@@ -193,7 +193,7 @@ enum {
     F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
     F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT,
     F_BOUNDS_LOCAL, F_UNINITIALISED_LOCAL, F_BARRIER_INVALID, F_MASK_INVALID, F_MBARRIER_INVALID, F_TRAP,
-    F_SHUFFLE_SOURCE, F_SHIFT
+    F_SHUFFLE_SOURCE, F_SHIFT, F_METADATA
 };
 enum { /* report.py's CHECKS */
     CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16,
@@ -472,6 +472,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[], print_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], sparse_ops[], matrix_ops[], wmma_ops[], print_ops[];
 
 #endif

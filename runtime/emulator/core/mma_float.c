@@ -252,6 +252,7 @@ static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Uni
             const u32 l = n % LANES, v = values * r + n / LANES, shift = n / LANES * 16;
             const u32 row = l / 4 + 8 * (v >> 1), column = 2 * (l % 4) + (v & 1);
             const u32 c = p->c[r][l] >> shift & (values == 2 ? 0xFFFF : FULL);
+            if (p->skipped >> row & 1) continue;
             const u32 count = (p->scale_vector ? scaled_terms : plain_terms)(p, &o, row, column, terms);
             u32 result;
             if (!ordered) set_order(w->m, u, count, order), ordered = 1;
