@@ -72,8 +72,8 @@ class Staged:
     def issue(self, slot: int, number: int, k: str) -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
 
-        The unit is the `number`-th of an iteration, counted on into the next; `k` is the register of its first k, if the
-        tile needs that.
+        The unit is the `number`-th of an iteration, counted on into the next; `k` is the register of its first k, where
+        the tile needs that.
         """
         b = self.state.builder
         pointers = {pointer: self.source(pointer, k) for pointer in dict.fromkeys(p.pointer for p in self.pieces)}
@@ -518,10 +518,10 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
     dims = {load.array.dims[1] for pair in loads for load in pair if load.array is not None}
-    whole = stop.kind == "dimension" and stop.array is not None and {stop.array.dims[stop.integer("axis")]} == dims
+    whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
-    roomy = all(_accumulators(state, *pair) <= MOST_ACCUMULATORS for pair in loads)
+    roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
     merges = pure and whole and roomy and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
@@ -530,9 +530,11 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     return Unit(k, max(2, -(-stages // taken)), exact and vectorised, dims.pop())
 
 
-def _accumulators(state: State, activations: Op, codes: Op) -> int:
-    """Registers of a dot's result per thread."""
-    return activations.shape[0] * codes.shape[0] // state.threads
+def _ends_at(stop: Op, dim: str) -> bool:
+    """Whether a loop's end is the size `dim`, or the smaller of it and a multiple of UNIT_K."""
+    if stop.kind == "min":
+        return any(_ends_at(a, dim) and divisor(b) % UNIT_K == 0 for a, b in (stop.operands, stop.operands[::-1]))
+    return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 
 def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:

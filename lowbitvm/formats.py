@@ -5,9 +5,10 @@ from dataclasses import dataclass, fields
 from typing import NoReturn
 
 from lowbitvm import dtypes
-from lowbitvm.dtypes import CODE_TYPES, CodeType, DType
+from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 
+CODE_TYPES = {name: dtypes.CODE_TYPES[name] for name in ("u4", "i4")}  # what `pack` takes now
 GROUPS: tuple[int | str, ...] = (32, 64, 128, "channel", "tensor")
 ZEROS: tuple[str | None, ...] = (None, "int", "float", "offset")
 SCALES: tuple[str, ...] = ("f16", "bf16", "f32")

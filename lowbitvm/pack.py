@@ -85,7 +85,7 @@ class PackedWeight:
         stored = _zeros(self.words, (tiles_n, 2, 8, tiles_k * TILE_K), dtypes.u8)
         stored[:, 0], stored[:, 1] = pairs & 15, pairs >> 4
         stored = stored.reshape(tiles_n * TILE_N, tiles_k * TILE_K)[: self.out_features, : self.in_features]
-        codes = _cast(fmt.code.decode(_cast(stored, dtypes.i8)), fmt.code)
+        codes = _cast(fmt.code.codes(_cast(stored, dtypes.i8)), fmt.code)
         zeros = None if self.zeros is None else self._unpack_scales(self.zeros)
         return codes, self._unpack_scales(self.scales), _cast(zeros, fmt.code) if fmt.zero == "int" else zeros
 
@@ -188,7 +188,7 @@ def pack(codes: Array, scales: Array, zeros: Array | None, fmt: Format | str) ->
     if zeros is not None and fmt.zero == "int":
         zeros = _cast(_narrow("zeros", zeros, fmt), dtypes.f16)
     return PackedWeight(
-        words=_pack_words(_cast(fmt.code.encode(codes), dtypes.u8)),
+        words=_pack_words(_cast(fmt.code.stored(codes), dtypes.u8)),
         scales=_pack_scales(_detached(scales), out_features),
         zeros=None if zeros is None else _pack_scales(_detached(zeros), out_features),
         format=fmt,
