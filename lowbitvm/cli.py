@@ -17,8 +17,8 @@ from lowbitvm import emulate
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
-from lowbitvm.pack import quantize
 from lowbitvm.plan import chosen_tile
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import compile_linear
