@@ -7,6 +7,7 @@ from lowbitvm.dsl import (
     Packed,
     Tensor,
     Value,
+    atomic_add,
     dequant,
     dot,
     exp,
@@ -20,6 +21,7 @@ from lowbitvm.dsl import (
     program_id,
     sqrt,
     store,
+    when,
     zeros,
 )
 from lowbitvm.dsl import record_range as range
@@ -61,6 +63,7 @@ __all__ = [
     "PackedWeight",
     "Tensor",
     "Value",
+    "atomic_add",
     "bf16",
     "compile_linear",
     "dequant",
@@ -88,5 +91,6 @@ __all__ = [
     "store",
     "sum",
     "u4",
+    "when",
     "zeros",
 ]
