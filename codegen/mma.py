@@ -17,7 +17,7 @@ from operator import or_
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import decoder
+from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.pipeline import CHUNK_K, UNIT_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
@@ -66,10 +66,11 @@ class Dot:
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
         b, code = self.state.builder, self.format.code
-        self.decoder.constants(b)
+        assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
+        self.decode_constants = self.decoder.constants(b)
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         factors = self.decoder.factors
-        step, bias = 1, code.bias
+        step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
         self.scale_factors = [step / factor for factor in factors]
         # -zero = slope * z + constant
         self.slopes = [-factor / step for factor in factors]
@@ -130,7 +131,7 @@ class Dot:
             place = (t, k // CHUNK_K)
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
-                decoded[place] = self.decoder.emit(self.state.builder, words)
+                decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
             fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
 
@@ -163,11 +164,10 @@ class Dot:
                     b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
 
     def _chain(self, weights: list[list[str]], activations: list[list[str]]) -> list[str]:
-        """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero; one per fragment of a step."""
+        """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero."""
         results: list[str] | None = None
         for step, pair in zip(weights, activations, strict=True):
-            for digit in range(0, len(step), 4):
-                results = self._mma(step[digit : digit + 4], pair, results)
+            results = self._mma(step, pair, results)
         assert results is not None
         return results
 

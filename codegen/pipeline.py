@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from operator import or_, xor
 
 from lowbitvm import dtypes
+from lowbitvm.chunk import blocks
 from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative, size_bytes
 from lowbitvm.errors import LowbitvmError
@@ -25,6 +26,7 @@ PIECE = 16  # bytes of one cp.async
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
+SCALES = ("f16", "bf16", "f32")
 NEVER = -(2**31)  # the limit of pieces outside the array
 SWIZZLE_BITS = 3  # the eight rows of an 8 x 8 matrix go to eight different 16-byte columns of the banks
 ROW_CHUNKS = 8  # pieces of a row that neighbouring threads copy: 128 contiguous bytes
@@ -292,30 +294,20 @@ class WordTile(Staged):
     def lane_bases(self) -> dict[int, str]:
         """Per vector width the lane's address in a block of such vectors, at the start of the warp's tiles."""
         b = self.state.builder
-        widths = dict.fromkeys(width for _, width in word_blocks(self.bits))
-        return {width: b.op("mad.lo.s32", "r", self.lane, 4 * width, self.warp_base) for width in widths}
+        return {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, self.warp_base) for w in dict.fromkeys(blocks(self.bits))}
 
     def words(self, slot: int, t: int, j: int) -> list[str]:
         """Emits the loads of the lane's words of row tile t, k tile j."""
         b = self.state.builder
-        tile = slot + self.offset + t * self.row_bytes + j * self.tile_bytes
+        place = slot + self.offset + t * self.row_bytes + j * self.tile_bytes
         words: list[str] = []
-        for start, width in word_blocks(self.bits):
+        for width in blocks(self.bits):
             registers = [b.register("r") for _ in range(width)]
             suffix = f".v{width}" if width > 1 else ""
-            b.do(f"ld.shared{suffix}.b32", vector(registers), memory(self.lane_bases[width], tile + 4 * start))
+            b.do(f"ld.shared{suffix}.b32", vector(registers), memory(self.lane_bases[width], place))
             words += registers
+            place += 32 * 4 * width
         return words
-
-
-def word_blocks(bits: int) -> list[tuple[int, int]]:
-    """(first u32, words per lane) of the blocks in which a 16 x 64 tile holds its lanes' words."""
-    blocks, start = [], 0
-    for width in (4, 2, 1):
-        while bits - start // 32 >= width:
-            blocks.append((start, width))
-            start += 32 * width
-    return blocks
 
 
 class GroupRows(Staged):
@@ -563,9 +555,17 @@ def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
 
 
 def packed_array(codes: Op) -> tuple[Array, Format]:
-    """The packed weight that a load of codes reads."""
+    """The packed weight that a load of codes reads. Raises FORMAT_UNSUPPORTED for what no kernel reads yet."""
     assert codes.array is not None and isinstance(codes.array.element, Format)
-    return codes.array, codes.array.element
+    fmt = codes.array.element
+    for part, value, holds, fix in (
+        ("codebooks", fmt.dtype, fmt.code.kind == "table", f'use "u{fmt.bits}"'),
+        ("scales", fmt.scale, fmt.scale not in SCALES, f"use {', '.join(SCALES)}"),
+        ("outer scales", fmt.outer, fmt.outer is not None, "fold them into scales of f32"),
+    ):
+        if holds:
+            raise LowbitvmError("FORMAT_UNSUPPORTED", f"no kernel reads {part} of {value}", fix, codes.location)
+    return codes.array, fmt
 
 
 def _shift_right(state: State, value: Operand, bits: int) -> Operand:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import decoder
+from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.pipeline import UNIT_K
-from lowbitvm.pack import TILE_N, PackedWeight
+from lowbitvm.pack import PackedWeight
+from lowbitvm.words import TILE_N
 
 STEP = 8
 MMA_LOSS = 11 * 2.0**-24  # of one step, relative to the sum of the terms' magnitudes
@@ -63,12 +64,12 @@ def agrees(y: Any, exact: Matrix, bound: Matrix) -> np.ndarray[Any, np.dtype[np.
 def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: int) -> Matrix:
     fmt, k = weight.format, weight.in_features
     values, scale, zero, offset = _parts(weight)
-    factor, shift, floor, digits = _fragments(weight, act)
+    factor, shift, floor = _fragments(weight, act)
     fragments = np.maximum(np.abs(values + shift), floor)  # what the MMAs see, in units of values
     taken = np.abs(zero + shift)
     group = fmt.group_size(k)
     longest, shortest = min(UNIT_K, group) or 1, min(UNIT_K, group, bk) or 1
-    steps = -(-(longest - np.arange(k) % longest) // STEP) * digits
+    steps = -(-(longest - np.arange(k) % longest) // STEP)
     adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1)
     loss = MMA_LOSS * steps
     inside = loss * (fragments + taken) + 2 * F32_ROUNDING * (np.abs(values - zero) + taken)
@@ -90,7 +91,9 @@ def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     fmt = weight.format
     codes, scales, zeros = weight.unpack()
     groups = np.arange(weight.in_features) // max(1, fmt.group_size(weight.in_features))
-    values, scale = _wide(codes), np.abs(_per_k(scales, weight, groups))
+    code = fmt.code
+    values = _wide(codes) if code.is_linear else code.decode(np.asarray(codes))
+    scale = np.abs(_per_k(scales, weight, groups))
     nothing = np.zeros_like(values)
     if zeros is None:
         return values, scale, nothing, nothing
@@ -98,17 +101,18 @@ def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     return (values, scale, nothing, np.abs(given)) if fmt.zero == "offset" else (values, scale, given, nothing)
 
 
-def _fragments(weight: PackedWeight, act: str) -> tuple[Matrix, Matrix, Matrix, int]:
+def _fragments(weight: PackedWeight, act: str) -> tuple[Matrix, Matrix, Matrix]:
     """How the kernel's MMAs see the weights: fragment = factor * (value + shift), aligned at no less than the floor.
 
-    Each (N, 1): they depend on the row of the 16-row tile. The floor is in units of values. And the MMAs per k16 step.
+    Each (N, 1): they depend on the row of the 16-row tile. The floor is in units of values.
     """
     used, code = decoder(weight.format.code, act), weight.format.code
-    step, bias = 1, code.bias
+    assert isinstance(used, Decoder), "no kernel reads codebooks"
+    step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
     rows = np.arange(weight.out_features)[:, None] % TILE_N // (TILE_N // 2)
     factor = np.array(used.factors)[rows] / step
     shift = np.array(used.offsets)[rows] * step + bias
-    return factor, shift, SMALLEST_NORMAL[act] / factor, used.digits
+    return factor, shift, SMALLEST_NORMAL[act] / factor
 
 
 def _per_k(values: Any, weight: PackedWeight, groups: np.ndarray[Any, Any]) -> Matrix:
