@@ -3,7 +3,7 @@
 A rotation brings codes to a place of a register's halves where one mask leaves, without any arithmetic, a float:
 
 f16, integers: patterns 0 .. 2047 are exactly pattern * 2**-24 (subnormals and the first binade), so a code that starts
-    at bit s is q * 2**(s - 24). The register's row class (g or g + 8) has one start; its factor goes into the scale.
+    at bit s is q * 2**(s - 24). A register's row class (g or g + 8) has one start, its factor goes into the scale.
 f16, floats: sign and magnitude fall on the f16's sign and on the last bits of its exponent and the first of its
     mantissa, which gives the value times a power of two, subnormals included.
 bf16, integers: the code's bits below the exponent 0 give 1 + q * 2**(s - 7); the offset is taken off the accumulators.
@@ -166,7 +166,7 @@ class TableDecoder:
         return np.tile(registers, 32 // registers.shape[1])
 
     def constants(self, b: Emitter, lane: str, table: str) -> list[str]:
-        """Emits what stays in registers: `lane` holds the lane's number, `table` the table's address."""
+        """Emits what stays in registers, from the registers of the lane's number and of the table's address."""
         width = max(1, self.span)
         copy = b.op("and.b32", "r", lane, 32 // width - 1) if width > 1 else lane
         return [b.op("shl.b32", "r", copy, 1 + width.bit_length()), table]

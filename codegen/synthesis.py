@@ -1,6 +1,6 @@
-"""The search for the stored order of a chunk and its decode sequence, together; `lowbitvm.chunk.LAYOUTS` is its result.
+"""The search for a chunk's stored order and its decode sequence, together; `lowbitvm.chunk.LAYOUTS` is its result.
 
-The halves of a word are a circle of 16 places, on which a pair of codes is an arc: a rotation of the word, a SHF, moves
+The halves of a word are one circle of 16 places, on which a pair of codes is an arc: a rotation of the word (SHF) moves
 all arcs, and one LOP3 takes a pair out once it stands at the start of its row class. A rotation is counted once per
 word however many pairs it serves, so pairs want to share rotations. Widths that do not divide 16 leave places over in
 every word. LOP3s collect them in a *merge*, a word in which more pairs stand, or put pairs together one by one.
@@ -61,7 +61,7 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Placed:
-    """A word's free places in a merge: after `rotation`, then rotated by `group` with others, they are `places`."""
+    """A word's free places in a merge: seen after `rotation`, then rotated by `group` too, they are `places`."""
 
     arrangement: Arrangement
     rotation: int
@@ -254,8 +254,8 @@ def _items(code: CodeType, words: str) -> list[Item]:
     for word in words.split():
         pair, part = word[0], word[1:]
         ranges = {"*": [(0, sign), (sign, code.bits)], "m": [(0, sign)], "s": [(sign, code.bits)]}
-        first_last = ranges.get(part) or [tuple(map(int, part.split(":")))]
-        for first, last in first_last:
+        lowest, _, end = part.partition(":")
+        for first, last in ranges[part] if part in ranges else [(int(lowest), int(end))]:
             places = [SIGN_PLACE if first == sign else MANTISSA[act] - code.mantissa + first for act in ("f16", "bf16")]
             items.append(Item(pair, first, last - first, *places))
     return sorted(items, key=lambda item: item.bit == sign or item.length < sign)
@@ -265,10 +265,11 @@ def _items(code: CodeType, words: str) -> list[Item]:
 def _circle(items: tuple[Item, ...], weights: tuple[float, float]) -> tuple[tuple[int, Item], ...]:
     """The (place, arc) of the cheapest order of arcs around a word, by branch and bound.
 
-    The weighted cost counts rotations besides 0 and parts of pairs. Magnitudes have a rotation each; a pair that has
-    not been placed needs one part at least. Where a word has many arcs, its magnitudes stand side by side.
+    The weighted cost counts rotations besides 0 and parts of pairs. Arcs for the same place of a register, such as the
+    magnitudes, have a rotation each; a pair that has not been placed needs one part at least. Where a word has many
+    arcs, its magnitudes stand side by side.
     """
-    magnitudes = sum(item.length > 1 for item in items)
+    magnitudes = sum(item.f16 == items[0].f16 for item in items)
     pairs = {item.pair for item in items}
     alike = {pair: tuple(item[1:] for item in items if item.pair == pair) for pair in pairs}
     best: tuple[float, tuple[tuple[int, Item], ...]] = (float("inf"), ())
