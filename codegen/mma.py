@@ -29,6 +29,8 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
+
 Pair = tuple[str, str]  # of row classes g and g + 8
 
 
@@ -80,6 +82,10 @@ class Dot:
             self.fixed_zeros = (low, high)
         self.sums = self.fixed_zeros is not None or self.format.zero is not None
         self.ones = self._ones() if self.sums else []
+        self.row_lanes: list[Operand] = []
+        if self.sums and self.segment >= SHORTEST_TURN:  # those that have rows 2 q and 2 q + 1: lanes 8 q and 8 q + 4
+            first = self.state.linear(self.state.tid, [8, 16])
+            self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
 
     def _ones(self) -> list[str]:
         """A fragment of ones in four registers that ptxas can neither join nor make anew at every use.
@@ -169,7 +175,7 @@ class Dot:
         loads = [self._activations(j, k) for k in range(aligned, first + self.segment, LDMATRIX_K)]
         activations = [pair for load in loads for pair in (load[:2], load[2:])]
         activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
-        sums = self._chain([self.ones] * len(activations), activations) if self.sums else None
+        sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
             for i, product in enumerate(self._chain(weights[t], activations)):
                 register = accumulators[4 * (j + self.columns * t) + i]
@@ -178,6 +184,24 @@ class Dot:
                 b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
                 if sums is not None and scaling.offsets is not None:
                     b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
+
+    def _row_sums(self, loads: list[list[str]], activations: list[list[str]]) -> list[str]:
+        """Emits the sums X of an n8 tile's rows in the accumulators' layout, over the segment.
+
+        With the weights' side all ones an MMA serves 16 of k, and its result is in place. The four registers of an
+        ldmatrix taken as the weights' side serve 32 of k; then row g of the result has a half of row g's sum and row
+        g + 8 the other, and the columns, which are lanes, are to be exchanged for rows.
+        """
+        if len(loads) < SHORTEST_TURN // LDMATRIX_K:
+            return self._chain([self.ones] * len(activations), activations)
+        b = self.state.builder
+        halves = self._chain(loads, [self.ones[:2]] * len(loads))
+        total = b.op("add.rn.f32", "f", halves[0], halves[2])
+        pair = []
+        for lane in self.row_lanes:
+            bits = b.op("shfl.sync.idx.b32", "r", b.op("mov.b32", "r", total), lane, 31, 0xFFFFFFFF)
+            pair.append(b.op("mov.b32", "f", bits))
+        return pair * 2
 
     def _chain(self, weights: list[list[str]], activations: list[list[str]]) -> list[str]:
         """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero."""
