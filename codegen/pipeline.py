@@ -493,8 +493,9 @@ class Pipeline:
         self.state.builder.do("sub.s32", self.left, self.left, self.unit.slots * self.unit.k)
 
     def drain(self) -> None:
-        """Emits the wait for copies of units that were never used."""
-        self.state.builder.do("cp.async.wait_all")
+        """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
+        if not self.unit.exact:
+            self.state.builder.do("cp.async.wait_all")
 
 
 def staged_loads(loop: Op) -> list[tuple[Op, Op, Op]]:
