@@ -31,7 +31,8 @@ from lowbitvm.dtypes import bf16, f16, f32, i4, i32, u4
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
-from lowbitvm.pack import PackedWeight, pack, quantize
+from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear

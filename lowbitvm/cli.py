@@ -20,8 +20,8 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
 from lowbitvm.kernels.linear import ACTIVATIONS
-from lowbitvm.pack import quantize
 from lowbitvm.plan import chosen_tile
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear

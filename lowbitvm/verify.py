@@ -215,7 +215,7 @@ def _array_type(op: Op) -> str | None:
 
 
 def _stored_type(array: Array) -> DType:
-    return dtypes.get(array.element.dtype) if isinstance(array.element, Format) else array.element
+    return array.element.code if isinstance(array.element, Format) else array.element
 
 
 def _load_dtypes(op: Op) -> str | None:
