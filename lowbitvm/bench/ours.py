@@ -93,7 +93,7 @@ def build(variant: Variant) -> Kernel:
         compiled.spills,
         compiled.shared,
         conflicts,
-        per_matrix,
+        weights_per_matrix=per_matrix,
     )
 
 

@@ -20,7 +20,10 @@ from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.linear import ACTIVATIONS
 
-PEERS = {"Triton": ("triton", "lowbitvm.bench.triton_peer")}  # name -> (package, module with `rows`)
+PEERS = {  # name -> (package, module with `rows`)
+    "Triton": ("triton", "lowbitvm.bench.triton_peer"),
+    "TileLang": ("tilelang", "lowbitvm.bench.tilelang_peer"),
+}
 # Codes of errors that say that there is no such kernel; such a combination stands below the table, not in it.
 REFUSALS = frozenset(
     ("FORMAT_INVALID", "FORMAT_UNSUPPORTED", "KERNEL_UNSUPPORTED", "SHARED_MEMORY_EXCEEDED", "TILE_INVALID")
