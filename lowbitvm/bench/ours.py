@@ -11,8 +11,8 @@ from lowbitvm import dtypes
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.pack import quantize
 from lowbitvm.plan import Tile, chosen_tile
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear

@@ -18,7 +18,7 @@ from lowbitvm.bench.measure import LATENCY_NS, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, Variant, build, variants
 from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.linear import ACTIVATIONS
+from lowbitvm.runtime.linear import INPUTS
 
 PEERS = {  # name -> (package, module with `rows`)
     "Triton": ("triton", "lowbitvm.bench.triton_peer"),
@@ -53,7 +53,7 @@ def collect(
     the format has them; with `quick` sm_80, f16 and QUICK_TILES.
     """
     target_names = target_names or (TARGETS[:1] if quick else TARGETS)
-    acts = acts or (ACTIVATIONS[:1] if quick else ACTIVATIONS)
+    acts = acts or (INPUTS[:1] if quick else INPUTS)
     tiles = tiles or (QUICK_TILES if quick else list(TILES))
     with Progress(transient=True) as progress:
         rows, refused = our_rows(
