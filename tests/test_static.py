@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import lowbitvm as lb
-from lowbitvm import dtypes, targets
+from lowbitvm import targets
 from lowbitvm.bench import measure, ours, pipes, static
 from lowbitvm.bench.loops import main_nest, natural_loops, read_ptx, read_sass
 from lowbitvm.bench.ours import Variant
@@ -318,7 +318,7 @@ def test_the_command_writes_a_row_with_the_agreed_columns_for_every_format_that_
         assert f" {row['tile']} " in result.output
     found = [row["weights"] for row in content["static"]]
     assert {"u4", "i4"} <= set(found)
-    assert sorted(found + [name.split()[0] for name in content["refused"]]) == sorted(dtypes.CODE_TYPES)
+    assert sorted(found + [name.split()[0] for name in content["refused"]]) == sorted(ours.WEIGHTS)
     assert content["targets"] == {"sm_80": {"gpu": "A100-80", "bytes_needed": 15104}}  # 2039 GB/s x 800 ns / 108
 
 
