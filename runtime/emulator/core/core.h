@@ -24,6 +24,7 @@ typedef int64_t i64;
 #define LANES 32
 #define FULL 0xFFFFFFFFu
 #define SLOT_BYTES 128
+#define CACHE_LINE 64 /* a vector that lies in two is slow */
 #define NO_GUARD 0xFFFF
 #define MAX_OPERANDS 36
 #define MAX_WARPS 32

@@ -61,7 +61,7 @@ typedef struct {
     const u32 *a[8], *b[4];
 } Step;
 typedef struct {
-    float value[4][LANES];
+    _Alignas(CACHE_LINE) float value[4][LANES];
     u32 f16; /* the values are of f16: subnormals have its lowest exponent */
 } Sums;
 bool fused_step(const Step *s, Sums *c);

@@ -17,6 +17,7 @@ typedef u8 STEP(Bytes) __attribute__((vector_size(4 * WIDTH)));
 #define Unsigned STEP(Unsigned)
 #define Words STEP(Words)
 #define Bytes STEP(Bytes)
+#define UNROLL _Pragma("GCC unroll 16")
 #define ALL(x) ((Ints){0} + (x))
 
 /* A value of k in a piece is 2q + h for 16-bit types, whose registers have two halves, else q. In a byte vector of A's or
@@ -117,6 +118,7 @@ INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Ope
     if (!STEP(encode)(*o->a_code, pieces * halves * BYTE_PARTS, type, &a_base)) return false;
     if (!STEP(encode)(b, (u32)(pieces * sizeof *o->b_code / sizeof *b), type, &b_base)) return false;
     memcpy(o->b_code, b, pieces * sizeof *o->b_code);
+    __asm__("" : "+m"(o->b), "+m"(o->b_code)); /* in memory: a load spreads a value for nothing, an extraction does not */
     o->offset = a_base + b_base - 128 + 127 - (type == F16 ? 30 : 254);
     return o->offset + 254 <= 100 + 127; /* else products may be beyond f32 */
 }
@@ -125,7 +127,7 @@ INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Ope
 INLINE void STEP(tops)(const STEP(Operands) *o, u32 pieces, u32 halves, Bytes (*top)[BYTE_PARTS]) {
     for (u32 part = 0; part < BYTE_PARTS; part++) {
         Bytes even = {0}, odd = {0};
-        for (u32 n = 0; n < 4 * halves * pieces; n++) {
+        UNROLL for (u32 n = 0; n < 4 * halves * pieces; n++) {
             const u32 p = n / (4 * halves), k = n % (4 * halves), q = k / halves, h = k % halves;
             const Bytes a = PICK_BYTES(o->a_code[n / 4][part], n % 4);
             even = MAX_BYTES(even, a + (Bytes)(Unsigned)ALL((i32)o->b_code[p][STEP(code_index)(halves, q, h, 0)]));
@@ -146,12 +148,12 @@ INLINE bool STEP(units)(const STEP(Operands) *o, const Sums *c, u32 type, i32 F,
                         Floats (*scale)[OUTPUTS], Floats (*unit)[OUTPUTS]) {
     Unsigned least = ~(Unsigned){0};
     Bytes bad = {0};
-    for (u32 parity = 0; parity < 2; parity++)
-        for (u32 part = 0; part < BYTE_PARTS; part++) {
+    UNROLL for (u32 parity = 0; parity < 2; parity++)
+        UNROLL for (u32 part = 0; part < BYTE_PARTS; part++) {
             const Bytes code = top[parity][part], nonzero = (Bytes)(code > 127);
             Words field[4];
             Bytes highest, up, down;
-            for (u32 n = 0; n < 4; n++) {
+            UNROLL for (u32 n = 0; n < 4; n++) {
                 const Unsigned twice = STEP(sum_of)(c, 4 * part + n, parity) << 1;
                 least = (Unsigned)MIN_UNSIGNED(least, twice - 1);
                 field[n] = (Words)(twice >> 24);
@@ -163,7 +165,7 @@ INLINE bool STEP(units)(const STEP(Operands) *o, const Sums *c, u32 type, i32 F,
             if (type != F16) bad |= (Bytes)(highest < 27) & nonzero;
             highest = MAX_BYTES(highest, (Bytes){0} + 27);
             up = (Bytes){0} + (u8)(F + 254) - highest, down = highest - (u8)F;
-            for (u32 n = 0; n < 4; n++) {
+            UNROLL for (u32 n = 0; n < 4; n++) {
                 scale[parity][4 * part + n] = (Floats)((Unsigned)TO_TOP(up, n) >> 1);
                 unit[parity][4 * part + n] = (Floats)((Unsigned)TO_TOP(down, n) >> 1);
             }
@@ -263,3 +265,4 @@ static bool STEP(step)(const Step *s, Sums *c) {
 #undef Words
 #undef Bytes
 #undef ALL
+#undef UNROLL
