@@ -41,7 +41,7 @@ static Copy *new_copy(Warp *w) {
 static void write_bytes(Warp *w, Copy *c, u32 lanes) {
     u8 *shared = w->b->shared;
     lanes &= ~c->landed;
-    if (c->size == 16) EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], 16);
+    if (c->size == 16) LANES_OF(lanes, l, memcpy(shared + c->address[l], c->data[l], 16);)
     else EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], c->size);
     if (w->b->tainted) EACH(lanes, l) taint(w->b, shared + c->address[l], c->size, false);
     c->landed |= lanes;
@@ -124,7 +124,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     memcpy(copy->group, w->group, sizeof copy->group);
     if (active & ~part) resolve_addresses(w, i, active & ~part, size, GLOBAL, READ, &a);
     EACH(active & ~a.lanes, l) memset(copy->data[l], 0, 16);
-    if (size == 16) EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], 16);
+    if (size == 16) LANES_OF(a.lanes, l, memcpy(copy->data[l], a.bytes[l], 16);)
     else EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
     EACH(part, l) if (!read_part(w, i, l, a.address[l], bytes[l], copy->data[l]) || !bytes[l]) part &= ~(1u << l);
     if (part) count_global(tally_of(w, i), part, a.address, size);

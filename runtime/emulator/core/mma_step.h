@@ -137,14 +137,14 @@ INLINE void STEP(tops)(const STEP(Operands) *o, u32 pieces, u32 halves, Bytes (*
     }
 }
 
-INLINE Unsigned STEP(sum_of)(const Sums *c, u32 n, u32 parity) {
-    Unsigned x;
-    memcpy(&x, c->value[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), sizeof x);
+INLINE Floats STEP(addend)(const Step *s, u32 n, u32 parity) {
+    Floats x;
+    memcpy(&x, (const u32 *)s->c[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), sizeof x);
     return x;
 }
 
 /* 2^(F - top) and 2^(top - F) of the outputs, by parity. False where the general way must do it. */
-INLINE bool STEP(units)(const STEP(Operands) *o, const Sums *c, u32 type, i32 F, Bytes (*top)[BYTE_PARTS],
+INLINE bool STEP(units)(const STEP(Operands) *o, const Step *s, u32 type, i32 F, Bytes (*top)[BYTE_PARTS],
                         Floats (*scale)[OUTPUTS], Floats (*unit)[OUTPUTS]) {
     Unsigned least = ~(Unsigned){0};
     Bytes bad = {0};
@@ -154,12 +154,12 @@ INLINE bool STEP(units)(const STEP(Operands) *o, const Sums *c, u32 type, i32 F,
             Words field[4];
             Bytes highest, up, down;
             UNROLL for (u32 n = 0; n < 4; n++) {
-                const Unsigned twice = STEP(sum_of)(c, 4 * part + n, parity) << 1;
+                const Unsigned twice = (Unsigned)STEP(addend)(s, 4 * part + n, parity) << 1;
                 least = (Unsigned)MIN_UNSIGNED(least, twice - 1);
                 field[n] = (Words)(twice >> 24);
             }
             highest = STEP(pack)(field);
-            if (c->f16) highest = MAX_BYTES(highest, (Bytes){0} + (127 - 14)) & (Bytes)(highest != 0);
+            if (s->f16) highest = MAX_BYTES(highest, (Bytes){0} + (127 - 14)) & (Bytes)(highest != 0);
             highest = MAX_BYTES(highest, SUBTRACT_BYTES(code, (Bytes){0} + (u8)-o->offset) & nonzero);
             bad |= (Bytes)(highest == 255);
             if (type != F16) bad |= (Bytes)(highest < 27) & nonzero;
@@ -223,37 +223,36 @@ INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 n, Fl
     }
 }
 
-INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, u32 kept, Sums *c) {
+INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, u32 kept) {
     const u32 halves = type == TF32 ? 1 : 2;
     STEP(Operands) o;
     Bytes top[2][BYTE_PARTS];
-    Floats scale[2][OUTPUTS], unit[2][OUTPUTS];
+    Floats scale[2][OUTPUTS], unit[2][OUTPUTS], result[2][OUTPUTS];
     if (!STEP(load)(s, type, pieces, halves, &o)) return false;
     STEP(tops)(&o, pieces, halves, top);
-    if (!STEP(units)(&o, c, type, (i32)s->fraction_bits, top, scale, unit)) return false;
+    if (!STEP(units)(&o, s, type, (i32)s->fraction_bits, top, scale, unit)) return false;
     for (u32 n = 0; n < OUTPUTS; n++) {
         Ints sums[2][4];
         STEP(sum)(&o, pieces, halves, n, scale[0][n], scale[1][n], sums);
         for (u32 parity = 0; parity < 2; parity++) {
-            Floats x = (Floats)STEP(sum_of)(c, n, parity);
-            sums[parity][0] += TRUNCATE(x * scale[parity][n]);
-            x = STEP(round)(sums[parity], pieces, unit[parity][n], kept);
-            memcpy(c->value[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), &x, sizeof x);
+            sums[parity][0] += TRUNCATE(STEP(addend)(s, n, parity) * scale[parity][n]);
+            result[parity][n] = STEP(round)(sums[parity], pieces, unit[parity][n], kept);
         }
     }
+    for (u32 r = 0; r < 4; r++) memcpy(s->d[r], result[r % 2] + r / 2 * PARTS, LANES * sizeof(float));
     return true;
 }
 
 #define FUSE(name, type, pieces)                                                                                       \
-    static bool STEP(name)(const Step *s, Sums *c) {                                                                   \
-        return s->kept == 24 ? STEP(fuse)(s, type, pieces, 24, c) : STEP(fuse)(s, type, pieces, s->kept, c);           \
+    static bool STEP(name)(const Step *s) {                                                                            \
+        return s->kept == 24 ? STEP(fuse)(s, type, pieces, 24) : STEP(fuse)(s, type, pieces, s->kept);                 \
     }
 FUSE(f16_1, F16, 1) FUSE(f16_2, F16, 2) FUSE(f16_4, F16, 4) FUSE(bf16_1, BF16, 1) FUSE(bf16_2, BF16, 2) FUSE(tf32_1, TF32, 1) FUSE(tf32_2, TF32, 2)
-static bool STEP(step)(const Step *s, Sums *c) {
-    static bool (*const forms[3][2])(const Step *, Sums *) = {
+static bool STEP(step)(const Step *s) {
+    static bool (*const forms[3][2])(const Step *) = {
         {STEP(f16_1), STEP(f16_2)}, {STEP(bf16_1), STEP(bf16_2)}, {STEP(tf32_1), STEP(tf32_2)}};
-    if (s->k == 4) return STEP(f16_4)(s, c);
-    return forms[s->type - F16][s->k - 1](s, c);
+    if (s->k == 4) return STEP(f16_4)(s);
+    return forms[s->type - F16][s->k - 1](s);
 }
 #undef FUSE
 #undef PARTS

@@ -23,6 +23,14 @@ VECTOR static u32 groups_used(const u64 *address, u32 shift, u32 groups) {
     return used;
 }
 
+/* Whether no two of the lanes can be in different lines of all banks. */
+VECTOR static bool one_line(u32 active, const u64 *address) {
+    const u64 first = address[__builtin_ctz(active)];
+    u64 other = 0;
+    for (u32 l = 0; l < LANES; l++) other |= active >> l & 1 ? (address[l] ^ first) >> 7 : 0;
+    return !other;
+}
+
 static void add_phase(Tally *t, u32 wavefronts, u32 least) {
     t->wavefronts += wavefronts, t->least_wavefronts += least;
     if (wavefronts > t->worst_conflict) t->worst_conflict = wavefronts;
@@ -35,6 +43,10 @@ void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
     if (active == FULL && groups_used(address, shift, groups) == FULL) { /* each group serves one lane */
         add_phase(t, 1, 1);
         t->wavefronts += LANES / groups - 1, t->least_wavefronts += LANES / groups - 1;
+        return;
+    }
+    if (groups == LANES && active && one_line(active, address)) {
+        add_phase(t, 1, 1);
         return;
     }
     for (u32 first = 0; first < LANES; first += groups) {
