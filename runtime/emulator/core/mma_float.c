@@ -369,9 +369,10 @@ static bool multiply_fast(const Product *p, const Unit *u, u32 *const *d) {
     const bool bytes = bits_of_type(p, p->a_type) == 8, f16 = p->c_type == F16, in_place = !f16 && !u->detached;
     const u32 pieces = p->b_registers * (bytes ? 2 : 1), together = u->group * (bytes ? 16 : bits_of_type(p, p->a_type)) / 128;
     u32 wide[12][LANES];
-    Step s = {.type = bytes ? F16 : p->a_type, .fraction_bits = u->fraction_bits, .kept = f16 ? 11 : u->kept, .f16 = f16};
+    Step s; /* its arrays are filled as far as a step has use for them */
     Sums sums;
     if (p->scale_vector || !together) return false;
+    s.type = bytes ? F16 : p->a_type, s.fraction_bits = u->fraction_bits, s.kept = f16 ? 11 : u->kept, s.f16 = f16;
     s.a_least = least_field(p->a_type, bytes, u), s.b_least = least_field(p->b_type, bytes, u);
     if (bytes) widen_operands(p, u->detached, wide);
     if (u->detached) memset(sums.value, 0, sizeof sums.value);
