@@ -69,7 +69,14 @@ class Not:
     name: Name
 
 
-Operand = Name | Immediate | Address | Vector | Group | Pair | Not
+@dataclass(frozen=True)
+class Negated:
+    """`-r`, of a video instruction."""
+
+    name: Name
+
+
+Operand = Name | Immediate | Address | Vector | Group | Pair | Not | Negated
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ CUDA_TARGETS = {
     "narrow": ("sm_80", "sm_89", "sm_120a"),
     "pipeline": ("sm_75", "sm_80", "sm_89"),
     "reductions": ("sm_75", "sm_80"),
+    "simd": ("sm_75", "sm_90"),
     "wmma": ("sm_75", "sm_80", "sm_89"),
 }
 

@@ -1,7 +1,9 @@
 """CUDA code as people write it, compiled here by nvcc, against numpy and exact integers."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -889,3 +891,61 @@ def test_pairs_of_halves_convert_to_narrow_floats(arch: str) -> None:
         np.testing.assert_array_equal(first, e4m3.view(np.uint16)[:, 0])
         np.testing.assert_array_equal(second, e5m2.view(np.uint16)[:, 0])
         np.testing.assert_array_equal(back, e4m3.astype(np.float16))
+
+
+# ---- simd.cu
+
+SIMD_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "absdiff": lambda a, b: abs(a - b),
+    "sad": lambda a, b: abs(a - b),
+    "avg": lambda a, b: (a + b + (a + b >= 0)) >> 1,  # a half is rounded away from zero
+    "hadd": lambda a, b: (a + b) >> 1,
+    "max": np.maximum,
+    "min": np.minimum,
+}
+SIMD_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+}
+
+
+# What it does, its type, whether it saturates, elements.
+SIMD_NAME = re.compile(r"__v(add|sub|absdiff|sad|avg|hadd|max|min|cmp\w\w|set\w\w)([us]?)(s?)([24])")
+
+
+def simd(name: str, x: Any, y: Any) -> Any:
+    """What the CUDA Math API says of an intrinsic, on the elements of words."""
+    match = SIMD_NAME.fullmatch(name)
+    assert match, name
+    what, kind, saturated, elements = match.groups()
+    dtype = np.dtype(f"{'i' if kind == 's' else 'u'}{4 // int(elements)}")
+    a, b = x.view(dtype).astype(np.int64), y.view(dtype).astype(np.int64)
+    if what[:3] in ("cmp", "set"):
+        value = SIMD_COMPARISONS[what[3:]](a, b) * (-1 if what[:3] == "cmp" else 1)
+    else:
+        value = SIMD_ARITHMETIC[what](a, b)
+    if what == "sad":
+        return value.reshape(len(x), -1).sum(1).astype(np.uint32)
+    if saturated:
+        value = np.clip(value, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return value.astype(dtype).view(np.uint32)
+
+
+@targets("simd")
+def test_intrinsics_work_on_bytes_and_halves(arch: str) -> None:
+    text = (Path(__file__).parent / "cuda" / "simd.cu").read_text()
+    names = re.findall(r"apply\((__v\w+)\)", text)
+    n = 500
+    x, y = words(1, n), words(2, n)
+    for *_, out, _ in run(
+        "simd", arch, "every_intrinsic", (4,), (128,), x, y, empty(len(names), n, dtype=np.uint32), n
+    ):
+        for name, got in zip(names, out, strict=True):
+            np.testing.assert_array_equal(got, simd(name, x, y), err_msg=name)
+    assert re.search(r"\bvabsdiff4\.", cuda("simd", arch).compile().ptx)

@@ -467,6 +467,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], sparse_ops[], matrix_ops[], wmma_ops[], print_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], sparse_ops[], matrix_ops[], wmma_ops[], print_ops[], video_ops[];
 
 #endif

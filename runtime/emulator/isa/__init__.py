@@ -18,6 +18,7 @@ from lowbitvm.runtime.emulator.isa import (
     mbarrier,
     memory,
     moves,
+    video,
     warp,
     wmma,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "mbarrier",
     "memory",
     "moves",
+    "video",
     "warp",
     "wmma",
 ]
