@@ -9,19 +9,11 @@ from lowbitvm.runtime import emulator
 from lowbitvm.runtime.emulator.isa.form import SPECIAL
 from lowbitvm.runtime.emulator.isa.regular import RULES
 from tests.fuzz.loading import failure
-from tests.fuzz.mutation import mutated
+from tests.fuzz.mutation import ODD, mutated
 from tests.legality_forms import instructions
 from tests.legality_mutants import operands_of
 from tests.legality_ptxas import module, rejected
 
-# Operands of every kind, and values at the edges of what fields hold.
-ODD = (
-    *("%r1", "%d1", "%p1", "%h1", "%f1", "%q1", "_", "L", "smem", "smem+4", "smem[3]", "number", "%tid.x", "%clock64"),
-    *("0", "-1", "16", "0x80000000", "4294967296", "18446744073709551615", "-9223372036854775808", "1.5", "1e999"),
-    *("0f7F800000", "0d7FF0000000000000", "WARP_SZ", "!%p1", "!nosuch", "nosuch", "%r1|%p1", "_|%p1", "{}", "{%r1}"),
-    *("{_, _}", "{1, -1}", "{{%r1}}", "{%r1, %r2, %r3, %r4, %r5, %r6, %r7, %r8, %r9}", "[%d1]", "[%r1+-1]", "[smem]"),
-    *("[5]", "[%p1]", "[%f1+4]", "[smem[9]]", "[%d1+9223372036854775807]", "[nosuch]", "[-1]", "1/0", "(1, 2)", ""),
-)
 FORMS = instructions()
 
 

@@ -526,8 +526,9 @@ class _Body:
             scope.registers[name] = kind
         else:
             scope.ranges[name] = kind, count
-        both = next((other for other in (name, *scope.registers) if scope.ranges and scope.of_range(other)), None)
-        if both in scope.registers:
+        ranged = (name,) if count is None else scope.registers
+        both = next((register for register in ranged if scope.of_range(register)), None)
+        if both is not None:
             raise Malformed(f"{both} is declared twice", position)
 
     def body_variables(self, reader: Reader, space: str) -> None:

@@ -2,8 +2,9 @@
 
     python -m tests.fuzz --corpus build/fuzz/corpus --seconds 300 --load
 
-A text is a module with one mutated instruction, from the forms that the tests of legality know or from a case of the
-corpus, or a whole mutated case. Each way to fail, told apart by where the exception comes from, is kept once.
+A text is a module with a few instructions, some mutated, from the forms that the tests of legality know, from the
+corpus, or branches; or a whole mutated case. Each way to fail, told apart by where the exception comes from, is kept
+once.
 """
 
 import random
@@ -15,14 +16,17 @@ from pathlib import Path
 
 from lowbitvm.runtime import emulator
 from tests.fuzz.corpus import Case
-from tests.fuzz.mutation import TOKEN, mutated
+from tests.fuzz.mutation import ODD, TOKEN, mutated
 from tests.legality_forms import instructions
+from tests.legality_mutants import operands_of
 from tests.legality_ptxas import module
 
 INSTRUCTION = re.compile(r"^\s*([a-z][\w.:]*[^;{}]*(?:\{[^;{}]*\}[^;{}]*)*);", re.MULTILINE)
 LARGEST = 20_000  # characters of a whole case
 TARGETS = ("sm_75", "sm_80", "sm_90a", "sm_100a", "sm_120a")
 WHOLE = 0.05  # of the texts are whole cases
+MORE = 0.3  # of the others have one instruction more, of these as many one more
+BRANCHES = ("bra L", "@%p1 bra L", "@!%p2 bra M", "bra M", "M: mov.u32 %r1, 1", "{ M: bra M", "}", "@%p1 ret", "exit")
 
 
 def failure(text: str) -> str | None:
@@ -46,6 +50,30 @@ def single_instructions(corpus: list[Case]) -> list[str]:
     return sorted(found.values())
 
 
+def text_of(singles: list[str], whole: list[str], words: list[str], rng: random.Random) -> str:
+    """The next text to load."""
+    if rng.random() < WHOLE:
+        return mutated(rng.choice(whole), words, rng)
+    lines = [_line(rng.choice(singles), words, rng)]
+    while rng.random() < MORE:
+        lines.append(rng.choice(BRANCHES) if rng.random() < 0.5 else _line(rng.choice(singles), words, rng))
+    rng.shuffle(lines)
+    return module([";\n".join(lines)], rng.choice(TARGETS), 9.3)
+
+
+def _line(instruction: str, words: list[str], rng: random.Random) -> str:
+    how = rng.random()
+    if how < 0.05:
+        return instruction
+    if how < 0.7:
+        return mutated(instruction, words, rng)
+    name, _, tail = instruction.partition(" ")
+    operands = operands_of(tail)
+    if operands:
+        operands[rng.randrange(len(operands))] = rng.choice(ODD)
+    return f"{name} {', '.join(operands)}"
+
+
 def work(corpus: list[Case], seed: int, seconds: float, folder: Path) -> int:
     """One worker: prints the number of texts now and then; the number of ways to fail."""
     rng = random.Random(seed)
@@ -54,10 +82,7 @@ def work(corpus: list[Case], seed: int, seconds: float, folder: Path) -> int:
     failures: set[str] = set()
     end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        if rng.random() < WHOLE:
-            text = mutated(rng.choice(whole), words, rng)
-        else:
-            text = module([mutated(rng.choice(singles), words, rng)], rng.choice(TARGETS), 9.3)
+        text = text_of(singles, whole, words, rng)
         found = failure(text)
         count += 1
         if found is not None and found not in failures:

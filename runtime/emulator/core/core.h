@@ -137,7 +137,7 @@ struct Warp {
     u64 since_look; /* instructions */
     bool yields;   /* ends its burst */
     bool informed; /* some lane's mind is not empty */
-    Copy *copies;
+    Copy **copies;
     u32 copy_count, copy_capacity;
     u64 copy_serial;
     struct Arrival *arrivals; /* copies.c: cp.async.mbarrier.arrive */
@@ -360,6 +360,11 @@ static inline void set_lane(const Warp *w, const Insn *i, u32 n, u32 lane, u64 v
     u8 *slot = w->slots + (size_t)SLOT_BYTES * i->operand[n];
     if (i->wide >> n & 1) ((u64 *)slot)[lane] = value;
     else ((u32 *)slot)[lane] = (u32)value;
+}
+INLINE void get_lanes(const Warp *w, const Insn *i, u32 n, u64 *to) {
+    const u8 *slot = w->slots + (size_t)SLOT_BYTES * i->operand[n];
+    if (i->wide >> n & 1) memcpy(to, slot, LANES * sizeof *to);
+    else for (u32 l = 0; l < LANES; l++) to[l] = ((const u32 *)slot)[l];
 }
 static inline u64 next_random(Machine *m) { /* xorshift64* */
     m->random ^= m->random >> 12, m->random ^= m->random << 25, m->random ^= m->random >> 27;

@@ -25,6 +25,7 @@ struct Launch {
 void free_block(Block *b) {
     for (u32 n = 0; b->warp && n < b->m->warps; n++) {
         sync_forget(b->warp + n);
+        for (u32 k = 0; k < b->warp[n].copy_capacity; k++) free(b->warp[n].copies[k]);
         free(b->warp[n].copies), free(b->warp[n].arrivals);
     }
     barriers_reset(b);
