@@ -73,6 +73,7 @@ TRAPS = (
     "the kernel stops itself",
     "the index of brx.idx is beyond its list",
     "the register holds the address of none of the functions that the call names",
+    "the recursion is deeper than the levels that the emulator expands it to",
 )
 
 # Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".

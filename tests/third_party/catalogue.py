@@ -210,6 +210,7 @@ CUDA_TARGETS = {
     "language": ("sm_75", "sm_80"),
     "narrow": ("sm_80", "sm_89", "sm_120a"),
     "pipeline": ("sm_75", "sm_80", "sm_89"),
+    "recursion": ("sm_75", "sm_90"),
     "reductions": ("sm_75", "sm_80"),
     "simd": ("sm_75", "sm_90"),
     "wmma": ("sm_75", "sm_80", "sm_89"),

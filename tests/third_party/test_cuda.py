@@ -949,3 +949,50 @@ def test_intrinsics_work_on_bytes_and_halves(arch: str) -> None:
         for name, got in zip(names, out, strict=True):
             np.testing.assert_array_equal(got, simd(name, x, y), err_msg=name)
     assert re.search(r"\bvabsdiff4\.", cuda("simd", arch).compile().ptx)
+
+
+# ---- recursion.cu
+
+MOVES = np.dtype([("count", np.int32), ("digits", np.int64)], align=True)
+
+
+def hanoi(discs: int, start: int, end: int) -> list[int]:
+    """The moves that carry a tower, as start * 3 + end of each."""
+    if discs == 0:
+        return []
+    other = 3 - start - end
+    return [*hanoi(discs - 1, start, other), 3 * start + end, *hanoi(discs - 1, other, end)]
+
+
+@targets("recursion")
+def test_recursive_functions_take_and_return_structures(arch: str) -> None:
+    for (out,) in run("recursion", arch, "towers", (1,), (64,), empty(64, dtype=MOVES)):
+        for thread, got in enumerate(out):
+            moves = hanoi(thread % 5, thread % 3, (thread + 1) % 3)
+            assert got["count"] == len(moves)
+            assert got["digits"] == int("".join(map(str, moves)) or "0")
+
+
+@targets("recursion")
+def test_recursive_functions_sort_arrays_in_local_memory(arch: str) -> None:
+    rows = integers(0, 40, 24, low=0, high=50, dtype=np.int32)
+    for got, _ in run("recursion", arch, "sorted", (1,), (40,), rows, 24):
+        np.testing.assert_array_equal(got, np.sort(rows, axis=1))
+
+
+def expression(random: np.random.Generator, depth: int) -> str:
+    if depth == 0:
+        return str(random.integers(10))
+    left, right = (expression(random, int(random.integers(depth))) for _ in range(2))
+    return f"({left}{random.choice(['+', '*'])}{right})" if random.integers(2) else f"{left}+{right}"
+
+
+@targets("recursion")
+def test_functions_that_call_each_other_parse_expressions(arch: str) -> None:
+    random = np.random.default_rng(3)
+    texts = [expression(random, 1 + n % 4) for n in range(48)]
+    width = max(map(len, texts)) + 1
+    given = np.array(texts, f"S{width}").view(np.uint8)
+    expected = [eval(text) for text in texts]
+    for _, _, got in run("recursion", arch, "calculator", (1,), (48,), given, width, empty(48, dtype=np.int32)):
+        np.testing.assert_array_equal(got, expected)
