@@ -947,6 +947,23 @@ def test_a_kernel_with_too_many_registers_is_refused():
     assert "register slots" in problem(module(f".reg .b64 %x<33000>;\n{body}"))
 
 
+def test_a_kernel_that_must_be_launched_in_clusters_sees_that_it_is():
+    text = module("mov.pred %p1, %is_explicit_cluster; selp.u64 %rd2, 5, 3, %p1; st.global.u64 [%rd0], %rd2;")
+    text = text.replace(".target sm_80", ".target sm_90")
+    for directive, value in ((".explicitcluster", 5), ("", 3)):
+        out = np.zeros(40, np.uint64)
+        emulator.load(text.replace("{\n", directive + "\n{\n", 1)).launch("k", (1,), (40,), [out])
+        assert out.tolist() == [value] * 40
+
+
+def test_kernels_that_ask_for_clusters_of_several_blocks_are_refused():
+    text = module("").replace("{\n", ".reqnctapercluster {}\n{\n", 1).replace(".target sm_80", ".target sm_90")
+    emulator.load(text.replace("{}", "1, 1, 1"))
+    emulator.load(text.replace("{}", "1"))
+    for size in ("2", "1, 2, 1", "0"):  # a launch has clusters of one block
+        assert problem(text.replace("{}", size)) == "clusters of more than one block are not implemented"
+
+
 def test_block_sizes_beyond_maxntid_are_refused():
     text = module("").replace("{\n", ".maxntid 64, 1, 1\n{\n", 1)
     emulator.load(text).launch("k", (1,), (64,), [np.zeros(1, np.uint64)])

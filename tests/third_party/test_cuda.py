@@ -996,3 +996,18 @@ def test_functions_that_call_each_other_parse_expressions(arch: str) -> None:
     expected = [eval(text) for text in texts]
     for _, _, got in run("recursion", arch, "calculator", (1,), (48,), given, width, empty(48, dtype=np.int32)):
         np.testing.assert_array_equal(got, expected)
+
+
+# ---- cluster.cu
+
+
+@targets("cluster")
+def test_a_cluster_of_one_block_meets_at_its_barrier(arch: str) -> None:
+    x = integers(0, 2, 160)
+    expected = np.stack([x[:, ::-1] + n for n in range(3)])
+    for _, y, facts in run(
+        "cluster", arch, "reversed", (2,), (160,), x, empty(3, 2, 160, dtype=np.int32), empty(2, 4, dtype=np.uint32)
+    ):
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(facts, [[1, 0, 0, 161]] * 2)
+    assert "barrier.cluster.arrive" in cuda("cluster", arch).compile().ptx

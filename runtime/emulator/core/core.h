@@ -161,6 +161,7 @@ struct Warp {
 /* A block's shared memory starts here, as on a GPU that keeps the first KB: no variable of a kernel has address 0. */
 #define SHARED_BASE 1024
 #define LOCAL_BASE 16
+#define OTHER_BLOCK ((u64)1 << 28) /* added to an address in shared memory: that of another block of the cluster */
 
 typedef struct Page Page;
 typedef struct Merged Merged;
@@ -186,6 +187,14 @@ typedef struct {
     u32 present; /* threads that gave one */
     Clock *known; /* what the warps that have arrived knew, where not all of the block take part */
 } Barrier;
+
+/* The barrier of the cluster, which is this block alone. All three are masks of warps. */
+typedef struct {
+    u32 arrived, waiting; /* in the phase that is not over */
+    u32 passed;           /* their phase is over, they have not waited for it */
+    Clock *known, *completed; /* what the warps that have arrived knew; and those of the last phase that is over */
+} ClusterBarrier;
+#define CLUSTER_BARRIER (BARRIERS + 1) /* of a warp that waits there, as the number of a barrier */
 
 /* Findings: what, where, and one number of context. */
 enum {
@@ -248,6 +257,7 @@ struct Block {
     u8 *registers;
     u32 *masks;
     Barrier barrier[BARRIERS];
+    ClusterBarrier cluster;
     struct Mbarrier *mbarriers; /* mbarrier.c */
     u32 mbarrier_count, mbarrier_capacity;
     u32 epoch;     /* what its threads did up to this time is known to all of them */
