@@ -190,10 +190,19 @@ cvt.rs(|.relu)(|.satfinite).(f16x2|bf16x2).f32 $b32, $f32, $f32, $b32
 cvt.rna(|.satfinite).tf32.f32 $b32, $f32
 cvt.(rn|rz)(|.relu)(|.satfinite).tf32.f32 $b32, $f32
 cvt.rn.satfinite(|.relu).(e4m3x2|e5m2x2|e2m3x2|e3m2x2).f32 $b16, $f32, $f32
-cvt.rn.satfinite(|.relu).(e4m3x2|e5m2x2).f16x2 $b16, $b32
+cvt.rn.satfinite(|.relu).(e4m3x2|e5m2x2|e2m3x2|e3m2x2).(f16x2|bf16x2) $b16, $b32
 cvt.rn(|.relu).f16x2.(e4m3x2|e5m2x2|e2m3x2|e3m2x2) $b32, $b16
 cvt.rn.satfinite(|.relu).e2m1x2.f32 $b8, $f32, $f32
+cvt.rn.satfinite(|.relu).e2m1x2.(f16x2|bf16x2) $b8, $b32
 cvt.rn(|.relu).f16x2.e2m1x2 $b32, $b8
+cvt.rn(|.satfinite)(|.relu).bf16x2.(e4m3x2|e5m2x2|e2m3x2|e3m2x2|s2f6x2) $b32, $b16
+cvt.rn(|.satfinite)(|.relu).scaled::n2::ue8m0.bf16x2.(e4m3x2|e5m2x2|e2m3x2|e3m2x2|s2f6x2) $b32, $b16, $b16
+cvt.rn(|.satfinite)(|.relu).bf16x2.e2m1x2 $b32, $b8
+cvt.rn(|.satfinite)(|.relu).scaled::n2::ue8m0.bf16x2.e2m1x2 $b32, $b8, $b16
+cvt.rn.satfinite(|.relu).s2f6x2.f32 $b16, $f32, $f32
+cvt.rn.satfinite(|.relu).s2f6x2.bf16x2 $b16, $b32
+cvt.rn.satfinite(|.relu).scaled::n2::ue8m0.s2f6x2.f32 $b16, $f32, $f32, $b16
+cvt.rn.satfinite(|.relu).scaled::n2::ue8m0.s2f6x2.bf16x2 $b16, $b32, $b16
 cvt.(rz|rp)(|.satfinite).ue8m0x2.f32 $b16, $f32, $f32
 cvt.(rz|rp)(|.satfinite).ue8m0x2.bf16x2 $b16, $b32
 cvt.rn.bf16x2.ue8m0x2 $b32, $b16

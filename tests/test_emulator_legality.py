@@ -23,7 +23,7 @@ VERSIONS = (
     *(("sm_90", version) for version in (7.8, 8.0, 8.1, 8.3, 8.5, 8.6)),
     ("sm_90a", 8.0),
     *(("sm_100a", version) for version in (8.6, 8.7, 8.8)),
-    *(("sm_120a", version) for version in (8.7, 8.8, 9.0, 9.1)),
+    *(("sm_120a", version) for version in (8.7, 8.8, 9.0, 9.1, 9.2)),
     ("sm_120f", 8.8),
 )
 

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-TYPE = re.compile(r"pred|[bsu](8|16|32|64|128)|b?f16(x2)?|f32(x2)?|f64|[su]16x2|tf32|e\dm\d(x\d)?|ue8m0x2")
+TYPE = re.compile(r"pred|[bsu](8|16|32|64|128)|b?f16(x2)?|f32(x2)?|f64|[su]16x2|tf32|e\dm\d(x\d)?|ue8m0x2|s2f6x2")
 
 
 def _types_last(instruction: Instruction) -> Instruction:
