@@ -28,10 +28,7 @@ VERSIONS = (
 )
 
 # Legal instructions that the emulator lacks.
-LACKING = (
-    "fma.rn.oob*",
-    "fence.*sync_restrict*",
-)
+LACKING = ("fma.rn.oob*",)
 NOT_IMPLEMENTED = {form for form in FORMS if any(fnmatch.fnmatchcase(form, pattern) for pattern in LACKING)}
 IMPLEMENTED = [instruction for instruction in FORMS if instruction not in NOT_IMPLEMENTED]
 

@@ -320,6 +320,7 @@ def of_cluster(body: str) -> emulator.Module:
             set(),
         ),
         ("fence.acq_rel.cluster; barrier.cluster.arrive.relaxed;", set()),
+        ("fence.release.sync_restrict::shared::cta.cluster; barrier.cluster.arrive.relaxed;", set()),
         ("barrier.cluster.arrive.relaxed;", {"race_shared"}),
         ("barrier.cluster.arrive; st.shared.u32 [%r4], %r6;", {"race_shared"}),
     ],

@@ -71,7 +71,8 @@ def _membar(decoder: Decoder, instruction: Instruction) -> Row:
 
 @special("fence", operands=".")
 def _fence(decoder: Decoder, instruction: Instruction) -> Row:
-    """Fences between proxies order nothing here: all copies go through one memory."""
+    """Fences between proxies order nothing here: all copies go through one memory. Fences for shared memory alone
+    (.sync_restrict) order everything."""
     qualifiers = qualifiers_of(decoder, instruction)
     if any(qualifier.startswith("proxy") for qualifier in instruction.qualifiers):
         return Row("nothing", [], 0)
@@ -80,6 +81,12 @@ def _fence(decoder: Decoder, instruction: Instruction) -> Row:
         qualifiers.need("cluster")
         qualifiers.done()
         return Row("fence", [], 0, (0,))
+    for restriction, semantics in (("cluster", "acquire"), ("cta", "release")):
+        if qualifiers.take(f"sync_restrict::shared::{restriction}"):
+            qualifiers.need(semantics)
+            qualifiers.need("cluster")
+            qualifiers.done()
+            return Row("fence", [], 0, (0,))
     qualifiers.take("sc", "acq_rel", "acquire", "release")
     scope = qualifiers.need("cta", "cluster", "gpu", "sys")
     qualifiers.done()
