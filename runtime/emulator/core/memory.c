@@ -330,6 +330,12 @@ static void cvta(Warp *w, const Insn *i, u32 active) {
     EACH(active, l) set_lane(w, i, 0, l, get_lane(w, i, 1, l) + (i->mod[2] ? -window : window));
 }
 
+/* mapa: address, rank of a block in the cluster. There is one block, of rank 0: what another would have lies beyond all
+ * shared memory. */
+static void mapa(Warp *w, const Insn *i, u32 active) {
+    EACH(active, l) set_lane(w, i, 0, l, get_lane(w, i, 1, l) + (get_lane(w, i, 2, l) ? OTHER_BLOCK : 0));
+}
+
 /* isspacep: mod: space. */
 static void isspacep(Warp *w, const Insn *i, u32 active) {
     u32 result = 0;
@@ -347,5 +353,6 @@ const Opcode memory_ops[] = {{"load", load, OWN_UNDEFINED | LOADS},
                              {"store", store, OWN_UNDEFINED | STORES},
                              {"fence", fence, OWN_UNDEFINED},
                              {"cvta", cvta, 0},
+                             {"mapa", mapa, 0},
                              {"isspacep", isspacep, 0},
                              {0}};
