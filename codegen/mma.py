@@ -1,19 +1,24 @@
-"""`dot` on staged tiles: decode, mma.sync, and the scales applied to the accumulators once per group.
+"""`dot` on staged tiles: decode, mma.sync, and the scales and zero points applied to the accumulators once per group.
 
-Weights are the M side (Y^T = W X^T). Of each group segment of a stage the products with the integer codes go to fresh
-accumulators P, which are then added as s * P to the tile's own, rounded to nearest. Float zero points and offsets need
-the row sums X of the activations as well; an MMA with a fragment of ones gives them in the accumulators' own layout.
+Weights are the M side (Y^T = W X^T). Of each segment of k, at most UNIT_K and inside one group, the products with the
+decoded fragments go to fresh accumulators P, and the row sums of the activations, from an MMA with a fragment of ones,
+to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + m that makes
+
+    sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
+
+added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8.
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import or_
 
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import ORIGINS, decode, factors
-from lowbitvm.codegen.pipeline import CHUNK_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
+from lowbitvm.codegen.convert import Decoder, decoder
+from lowbitvm.codegen.pipeline import CHUNK_K, UNIT_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
 from lowbitvm.ir import Op
@@ -23,14 +28,16 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+Pair = tuple[str, str]  # of row classes g and g + 8
+
 
 @dataclass
 class Scaling:
-    """What one row tile's accumulators are scaled with in one segment: per row class (g, g + 8)."""
+    """What one row tile's sums of one segment are scaled with, f32 registers."""
 
-    scales: tuple[str, str]
-    offsets: tuple[str, str] | None  # multiplied with the activations' row sums
-    addends: tuple[str, str]  # of the decode
+    scales: Pair
+    zeros: Pair | None  # -zero, multiplied with X
+    offsets: Pair | None  # m, multiplied with X
 
 
 class Dot:
@@ -45,40 +52,59 @@ class Dot:
         assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and isinstance(scales, GroupRows)
         assert zeros is None or isinstance(zeros, GroupRows)
         assert a.dtype is not None
-        self.state, self.slot, self.atom = state, pipeline.slot, state.atom
+        self.state, self.pipeline, self.atom = state, pipeline, state.atom
         self.activations, self.words, self.scales, self.zeros = activations, words, scales, zeros
         self.format = packed_array(codes)[1]
         self.act = a.dtype.name
+        self.decoder = decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
-        self.segment = codes.shape[1] // scales.segments
+        self.segment = min(UNIT_K, pipeline.unit.k // scales.segments)
         self.lane = self._lane_offsets()
         self._emit_constants()
 
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
-        b, zero = self.state.builder, self.format.zero
-        addends = [_pattern(-(origin + self.format.bias), self.act) for origin in ORIGINS[self.act]]
-        if zero == "int" and self.act == "bf16":
-            addends = []  # these are computed from the zero points in f32
-        self.constant_addends = tuple(b.op("mov.b32", "r", addend) for addend in addends)
-        self.factors = {scale: b.op("mov.b32", "r", scale) for scale in factors(self.act)}
+        b, code = self.state.builder, self.format.code
+        assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
+        self.decode_constants = self.decoder.constants(b)
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
-        self.ones = b.op("mov.b32", "r", ONES[self.act]) if zero in ("float", "offset") else ""
+        factors = self.decoder.factors
+        step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
+        self.scale_factors = [step / factor for factor in factors]
+        # -zero = slope * z + constant
+        self.slopes = [-factor / step for factor in factors]
+        self.constants = [-f * (o + bias / step) for f, o in zip(factors, self.decoder.offsets, strict=True)]
+        self.fixed_zeros: Pair | None = None
+        if self.format.zero in (None, "offset") and any(self.constants):
+            low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
+            self.fixed_zeros = (low, high)
+        self.sums = self.fixed_zeros is not None or self.format.zero is not None
+        self.ones = self._ones() if self.sums else []
 
-    def _lane_offsets(self) -> dict[int, Operand]:
-        """Byte offsets of the lane's ldmatrix address in the activation tile, one per pattern of swizzled k bits."""
-        tile = self.activations
+    def _ones(self) -> list[str]:
+        """A fragment of ones in four registers that ptxas can neither join nor make anew at every use.
+
+        All are a constant and the sign of a size, which is 0 but not known to be.
+        """
+        b = self.state.builder
+        sign = b.op("shr.s32", "r", self.state.size(self.pipeline.unit.dimension), 31)
+        return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")]
+
+    def _lane_offsets(self) -> dict[int, str]:
+        """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits."""
+        tile, state = self.activations, self.state
         lanes = ldmatrix_addresses(4).rename(outs={"matrix": "chunk"})  # matrix j is chunk j of k
         first = tile.layout.slice(chunk=2, row=3)
         images = [image["byte"] for image in lanes.compose(first).bases["lane"]]
-        base = self.state.linear(self.state.tid, images)
+        base = state.linear(state.tid, images)
         self.swizzled = functools.reduce(or_, images)
-        offsets: dict[int, Operand] = {}
+        offsets: dict[int, str] = {}
         for k in range(0, tile.columns, LDMATRIX_K):
             pattern = k * 2 & self.swizzled
             if pattern not in offsets:
-                offsets[pattern] = self.state.builder.op("xor.b32", "r", base, pattern) if pattern else base
+                place: Operand = state.builder.op("xor.b32", "r", base, pattern) if pattern else base
+                offsets[pattern] = str(state.scalar("add", state.smem, place))
         return offsets
 
     def emit(self, accumulators: list[str]) -> None:
@@ -87,33 +113,26 @@ class Dot:
         ptxas starts as many loads as the registers of a thread allow and then spills; it moves nothing across a
         bar.warp.sync, which costs no more than a NOP here.
         """
-        b = self.state.builder
-        columns, slot = self.columns, self.slot
-        self.lane_bases = {pattern: b.op("add.s32", "r", slot, base) for pattern, base in self.lane.items()}
-        self.word_base = b.op("add.s32", "r", slot, self.words.base)
-        self.scale_base = b.op("add.s32", "r", slot, self.scales.base)
-        self.zero_base = b.op("add.s32", "r", slot, self.zeros.base) if self.zeros is not None else ""
-        words: dict[tuple[int, int], list[str]] = {}
-        for segment in range(self.scales.segments):
+        columns = self.columns
+        decoded: dict[tuple[int, int], list[list[str]]] = {}
+        for segment in range(self.pipeline.unit.k // self.segment):
             scalings = [self._scaling(segment, t) for t in range(self.row_tiles)]
-            weights = [self._weights(segment, t, scaling, words) for t, scaling in enumerate(scalings)]
+            weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
-                if (segment * columns + j) and j % between == 0 and columns > between:
-                    b.do("bar.warp.sync", 0xFFFFFFFF)
+                if (segment * columns + j) and j % between == 0 and columns > max(2, between):
+                    self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 self._column(accumulators, segment, j, scalings, weights)
 
-    def _weights(
-        self, segment: int, t: int, scaling: Scaling, words: dict[tuple[int, int], list[str]]
-    ) -> list[list[str]]:
-        """Emits the decode of row tile t: the A fragments of the segment's k16 steps."""
+    def _weights(self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]]) -> list[list[str]]:
+        """The A fragments of row tile t in the segment's k16 steps; emits the decode of those not in `decoded`."""
         fragments = []
         for k in range(segment * self.segment, (segment + 1) * self.segment, self.atom.k):
             place = (t, k // CHUNK_K)
-            if place not in words:
-                words[place] = self.words.words(self.word_base, *place)
-            word = words[place][k % CHUNK_K // self.atom.k]
-            fragments.append(decode(self.state.builder, word, scaling.addends, self.factors, self.act))
+            if place not in decoded:
+                words = self.words.words(self.pipeline.slot, *place)
+                decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
+            fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
 
     def _column(
@@ -130,15 +149,16 @@ class Dot:
         """
         b = self.state.builder
         first = segment * self.segment
-        loads = [self._activations(j, k) for k in range(first, first + self.segment, LDMATRIX_K)]
+        aligned = first // LDMATRIX_K * LDMATRIX_K  # a segment of 16 is half of what one ldmatrix loads
+        loads = [self._activations(j, k) for k in range(aligned, first + self.segment, LDMATRIX_K)]
         activations = [pair for load in loads for pair in (load[:2], load[2:])]
-        sums = None
-        if scalings[0].offsets is not None:
-            sums = self._chain([[self.ones] * 4] * len(activations), activations)
+        activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
+        sums = self._chain([self.ones] * len(activations), activations) if self.sums else None
         for t, scaling in enumerate(scalings):
-            products = self._chain(weights[t], activations)
-            for i, product in enumerate(products):
+            for i, product in enumerate(self._chain(weights[t], activations)):
                 register = accumulators[4 * (j + self.columns * t) + i]
+                if sums is not None and scaling.zeros is not None:
+                    product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
                 b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
                 if sums is not None and scaling.offsets is not None:
                     b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
@@ -156,9 +176,9 @@ class Dot:
         tile, b = self.activations, self.state.builder
         byte = k * 2
         pattern = byte & self.swizzled
-        place = memory(self.lane_bases[pattern], tile.offset + j * 8 * tile.pitch + (byte ^ pattern))
+        place = self.pipeline.slot + tile.offset + j * 8 * tile.pitch + (byte ^ pattern)
         registers = [b.register("r") for _ in range(4)]
-        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), place)
+        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), memory(self.lane[pattern], place))
         return registers
 
     def _mma(self, weights: list[str], activations: list[str], accumulators: list[str] | None) -> list[str]:
@@ -174,36 +194,40 @@ class Dot:
         return results
 
     def _scaling(self, segment: int, t: int) -> Scaling:
-        scales = self._as_floats(self.scales.pair(self.scale_base, segment, t), self.scales.dtype)
+        """Emits the loads and conversions of row tile t's scales and zeros."""
+        b, slot = self.state.builder, self.pipeline.slot
+        loaded = self._as_floats(self.scales.pair(slot, segment * self.segment, t), self.scales.dtype)
+        scales = _pair(
+            b.op("mul.rn.f32", "f", scale, float_immediate(factor))
+            for scale, factor in zip(loaded, self.scale_factors, strict=True)
+        )
         if self.zeros is None:
-            return Scaling(scales, None, (self.constant_addends[0], self.constant_addends[1]))
-        loaded = self.zeros.pair(self.zero_base, segment, t)
-        if self.format.zero == "int":
-            return Scaling(scales, None, self._addends(loaded[0]))
-        offsets = self._as_floats(loaded, self.zeros.dtype)
-        if self.format.zero == "float":
-            b = self.state.builder
-            negated = [b.op("neg.f32", "f", scale) for scale in scales]
-            pair = [b.op("mul.rn.f32", "f", n, z) for n, z in zip(negated, offsets, strict=True)]
-            offsets = (pair[0], pair[1])
-        return Scaling(scales, offsets, (self.constant_addends[0], self.constant_addends[1]))
+            return Scaling(scales, self.fixed_zeros, None)
+        raw = self.zeros.pair(slot, segment * self.segment, t)
+        if self.format.zero == "offset":
+            return Scaling(scales, self.fixed_zeros, self._as_floats(raw, self.zeros.dtype))
+        if self.format.zero == "int" and _exact_in_f16(self.format.bits, self.slopes, self.constants):
+            return Scaling(scales, self._as_floats([self._zeros_in_f16(raw[0])], dtypes.f16), None)
+        zeros = self._as_floats(raw, self.zeros.dtype)
+        terms = zip(zeros, self.slopes, self.constants, strict=True)
+        return Scaling(
+            scales,
+            _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms),
+            None,
+        )
 
-    def _addends(self, pair: str) -> tuple[str, str]:
-        """-(origin + bias + z) in both halves, for the f16 zero points of rows g and g + 8."""
+    def _zeros_in_f16(self, pair: str) -> str:
+        """-zero of both rows, for a pair of f16 zero points, where that is exact: half the instructions."""
         b = self.state.builder
-        if self.act == "f16":
-            low, high = (b.op("prmt.b32", "r", pair, 0, selector) for selector in (0x1010, 0x3232))
-            return (
-                b.op("sub.rn.f16x2", "r", self.constant_addends[0], low),
-                b.op("sub.rn.f16x2", "r", self.constant_addends[1], high),
-            )
-        results = []
-        for zero, origin in zip(self._as_floats([pair], dtypes.f16), ORIGINS[self.act], strict=True):
-            addend = b.op("sub.rn.f32", "f", float_immediate(-(origin + self.format.bias)), zero)
-            results.append(b.op("cvt.rn.bf16x2.f32", "r", addend, addend))
-        return (results[0], results[1])
+        if not any(self.constants):
+            return b.op("mul.rn.f16x2", "r", pair, self._halves(self.slopes))
+        return b.op("fma.rn.f16x2", "r", pair, self._halves(self.slopes), self._halves(self.constants))
 
-    def _as_floats(self, loaded: list[str], dtype: dtypes.DType) -> tuple[str, str]:
+    def _halves(self, values: list[float]) -> str:
+        low, high = np.array(values, np.float16).view(np.uint16)
+        return self.state.builder.op("mov.b32", "r", int(high) << 16 | int(low))
+
+    def _as_floats(self, loaded: list[str], dtype: dtypes.DType) -> Pair:
         """The two numbers of a `GroupRows.pair` as f32 registers."""
         b = self.state.builder
         if dtype == dtypes.f32:
@@ -216,7 +240,15 @@ class Dot:
         return (b.op("cvt.f32.f16", "f", halves[0]), b.op("cvt.f32.f16", "f", halves[1]))
 
 
-def _pattern(value: int, act: str) -> int:
-    """The 16-bit pattern of a small integer, in both halves."""
-    bits = int(np.array(value, dtypes.get(act).numpy).view(np.uint16))
-    return bits << 16 | bits
+def _pair(registers: Iterable[str]) -> Pair:
+    low, high = registers
+    return (low, high)
+
+
+def _exact_in_f16(bits: int, slopes: list[float], constants: list[float]) -> bool:
+    """Whether slope * z + constant is an f16 for every integer zero point of `bits` bits."""
+    z = np.arange(-(1 << bits), 1 << bits)
+    values = np.multiply.outer(slopes, z) + np.reshape(constants, (2, 1))
+    with np.errstate(over="ignore"):
+        stored = [np.asarray(numbers).astype(np.float16) for numbers in (slopes, constants, values)]
+    return all(np.array_equal(a, b) for a, b in zip(stored, (slopes, constants, values), strict=True))

@@ -30,8 +30,10 @@ def test_nothing_spills_on_any_target(target, rows):
 
 def test_the_main_loop_is_made_of_tensor_core_instructions():
     sass = lb.compile_linear("u4", cache=False).sass()
-    assert sass.count("HMMA.16816.F32") == 16
-    assert sass.count("LDGSTS.E.BYPASS.128") == 4 * 4  # x, two weight tiles and scales: three stages ahead and the loop
+    slots, row_tiles, columns, steps = 2, 2, 2, 128 // 16
+    assert sass.count("HMMA.16816.F32") == slots * row_tiles * columns * steps
+    # x, two pieces of each row tile's words, and scales: ahead of the loop, and per slot in it
+    assert sass.count("LDGSTS.E.BYPASS.128") == (slots - 1 + slots) * (2 + 2 * 2 + 1)
 
 
 @pytest.mark.parametrize("act", ["f16", "bf16"])
@@ -48,8 +50,8 @@ def test_every_register_that_is_written_is_read(variant, act):
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 5])
 def test_shared_memory_grows_with_the_stages(stages):
-    one_stage = 16 * 64 * 2 + 128 * 64 // 2 + 128 * 2
-    assert lb.compile_linear("i4", stages=stages, cache=False).shared == stages * one_stage
+    one_slot = 16 * 128 * 2 + 128 * 128 // 2 + 128 * 2  # a group of 128, two steps of the loop
+    assert lb.compile_linear("i4", stages=stages, cache=False).shared == max(2, -(-stages // 2)) * one_slot
 
 
 def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):
