@@ -4,7 +4,8 @@ A unit is what one wait, one barrier and one set of copies serve: one or more st
 units of an iteration are unrolled, one per slot of shared memory, so that every address inside the loop is a register
 that changes once per iteration, or never, plus a constant. Every staged tile is cut into 16-byte pieces; each thread
 copies the same few pieces of every unit with cp.async. One barrier per unit serves both directions: after it, the
-copies of this unit are visible, and the slot read in the previous unit may be overwritten.
+copies of this unit are visible, and the slot read in the previous unit may be overwritten. Where the target has no
+cp.async, a unit's pieces go through registers, all loads before all stores.
 """
 
 import functools
@@ -26,6 +27,7 @@ PIECE = 16  # bytes of one cp.async
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
+SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 SCALES = ("f16", "bf16", "f32")
 NEVER = -(2**31)  # the limit of pieces outside the array
 SWIZZLE_BITS = 3  # the eight rows of an 8 x 8 matrix go to eight different 16-byte columns of the banks
@@ -79,15 +81,27 @@ class Staged:
         """
         b = self.state.builder
         pointers = {pointer: self.source(pointer, k) for pointer in dict.fromkeys(p.pointer for p in self.pieces)}
+        loaded = []
         for piece in self.pieces:
-            b.do(
-                "cp.async.cg.shared.global",
-                memory(piece.base, slot + self.offset + piece.offset),
-                memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number)),
-                PIECE,
-                piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit),
-                when=piece.active,
-            )
+            target = memory(piece.base, slot + self.offset + piece.offset)
+            source = memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number))
+            outside = piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit)
+            if self.state.target.has_async_copies:
+                b.do("cp.async.cg.shared.global", target, source, PIECE, outside, when=piece.active)
+            else:
+                loaded.append((target, self._loaded(source, outside, piece.active), piece.active))
+        for target, words, active in loaded:
+            b.do("st.shared.v4.b32", target, words, when=active)
+
+    def _loaded(self, source: str, outside: str, active: str | None) -> str:
+        """Emits the load of a piece into four registers, zeros where it is outside."""
+        b = self.state.builder
+        words = [b.op("mov.b32", "r", 0) for _ in range(PIECE // 4)]
+        if active is not None:
+            inside = b.op("not.pred", "p", outside)
+            outside = b.op("not.pred", "p", b.op("and.pred", "p", inside, active))
+        b.do("ld.global.nc.v4.b32", vector(words), source, when=f"!{outside}")
+        return vector(words)
 
     @property
     def needs_k(self) -> bool:
@@ -428,14 +442,16 @@ class Pipeline:
             tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
         if unit.exact:
             b.place(skip)
-        b.do("cp.async.commit_group")
+        if self.state.target.has_async_copies:
+            b.do("cp.async.commit_group")
         if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
 
     def begin_unit(self, number: int) -> None:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
         b = self.state.builder
-        b.do("cp.async.wait_group", self.unit.slots - 2)
+        if self.state.target.has_async_copies:
+            b.do("cp.async.wait_group", self.unit.slots - 2)
         b.do("bar.sync", 0)
         self._fetch(number + self.unit.slots - 1)
         self.slot = self.base + number * self.slot_bytes
@@ -448,7 +464,8 @@ class Pipeline:
 
     def drain(self) -> None:
         """Emits the wait for copies of units that were never used."""
-        self.state.builder.do("cp.async.wait_all")
+        if self.state.target.has_async_copies:
+            self.state.builder.do("cp.async.wait_all")
 
 
 def staged_loads(loop: Op) -> list[tuple[Op, Op, Op]]:
@@ -505,7 +522,8 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
 def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
     """Takes steps together up to UNIT_K, where it saves additions of scaled products to the accumulators.
 
-    For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments.
+    For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments; two such units
+    must fit the target's shared memory.
     """
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
@@ -514,7 +532,9 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
-    merges = pure and whole and roomy and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
+    bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
+    fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
+    merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
     exact = whole and divisor(start) % k == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % k == 0
