@@ -264,8 +264,7 @@ class Lowering:
         if pipeline is not None:
             self._check_staged(pipeline)
             pipeline.prologue(start, stop)
-            for dot in (inner for inner in op.body if inner.kind == "dot"):
-                self.dots[dot] = Dot(state, pipeline, dot)
+            changed = self._make_dots(op, pipeline, pure)
         hoisted = self._hoist(op, affine)
         if pipeline is None or not pure:
             state.values[op] = [b.op("mov.b32", "r", start)]
@@ -285,6 +284,20 @@ class Lowering:
         b.place(done)
         if pipeline is not None:
             pipeline.drain()
+            for dot, registers in changed.items():
+                dot.leave(registers)
+
+    def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot, list[str]]:
+        """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
+        targets = [op.operands[0] for op in loop.body if op in self.accumulated]
+        self.dots.update((op, Dot(self.state, pipeline, op)) for op in loop.body if op.kind == "dot")
+        changed: dict[Dot, list[str]] = {}
+        for assign in loop.body:
+            if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
+                dot = self.dots[self.accumulated[assign]]
+                changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
+                dot.enter(changed[dot])
+        return changed
 
     def _units(self, op: Op, pipeline: Pipeline, hoisted: list[Access], again: str, done: str) -> None:
         """Emits one iteration of a pipelined loop: its units, each with a copy of the body, and the branches."""

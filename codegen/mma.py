@@ -6,7 +6,8 @@ to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + 
 
     sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
 
-added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8.
+added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. Where
+nothing else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
 """
 
 import functools
@@ -28,6 +29,8 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
+
 Pair = tuple[str, str]  # of row classes g and g + 8
 
 
@@ -47,21 +50,19 @@ class Dot:
         a, b = op.operands
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
-        activations, words, scales = tiles[a, "tile"], tiles[codes, "tile"], tiles[codes, "scales"]
-        zeros = tiles.get((codes, "zeros"))
-        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and isinstance(scales, GroupRows)
-        assert zeros is None or isinstance(zeros, GroupRows)
-        assert a.dtype is not None
-        self.state, self.pipeline, self.atom = state, pipeline, state.atom
+        activations, words = tiles[a, "tile"], tiles[codes, "tile"]
+        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and a.dtype is not None
+        self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
-        self.activations, self.words, self.scales, self.zeros = activations, words, scales, zeros
+        self.activations, self.words = activations, words
+        self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
         self.act = a.dtype.name
         self.decoder = decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
-        self.segment = min(UNIT_K, pipeline.unit.k // scales.segments)
+        self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
         self.lane = self._lane_offsets()
         self._emit_constants()
 
@@ -73,7 +74,7 @@ class Dot:
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         factors = self.decoder.factors
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
-        self.scale_factors = [step / factor for factor in factors]
+        self.units = [factor / step for factor in factors]
         # -zero = slope * z + constant
         self.slopes = [-factor / step for factor in factors]
         self.constants = [-f * (o + bias / step) for f, o in zip(factors, self.decoder.offsets, strict=True)]
@@ -83,6 +84,10 @@ class Dot:
             self.fixed_zeros = (low, high)
         self.sums = self.fixed_zeros is not None or self.format.zero is not None
         self.ones = self._ones() if self.sums else []
+        self.row_lanes: list[Operand] = []
+        if self.sums and self.segment >= SHORTEST_TURN:  # those that have rows 2 q and 2 q + 1: lanes 8 q and 8 q + 4
+            first = self.state.linear(self.state.tid, [8, 16])
+            self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
 
     def _ones(self) -> list[str]:
         """A fragment of ones in four registers that ptxas can neither join nor make anew at every use.
@@ -109,6 +114,22 @@ class Dot:
                 offsets[pattern] = str(state.scalar("add", state.smem, place))
         return offsets
 
+    def enter(self, accumulators: list[str]) -> None:
+        """Emits the change of a tile's numbers to the units that they have until `leave`: the scales need none then.
+
+        Only for tiles to which nothing but this dot is added meanwhile.
+        """
+        self.alone = True
+        self._multiply(accumulators, self.units)
+
+    def leave(self, accumulators: list[str]) -> None:
+        """Emits the change back."""
+        self._multiply(accumulators, [1 / unit for unit in self.units])
+
+    def _multiply(self, accumulators: list[str], factors: list[float]) -> None:
+        for number, register in enumerate(accumulators):
+            self.state.builder.do("mul.rn.f32", register, register, float_immediate(factors[number % 4 // 2]))
+
     def emit(self, accumulators: list[str]) -> None:
         """Emits accumulators += the product of the current slot's tiles.
 
@@ -118,7 +139,8 @@ class Dot:
         columns = self.columns
         decoded: dict[tuple[int, int], list[list[str]]] = {}
         for segment in range(self.pipeline.unit.k // self.segment):
-            scalings = [self._scaling(segment, t) for t in range(self.row_tiles)]
+            loaded = [rows.load(self.pipeline.slot, segment * self.segment) for rows in self.groups]
+            scalings = [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
             weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
@@ -155,7 +177,7 @@ class Dot:
         loads = [self._activations(j, k) for k in range(aligned, first + self.segment, LDMATRIX_K)]
         activations = [pair for load in loads for pair in (load[:2], load[2:])]
         activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
-        sums = self._chain([self.ones] * len(activations), activations) if self.sums else None
+        sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
             for i, product in enumerate(self._chain(weights[t], activations)):
                 register = accumulators[4 * (j + self.columns * t) + i]
@@ -164,6 +186,24 @@ class Dot:
                 b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
                 if sums is not None and scaling.offsets is not None:
                     b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
+
+    def _row_sums(self, loads: list[list[str]], activations: list[list[str]]) -> list[str]:
+        """Emits the sums X of an n8 tile's rows in the accumulators' layout, over the segment.
+
+        With the weights' side all ones an MMA serves 16 of k, and its result is in place. The four registers of an
+        ldmatrix taken as the weights' side serve 32 of k; then row g of the result has a half of row g's sum and row
+        g + 8 the other, and the columns, which are lanes, are to be exchanged for rows.
+        """
+        if len(loads) < SHORTEST_TURN // LDMATRIX_K:
+            return self._chain([self.ones] * len(activations), activations)
+        b = self.state.builder
+        halves = self._chain(loads, [self.ones[:2]] * len(loads))
+        total = b.op("add.rn.f32", "f", halves[0], halves[2])
+        pair = []
+        for lane in self.row_lanes:
+            bits = b.op("shfl.sync.idx.b32", "r", b.op("mov.b32", "r", total), lane, 31, 0xFFFFFFFF)
+            pair.append(b.op("mov.b32", "f", bits))
+        return pair * 2
 
     def _chain(self, weights: list[list[str]], activations: list[list[str]]) -> list[str]:
         """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero."""
@@ -196,28 +236,26 @@ class Dot:
             accumulators = results
         return results
 
-    def _scaling(self, segment: int, t: int) -> Scaling:
-        """Emits the loads and conversions of row tile t's scales and zeros."""
-        b, slot = self.state.builder, self.pipeline.slot
-        loaded = self._as_floats(self.scales.pair(slot, segment * self.segment, t), self.scales.dtype)
-        scales = _pair(
-            b.op("mul.rn.f32", "f", scale, float_immediate(factor))
-            for scale, factor in zip(loaded, self.scale_factors, strict=True)
-        )
-        if self.zeros is None:
+    def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
+        """Emits the conversions of a row tile's scales and zeros."""
+        b, fmt = self.state.builder, self.format
+        scales = self._as_floats(loaded["scales"], fmt.scale_dtype)
+        if not self.alone:
+            scales = self._times(scales, [1 / unit for unit in self.units])
+        if fmt.zero_dtype is None:
             return Scaling(scales, self.fixed_zeros, None)
-        raw = self.zeros.pair(slot, segment * self.segment, t)
-        if self.format.zero == "offset":
-            return Scaling(scales, self.fixed_zeros, self._as_floats(raw, self.zeros.dtype))
-        if self.format.zero == "int" and _exact_in_f16(self.format.bits, self.slopes, self.constants):
-            return Scaling(scales, self._as_floats([self._zeros_in_f16(raw[0])], dtypes.f16), None)
-        zeros = self._as_floats(raw, self.zeros.dtype)
-        terms = zip(zeros, self.slopes, self.constants, strict=True)
-        return Scaling(
-            scales,
-            _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms),
-            None,
-        )
+        if fmt.zero == "offset":
+            offsets = self._as_floats(loaded["zeros"], fmt.zero_dtype)
+            return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
+        if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
+            return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
+        terms = zip(self._as_floats(loaded["zeros"], fmt.zero_dtype), self.slopes, self.constants, strict=True)
+        zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
+        return Scaling(scales, zeros, None)
+
+    def _times(self, numbers: Pair, factors: list[float]) -> Pair:
+        b, terms = self.state.builder, zip(numbers, factors, strict=True)
+        return _pair(b.op("mul.rn.f32", "f", number, float_immediate(factor)) for number, factor in terms)
 
     def _zeros_in_f16(self, pair: str) -> str:
         """-zero of both rows, for a pair of f16 zero points, where that is exact: half the instructions."""

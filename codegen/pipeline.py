@@ -16,7 +16,7 @@ from operator import or_, xor
 
 from lowbitvm import dtypes
 from lowbitvm.chunk import blocks
-from lowbitvm.codegen.ptx import Operand, memory, vector
+from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative, size_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -51,7 +51,7 @@ class Unit:
 
 @dataclass
 class Piece:
-    """One 16-byte copy per thread and unit."""
+    """One copy per thread and unit."""
 
     pointer: str
     pointer_offset: int
@@ -60,6 +60,7 @@ class Piece:
     outside: str  # exact units: a predicate, the piece's row is not in the array
     limit: str = ""  # others: the piece is inside the array while the unit's k < limit, and zeros from then on
     active: str | None = None  # predicate: threads that have this piece at all
+    bytes: int = PIECE
 
 
 @dataclass
@@ -87,21 +88,22 @@ class Staged:
             source = memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number))
             outside = piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit)
             if self.state.target.has_async_copies:
-                b.do("cp.async.cg.shared.global", target, source, PIECE, outside, when=piece.active)
+                name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
+                b.do(name, target, source, piece.bytes, outside, when=piece.active)
             else:
-                loaded.append((target, self._loaded(source, outside, piece.active), piece.active))
-        for target, words, active in loaded:
-            b.do("st.shared.v4.b32", target, words, when=active)
+                loaded.append((piece, target, self._loaded(piece, source, outside)))
+        for piece, target, words in loaded:
+            b.do(f"st.shared{vector_suffix(words)}.b32", target, vector(words), when=piece.active)
 
-    def _loaded(self, source: str, outside: str, active: str | None) -> str:
-        """Emits the load of a piece into four registers, zeros where it is outside."""
+    def _loaded(self, piece: Piece, source: str, outside: str) -> list[str]:
+        """Emits the load of a piece into registers, zeros where it is outside."""
         b = self.state.builder
-        words = [b.op("mov.b32", "r", 0) for _ in range(PIECE // 4)]
-        if active is not None:
+        words = [b.op("mov.b32", "r", 0) for _ in range(piece.bytes // 4)]
+        if piece.active is not None:
             inside = b.op("not.pred", "p", outside)
-            outside = b.op("not.pred", "p", b.op("and.pred", "p", inside, active))
-        b.do("ld.global.nc.v4.b32", vector(words), source, when=f"!{outside}")
-        return vector(words)
+            outside = b.op("not.pred", "p", b.op("and.pred", "p", inside, piece.active))
+        b.do(f"ld.global.nc{vector_suffix(words)}.b32", vector(words), source, when=f"!{outside}")
+        return words
 
     @property
     def needs_k(self) -> bool:
@@ -325,44 +327,64 @@ class WordTile(Staged):
 
 
 class GroupRows(Staged):
-    """The scales or zeros of a (bn, k) tile: one row of bn numbers per group of k that the unit meets."""
+    """Scales, zeros or both of a (bn, k) tile: one row per group of k that the unit meets.
+
+    A lane needs the numbers of rows g and g + 8 of its warp's row tiles. They are copied pair by pair, so that they lie
+    as they are read: [warp][g][row tile][part][2 numbers], one load for all.
+    """
 
     def __init__(
-        self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, part: str
+        self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, parts: tuple[str, ...]
     ) -> None:
         super().__init__(state, unit, offset)
         assert load.array is not None and isinstance(load.array.element, Format)
-        fmt, bn = load.array.element, load.shape[0]
-        dtype = fmt.scale_dtype if part == "scales" else fmt.zero_dtype
-        assert dtype is not None
-        self.dtype, self.row_bytes = dtype, bn * size_bytes(dtype)
+        fmt, self.parts, self.element = load.array.element, parts, part_bytes(load.array.element, parts[0])
+        self.row_tiles = load.shape[0] // 16 // state.warps
+        self.lane_bytes = self.row_tiles * len(parts) * 2 * self.element
+        self.row_bytes = 8 * state.warps * self.lane_bytes
         self.group = fmt.group if isinstance(fmt.group, int) else None
         self.segments = max(1, unit.k // self.group) if self.group else 1
         self.size = self.segments * self.row_bytes
+        self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
         b = state.builder
         out_features, in_features = (state.size(dim) for dim in load.array.dims)
-        padded = b.op("shl.b32", "r", _ceil_div(state, out_features, 16), 4)
-        self.pitch = b.op("mul.lo.s32", "r", padded, size_bytes(dtype))
-        per_row = self.row_bytes // PIECE
-        elements = PIECE // size_bytes(dtype)
-        base = b.op("mad.lo.s32", "r", state.tid, PIECE, state.smem)
-        self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
-        pieces = self.segments * per_row
+        self.row_count = _ceil_div(state, out_features, 16)
+        self.pitch = b.op("mul.lo.s32", "r", self.row_count, 16 * self.element)
+        first = self._first(load, row)
+        base = b.op("mad.lo.s32", "r", state.tid, 2 * self.element, state.smem)
+        pieces = self.size // (2 * self.element)
         for i in range(-(-pieces // state.threads)):
             active = self.fewer(pieces - i * state.threads, state.threads, state.tid)
             number = state.scalar("add", state.tid, i * state.threads)
-            segment = b.op("shr.u32", "r", number, per_row.bit_length() - 1)
-            chunk = b.op("and.b32", "r", number, per_row - 1)
-            column = state.scalar("add", row, b.op("mul.lo.s32", "r", chunk, elements))
-            address = b.op("mad.wide.s32", "rd", column, size_bytes(dtype), state.pointer(load.array, part))
+            segment = b.op("shr.u32", "r", number, (pieces // self.segments).bit_length() - 1)
+            tile = state.scalar("add", _shift_right(state, row, 4), self._linear(number, tile=1))
+            address = b.op("mad.wide.u32", "rd", self._linear(number, tile=16, g=2), self.element, first)
             address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
             if self.group is not None and self.group <= unit.k:
                 address = self._before(address, start)
-            outside, limit = self.inside(functools.partial(self._k_limit, in_features, segment), column, padded)
-            self.pieces.append(Piece(address, 0, base, i * PIECE * state.threads, outside, limit, active))
-        lane_rows = [0, 0, *(2 * size_bytes(dtype) << i for i in range(3))]  # lane = 4 g + q reads rows g and g + 8
-        warp_rows = [(bn // state.warps * size_bytes(dtype)) << i for i in range(state.warps.bit_length() - 1)]
-        self.base = str(state.scalar("add", state.smem, state.linear(state.tid, lane_rows + warp_rows)))
+            outside, limit = self.inside(functools.partial(self._k_limit, in_features, segment), tile, self.row_count)
+            place = i * state.threads * 2 * self.element
+            self.pieces.append(Piece(address, 0, base, place, outside, limit, active, 2 * self.element))
+        lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
+        warp = [8 * self.lane_bytes << i for i in range(state.warps.bit_length() - 1)]
+        self.base = str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+
+    def _first(self, load: Op, row: Operand) -> str:
+        """The address of the thread's part at out_feature `row`."""
+        assert load.array is not None
+        state, b = self.state, self.state.builder
+        pointer = state.pointer(load.array, self.parts[0])
+        if len(self.parts) == 2:
+            odd = b.op("setp.ne.s32", "p", b.op("and.b32", "r", state.tid, 1), 0)
+            pointer = b.op("selp.b64", "rd", state.pointer(load.array, self.parts[1]), pointer, odd)
+        return b.op("mad.wide.s32", "rd", row, self.element, pointer)
+
+    def _linear(self, number: Operand, tile: int, g: int = 0) -> str:
+        """tile * (row tile) + g * (row) of the piece `number`, whose bits are [segment][warp][g][row tile][part]."""
+        count = self.row_tiles.bit_length() - 1
+        images = [0] * (len(self.parts) - 1) + [tile << i for i in range(count)] + [g << i for i in range(3)]
+        images += [tile << count + i for i in range(self.state.warps.bit_length() - 1)]
+        return str(self.state.linear(str(number), images))
 
     def _before(self, address: str, start: Operand) -> str:
         """The address of the row for the k at which the loop starts, less one unit's rows."""
@@ -392,19 +414,29 @@ class GroupRows(Staged):
             return b.op("mad.wide.s32", "rd", row, self.pitch, pointer)
         return pointer
 
-    def pair(self, slot: int, k: int, t: int) -> list[str]:
-        """Emits the load of the numbers of rows g and g + 8 of row tile t for the unit's k-th in_feature.
+    def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
+        """Emits the loads of all numbers that the lane needs for the unit's k-th in_feature.
 
-        One register with a 16-bit pair, or two f32 registers.
+        Per row tile and part: one register with a pair of 16-bit numbers, or two f32 registers.
         """
-        b = self.state.builder
-        segment = k * self.segments // self.unit.k
-        place = memory(self.base, slot + self.offset + segment * self.row_bytes + t * 16 * size_bytes(self.dtype))
-        if self.dtype == dtypes.f32:
-            registers = [b.register("f"), b.register("f")]
-            b.do("ld.shared.v2.f32", vector(registers), place)
-            return registers
-        return [b.op("ld.shared.b32", "r", place)]
+        b, kind = self.state.builder, "f" if self.element == 4 else "r"
+        place = slot + self.offset + k * self.segments // self.unit.k * self.row_bytes
+        registers: list[str] = []
+        while 4 * len(registers) < self.lane_bytes:
+            taken = [b.register(kind) for _ in range(min(4, self.lane_bytes // 4 - len(registers)))]
+            name = f"ld.shared{f'.v{len(taken)}' if len(taken) > 1 else ''}.{kind.replace('r', 'b')}32"
+            b.do(name, vector(taken), memory(self.base, place + 4 * len(registers)))
+            registers += taken
+        each = self.element // 2  # registers of a pair
+        pairs = [registers[i : i + each] for i in range(0, len(registers), each)]
+        return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
+
+
+def part_bytes(fmt: Format, part: str) -> int:
+    """Bytes of one number of a weight's scales or zeros."""
+    dtype = fmt.scale_dtype if part == "scales" else fmt.zero_dtype
+    assert dtype is not None
+    return size_bytes(dtype)
 
 
 @dataclass
@@ -513,10 +545,17 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         if (codes, "tile") not in tiles:
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
-            add((codes, "scales"), GroupRows(state, unit, size, codes, row, start, "scales"))
-            if packed_array(codes)[1].zero is not None:
-                add((codes, "zeros"), GroupRows(state, unit, size, codes, row, start, "zeros"))
+            for parts in _group_parts(packed_array(codes)[1]):
+                add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
+
+
+def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
+    """Which parts of a weight are copied together: scales and zeros, where they are of one size."""
+    if fmt.zero is None:
+        return [("scales",)]
+    one_size = part_bytes(fmt, "scales") == part_bytes(fmt, "zeros")
+    return [("scales", "zeros")] if one_size else [("scales",), ("zeros",)]
 
 
 def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
