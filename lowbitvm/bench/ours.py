@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbitvm import dtypes
+from lowbitvm import dtypes, targets
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import NAMED, Format
@@ -71,7 +71,7 @@ def build(variant: Variant) -> Kernel:
     Raises what `compile_linear` does for parts that the package does not take.
     """
     fmt, parts = variant.format, TILES[variant.tile]
-    tile = chosen_tile(fmt, **parts)
+    tile = chosen_tile(fmt, targets.get(variant.target), **parts)
     compiled = compile_linear(fmt, act=variant.act, target=variant.target, **asdict(tile))
     conflicts, per_matrix = emulate(compiled, fmt, variant.act, tile)
     return Kernel(
