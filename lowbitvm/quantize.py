@@ -331,7 +331,7 @@ def _scales(lo: Array, hi: Array, fmt: Format, grid: _Grid, level: Array | None)
     else:
         largest = _reach(lo, hi, fmt, grid)
         mantissa, exponent = arrays.frexp(largest)
-        exponent = exponent - (mantissa == 0.5)
+        exponent = exponent - 1 * (mantissa == 0.5)
     exponent = arrays.where(largest > 0, exponent, -127)
     at = arrays.first(exponent > 127)
     if at is not None:

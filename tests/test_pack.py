@@ -1,5 +1,6 @@
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -430,3 +431,138 @@ def test_a_device_that_is_none_is_refused() -> None:
     weight = quantize(torch.ones(16, 64), Format("i4", "channel"))
     with pytest.raises(LowbitvmError, match="DEVICE_UNAVAILABLE"):
         weight.to("junk")
+
+
+# Codebooks, second levels, permutations
+
+
+def exactly(fmt: Format, given: dict[str, Any], n: int, k: int, columns: int) -> Fraction | None:
+    """What a code stands for, from the definition of the format; None for NaN and infinity."""
+    group = fmt.group if isinstance(fmt.group, int) else columns
+    row, at = 0 if fmt.group == "tensor" else n, k // group
+    q = int(given["codes"][n, k if given["permutation"] is None else given["permutation"][k]])
+    if fmt.table is None:
+        assert fmt.code.values is not None
+        value = fmt.code.values[fmt.code.stored(q)]
+    else:
+        index = {"tensor": (0,), "block": (n // 16,), "group": (row, at)}[fmt.table]
+        value = given["table"][index][q]
+    if not np.isfinite(value):
+        return None
+
+    def level(name: str) -> Fraction:
+        if given[name] is None:
+            return Fraction(1)
+        block = (0, 0) if fmt.outer == "tensor" else (n, k // 256)
+        return Fraction(float(given[name][block]))
+
+    s = Fraction(float(given["scales"][row, at].astype(np.float64))) * level("outer")
+    z = None if given["zeros"] is None else Fraction(float(given["zeros"][row, at].astype(np.float64)))
+    if fmt.zero == "offset":
+        assert z is not None
+        return Fraction(float(value)) * s + z * level("outer_zeros")
+    return (Fraction(float(value)) - (z or 0)) * s
+
+
+@settings(max_examples=200)
+@given(formats, st.integers(1, 20), st.booleans(), seeds)
+def test_dequantize_is_the_float64_nearest_to_the_definition(fmt: Format, n: int, permuted: bool, seed: int) -> None:
+    given = random_arguments(fmt, n, 256, seed, permuted)
+    weights = pack(**given).dequantize()
+    rng = np.random.default_rng(seed)
+    for row, k in zip(rng.integers(0, n, 40).tolist(), rng.integers(0, 256, 40).tolist(), strict=True):
+        exact = exactly(fmt, given, row, k, 256)
+        got = float(weights[row, k if not permuted else given["permutation"][k]])
+        if exact is None:
+            assert not np.isfinite(got)
+        else:
+            assert got == float(exact)
+            assert Fraction(got) == exact or fmt.zero in ("float", "offset")
+
+
+def test_columns_stand_in_groups_by_the_permutation() -> None:
+    # GPTQ: the scale of column k is that of group g_idx[k]
+    rng = np.random.default_rng(0)
+    g_idx = rng.permutation(np.repeat(np.arange(4), 64))
+    codes, scales = rng.integers(0, 16, (8, 256)), rng.integers(1, 9, (8, 4)).astype(np.float16)
+    weight = pack(codes, scales, None, Format("u4", 64), permutation=np.argsort(g_idx, kind="stable"))
+    np.testing.assert_array_equal(weight.dequantize(), codes * scales[:, g_idx].astype(np.float32))
+
+
+@given(formats, st.integers(1, 20), seeds)
+def test_a_scale_of_the_activations_by_powers_of_two_is_folded_exactly(fmt: Format, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    given = random_arguments(fmt, n, 256, seed)
+    for name in ("scales", "zeros", "outer_zeros"):  # numbers that a power of two keeps in every dtype
+        if given[name] is not None and not (name == "zeros" and fmt.zero == "int"):
+            given[name] = (2.0 ** rng.integers(2, 4, given[name].shape)).astype(given[name].dtype)
+    groups = given["scales"].shape[1]
+    factor = (2.0 ** rng.integers(-2, 3, groups)).repeat(256 // groups).astype(np.float32)
+    plain = pack(**given).dequantize()
+    for arguments in (given | {"input_scale": factor}, tensors(given | {"input_scale": factor})):
+        np.testing.assert_array_equal(np.asarray(pack(**arguments).dequantize()), plain * factor)
+
+
+NVFP4, K_QUANT = Format.parse("nvfp4"), Format("u4", 32, "offset", "i8", 256)
+MORE_ERRORS: dict[str, tuple[str, str, Format, dict[str, Any]]] = {
+    "no second level": ("ARGUMENT_INVALID", "outer are None", NVFP4, {"outer": None}),
+    "no second level of offsets": ("ARGUMENT_INVALID", "outer_zeros are None", K_QUANT, {"outer_zeros": None}),
+    "a second level too many": ("ARGUMENT_INVALID", "outer were given", FMT, {"outer": np.ones((1, 1), np.float32)}),
+    "a second level of another shape": ("SHAPE_MISMATCH", r"outer.*\(3, 1\)", NVFP4, {"outer": np.ones((3, 1), "f4")}),
+    "a second level in f16": ("DTYPE_MISMATCH", "outer are f16.*f32", NVFP4, {"outer": np.ones((1, 1), "f2")}),
+    "no table": ("ARGUMENT_INVALID", "table are None", Format("c3", table="block"), {"table": None}),
+    "a table for fixed values": ("ARGUMENT_INVALID", "table were given", FMT, {"table": np.ones((1, 16), "f2")}),
+    "a table of another size": (
+        "SHAPE_MISMATCH",
+        r"table.*\(1, 16\), not \(1, 8\)",
+        Format("c3", table="tensor"),
+        {"table": np.ones((1, 16), "f2")},
+    ),
+    "a table in f32": ("DTYPE_MISMATCH", "f32.*f16", Format("c1", table="tensor"), {"table": np.ones((1, 2), "f4")}),
+    "a permutation with a number twice": (
+        "ARGUMENT_INVALID",
+        r"0 \.\. 255 once",
+        FMT,
+        {"permutation": np.arange(256) // 2},
+    ),
+    "a short permutation": ("SHAPE_MISMATCH", r"\(4,\), not \(256,\)", FMT, {"permutation": np.arange(4)}),
+    "a permutation of floats": ("DTYPE_MISMATCH", "permutation", FMT, {"permutation": np.arange(256.0)}),
+    "an even bipolar code": (
+        "CODES_OUT_OF_RANGE",
+        r"codes\[0, 0\] is 2.*-7 \.\. 7, every 2nd",
+        Format("bp3"),
+        {"codes": np.full((3, 256), 2)},
+    ),
+    "a third pattern of ternary": (
+        "CODES_OUT_OF_RANGE",
+        r"is 2.*-1 \.\. 1",
+        Format("ternary"),
+        {"codes": np.full((3, 256), 2)},
+    ),
+    "an input_scale that differs in a group": (
+        "ARGUMENT_INVALID",
+        "differs within a group.*quantize",
+        FMT,
+        {"input_scale": np.arange(1, 257).astype(np.float32)},
+    ),
+    "an input_scale whose products the scale cannot hold": (
+        "ARGUMENT_INVALID",
+        "not exact in f16",
+        FMT,
+        {"input_scale": np.full(256, 1.1, np.float32)},
+    ),
+    "an input_scale in f64": ("DTYPE_MISMATCH", "input_scale is f64", FMT, {"input_scale": np.ones(256)}),
+    "an input_scale of another length": ("SHAPE_MISMATCH", "input_scale", FMT, {"input_scale": np.ones(3, "f4")}),
+}
+
+
+@pytest.mark.parametrize("convert", [dict, tensors], ids=["numpy", "torch"])
+@pytest.mark.parametrize("case", MORE_ERRORS)
+def test_pack_refuses_parts_that_do_not_fit(case: str, convert: Callable[..., dict[str, Any]]) -> None:
+    code, named, fmt, change = MORE_ERRORS[case]
+    given = random_arguments(fmt, 3, 256, seed=1)
+    if fmt.scale == "f16":
+        given["scales"] = np.full_like(given["scales"], 1.5)
+    pack(**convert(given))
+    with pytest.raises(LowbitvmError, match=f"^{code}: .*{named}"):
+        pack(**convert(given | change))

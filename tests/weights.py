@@ -72,6 +72,21 @@ def random_arguments(fmt: Format, n: int, k: int, seed: int, permuted: bool = Fa
     return given
 
 
+def float_weight(fmt: Format, n: int, k: int, seed: int) -> dict[str, Any]:
+    """What `quantize` takes: a weight and, where the format has codebooks, tables with values of both signs."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((n, k)) * np.exp2(rng.integers(-6, 3, (n, 1)))
+    weight[rng.random(weight.shape) < 0.1] = 0
+    if fmt.zero is None and fmt.code.kind == "uint":
+        weight = np.abs(weight)
+    given: dict[str, Any] = {"weight": weight, "fmt": fmt}
+    if fmt.table is not None:
+        table = rng.standard_normal(fmt.table_shape(n, k))
+        table[..., 0], table[..., -1] = -abs(table[..., 0]) - 0.1, abs(table[..., -1]) + 0.1
+        given["table"] = table.astype(np.float16)
+    return given
+
+
 def tensor(array: np.ndarray) -> torch.Tensor:
     """The same bytes as a torch tensor."""
     native = dtypes.of(array).torch()
