@@ -300,6 +300,11 @@ def get(name: str) -> DType:
     return dtype
 
 
+def of_numpy(dtype: np.dtype[Any]) -> DType:
+    """The DType of numpy arrays of `dtype`, which has one."""
+    return _OF_NUMPY[dtype]
+
+
 def is_tensor(value: object) -> bool:
     """Whether `value` is a torch tensor; torch stays unimported where it was."""
     module = sys.modules.get("torch")

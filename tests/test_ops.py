@@ -8,7 +8,7 @@ import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ops import _rounded  # and with it, torch.ops.lowbitvm
-from tests.weights import EVERY_FORMAT, float_weight, tensors
+from tests.weights import QUANTIZABLE, float_weight, tensors
 
 
 def weight_of(n: int, k: int, fmt: lb.Format, seed: int = 0) -> lb.PackedWeight:
@@ -168,7 +168,7 @@ def test_a_weight_cannot_move_to_a_gpu_that_is_not_there():
     assert torch.equal(WEIGHT.to("cpu").words, WEIGHT.words)
 
 
-@pytest.mark.parametrize("fmt", np.random.default_rng(0).choice(np.array(EVERY_FORMAT), 40).tolist(), ids=str)
+@pytest.mark.parametrize("fmt", np.random.default_rng(0).choice(np.array(QUANTIZABLE), 40).tolist(), ids=str)
 def test_every_format_runs_on_the_cpu(fmt: lb.Format) -> None:
     permutation = torch.randperm(256, generator=torch.Generator().manual_seed(1)) if fmt.zero is None else None
     weight = lb.quantize(**tensors(float_weight(fmt, 24, 256, seed=1)), permutation=permutation)

@@ -122,29 +122,36 @@ def test_words_hold_each_bit_where_the_stored_order_says(fmt: Format, n: int, k:
     np.testing.assert_array_equal(pack(**arguments).words, words_one_bit_at_a_time(arguments["codes"], fmt.code))
 
 
-@pytest.mark.parametrize("name", ["u3", "u4", "i7", "f6e3m2"])
+@pytest.mark.parametrize("name", ["u3", "i4", "bp7", "f6e3m2"])
 def test_words_of_many_blocks_are_those_of_each_tile_alone(name: str) -> None:
     code = dtypes.CODE_TYPES[name]
-    stored = np.random.default_rng(3).integers(0, 1 << code.bits, (16 * 40, 64 * 30 + 7), dtype=np.uint8)
-    packed = words.pack_words(stored, code)
-    assert stored.size > 2 * words.BLOCK_CODES
+    patterns = np.random.default_rng(3).integers(0, 1 << code.bits, (16 * 40, 64 * 30 + 7))
+    codes = code.codes(patterns).astype(code.numpy)
+    packed = words.pack_codes(codes, code)
+    assert packed.shape[0] * packed.shape[1] > 2 * words.BLOCK_TILES
     for tile_n, tile_k in ((0, 0), (13, 29), (39, 30), (39, 7)):
-        tile = stored[16 * tile_n : 16 * tile_n + 16, 64 * tile_k : 64 * tile_k + 64]
-        np.testing.assert_array_equal(packed[tile_n, tile_k], words.pack_words(tile, code)[0, 0])
-    np.testing.assert_array_equal(words.unpack_words(packed, stored.shape, code), stored)
+        tile = codes[16 * tile_n : 16 * tile_n + 16, 64 * tile_k : 64 * tile_k + 64]
+        np.testing.assert_array_equal(packed[tile_n, tile_k], words.pack_codes(tile, code)[0, 0])
+    np.testing.assert_array_equal(words.unpack_codes(packed, codes.shape, code), codes)
+    np.testing.assert_array_equal(words.unpack_patterns(packed, codes.shape, code), patterns)
+    codes[500, 1700] = 0 if code.step == 2 else code.high + 1
+    with pytest.raises(LowbitvmError, match=r"codes\[500, 1700\]"):
+        words.pack_codes(codes, code)
 
 
 @pytest.mark.parametrize("code", dtypes.CODE_TYPES.values(), ids=str)
 def test_the_tensor_operations_that_a_gpu_runs_give_the_same_words(code: dtypes.CodeType) -> None:
-    stored = np.random.default_rng(4).integers(0, 1 << code.bits, (37, 150), dtype=np.uint8)
-    expected = words.pack_words(stored, code)
+    patterns = np.random.default_rng(4).integers(0, code.used or 1 << code.bits, (37, 150), dtype=np.uint8)
+    codes = code.codes(patterns.astype(np.int16)).astype(code.numpy)
+    expected = words.pack_codes(codes, code)
     tiles = (slice(0, expected.shape[0]), slice(0, expected.shape[1]))
     packed = torch.zeros(expected.shape, dtype=torch.int32)
-    words._pack_block(torch.from_numpy(stored), packed, code, tiles)
+    words._pack_block(torch.from_numpy(codes), packed, code, tiles)
     assert same_bits(packed, expected)
-    back = torch.zeros(stored.shape, dtype=torch.uint8)
-    words._unpack_block(packed, back, code, tiles)
-    assert same_bits(back, stored)
+    for wanted, as_patterns in ((codes, False), (patterns, True)):
+        back = torch.zeros_like(torch.from_numpy(wanted))
+        words._unpack_block(packed, back, code, tiles, as_patterns)
+        assert same_bits(back, wanted)
 
 
 @settings(max_examples=50)

@@ -27,6 +27,12 @@ EVERY_FORMAT = [
     for parts in product(GROUPS, ZEROS, SCALES, OUTERS, TABLES[1:] if code.values is None else TABLES[:1])
     if (fmt := legal(name, *parts))
 ]
+# float zero points of a few ExMy are beyond f16
+QUANTIZABLE = [
+    fmt
+    for fmt in EVERY_FORMAT
+    if fmt.zero != "float" or fmt.scale != "f16" or fmt.code.values is None or fmt.code.largest < 65504
+]
 ONE_OF_EACH_CODE = [Format(name, 32, table="group" if name[0] == "c" else None) for name in dtypes.CODE_TYPES]
 
 
