@@ -24,7 +24,7 @@ FINE = tuple(2.0 ** (i / 16) for i in (-2, -1, 1, 2))
 E8M0_COARSE = (1.0, 2.0, 0.5, 0.25, 0.125)
 LARGEST_SCALE = {"e4m3": 448.0, "i8": 127.0}
 E4M3_LIMIT = 464.0  # from here on e4m3 would need a number above its largest
-BLOCK_WEIGHTS = 1 << 17  # rounded at a time on a CPU: what is computed for a block in float64 stays in its cache
+BLOCK_WEIGHTS = 12 << 10  # rounded at a time on a CPU: float64 arrays below 128 KB, which malloc keeps and reuses
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,16 @@ class _Job:
 
     def run(self) -> _Rounded:
         out_features, in_features = self.weight.shape
-        blocks = -(-out_features // BLOCK)
-        limit = blocks if self.fmt.group == "tensor" else max(1, BLOCK_WEIGHTS // (BLOCK * max(1, in_features)))
+        limit = max(1, BLOCK_WEIGHTS // max(1, in_features)) if self.fmt.group != "tensor" else out_features
+        if self.fmt.table == "block":
+            limit = -(-limit // BLOCK) * BLOCK
         levels: tuple[Array | None, Array | None] | None = None
         if self.fmt.outer == "tensor":
-            ends = self._in_blocks(blocks, limit, self._second_level)
+            ends = self._in_blocks(limit, self._second_level)
             outer, outer_zeros = (_joined([end[i] for end in ends]) for i in range(2))
             if outer is not None and outer_zeros is not None:
                 levels = outer.max().reshape(1, 1), outer_zeros.max().reshape(1, 1)
-        done = self._in_blocks(blocks, limit, lambda rows: self._round(rows, levels))
+        done = self._in_blocks(limit, lambda rows: self._round(rows, levels))
         if not done:
             return self._round(slice(0, out_features), levels)
         whole = {name: _joined([getattr(part, name) for part in done]) for name in vars(done[0])}
@@ -178,15 +179,15 @@ class _Job:
             whole["table"] = self.tables
         return _Rounded(**whole)
 
-    def _in_blocks(self, blocks: int, limit: int, work: Callable[[slice], Any]) -> list[Any]:
+    def _in_blocks(self, limit: int, work: Callable[[slice], Any]) -> list[Any]:
         """What `work` returns for each slice of rows, in their order."""
         done: dict[int, Any] = {}
 
         @np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
         def one(block: tuple[slice, slice]) -> None:
-            done[block[0].start] = work(slice(block[0].start * BLOCK, min(block[0].stop * BLOCK, self.weight.shape[0])))
+            done[block[0].start] = work(block[0])
 
-        arrays.for_each_block(self.weight, (blocks, 1), limit, one)
+        arrays.for_each_block(self.weight, (self.weight.shape[0], 1), limit, one)
         return [done[start] for start in sorted(done)]
 
     def _members(self, rows: slice) -> tuple[Array, list[_Grid], tuple[int, int]]:

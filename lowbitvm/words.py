@@ -72,12 +72,14 @@ def unpack_patterns(words: Array, shape: tuple[int, int], code: CodeType) -> Arr
 def check_codes(name: str, codes: Array, code: CodeType, step: int, within: Array | None = None) -> None:
     """Raises CODES_OUT_OF_RANGE for the first integer that is no code of the type, every `step`-th from its lowest.
 
+    NaN and infinities of e4m3 and e5m2 count as none: no decode in registers keeps them.
     within: the array that `codes` is a part of, which is searched for the first one.
     """
     if math.prod(codes.shape) and _beyond(codes, code, step) is not None:
         whole = codes if within is None else within
         at = arrays.first(_beyond(whole, code, step))
         every = "" if step == 1 else f", every {step}nd number"
+        every = f" but for its NaN and infinities, from {code.top + 1} on" if code.has_specials else every
         raise LowbitvmError(
             "CODES_OUT_OF_RANGE",
             f"{name}{list(at or ())} is {whole[at].item()}, {code} has {code.low} .. {code.high}{every}",
@@ -90,12 +92,18 @@ def _beyond(codes: Array, code: CodeType, step: int) -> Array | None:
     low, high = code.low, code.high
     if dtypes.of(codes).kind == "uint":  # torch compares no unsigned integers but u8; u64 beyond i64 wraps to negative
         low = max(low, 0)
-        codes = arrays.cast(codes, dtypes.i64) if dtypes.is_tensor(codes) else codes
-    inside = low <= int(codes.min()) and int(codes.max()) <= high
-    if inside and (step == 1 or not bool(((codes & 1) == 0).any())):
-        return None
-    bad = (codes < low) | (codes > high)
-    return bad if step == 1 else bad | ((codes & 1) == 0)
+        codes = arrays.cast(codes, dtypes.i64) if dtypes.is_tensor(codes) and codes.itemsize > 1 else codes
+    bad = None
+    if int(codes.min()) < low or int(codes.max()) > high:
+        bad = (codes < low) | (codes > high)
+    other = None
+    if step == 2:
+        other = (codes & 1) == 0
+    elif code.has_specials:
+        other = (codes & (high >> 1)) > code.top
+    if other is not None and (bad is not None or bool(other.any())):
+        bad = other if bad is None else bad | other
+    return bad
 
 
 def _unpack(words: Array, shape: tuple[int, int], code: CodeType, patterns: bool) -> Array:

@@ -51,7 +51,9 @@ def in_features(fmt: Format, wish: int) -> int:
 
 
 def random_codes(rng: np.random.Generator, fmt: Format, shape: tuple[int, int]) -> np.ndarray:
-    patterns = rng.integers(0, fmt.code.used or 1 << fmt.bits, shape)
+    values = fmt.code.values
+    patterns = np.arange(1 << fmt.bits) if values is None else np.flatnonzero(np.isfinite(values))[: fmt.code.used]
+    patterns = rng.choice(patterns, shape)
     return fmt.code.codes(patterns).astype(fmt.code.numpy)
 
 
