@@ -331,14 +331,12 @@ def test_the_tensor_operations_that_a_gpu_runs_round_alike(
 ) -> None:
     given = float_weight(fmt, n, max(every_in_features(fmt, wish), every_in_features(fmt, 256), 1), seed)
     permutation = np.random.default_rng(seed).permutation(given["weight"].shape[1])
-    jobs = [
-        _Job(fmt, method, arrays["weight"], arrays.get("table"), None, permutation)
-        for arrays, permutation in ((given, permutation), (tensors(given), torch.from_numpy(permutation)))
-    ]
-    ours, theirs = (
-        pack(**{"zeros": None, **{name: part for name, part in vars(job.run()).items() if part is not None}}, fmt=fmt)
-        for job in jobs
-    )
+    both = []
+    for arrays, order in ((given, permutation), (tensors(given), torch.from_numpy(permutation))):
+        job = _Job(fmt, method, arrays["weight"], arrays.get("table"), None, order)
+        parts = {name: part for name, part in vars(job.run()).items() if part is not None}
+        both.append(pack(**{"zeros": None, **parts}, fmt=fmt, permutation=order))
+    ours, theirs = both
     if method == "rtn":
         assert all(same_bits(ours.arrays[name], theirs.arrays[name]) for name in ours.arrays)
         return
