@@ -64,7 +64,7 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         _check_wanted({name: getattr(self, name) for name in OPTIONAL_PARTS}, self.format)
-        _check_one_device(self.arrays)
+        check_one_device(self.arrays)
         shapes = _stored_shapes(self.format, *self.shape)
         for name, array in self.arrays.items():
             dtype = _part_dtype(name, self.format)
@@ -251,7 +251,7 @@ def pack(
     _check_wanted(optional, fmt)
     parts = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}
     given = {name: arrays.detached(array) for name, array in parts.items() if array is not None}
-    _check_one_device(given)
+    check_one_device(given)
     _check_integer("codes", codes)
     if codes.ndim != 2:
         refuse_shape("codes", codes, "(out_features, in_features)", "as torch.nn.Linear has them")
@@ -454,7 +454,7 @@ def _check_wanted(optional: dict[str, Array | None], fmt: Format) -> None:
             )
 
 
-def _check_one_device(parts: dict[str, Array]) -> None:
+def check_one_device(parts: dict[str, Array]) -> None:
     places = {name: arrays.device(array) for name, array in parts.items()}
     if len(set(places.values())) > 1:
         where = ", ".join(f"{name} on {place}" for name, place in places.items())

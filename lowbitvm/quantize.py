@@ -15,7 +15,7 @@ from lowbitvm import arrays, dtypes
 from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
-from lowbitvm.pack import PackedWeight, as_format, check_permutation, pack, refuse_shape, restored
+from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
 # Scales that "mse" tries, relative to that of "rtn": first these, then those around the best of them.
@@ -113,12 +113,14 @@ def quantize(
     permutation: as `pack` takes it; weight keeps its own order.
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
-    overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH and
-    GROUP_INDIVISIBLE as `pack`.
+    overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,
+    DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
     """
     fmt = as_format(fmt)
     if method not in METHODS:
         raise LowbitvmError("ARGUMENT_INVALID", f"the method is {method!r}", f"use one of {', '.join(METHODS)}")
+    given = {"weight": weight, "table": table, "input_scale": input_scale, "permutation": permutation}
+    check_one_device({name: array for name, array in given.items() if array is not None})
     _check_weight(weight, input_scale)
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     fmt.scales_shape(*shape), fmt.outer_shape(*shape)  # raise where groups do not divide in_features

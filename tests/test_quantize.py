@@ -576,3 +576,8 @@ def test_quantize_refuses_what_does_not_fit(case: str, convert: Any) -> None:
 def test_negative_weights_in_unsigned_codes_name_the_signed_ones(name: str, instead: str) -> None:
     with pytest.raises(LowbitvmError, match=f'^ARGUMENT_INVALID: .*use "{instead}"'):
         quantize(-WEIGHT, Format(name, 32))
+
+
+def test_what_is_given_must_lie_in_one_place() -> None:
+    with pytest.raises(LowbitvmError, match=r"^DEVICE_MISMATCH: .*weight on cpu, input_scale on numpy"):
+        quantize(torch.ones(2, 64), Format("i4", 32), input_scale=np.ones(64))
