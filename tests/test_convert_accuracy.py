@@ -29,7 +29,8 @@ def kernel(act, target):
     b = Builder()
     lane, block = b.op("mov.u32", "r", "%tid.x"), b.op("mov.u32", "r", "%ctaid.x")
     a, x, sums, totals = (
-        b.op("cvta.to.global.u64", "rd", b.op("ld.param.u64", "rd", f"[{name}]")) for name in ("a", "x", "sums", "totals")
+        b.op("cvta.to.global.u64", "rd", b.op("ld.param.u64", "rd", f"[{name}]"))
+        for name in ("a", "x", "sums", "totals")
     )
     ones = b.op("mov.b32", "r", 0x3C003C00 if act == "f16" else 0x3F803F80)
     results = [[b.op("mov.f32", "f", float_immediate(0.0)) for _ in range(4)] for _ in range(2)]
@@ -50,7 +51,9 @@ def kernel(act, target):
 
 def products(weights, activations, act, target):
     """(P, X) f32[trial, 16, 8] of weights [trial, 16, 128] and activations [trial, 128, 8] that `act` holds."""
-    rows = weights.astype(NATIVE[act]).view(np.uint16).reshape(TRIALS, 2, 8, STEPS, 2, 4, 2)  # half, g, step, half, q, pair
+    rows = (
+        weights.astype(NATIVE[act]).view(np.uint16).reshape(TRIALS, 2, 8, STEPS, 2, 4, 2)
+    )  # half, g, step, half, q, pair
     a = np.ascontiguousarray(rows.transpose(0, 3, 2, 5, 4, 1, 6)).view(np.uint32)
     columns = activations.astype(NATIVE[act]).view(np.uint16).reshape(TRIALS, STEPS, 2, 4, 2, 8)
     x = np.ascontiguousarray(columns.transpose(0, 1, 5, 3, 2, 4)).view(np.uint32)
