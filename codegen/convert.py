@@ -37,6 +37,7 @@ SIGN_PLACE = 15
 F16_EXPONENT = 5
 ONE_BF16 = 0x3F80
 MINUS_ZERO = 0x8000
+ROW_BYTES = 256  # of a codebook's table
 LARGEST_SHIFT = 127  # the largest power of two that bf16 has
 
 SELECT, AND, AND_OR = 0xCA, 0xC0, 0xEA  # lop3 truth tables of a ? b : c, a & b, (a & b) | c
@@ -44,6 +45,7 @@ PIPES = {  # PTX operation -> (SASS, pipe)
     "shf.r.wrap.b32": ("SHF", "integer"),
     "lop3.b32": ("LOP3", "integer"),
     "and.b32": ("LOP3", "integer"),
+    "or.b32": ("LOP3", "integer"),
     "prmt.b32": ("PRMT", "integer"),
     "fma.rn.bf16x2": ("HFMA2", "half"),
     "ld.shared.b32": ("LDS", "shared"),
@@ -136,9 +138,10 @@ _BYTES = {(r, mask): _selector(r, mask) for r in (8, 16, 24) for mask in (0x00FF
 class TableDecoder:
     """The decode of codebooks: fragment value = table[q], in the activations' dtype.
 
-    The table lies in shared memory, `table_bytes` of it, every entry once for each lane (or each of the lanes that
-    shared memory serves at a time), so that there are no bank conflicts. An entry has the registers of `span` pairs of
-    codes; from 5 bits on one code, in both halves.
+    The table lies in shared memory, a row of 256 bytes per index: one byte of a word and the lane's offset make an
+    address with one PRMT. The first half of a row has the entry once for each lane, or for each of the lanes that
+    shared memory serves at a time, so that there are no bank conflicts. An entry has the registers of `span` pairs of
+    codes. From 5 bits on it is one code: the low half of a register here, the high half in the second half of the row.
     """
 
     code: CodeType
@@ -158,17 +161,19 @@ class TableDecoder:
     @property
     def table_bytes(self) -> int:
         """Bytes of the table in shared memory."""
-        return 128 << self.index_bits
+        return ROW_BYTES << self.index_bits
 
     def table(self, values: Any) -> Any:
-        """The u32[2**index_bits, 32] of the table in shared memory, from the 2**bits values, rounded to `act`."""
+        """The u32[2**index_bits, 64] of the table in shared memory, from the 2**bits values, rounded to `act`."""
         native = np.dtype(np.float16) if self.act == "f16" else np.dtype(ml_dtypes.bfloat16)
         patterns = np.asarray(values, np.float64).astype(native).view(np.uint16).astype(np.uint32)
         index = np.arange(1 << self.index_bits)[:, None]
         code = np.arange(max(1, 2 * self.span)) * self.code.bits
         entries = patterns[index >> code & ((1 << self.code.bits) - 1)]
-        registers = entries[:, ::2] | entries[:, 1::2] << 16 if self.span else entries * 0x10001
-        return np.tile(registers, 32 // registers.shape[1])
+        if not self.span:
+            return np.repeat(np.concatenate([entries, entries << 16], 1), ROW_BYTES // 8, axis=1)
+        registers = entries[:, ::2] | entries[:, 1::2] << 16
+        return np.tile(registers, ROW_BYTES // 4 // self.span)
 
     def constants(self, b: Emitter, lane: str, table: str) -> list[str]:
         """Emits what stays in registers, from the registers of the lane's number and of the table's address."""
@@ -178,24 +183,26 @@ class TableDecoder:
 
     def emit(self, b: Emitter, words: list[str], constants: list[str]) -> list[list[str]]:
         """Emits the decode of a chunk's words: the 4 registers of the A fragment of each of the 4 k16 steps."""
+        lane, table = constants
         loaded: list[str] = []
-        mask = ((1 << self.index_bits) - 1) << chunk.INDEX_PLACE
         for index in range(chunk.CODES * self.code.bits // self.index_bits):
-            word, shift = divmod(index * self.index_bits, 32)
-            following = words[(word + 1) % self.code.bits]
-            placed = b.op("shf.r.wrap.b32", "r", words[word], following, shift) if shift else words[word]
-            offset = b.op("lop3.b32", "r", placed, mask, constants[0], AND_OR)
-            address = b.op("add.s32", "r", offset, constants[1])
+            if self.index_bits == 8:
+                word, byte = divmod(index + chunk.INDEX_PLACE // 8, 4)
+                offset = b.op("prmt.b32", "r", words[word % len(words)], lane, 0x5504 | byte << 4)
+            else:
+                word, shift = divmod(index * self.index_bits, 32)
+                following = words[(word + 1) % len(words)]
+                placed = b.op("shf.r.wrap.b32", "r", words[word], following, shift) if shift else words[word]
+                mask = ((1 << self.index_bits) - 1) << chunk.INDEX_PLACE
+                offset = b.op("lop3.b32", "r", placed, mask, lane, AND_OR)
+            address = b.op("add.s32", "r", offset, table)
             entry = [b.register("r") for _ in range(max(1, self.span))]
+            second = not self.span and index % 2
             width = {1: "", 2: ".v2", 4: ".v4"}[len(entry)]
-            b.do(f"ld.shared{width}.b32", vector(entry), memory(address))
+            b.do(f"ld.shared{width}.b32", vector(entry), memory(address, ROW_BYTES // 2 * second))
             loaded += entry
         if not self.span:
-            low = 0x0000FFFF
-            loaded = [
-                b.op("lop3.b32", "r", low, first, second, SELECT)
-                for first, second in zip(loaded[::2], loaded[1::2], strict=True)
-            ]
+            loaded = [b.op("or.b32", "r", *both) for both in zip(loaded[::2], loaded[1::2], strict=True)]
         return [loaded[4 * step : 4 * step + 4] for step in range(4)]
 
 

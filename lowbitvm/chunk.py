@@ -22,7 +22,7 @@ from lowbitvm.dtypes import CodeType
 LANES = 32
 CODES = 32  # of a lane in one tile
 PAIRS = CODES // 2  # registers of A fragments: pair 4 s + r
-INDEX_PLACE = 7  # bit of a word where the first index into a codebook starts: 128 bytes hold one entry for every lane
+INDEX_PLACE = 8  # bit of a word where the first index into a codebook starts; a row of a table has 256 bytes
 
 
 class Run(NamedTuple):
