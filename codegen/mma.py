@@ -83,20 +83,21 @@ class Dot:
             low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
             self.fixed_zeros = (low, high)
         self.sums = self.fixed_zeros is not None or self.format.zero is not None
-        self.ones = self._ones() if self.sums else []
+        turned = self.sums and self.segment >= SHORTEST_TURN
+        self.ones = self._ones(2 if turned else 4) if self.sums else []
         self.row_lanes: list[Operand] = []
-        if self.sums and self.segment >= SHORTEST_TURN:  # those that have rows 2 q and 2 q + 1: lanes 8 q and 8 q + 4
+        if turned:  # the lanes that have rows 2 q and 2 q + 1: 8 q and 8 q + 4
             first = self.state.linear(self.state.tid, [8, 16])
             self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
 
-    def _ones(self) -> list[str]:
-        """A fragment of ones in four registers that ptxas can neither join nor make anew at every use.
+    def _ones(self, count: int) -> list[str]:
+        """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
 
         All are a constant and the sign of a size, which is 0 but not known to be.
         """
         b = self.state.builder
         sign = b.op("shr.s32", "r", self.state.size(self.pipeline.unit.dimension), 31)
-        return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")]
+        return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")[:count]]
 
     def _lane_offsets(self) -> dict[int, str]:
         """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits."""
@@ -194,16 +195,12 @@ class Dot:
         ldmatrix taken as the weights' side serve 32 of k; then row g of the result has a half of row g's sum and row
         g + 8 the other, and the columns, which are lanes, are to be exchanged for rows.
         """
-        if len(loads) < SHORTEST_TURN // LDMATRIX_K:
+        if not self.row_lanes:
             return self._chain([self.ones] * len(activations), activations)
         b = self.state.builder
-        halves = self._chain(loads, [self.ones[:2]] * len(loads))
+        halves = self._chain(loads, [self.ones] * len(loads))
         total = b.op("add.rn.f32", "f", halves[0], halves[2])
-        pair = []
-        for lane in self.row_lanes:
-            bits = b.op("shfl.sync.idx.b32", "r", b.op("mov.b32", "r", total), lane, 31, 0xFFFFFFFF)
-            pair.append(b.op("mov.b32", "f", bits))
-        return pair * 2
+        return [b.op("shfl.sync.idx.b32", "f", total, lane, 31, 0xFFFFFFFF) for lane in self.row_lanes] * 2
 
     def _chain(self, weights: list[list[str]], activations: list[list[str]]) -> list[str]:
         """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero."""

@@ -40,13 +40,20 @@ class Unit:
     """How a loop's steps are taken together.
 
     dimension: the array dimension along k. exact: all of k that a fetched unit covers exists, so that pieces need no
-    limits along k; units beyond the last are not fetched.
+    limits along k; units beyond the last are not fetched. together: units that one wait, barrier and group of copies
+    serve.
     """
 
     k: int
     slots: int
+    together: int
     exact: bool
     dimension: str
+
+    @property
+    def ahead(self) -> int:
+        """Units from one that is waited for to the first that is fetched then."""
+        return self.slots - self.together
 
 
 @dataclass
@@ -115,7 +122,7 @@ class Staged:
 
         The pointers show the middle of what an iteration fetches: a copy has room for 12 bits of offset and their sign.
         """
-        return (number - self.unit.slots + 1) * self.distance - self.middle
+        return (number - self.unit.ahead) * self.distance - self.middle
 
     @property
     def middle(self) -> int:
@@ -124,12 +131,15 @@ class Staged:
 
     def centred(self, pointer: str) -> str:
         """The pointer to the first unit, moved to the middle of what the first iteration fetches."""
-        distance = (self.unit.slots - 1) * self.distance + self.middle
+        distance = self.unit.ahead * self.distance + self.middle
         return self.state.builder.op("add.s64", "rd", pointer, distance) if distance else pointer
 
     def source(self, pointer: str, k: str) -> str:
         """The register that a unit's pieces are addressed by."""
         return pointer
+
+    def follow(self) -> None:
+        """Emits the move of pointers that move from unit to unit, before a unit is fetched or passed over."""
 
     def advance(self) -> None:
         """Emits the move of the pointers by one iteration."""
@@ -263,41 +273,33 @@ class WordTile(Staged):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         warp = b.op("shr.u32", "r", state.tid, 5)
         self.warp_base = b.op("mad.lo.s32", "r", warp, warp_bytes, state.smem)
-        base = b.op("mad.lo.s32", "r", self.lane, PIECE, self.warp_base)
-        row_tile = state.scalar("add", _shift_right(state, row, 4), state.scalar("mul", warp, self.row_tiles))
-        pitch = _ceil_div(state, state.size(load.array.dims[1]), CHUNK_K)
-        k_tile = _shift_right(state, start, 6)
+        # The lanes share out the row tiles, so that each needs one pointer only.
+        lanes = max(1, 32 // self.row_tiles)
+        chunk = b.op("and.b32", "r", self.lane, lanes - 1) if lanes < 32 else self.lane
+        t = b.op("shr.u32", "r", self.lane, lanes.bit_length() - 1) if lanes < 32 else 0
+        base = b.op("mad.lo.s32", "r", chunk, PIECE, self.warp_base)
+        base = str(state.scalar("add", base, state.scalar("mul", t, self.row_bytes)))
+        warp_tile = state.scalar("add", _shift_right(state, row, 4), state.scalar("mul", warp, self.row_tiles))
         row_count = _ceil_div(state, state.size(load.array.dims[0]), 16)
-        pieces = warp_bytes // PIECE
-        pointers: dict[int, str] = {}
-        for i in range(-(-pieces // 32)):
-            active = self.fewer(pieces - 32 * i, 32, self.lane)
-            known, place = self._place(32 * i, min(32 * i + 31, pieces - 1))
-            index = state.scalar("add", row_tile, place[0])
-            if known not in pointers:
-                tile = b.op("mul.wide.s32", "rd", index, pitch)
-                if k_tile != 0:
-                    tile = b.op("mad.wide.s32", "rd", k_tile, 1, tile)
-                address = b.op("mad.lo.s64", "rd", tile, self.tile_bytes, state.pointer(load.array, "words"))
-                pointers[known] = self.centred(b.op("mad.wide.u32", "rd", place[1], PIECE, address))
-            shift = 32 * i * PIECE - known * self.row_bytes if known >= 0 else 0
-            k = functools.partial(self._k_limit, load, place[1], shift // PIECE)
-            outside, limit = self.inside(k, index, row_count)
-            self.pieces.append(Piece(pointers[known], shift, base, 32 * i * PIECE, outside, limit, active))
+        for first in range(0, self.row_tiles, 32):
+            index = state.scalar("add", warp_tile, state.scalar("add", t, first))
+            pointer = self._address(load, index, _shift_right(state, start, 6), chunk)
+            for shift in range(0, self.row_bytes // PIECE, lanes):
+                active = self.fewer(self.row_bytes // PIECE - shift, lanes, chunk)
+                k = functools.partial(self._k_limit, load, chunk, shift)
+                outside, limit = self.inside(k, index, row_count)
+                place = first * self.row_bytes + shift * PIECE
+                self.pieces.append(Piece(pointer, shift * PIECE, base, place, outside, limit, active))
 
-    def _place(self, first: int, last: int) -> tuple[int, tuple[Operand, Operand]]:
-        """(row tile, piece in it) of the warp's pieces `first` + lane, up to `last`.
-
-        The first result is the row tile if all lanes have the same: their piece is then the lane's number more than a
-        constant, which is left out. If not, it is a number below 0, another one for every `first`.
-        """
-        row_pieces, b = self.row_bytes // PIECE, self.state.builder
-        if first // row_pieces == last // row_pieces:
-            return first // row_pieces, (first // row_pieces, self.lane)
-        number = self.state.scalar("add", self.lane, first)
-        t = b.op("div.u32", "r", number, row_pieces)
-        inside = b.op("sub.s32", "r", number, b.op("mul.lo.s32", "r", t, row_pieces))
-        return -1 - first, (t, inside)
+    def _address(self, load: Op, row_tile: Operand, k_tile: Operand, chunk: Operand) -> str:
+        """The pointer to the piece `chunk` of a row tile from `k_tile` on."""
+        assert load.array is not None
+        state, b = self.state, self.state.builder
+        tile = b.op("mul.wide.s32", "rd", row_tile, _ceil_div(state, state.size(load.array.dims[1]), CHUNK_K))
+        if k_tile != 0:
+            tile = b.op("mad.wide.s32", "rd", k_tile, 1, tile)
+        address = b.op("mad.lo.s64", "rd", tile, self.tile_bytes, state.pointer(load.array, "words"))
+        return self.centred(b.op("mad.wide.u32", "rd", chunk, PIECE, address))
 
     def _k_limit(self, load: Op, chunk: Operand, shift: int) -> Operand:
         """The k below which a unit must begin for the piece `chunk` + `shift` of a row tile to exist."""
@@ -407,12 +409,15 @@ class GroupRows(Staged):
 
     def source(self, pointer: str, k: str) -> str:
         b = self.state.builder
-        if self.step:  # the pointer moves by itself
-            b.do("add.s64", pointer, pointer, self.step)
-        elif self.group is not None:
+        if self.group is not None and not self.step:
             row = b.op("shr.u32", "r", k, self.group.bit_length() - 1)
             return b.op("mad.wide.s32", "rd", row, self.pitch, pointer)
         return pointer
+
+    def follow(self) -> None:
+        if self.step:
+            for pointer in dict.fromkeys(piece.pointer for piece in self.pieces):
+                self.state.builder.do("add.s64", pointer, pointer, self.step)
 
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
         """Emits the loads of all numbers that the lane needs for the unit's k-th in_feature.
@@ -461,31 +466,39 @@ class Pipeline:
             self.ahead = b.op("mov.b32", "r", start)
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
-        for number in range(self.unit.slots - 1):
-            self._fetch(number)
+        for number in range(0, self.unit.ahead, self.unit.together):
+            self._fetch_group(number)
+
+    def _fetch_group(self, number: int) -> None:
+        """Emits the copies of the units that one wait serves, of which `number` is the first."""
+        for each in range(self.unit.together):
+            self._fetch(number + each)
+        if self.state.target.has_async_copies:
+            self.state.builder.do("cp.async.commit_group")
 
     def _fetch(self, number: int) -> None:
-        """Emits the copies of the unit that is `number` units from the iteration's first; they are one group."""
+        """Emits the copies of the unit that is `number` units from the iteration's first."""
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
+        for tile in self.tiles.values():
+            tile.follow()
         if unit.exact:
             b.do("bra.uni", skip, when=b.op("setp.le.s32", "p", self.left, number * unit.k))
         for tile in self.tiles.values():
             tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
         if unit.exact:
             b.place(skip)
-        if self.state.target.has_async_copies:
-            b.do("cp.async.commit_group")
         if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
 
     def begin_unit(self, number: int) -> None:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
-        b = self.state.builder
-        if self.state.target.has_async_copies:
-            b.do("cp.async.wait_group", self.unit.slots - 2)
-        b.do("bar.sync", 0)
-        self._fetch(number + self.unit.slots - 1)
+        b, unit = self.state.builder, self.unit
+        if number % unit.together == 0:
+            if self.state.target.has_async_copies:
+                b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
+            b.do("bar.sync", 0)
+            self._fetch_group(number + unit.ahead)
         self.slot = self.base + number * self.slot_bytes
 
     def end_iteration(self) -> None:
@@ -578,7 +591,9 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     k = step * taken
     exact = whole and divisor(start) % k == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % k == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
-    return Unit(k, max(2, -(-stages // taken)), exact and vectorised, dims.pop())
+    slots = max(2, -(-stages // taken))
+    together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
+    return Unit(k, slots, together, exact and vectorised, dims.pop())
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

@@ -6,6 +6,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.targets import Target
 
+STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -49,7 +50,16 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
     """
     stages = 4 if target is None or target.has_async_copies else 2
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
-    return Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
+
+
+def _stages(tile: Tile, fmt: Format) -> int:
+    """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency, and
+    the kernel takes four groups of 128 of k per iteration where it has eight stages of 64."""
+    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
+    fits = [stages for stages in (8, 6) if tile.bm <= 16 and stages * stage <= STAGED_BYTES]
+    return next(iter(fits), tile.stages)
 
 
 def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) -> Tile:
@@ -70,7 +80,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
         f"bn {tile.bn} is no power of two from 16 x {tile.warps} warps on": tile.bn < 16 * tile.warps
         or tile.bn & (tile.bn - 1),
         f"bk {tile.bk} is not 64, 128 or 256": tile.bk not in (64, 128, 256),
-        f"stages {tile.stages} is not 2 to 5": not 2 <= tile.stages <= 5,
+        f"stages {tile.stages} is not 2 to 8": not 2 <= tile.stages <= 8,
         f"splits {tile.splits} is not 1 to {MOST_SPLITS}": tile.splits > MOST_SPLITS,
         f"bm {tile.bm} x bn {tile.bn} are {accumulators} accumulators per thread, {fmt} has registers for {limit}": (
             accumulators > limit
