@@ -3,7 +3,9 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -70,16 +72,22 @@ def collect(
 
 def our_rows(variants: Iterable[Variant], progress: Progress) -> tuple[list[Row], dict[str, str]]:
     """The rows of the variants that exist, and for the others why they do not."""
-    rows: list[Row] = []
-    refused: dict[str, str] = {}
-    for variant in progress.track(list(variants), description="lowbitvm"):
-        try:
-            rows.append(measure(build(variant)))
-        except LowbitvmError as error:
-            if error.code not in REFUSALS:
-                raise
-            refused[str(variant)] = f"{error.code}: {error.problem}"
+    wanted = list(variants)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time goes to nvdisasm, which is another process
+        made = list(progress.track(pool.map(_attempt, wanted), total=len(wanted), description="lowbitvm"))
+    rows = [row for row in made if isinstance(row, Row)]
+    refused = {str(variant): reason for variant, reason in zip(wanted, made, strict=True) if isinstance(reason, str)}
     return rows, refused
+
+
+def _attempt(variant: Variant) -> Row | str:
+    """The variant's row, or why there is none."""
+    try:
+        return measure(build(variant))
+    except LowbitvmError as error:
+        if error.code not in REFUSALS:
+            raise
+        return f"{error.code}: {error.problem}"
 
 
 def peer_rows(
