@@ -200,12 +200,20 @@ def test_every_instruction_of_our_loop_runs_once_per_turn_and_warp(kernel):
 
 def test_weights_per_product_leave_out_the_row_sums_that_the_ptx_shows(kernel):
     tile = chosen_tile(lb.Format("u4", zero="float"), bm=16)
-    _, per_matrix = ours.emulate(kernel, lb.Format("u4", zero="float"), "f16", tile)
+    per_matrix = ours.emulate(kernel, lb.Format("u4", zero="float"), "f16", tile).weights_per_matrix
     products = re.findall(r"mma\.sync\S+ \{[^}]*\}, \{([^}]*)\}", kernel.ptx)
     sums = sum(len(set(fragment.split(", "))) == 1 for fragment in products)  # a fragment of ones is one register
     assert 0 < sums < len(products)
     # a product of 16 weights by 16 of k, and two of them for 16 rows of activations
     assert per_matrix == pytest.approx(256 / 2 * (len(products) - sums) / len(products), rel=1e-12)
+
+
+@pytest.mark.parametrize(("bk", "stages"), [(64, 2), (64, 4), (128, 3), (64, 5)])
+def test_all_stages_but_one_are_ahead_of_the_products(bk, stages):
+    fmt = lb.Format("u4", zero="int")
+    kernel = lb.compile_linear(fmt, bm=16, bk=bk, stages=stages)
+    run = ours.emulate(kernel, fmt, "f16", chosen_tile(fmt, bm=16, bk=bk, stages=stages))
+    assert ours.ahead(kernel.ptx, run.weights_per_matrix * 4 / 128) == (stages - 1) * bk
 
 
 @pytest.mark.parametrize(("tile", "expected"), [("8x128x64", 256), ("16x128x64", 128), ("64x128x64", 32)])

@@ -12,7 +12,7 @@ from lowbitvm.runtime import emulator
 from lowbitvm.targets import Target
 
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
-EMULATED_K = 1024  # in_features of the block that the emulator runs
+EMULATED_K = 1024  # in_features that the bank conflicts of a block are counted for
 LATENCY_NS = 800  # of DRAM: what the bytes in flight must cover
 DIGITS = 4  # of the fractions in a row
 
@@ -30,6 +30,7 @@ class Kernel:
     tile: tuple[int, ...]  # bm, bn, bk
     warps: int
     stages: int
+    ahead: int  # k of the weights that are on their way while a stage is multiplied
     bits: int  # of one stored weight
     sass: str = field(repr=False)
     registers: int
@@ -78,7 +79,7 @@ def measure(kernel: Kernel) -> Row:
     total = _sum(loop, lambda name: 1)
     threads = 32 * kernel.warps
     blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
-    stage_bytes = kernel.tile[1] * kernel.tile[2] * kernel.bits // 8
+    ahead_bytes = kernel.tile[1] * kernel.ahead * kernel.bits // 8
 
     def per_weight(value: float) -> float:
         return round(value / (weights / 32), DIGITS)
@@ -99,7 +100,7 @@ def measure(kernel: Kernel) -> Row:
         spills=kernel.spills,
         shared=kernel.shared,
         bank_conflicts=kernel.bank_conflicts,
-        bytes_in_flight=(kernel.stages - 1) * stage_bytes * blocks,
+        bytes_in_flight=ahead_bytes * blocks,
         occupancy=round(blocks * kernel.warps / target.warps_per_sm, DIGITS),
         warps=kernel.warps,
         stages=kernel.stages,

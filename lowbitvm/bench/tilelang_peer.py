@@ -45,6 +45,7 @@ def build(name: str, target: str) -> Kernel:
         tile,
         threads // 32,  # on Hopper TileLang adds warps that load
         stages,
+        (stages - 1) * bk,
         4,
         disassemble(assembly.cubin),
         assembly.registers,

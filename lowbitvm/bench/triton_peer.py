@@ -89,6 +89,7 @@ def build(job: Job, target: str) -> Kernel:
         job.tile,
         job.warps,
         stages,
+        (stages - 1) * job.tile[2],
         job.bits,
         disassemble(assembly.cubin),
         assembly.registers,
