@@ -18,12 +18,15 @@ from lowbitvm.bench import measure, ours, pipes, static
 from lowbitvm.bench.loops import main_nest, natural_loops, read_ptx, read_sass
 from lowbitvm.bench.ours import Variant
 from lowbitvm.cli import main
+from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import NAMED
 from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.assemble import assemble, disassemble
 
 ROOT = Path(__file__).parent.parent
+INTEGERS = [*(f"u{n}" for n in range(1, 9)), *(f"i{n}" for n in range(2, 9)), *(f"bp{n}" for n in range(1, 9))]
 COLUMNS = [
     "tool", "weights", "act", "group", "zero", "target", "tile", "mac_per_instruction", "instructions_per_weight",
     "decode_per_weight", "tensor_share", "registers", "spills", "shared", "bank_conflicts", "bytes_in_flight",
@@ -311,9 +314,20 @@ def run(*options: str):
     return CliRunner().invoke(main, ["bench", "--static", *options])
 
 
-def test_the_command_writes_a_row_with_the_agreed_columns_for_every_format_that_has_a_kernel(tmp_path):
+def test_every_code_type_and_named_format_is_asked_for_with_the_zero_points_that_it_has():
+    found = list(ours.variants(["sm_80"], ours.WEIGHTS, ["f16", "bf16"], [], list(ours.TILES), 128))
+    assert {variant.weights for variant in found} == {*CODE_TYPES, *NAMED}
+    assert len(found) == len(set(found)) == len({*CODE_TYPES, *NAMED}) * 2 * len(ours.TILES)
+    for variant in found:
+        assert variant.format.zero == ("int" if variant.weights in ("ternary", *INTEGERS) else None)
+    assert Variant("mxfp4", "f16", 128, "none", "sm_80", "16x128x64").format == lb.Format.parse("mxfp4")
+
+
+def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_there_is_none(tmp_path):
     file = tmp_path / "static.json"
-    result = run("--quick", "--tile", "16x128x64", "--no-peers", "--json", str(file))
+    asked = ["u1", "u4", "i4", "bp3", "ternary", "f6e3m2", "e4m3", "nf4", "c4", "mxfp4"]
+    weights = [option for name in asked for option in ("--weights", name)]
+    result = run("--quick", *weights, "--no-peers", "--json", str(file))
     assert result.exit_code == 0, result.output
     content = json.loads(file.read_text())
     for row in content["static"]:
@@ -324,9 +338,10 @@ def test_the_command_writes_a_row_with_the_agreed_columns_for_every_format_that_
         assert row["spills"] == 0 and row["bank_conflicts"] == 0 and row["unknown"] == []
         assert set(row["cycles_per_weight"]) == set(pipes.PIPES)
         assert f" {row['tile']} " in result.output
-    found = [row["weights"] for row in content["static"]]
-    assert {"u4", "i4"} <= set(found)
-    assert sorted(found + [name.split()[0] for name in content["refused"]]) == sorted(ours.WEIGHTS)
+    found = [(row["weights"], row["tile"]) for row in content["static"]]
+    assert {"u4", "i4"} <= {name for name, _ in found}
+    refused = [(name.split()[0], name.split()[-1]) for name in content["refused"]]
+    assert sorted(found + refused) == sorted((name, tile) for name in asked for tile in static.QUICK_TILES)
     assert content["targets"] == {"sm_80": {"gpu": "A100-80", "bytes_needed": 15104}}  # 2039 GB/s x 800 ns / 108
 
 
