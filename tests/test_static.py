@@ -308,6 +308,18 @@ def test_instructions_occupy_their_pipe_for_as_long_as_its_published_rate_says(n
     assert pipes.cycles(name, targets.get(target)) == cycles
 
 
+@pytest.mark.parametrize(
+    ("target", "bits", "cycles"),
+    [
+        ("sm_80", 4, 128 * 0.5 * 108 * 1.41 / 2039),
+        ("sm_80", 1, 128 / 8 * 108 * 1.41 / 2039),
+        ("sm_90a", 8, 128 * 132 * 1.83 / 3352),
+    ],
+)
+def test_the_memory_takes_as_long_as_its_bandwidth_says(target, bits, cycles):
+    assert measure.memory_cycles(bits, targets.get(target)) == pytest.approx(cycles, rel=1e-4)
+
+
 def test_a_mnemonic_outside_the_table_is_named_and_not_guessed():
     assert pipes.kind_of("NOVEL.OP") is None
     with pytest.raises(ValueError, match=r"the shape of HMMA\.NEW is not known"):
@@ -340,7 +352,7 @@ def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_ther
             32 * int(row["tile"].split("x")[0]), rel=1e-3
         )
         assert row["spills"] == 0 and row["bank_conflicts"] == 0 and row["unknown"] == []
-        assert set(row["cycles_per_weight"]) == set(pipes.PIPES)
+        assert set(row["cycles_per_weight"]) == {*pipes.PIPES, "memory"}
         assert f" {row['tile']} " in result.output
     found = [(row["weights"], row["tile"]) for row in content["static"]]
     assert {"u4", "i4"} <= {name for name, _ in found}

@@ -7,13 +7,14 @@ from typing import Any
 
 from lowbitvm import targets
 from lowbitvm.bench.loops import Nest, main_nest, read_ptx, read_sass
-from lowbitvm.bench.pipes import PIPES, cycles, kind_of, multiply_adds
+from lowbitvm.bench.pipes import PIPES, SUB_CORES, cycles, kind_of, multiply_adds
 from lowbitvm.runtime import emulator
 from lowbitvm.targets import Target
 
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
 EMULATED_K = 1024  # in_features that the bank conflicts of a block are counted for
 LATENCY_NS = 800  # of DRAM: what the bytes in flight must cover
+MEMORY = "memory"  # the name of the DRAM's cycles among those of the pipes
 DIGITS = 4  # of the fractions in a row
 
 
@@ -104,7 +105,10 @@ def measure(kernel: Kernel) -> Row:
         occupancy=round(blocks * kernel.warps / target.warps_per_sm, DIGITS),
         warps=kernel.warps,
         stages=kernel.stages,
-        cycles_per_weight={pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+        cycles_per_weight={
+            **{pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+            MEMORY: round(memory_cycles(kernel.bits, target), DIGITS),
+        },
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
     )
 
@@ -124,6 +128,12 @@ def bytes_needed(target: str) -> int:
     """Bytes per SM that must be in flight for the memory of the target's GPU to be busy: bandwidth x LATENCY_NS."""
     gpu = targets.get(target).gpu
     return round(gpu.dram_gbs * LATENCY_NS / gpu.sms)
+
+
+def memory_cycles(bits: int, target: Target) -> float:
+    """Cycles in which an SM's share of the DRAM bandwidth brings a code for each of the 128 lanes of its sub-cores."""
+    bytes_per_cycle = target.gpu.dram_gbs / target.gpu.boost_ghz / target.gpu.sms
+    return 32 * SUB_CORES * bits / 8 / bytes_per_cycle
 
 
 def _weights_per_matrix(nest: Nest, rows: int) -> float:

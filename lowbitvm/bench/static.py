@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.measure import LATENCY_NS, Row, bytes_needed, measure
+from lowbitvm.bench.measure import LATENCY_NS, MEMORY, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
@@ -144,7 +144,7 @@ def _table(target: str, rows: list[Row]) -> Table:
     )
     for column in TEXTS:
         table.add_column(column, no_wrap=True)
-    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in PIPES)):
+    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in (*PIPES, MEMORY))):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -158,6 +158,6 @@ def _table(target: str, rows: list[Row]) -> Table:
             str(row.bytes_in_flight),
             f"{row.bytes_in_flight / needed:.2f}",
             f"{row.occupancy:.0%}",
-            *(f"{row.cycles_per_weight[pipe]:.2f}" for pipe in PIPES),
+            *(f"{cycles:.2f}" for cycles in row.cycles_per_weight.values()),
         )
     return table
