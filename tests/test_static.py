@@ -221,6 +221,10 @@ def test_what_is_loaded_before_the_loop_is_ahead_of_the_products():
     # A turn covers 4 x 16 of k, the copies before it three times as much.
     assert ours.ahead("\n".join(text), 16.0) == 192
     assert ours.ahead("\n".join(line for line in text if line != copy), 16.0) == 0
+    # Loads of other things before the loop do not count, unless the loop has no other copies.
+    load = "ld.global.nc.v4.b32 {%r1}, [%rd1];"
+    assert ours.ahead("\n".join([*text[:2], load, *text[2:]]), 16.0) == 192
+    assert ours.ahead("\n".join(line.replace(copy, load) for line in text), 16.0) == 192
 
 
 @pytest.mark.parametrize(("tile", "expected"), [("8x128x64", 256), ("16x128x64", 128), ("64x128x64", 32)])

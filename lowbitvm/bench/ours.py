@@ -1,7 +1,6 @@
 """The linear kernels of this package for the static table: which variants there are, and what each one is."""
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from lowbitvm.runtime.linear import compile_linear
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
-LOAD = re.compile(r"cp\.async\.c[ag]\.|ld\.global")
+COPIES: tuple[str | tuple[str, ...], ...] = (("cp.async.ca", "cp.async.cg"), "ld.global")
 WEIGHTS = (*CODE_TYPES, *NAMED)
 TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan chooses the rest
     "8x128x64": {"bm": 8, "bn": 128, "bk": 64},
@@ -131,18 +130,19 @@ def ahead(ptx: str, matrix_k: float) -> int:
     """k of the weights that are on their way while a stage is multiplied: what is loaded before the main loop begins.
 
     `matrix_k` is the k of the block that one matrix instruction of each of its warps stands for; so the products of a
-    turn say what k its loads cover, and their number before the loop what k those cover.
+    turn say what k its copies cover, and their number before the loop what k those cover. Copies are cp.async, or
+    loads in a loop that has none.
     """
     code = read_ptx(ptx)
     loop = main_nest(code).levels[0]
-    inside = sum(LOAD.match(instruction.name) is not None for instruction in loop)
-    before = sum(
-        LOAD.match(instruction.name) is not None
-        for instruction in code.instructions
-        if instruction.line < min(other.line for other in loop)
-    )
+    start = min(instruction.line for instruction in loop)
     products = sum(instruction.is_matrix for instruction in loop)
-    return round(products * matrix_k * before / inside) if inside else 0
+    for copy in COPIES:
+        inside = sum(instruction.name.startswith(copy) for instruction in loop)
+        before = sum(i.name.startswith(copy) for i in code.instructions if i.line < start)
+        if inside:
+            return round(products * matrix_k * before / inside)
+    return 0
 
 
 def _table(fmt: Format, out_features: int, in_features: int) -> Any:
