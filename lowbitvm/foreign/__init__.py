@@ -11,7 +11,11 @@ from typing import Any
 from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.foreign import floats, gguf, integers
+from lowbitvm.foreign.arrays import argsort, consecutive, equal, shape_of
 from lowbitvm.foreign.scheme import Foreign, Scheme, read, write
+from lowbitvm.formats import Format
+from lowbitvm.pack import PackedWeight
+from lowbitvm.pack import pack as pack_codes
 
 _SCHEMES: dict[str, Scheme] = {**integers.SCHEMES, **floats.SCHEMES, **gguf.SCHEMES}
 NAMES: tuple[str, ...] = tuple(_SCHEMES)
@@ -40,6 +44,62 @@ def pack(name: str, weight: Foreign, **options: Any) -> dict[str, Array]:
     return write(name, scheme, weight, options)
 
 
+def from_foreign(name: str, tensors: Mapping[str, Array], **options: Any) -> PackedWeight:
+    """The PackedWeight that another project's tensors hold: `unpack`, then `lowbitvm.pack`, both without rounding but
+    for the tables of bitsandbytes' fp4, which become f16.
+
+    Raises what these two raise, and FORMAT_UNSUPPORTED for groups of different sizes.
+    """
+    weight = unpack(name, tensors, **options)
+    permutation = None if weight.g_idx is None else _permutation(weight)
+    parts = {"table": weight.table, "outer": weight.outer, "outer_zeros": weight.outer_zeros}
+    given = {part: array for part, array in {**parts, "permutation": permutation}.items() if array is not None}
+    return pack_codes(weight.codes, weight.scales, weight.zeros, Format.parse(weight.format or ""), **given)
+
+
+def to_foreign(weight: PackedWeight, name: str, **options: Any) -> dict[str, Array]:
+    """The tensors in which another project stores a PackedWeight: the inverse of `from_foreign`.
+
+    Raises ARGUMENT_INVALID and SHAPE_MISMATCH for a weight that the packing cannot hold: another code type, other
+    groups, or parts that only the checkpoint has (a scale that is quantised again).
+    """
+    fmt, given = weight.format, weight.arguments()
+    foreign = Foreign(
+        given["codes"],
+        given["scales"],
+        fmt.dtype,
+        zeros=given["zeros"],
+        zero=fmt.zero,
+        outer=given["outer"],
+        outer_zeros=given["outer_zeros"],
+        outers=fmt.outer,
+        table=given["table"],
+        tables=fmt.table,
+        g_idx=None if given["permutation"] is None else _g_idx(given["permutation"], given["scales"]),
+    )
+    return pack(name, foreign, **options)
+
+
+def _permutation(weight: Foreign) -> Array | None:
+    """Which feature stands where once those of a group stand together, in order of the groups; None for all in place.
+
+    Raises FORMAT_UNSUPPORTED when the groups differ in size.
+    """
+    in_features, groups = weight.shape[1], shape_of(weight.scales)[1]
+    permutation = argsort(weight.g_idx)
+    together = weight.g_idx[permutation]
+    if weight.group is None or not equal(together, consecutive(weight.codes, in_features, groups)):
+        problem = f"g_idx sorts {in_features} input features into {groups} groups of different sizes"
+        raise LowbitvmError("FORMAT_UNSUPPORTED", problem, "quantise with one group size")
+    return None if equal(weight.g_idx, together) else permutation
+
+
+def _g_idx(permutation: Array, scales: Array) -> Array:
+    """The group of each feature: that of its place."""
+    places = argsort(permutation)
+    return consecutive(permutation, shape_of(permutation)[0], shape_of(scales)[1])[places]
+
+
 def _scheme(name: str, options: Mapping[str, Any]) -> Scheme:
     if name not in _SCHEMES:
         problem = f"there is no packing called {name!r}"
@@ -52,4 +112,4 @@ def _scheme(name: str, options: Mapping[str, Any]) -> Scheme:
     return scheme
 
 
-__all__ = ["NAMES", "Foreign", "pack", "unpack"]
+__all__ = ["NAMES", "Foreign", "from_foreign", "pack", "to_foreign", "unpack"]

@@ -92,6 +92,11 @@ def consecutive(like: Array, in_features: int, groups: int) -> Array:
     return from_numpy(like, np.repeat(np.arange(groups, dtype=np.int32), in_features // max(groups, 1)))
 
 
+def argsort(array: Array) -> Array:
+    """The stable order that sorts a vector."""
+    return array.argsort(stable=True) if dtypes.is_tensor(array) else np.argsort(array, kind="stable")
+
+
 def from_numpy(like: Array, array: Any) -> Array:
     """A numpy array in the library and on the device of `like`."""
     return sys.modules["torch"].from_numpy(array).to(like.device) if dtypes.is_tensor(like) else array

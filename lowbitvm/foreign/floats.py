@@ -36,6 +36,7 @@ def _mxfp4(options: Options) -> Plan:
             Part("blocks", "codes", Packing("n g [j:16 h:2 b:4] -> n (g j h) b"), BYTES),
             Part("scales", "scales", kept("n g -> n g"), BYTES, view="e8m0"),
         ),
+        group=32,
     )
 
 
@@ -47,6 +48,7 @@ def _compressed_mxfp4(options: Options) -> Plan:
             Part("weight_packed", "codes", Packing(PAIRS), BYTES),
             Part("weight_scale", "scales", kept("n g -> n g"), BYTES, view="e8m0"),
         ),
+        group=32,
     )
 
 
@@ -61,6 +63,7 @@ def _nvfp4(options: Options) -> Plan:
             Part("weight_scale_2", "outer", kept("->"), ("f32",)),
         ),
         outers="tensor",
+        group=16,
         cropped={"outer": ()},
         shaped={"outer": (1, 1)},
     )
@@ -82,6 +85,7 @@ def _compressed_nvfp4(options: Options) -> Plan:
         ),
         derive=derive,
         outers="tensor",
+        group=16,
         cropped={"weight_global_scale": (1,)},
     )
 
@@ -97,7 +101,7 @@ def _fp6_llm(options: Options) -> Plan:
         Part("scales", "scales", kept("n -> n"), ("f16",)),
     )
     rows, _ = whole(options["shape"], 1, 16)
-    return Plan("f6e3m2", None, parts, cropped={"scales": (rows,)}, shaped={"scales": (rows, 1)})
+    return Plan("f6e3m2", None, parts, cropped={"scales": (rows,)}, shaped={"scales": (rows, 1)}, group="channel")
 
 
 def _fp6_llm_prepacked(options: Options) -> Plan:
@@ -123,6 +127,7 @@ def _fp6_llm_prepacked(options: Options) -> Plan:
         parts=(*codes, Part("scales", "scales", kept("n -> n"), ("f16",))),
         cropped={"codes": (1, out_features, in_features), "scales": (out_features,)},
         shaped={"codes": (out_features, in_features), "scales": (out_features, 1)},
+        group="channel",
     )
 
 
@@ -195,6 +200,7 @@ def _bnb(kind: str, options: Options) -> Plan:
         shaped={"codes": (out_features, in_features), "scales": shape},
         constants={"nested_offset": offset} if nested and "nested_offset" not in extra else {},
         tables=None if kind == "nf4" else "tensor",
+        group=block,
     )
 
 
@@ -264,6 +270,7 @@ def _any_precision(options: Options) -> Plan:
         cropped={"table": (out_features, 1 << bits)},
         shaped={"table": (out_features, 1, 1 << bits)},
         tables="group",
+        group="channel",
     )
 
 

@@ -45,16 +45,17 @@ SIXES = (  # 8 scales and 8 minima of 6 bits: the low bits of the last four in t
 )
 FOURS = _Slice(16, (("scales", "[j:16 +4 b:4] -> j", 0, None), ("zeros", "[j:16 b:4 +4] -> j", 0, None)))
 
-# name -> code type, zero kind, the record, and what the patterns of fields stand for
-_RECORDS: dict[str, tuple[str, str | None, tuple[_Slice, ...], dict[str, Integer | Wider]]] = {
-    "q4_0": ("i4", None, (SCALE, NIBBLES), {"codes": offset_binary(4)}),
-    "q4_1": ("u4", "offset", (SCALE, MINIMUM, NIBBLES), {}),
-    "q5_0": ("i5", None, (SCALE, FIFTH, NIBBLES), {"codes": offset_binary(5)}),
-    "q5_1": ("u5", "offset", (SCALE, MINIMUM, FIFTH, NIBBLES), {}),
-    "q8_0": ("i8", None, (SCALE, _codes(32, "[j:32 b:8] -> j")), {"codes": twos_complement(8)}),
-    "q2_k": ("u2", "offset", (FOURS, PAIRS, D, DMIN), {}),
+# name -> code type, group, zero kind, the record, and what the patterns of fields stand for
+_RECORDS: dict[str, tuple[str, int, str | None, tuple[_Slice, ...], dict[str, Integer | Wider]]] = {
+    "q4_0": ("i4", 32, None, (SCALE, NIBBLES), {"codes": offset_binary(4)}),
+    "q4_1": ("u4", 32, "offset", (SCALE, MINIMUM, NIBBLES), {}),
+    "q5_0": ("i5", 32, None, (SCALE, FIFTH, NIBBLES), {"codes": offset_binary(5)}),
+    "q5_1": ("u5", 32, "offset", (SCALE, MINIMUM, FIFTH, NIBBLES), {}),
+    "q8_0": ("i8", 32, None, (SCALE, _codes(32, "[j:32 b:8] -> j")), {"codes": twos_complement(8)}),
+    "q2_k": ("u2", 16, "offset", (FOURS, PAIRS, D, DMIN), {}),
     "q3_k": (
         "i3",
+        16,
         None,
         (
             _codes(32, "[l:32 q:8 b:1] -> q l", 2),
@@ -65,10 +66,11 @@ _RECORDS: dict[str, tuple[str, str | None, tuple[_Slice, ...], dict[str, Integer
         ),
         {"codes": offset_binary(3), "scales": offset_binary(6)},
     ),
-    "q4_k": ("u4", "offset", (D, DMIN, *SIXES, LONG_NIBBLES), {}),
-    "q5_k": ("u5", "offset", (D, DMIN, *SIXES, _codes(32, "[l:32 q:8 b:1] -> q l", 4), LONG_NIBBLES), {}),
+    "q4_k": ("u4", 32, "offset", (D, DMIN, *SIXES, LONG_NIBBLES), {}),
+    "q5_k": ("u5", 32, "offset", (D, DMIN, *SIXES, _codes(32, "[l:32 q:8 b:1] -> q l", 4), LONG_NIBBLES), {}),
     "q6_k": (
         "i6",
+        16,
         None,
         (
             _codes(128, "[a:2 m:2 l:32 h:2 b:4] -> a h m l"),
@@ -78,10 +80,11 @@ _RECORDS: dict[str, tuple[str, str | None, tuple[_Slice, ...], dict[str, Integer
         ),
         {"codes": offset_binary(6), "scales": twos_complement(8)},
     ),
-    "tq2_0": ("ternary", None, (PAIRS, SCALE), {"codes": Integer(2, bias=1, used=3)}),
-    "mxfp4": ("f4e2m1", None, (_number("scales", "e8m0", 1), NIBBLES), {}),
+    "tq2_0": ("ternary", 256, None, (PAIRS, SCALE), {"codes": Integer(2, bias=1, used=3)}),
+    "mxfp4": ("f4e2m1", 32, None, (_number("scales", "e8m0", 1), NIBBLES), {}),
     "nvfp4": (
         "f4e2m1",
+        16,
         None,
         (_number("scales", "e4m3", 4), _codes(32, "[g:4 j:8 h:2 b:4] -> g h j")),
         {},
@@ -91,7 +94,7 @@ _RECORDS: dict[str, tuple[str, str | None, tuple[_Slice, ...], dict[str, Integer
 
 @functools.cache
 def _plan(name: str) -> Plan:
-    code, zero, slices, numbers = _RECORDS[name]
+    code, group, zero, slices, numbers = _RECORDS[name]
     length = sum(piece.length for piece in slices)
     parts, start = [], 0
     for piece in slices:
@@ -112,7 +115,7 @@ def _plan(name: str) -> Plan:
         width = 4 if name == "q2_k" else 6
         known |= {"scales": Integer(width, signed=True), "outer": Wider("f16")}
         known |= {} if zero is None else {"zeros": Integer(width, signed=True), "outer_zeros": Wider("f16", -1)}
-    return Plan(code, zero, tuple(parts), {**known, **numbers}, outers=256 if two_levels else None)
+    return Plan(code, zero, tuple(parts), {**known, **numbers}, outers=256 if two_levels else None, group=group)
 
 
 def _given(_: Tensors, options: Options) -> Options:

@@ -6,8 +6,10 @@ with fbgemm-gpu's int4 packing, transformers' integration of BitNet.
 
 import math
 
+import numpy as np
+
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.foreign.arrays import cast, shape_of
+from lowbitvm.foreign.arrays import cast, from_numpy, shape_of
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.scheme import Fields, Integer, Options, Part, Plan, Record, Scheme, Tensors, tensor_of
 
@@ -217,7 +219,7 @@ def _infer_compressed(tensors: Tensors, options: Options) -> Options:
     if options.get("dense") is None and dense == loose and bits in (3, 5, 6, 7):
         problem = f"{shape[1]} codes of {bits} bits take {dense} words in both packings"
         raise _invalid(problem, "pass dense=True for compressed-tensors 0.18 and later, dense=False for older")
-    return {"dense": words == dense, **options, "shape": shape, "groups": groups}
+    return {"dense": words == dense, **options, "shape": shape, "groups": groups, "like": tensors["weight_packed"]}
 
 
 def _compressed(options: Options) -> Plan:
@@ -242,6 +244,7 @@ def _compressed(options: Options) -> Plan:
         ),
         numbers={"codes": offset_binary(bits), "zeros": offset_binary(bits)},
         cropped={"codes": (out_features, in_features), "zeros": (out_features, options["groups"])},
+        constants={"shape": from_numpy(options["like"], np.array(options["shape"], np.int64))},
     )
 
 
@@ -335,6 +338,7 @@ def _bitnet(options: Options) -> Plan:
         derive=derive if divides else None,
         cropped={"codes": options["shape"], "scales": (1,)},
         shaped={"scales": (1, 1)},
+        group="tensor",
     )
 
 

@@ -6,7 +6,7 @@ quantised again, a divisor in place of a scale) stays in `Foreign.extra`, and it
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lowbitvm import dtypes
@@ -188,6 +188,7 @@ class Plan:
     cropped: a field's shape in storage, without padding. padded: with padding, where that is more than the packing
         adds. shaped: a field's shape in Foreign, where `cropped` has as many elements in another shape.
     constants: what enters `extra` without being stored in a tensor.
+    group: what shares a scale, as in lowbitvm.Format, where the packing leaves no choice.
     """
 
     code: str
@@ -201,6 +202,7 @@ class Plan:
     constants: Fields = field(default_factory=dict)
     outers: int | str | None = None
     tables: str | None = None
+    group: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,22 @@ def read(name: str, scheme: Scheme, tensors: Tensors, options: Options) -> Forei
     known = {name: values for name, values in {**fields, **derived}.items() if name in FIELDS}
     extra = {name: values for name, values in fields.items() if name not in FIELDS}
     zero = plan.zero if "zeros" in known else None
-    return _checked(Foreign(**known, code=plan.code, zero=zero, outers=plan.outers, tables=plan.tables, extra=extra))
+    weight = Foreign(**known, code=plan.code, zero=zero, outers=plan.outers, tables=plan.tables, extra=extra)
+    _check_group(name, plan, weight)
+    stays = any(part.field == "g_idx" and part.optional == "always" for part in plan.parts)
+    return _checked(weight, stays)
+
+
+def _check_group(name: str, plan: Plan, weight: Foreign) -> None:
+    """Raises SHAPE_MISMATCH unless the scales are one for each group of the plan."""
+    out_features, in_features = weight.shape
+    groups = {None: shape_of(weight.scales)[1], "channel": 1, "tensor": 1}
+    count = -(-in_features // plan.group) if isinstance(plan.group, int) else groups[plan.group]
+    wanted = (1 if plan.group == "tensor" else out_features, count)
+    if shape_of(weight.scales) != wanted or (isinstance(plan.group, int) and in_features % plan.group):
+        problem = f"scales are {shape_of(weight.scales)} beside codes {weight.shape}, {name} has {wanted}"
+        problem += "" if plan.group is None else f", one for each group of {plan.group}"
+        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the parts of one weight, with groups that the packing has")
 
 
 def tensor_of(name: str, tensors: Tensors, dims: int = 2) -> Shape:
@@ -321,15 +338,13 @@ def _cropped(name: str, values: Array, shape: Shape) -> Array:
     return contiguous(values[tuple(slice(0, size) for size in shape)])
 
 
-def _checked(weight: Foreign) -> Foreign:
-    """The weight, if its fields fit together; g_idx is dropped where it says K / G features in order."""
+def _checked(weight: Foreign, stays: bool) -> Foreign:
+    """The weight, if its fields fit together; unless it `stays`, a g_idx of K / G features in order is dropped."""
     rows, groups = shape_of(weight.scales)
-    out_features, in_features = weight.shape
-    for name, array in (("scales", weight.scales), ("zeros", weight.zeros)):
-        shape = (rows, groups) if array is None else shape_of(array)
-        if shape != (rows, groups) or (rows != out_features and shape != (1, 1)):
-            problem = f"{name} have shape {shape} beside codes {weight.shape} and scales {(rows, groups)}"
-            raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight")
+    in_features = weight.shape[1]
+    if weight.zeros is not None and shape_of(weight.zeros) != (rows, groups):
+        problem = f"zeros have shape {shape_of(weight.zeros)} beside scales {(rows, groups)}"
+        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight")
     if weight.g_idx is None:
         if weight.group is None:
             problem = f"{in_features} input features in {groups} groups have no common size"
@@ -341,8 +356,10 @@ def _checked(weight: Foreign) -> Foreign:
     if bool(((weight.g_idx < 0) | (weight.g_idx >= groups)).any()):
         problem = f"g_idx names groups outside of 0 .. {groups - 1}"
         raise LowbitvmError("ARGUMENT_INVALID", problem, "pass the tensors of one weight")
-    ordered = weight.group is not None and equal(weight.g_idx, consecutive(weight.g_idx, in_features, groups))
-    return Foreign(**{**vars(weight), "g_idx": None}) if ordered else weight
+    if stays or weight.group is None or dtypes.of(weight.g_idx) != dtypes.i32:
+        return weight
+    ordered = equal(weight.g_idx, consecutive(weight.g_idx, in_features, groups))
+    return replace(weight, g_idx=None) if ordered else weight
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -360,6 +377,7 @@ def write(name: str, scheme: Scheme, weight: Foreign, options: Options) -> dict[
         "like": weight.codes,
     }
     plan = scheme.plan({**known, **options})
+    _check_group(name, plan, weight)
     fields = _fields(name, plan, weight)
     stored: dict[str, dict[tuple[int, int], Array]] = {}
     for part in plan.parts:
