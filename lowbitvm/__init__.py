@@ -7,6 +7,7 @@ from lowbitvm.dsl import (
     Packed,
     Tensor,
     Value,
+    atomic_add,
     dequant,
     dot,
     exp,
@@ -20,6 +21,7 @@ from lowbitvm.dsl import (
     program_id,
     sqrt,
     store,
+    when,
     zeros,
 )
 from lowbitvm.dsl import record_range as range
@@ -27,9 +29,11 @@ from lowbitvm.dsl import reduce_max as max
 from lowbitvm.dsl import reduce_sum as sum
 from lowbitvm.dtypes import bf16, f16, f32, i4, i32, u4
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.foreign import from_foreign, to_foreign
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
-from lowbitvm.pack import PackedWeight, pack, quantize
+from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
@@ -60,6 +64,7 @@ __all__ = [
     "PackedWeight",
     "Tensor",
     "Value",
+    "atomic_add",
     "bf16",
     "compile_linear",
     "dequant",
@@ -68,6 +73,7 @@ __all__ = [
     "expand_dims",
     "f16",
     "f32",
+    "from_foreign",
     "full",
     "i4",
     "i32",
@@ -86,6 +92,8 @@ __all__ = [
     "sqrt",
     "store",
     "sum",
+    "to_foreign",
     "u4",
+    "when",
     "zeros",
 ]

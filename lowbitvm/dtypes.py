@@ -14,6 +14,14 @@ from lowbitvm.errors import LowbitvmError
 Array = Any  # a numpy array or a torch tensor; torch is never imported here, so it has no common static type
 
 
+def torch() -> Any:
+    """The torch module. Raises TOOL_MISSING unless the caller has imported it: only `lowbitvm.ops` does here."""
+    module = sys.modules.get("torch")
+    if module is None:
+        raise LowbitvmError("TOOL_MISSING", "torch was asked for and is not imported", "import torch first")
+    return module
+
+
 @dataclass(frozen=True)
 class DType:
     """A number format of `bits` bits; two DTypes are equal when name, bits and kind are."""
@@ -41,14 +49,9 @@ class DType:
     def torch(self) -> Any:
         """The torch.dtype of a tensor of such values.
 
-        Raises TOOL_MISSING unless the caller has imported torch: this package imports it only with `lowbitvm.ops`.
+        Raises TOOL_MISSING unless the caller has imported torch.
         """
-        module = sys.modules.get("torch")
-        if module is None:
-            raise LowbitvmError(
-                "TOOL_MISSING", f"a torch dtype for {self} was asked for, torch is not imported", "import torch first"
-            )
-        return getattr(module, self.numpy.name)
+        return getattr(torch(), self.numpy.name)
 
 
 @dataclass(frozen=True)
@@ -188,18 +191,20 @@ def _select(exact: Array, bounds: Any, patterns: Any) -> Array:
     """patterns[number of bounds <= x] for every x of a float64 array; a NaN counts as the largest number."""
     if not is_tensor(exact):
         return patterns[np.searchsorted(bounds, exact, side="right")]
-    torch = sys.modules["torch"]
     finite = bounds[~np.isnan(bounds)]  # torch orders NaN too, but promises it nowhere
-    index = torch.bucketize(exact, torch.from_numpy(finite).to(exact.device), right=True)
-    index = torch.where(exact.isnan(), len(bounds), index)
-    return torch.from_numpy(patterns).to(exact.device)[index]
+    index = torch().bucketize(exact, as_tensor(finite, exact), right=True)
+    return as_tensor(patterns, exact)[index.masked_fill(exact.isnan(), len(bounds))]
+
+
+def as_tensor(array: Any, like: Array) -> Array:
+    """A numpy array as a torch tensor on the device of `like`."""
+    return torch().from_numpy(array.copy()).to(like.device)
 
 
 def _gather(table: Any, index: Array) -> Array:
     if not is_tensor(index):
         return table[index]
-    torch = sys.modules["torch"]
-    return torch.from_numpy(table.copy()).to(index.device)[index.long()]
+    return as_tensor(table, index)[index.long()]
 
 
 f16 = DType("f16", 16, "float")
@@ -258,7 +263,7 @@ u4, i4 = CODE_TYPES["u4"], CODE_TYPES["i4"]
 ARRAY_TYPES: dict[str, DType] = {
     dtype.name: dtype for dtype in (f16, bf16, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64, boolean)
 }
-SCALE_TYPES: dict[str, DType] = {dtype.name: dtype for dtype in (f16, bf16, f32, e8m0, e4m3_scale)}
+SCALE_TYPES: dict[str, DType] = {dtype.name: dtype for dtype in (f16, bf16, f32, e8m0, e4m3_scale, i8)}
 _NUMPY: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),

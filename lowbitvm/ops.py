@@ -16,7 +16,8 @@ from lowbitvm.targets import get
 _library = torch.library.Library("lowbitvm", "DEF")
 _library.define(
     "linear(Tensor x, Tensor words, Tensor scales, Tensor? zeros, Tensor? bias, str format, int out_features,"
-    " int in_features) -> Tensor"
+    " int in_features, Tensor? table=None, Tensor? outer=None, Tensor? outer_zeros=None, Tensor? permutation=None)"
+    " -> Tensor"
 )
 
 
@@ -37,7 +38,8 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
     _check(x, weight, bias)
     operator = torch.ops.lowbitvm.linear
     parts = (weight.words, weight.scales, weight.zeros)
-    result: torch.Tensor = operator(x, *parts, bias, str(weight.format), weight.out_features, weight.in_features)
+    more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
+    result: torch.Tensor = operator(x, *parts, bias, str(weight.format), *weight.shape, *more)
     return result
 
 
@@ -56,24 +58,17 @@ def _check(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> 
             f"bias is {bias.dtype} of shape {tuple(bias.shape)}, x is {x.dtype}, out_features {weight.out_features}",
             "pass a bias (out_features) in the dtype of x",
         )
-    tensors = {"x": x, "weight": weight.words, "scales": weight.scales, "zeros": weight.zeros, "bias": bias}
-    devices = {str(tensor.device) for tensor in tensors.values() if tensor is not None}
+    tensors = {"x": x, **weight.arrays, **({} if bias is None else {"bias": bias})}
+    devices = {str(tensor.device) for tensor in tensors.values()}
     if len(devices) > 1:
         raise LowbitvmError(
             "DEVICE_MISMATCH", f"tensors on {sorted(devices)}", "move all to one device with .to(device)"
         )
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_contiguous():
+        if not tensor.is_contiguous():
             raise LowbitvmError(
                 "TENSOR_NOT_CONTIGUOUS", f"{name} has strides {tensor.stride()}", "call .contiguous() on it"
             )
-
-
-Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-
-
-def _weight(parts: Parts, fmt: str, out_features: int, in_features: int) -> PackedWeight:
-    return PackedWeight(*parts, Format.parse(fmt), out_features, in_features)
 
 
 def _linear_cpu(
@@ -85,8 +80,9 @@ def _linear_cpu(
     fmt: str,
     out_features: int,
     in_features: int,
+    *more: torch.Tensor | None,
 ) -> torch.Tensor:
-    weight = _weight((words, scales, zeros), fmt, out_features, in_features)
+    weight = PackedWeight(words, scales, zeros, Format.parse(fmt), out_features, in_features, *more)
     _check(x, weight, bias)
     device = os.environ.get("LOWBITVM_DEVICE", "")
     if not device:
@@ -107,8 +103,9 @@ def _linear_cuda(
     fmt: str,
     out_features: int,
     in_features: int,
+    *more: torch.Tensor | None,
 ) -> torch.Tensor:
-    weight = _weight((words, scales, zeros), fmt, out_features, in_features)
+    weight = PackedWeight(words, scales, zeros, Format.parse(fmt), out_features, in_features, *more)
     _check(x, weight, bias)
     return _run(x, weight, bias, driver.device_target(x.device.index))
 
@@ -149,6 +146,7 @@ def _linear_fake(
     fmt: str,
     out_features: int,
     in_features: int,
+    *more: torch.Tensor | None,
 ) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 

@@ -225,7 +225,7 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.pack import quantize
+from lowbitvm.quantize import quantize
 quantize(np.ones((2, 32), np.float32), Format("i4", group=32)).dequantize()
 assert "torch" not in sys.modules
 try:

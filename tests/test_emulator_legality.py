@@ -23,13 +23,12 @@ VERSIONS = (
     *(("sm_90", version) for version in (7.8, 8.0, 8.1, 8.3, 8.5, 8.6)),
     ("sm_90a", 8.0),
     *(("sm_100a", version) for version in (8.6, 8.7, 8.8)),
-    *(("sm_120a", version) for version in (8.7, 8.8)),
+    *(("sm_120a", version) for version in (8.7, 8.8, 9.0, 9.1)),
     ("sm_120f", 8.8),
 )
 
-# Legal instructions that the emulator lacks: sparse mma, clusters of more than one block, textures.
+# Legal instructions that the emulator lacks: clusters of more than one block, textures.
 LACKING = (
-    "mma.sp*",
     "fma.rn.oob*",
     "barrier.cluster.*",
     "fence.*sync_restrict*",

@@ -51,7 +51,7 @@ def from_foreign(name: str, tensors: Mapping[str, Array], **options: Any) -> Pac
     Raises what these two raise, and FORMAT_UNSUPPORTED for groups of different sizes.
     """
     weight = unpack(name, tensors, **options)
-    permutation = None if weight.g_idx is None else _permutation(weight)
+    permutation = None if weight.g_idx is None else _permutation(weight, weight.g_idx)
     parts = {"table": weight.table, "outer": weight.outer, "outer_zeros": weight.outer_zeros}
     given = {part: array for part, array in {**parts, "permutation": permutation}.items() if array is not None}
     return pack_codes(weight.codes, weight.scales, weight.zeros, Format.parse(weight.format or ""), **given)
@@ -80,18 +80,18 @@ def to_foreign(weight: PackedWeight, name: str, **options: Any) -> dict[str, Arr
     return pack(name, foreign, **options)
 
 
-def _permutation(weight: Foreign) -> Array | None:
+def _permutation(weight: Foreign, g_idx: Array) -> Array | None:
     """Which feature stands where once those of a group stand together, in order of the groups; None for all in place.
 
     Raises FORMAT_UNSUPPORTED when the groups differ in size.
     """
     in_features, groups = weight.shape[1], shape_of(weight.scales)[1]
-    permutation = argsort(weight.g_idx)
-    together = weight.g_idx[permutation]
+    permutation = argsort(g_idx)
+    together = g_idx[permutation]
     if weight.group is None or not equal(together, consecutive(weight.codes, in_features, groups)):
         problem = f"g_idx sorts {in_features} input features into {groups} groups of different sizes"
         raise LowbitvmError("FORMAT_UNSUPPORTED", problem, "quantise with one group size")
-    return None if equal(weight.g_idx, together) else permutation
+    return None if equal(g_idx, together) else permutation
 
 
 def _g_idx(permutation: Array, scales: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The few array operations that numpy and torch name differently."""
+"""What numpy arrays and torch tensors do alike, as far as bits and words are concerned: see also lowbitvm.arrays."""
 
 import sys
 from typing import Any
@@ -6,23 +6,13 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.dtypes import Array
+from lowbitvm.arrays import native, zeros
+from lowbitvm.dtypes import Array, DType
 
 Shape = tuple[int, ...]
 
-_WORDS = {8: ("u8", "u8"), 16: ("u16", "i16"), 32: ("u32", "i32")}  # bits -> dtype of words in numpy, in torch
-
-
-def native(like: Array, name: str) -> Any:
-    """The dtype called `name`, as the library of `like` has it."""
-    dtype = {**dtypes.SCALE_TYPES, **dtypes.ARRAY_TYPES}[name]
-    return dtype.torch() if dtypes.is_tensor(like) else dtype.numpy
-
-
-def cast(array: Array, name: str) -> Array:
-    """The array's values in another dtype."""
-    dtype = native(array, name)
-    return array.to(dtype) if dtypes.is_tensor(array) else array.astype(dtype, copy=False)
+# bits -> dtype of words in numpy and in torch, which shifts signed ones only
+_WORDS = {8: (dtypes.u8, dtypes.u8), 16: (dtypes.u16, dtypes.i16), 32: (dtypes.u32, dtypes.i32)}
 
 
 def cast_like(array: Array, other: Array) -> Array:
@@ -30,20 +20,18 @@ def cast_like(array: Array, other: Array) -> Array:
     return array.to(other.dtype) if dtypes.is_tensor(array) else array.astype(other.dtype, copy=False)
 
 
-def reinterpret(array: Array, name: str) -> Array:
+def dtype_named(name: str) -> DType:
+    """The dtype of arrays called `name`."""
+    return {**dtypes.SCALE_TYPES, **dtypes.ARRAY_TYPES}[name]
+
+
+def reinterpret(array: Array, dtype: DType) -> Array:
     """The bytes of an array as elements of another dtype; the last dimension changes with the width."""
-    return contiguous(array).view(native(array, name))
-
-
-def zeros(like: Array, shape: Shape, name: str) -> Array:
-    """Zeros in the library and on the device of `like`."""
-    if dtypes.is_tensor(like):
-        return like.new_zeros(shape, dtype=native(like, name))
-    return np.zeros(shape, native(like, name))
+    return contiguous(array).view(native(array, dtype))
 
 
 def word_zeros(like: Array, shape: Shape, unit: int) -> Array:
-    """Zero words of `unit` bits; torch gets signed ones, which are what it can shift."""
+    """Zero words of `unit` bits."""
     return zeros(like, shape, _WORDS[unit][dtypes.is_tensor(like)])
 
 
@@ -57,11 +45,6 @@ def contiguous(array: Array) -> Array:
     if dtypes.is_tensor(array):
         return array.detach().contiguous()
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)  # which would give scalars a dimension
-
-
-def permute(array: Array, *axes: int) -> Array:
-    """A view with the axes in this order."""
-    return array.permute(axes) if dtypes.is_tensor(array) else array.transpose(axes)
 
 
 def filled_up(array: Array, shape: Shape) -> Array:

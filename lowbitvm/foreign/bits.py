@@ -26,19 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowbitvm import dtypes
+from lowbitvm.arrays import cast, permute, zeros
 from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.foreign.arrays import (
     Shape,
-    cast,
     cast_like,
     contiguous,
     filled_up,
-    permute,
     shape_of,
     word_zeros,
     words_of,
-    zeros,
 )
 
 Group = tuple[str, ...]
@@ -200,10 +199,10 @@ class Packing:
         if self._stream is None:
             return _rearranged(stored, self._stored, self._codes, sizes)
         words = filled_up(words_of(stored, self.unit), tuple(self._whole(sizes)))
-        codes = zeros(words, shape, "u8")
+        codes = zeros(words, shape, dtypes.u8)
         for places, values, runs in self._walk(words, codes, sizes):
             for run in runs:
-                values |= cast(places[run.word] >> run.shift & (1 << run.width) - 1, "u8") << run.bit
+                values |= cast(places[run.word] >> run.shift & (1 << run.width) - 1, dtypes.u8) << run.bit
         return codes
 
     def pack(self, codes: Array, name: str = "the codes") -> Array:

@@ -9,13 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from lowbitvm import dtypes
+from lowbitvm.arrays import cast, gather, zeros
 from lowbitvm.dtypes import Array, is_tensor
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.foreign.arrays import cast, from_numpy, zeros
+from lowbitvm.foreign.arrays import from_numpy
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.integers import WORD, given_shape, kept, needed, whole
 from lowbitvm.foreign.scheme import Fields, Integer, Options, Part, Plan, Record, Scheme, Tensors, tensor_of
 
+# NF4, the quantiles of a normal distribution (Dettmers et al., QLoRA, appendix E), as bitsandbytes has them in f32
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
 PAIRS = "n [s c:2 b:4] -> n (s c) b"  # the low nibble is the even element
 BYTES = ("u8",)
 
@@ -139,6 +147,13 @@ def _infer_fp6(tensors: Tensors, options: Options) -> Options:
 # -- bitsandbytes ------------------------------------------------------------------------------------------------------
 
 
+_FP4 = (0, 1 / 16, 8, 12, 4, 6, 2, 3)  # times 1 / 12; the highest bit is the sign
+QUANT_MAPS = {
+    "nf4": np.array(NF4, np.float32),
+    "fp4": np.array([*_FP4, *(-value for value in _FP4)], np.float32) / np.float32(12),
+}
+
+
 def _infer_bnb(kind: str, tensors: Tensors, options: Options) -> Options:
     """The shape and block sizes from the JSON text that the checkpoint has as bytes, or from the options."""
     state = f"quant_state.bitsandbytes__{kind}"
@@ -166,15 +181,17 @@ def _bnb(kind: str, options: Options) -> Plan:
     shape, extra = (out_features, in_features // block), options.get("extra", {})
     nested = bool(options.get("nested")) or "nested_absmax" in extra
     size = needed({"nested_blocksize": 256, **options}, "nested_blocksize", "scales that share a second scale")
-    offset = from_numpy(options["like"], np.array([options.get("nested_offset", 0.0)], np.float32))
+    constants = {"quant_map": from_numpy(options["like"], QUANT_MAPS[kind])}
+    if nested:
+        offset = np.array([options.get("nested_offset", 0.0)], np.float32)
+        constants["nested_offset"] = from_numpy(options["like"], offset)
 
     def derive(fields: Fields) -> Fields:
-        result = {} if kind == "nf4" else {"table": cast(fields["quant_map"], "f16").reshape(1, 16)}
+        result = {} if kind == "nf4" else {"table": cast(fields["quant_map"], dtypes.f16).reshape(1, 16)}
         if not nested:
             return result
         second = _repeated(fields["nested_absmax"], size, shape[0] * shape[1])
-        codes = cast(fields["absmax"], "i64") if is_tensor(second) else fields["absmax"]
-        scales = fields["nested_quant_map"][codes] * second + fields["nested_offset"]
+        scales = gather(fields["nested_quant_map"], fields["absmax"]) * second + fields["nested_offset"]
         return {**result, "scales": scales.reshape(shape)}
 
     one = kept("i -> i")
@@ -198,7 +215,7 @@ def _bnb(kind: str, options: Options) -> Plan:
             **({"absmax": (shape[0] * shape[1],)} if nested else {"scales": (shape[0] * shape[1],)}),
         },
         shaped={"codes": (out_features, in_features), "scales": shape},
-        constants={"nested_offset": offset} if nested and "nested_offset" not in extra else {},
+        constants=constants,
         tables=None if kind == "nf4" else "tensor",
         group=block,
     )
@@ -259,7 +276,7 @@ def _any_precision(options: Options) -> Plan:
     )
 
     def derive(fields: Fields) -> Fields:
-        return {"scales": zeros(fields["codes"], (out_features, 1), "f16") + 1}
+        return {"scales": zeros(fields["codes"], (out_features, 1), dtypes.f16) + 1}
 
     return Plan(
         code=f"c{bits}",

@@ -7,7 +7,7 @@ library gguf 0.19 decodes was the reference.
 import functools
 from dataclasses import dataclass
 
-from lowbitvm.dtypes import CODE_TYPES, SCALE_TYPES
+from lowbitvm.dtypes import CODE_TYPES, SCALE_TYPES, f16
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.integers import kept, offset_binary, twos_complement
 from lowbitvm.foreign.scheme import Integer, Options, Part, Plan, Record, Scheme, Tensors, Wider
@@ -113,8 +113,8 @@ def _plan(name: str) -> Plan:
     known: dict[str, Integer | Wider] = {"codes": Integer(CODE_TYPES[code].bits)}
     if two_levels:  # w = outer * scale * code + outer_zeros * zero, and the file has what is subtracted
         width = 4 if name == "q2_k" else 6
-        known |= {"scales": Integer(width, signed=True), "outer": Wider("f16")}
-        known |= {} if zero is None else {"zeros": Integer(width, signed=True), "outer_zeros": Wider("f16", -1)}
+        known |= {"scales": Integer(width, signed=True), "outer": Wider(f16)}
+        known |= {} if zero is None else {"zeros": Integer(width, signed=True), "outer_zeros": Wider(f16, -1)}
     return Plan(code, zero, tuple(parts), {**known, **numbers}, outers=256 if two_levels else None, group=group)
 
 

@@ -8,8 +8,10 @@ import math
 
 import numpy as np
 
+from lowbitvm import dtypes
+from lowbitvm.arrays import cast
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.foreign.arrays import cast, from_numpy, shape_of
+from lowbitvm.foreign.arrays import from_numpy, shape_of
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.scheme import Fields, Integer, Options, Part, Plan, Record, Scheme, Tensors, tensor_of
 
@@ -328,7 +330,7 @@ def _bitnet(options: Options) -> Plan:
     scale = Part("weight_scale", "weight_scale" if divides else "scales", kept("u -> u"), HALF)
 
     def derive(fields: Fields) -> Fields:
-        return {"scales": (1 / cast(fields["weight_scale"], "f32")).reshape(1, 1)}
+        return {"scales": (1 / cast(fields["weight_scale"], dtypes.f32)).reshape(1, 1)}
 
     return Plan(
         code="ternary",

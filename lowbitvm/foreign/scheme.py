@@ -10,19 +10,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lowbitvm import dtypes
-from lowbitvm.dtypes import CODE_TYPES, Array
+from lowbitvm.arrays import cast, zeros
+from lowbitvm.dtypes import CODE_TYPES, Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.foreign.arrays import (
     Shape,
-    cast,
     concatenated,
     consecutive,
     contiguous,
+    dtype_named,
     equal,
     filled_up,
     reinterpret,
     shape_of,
-    zeros,
 )
 from lowbitvm.foreign.bits import Packing
 
@@ -144,36 +144,36 @@ class Integer:
         if self.used is not None and bool((patterns >= self.used).any()):
             problem = f"{name} hold the pattern {int(patterns.max())}, only 0 .. {self.used - 1} have a meaning"
             raise LowbitvmError("CODES_OUT_OF_RANGE", problem, "check that the tensors are of the packing named")
-        wide = (cast(patterns, "i16") + self.add & (1 << self.bits) - 1) - self.bias
-        return cast(wide, "i8" if self.bias or self.signed else "u8")
+        wide = (cast(patterns, dtypes.i16) + self.add & (1 << self.bits) - 1) - self.bias
+        return cast(wide, dtypes.i8 if self.bias or self.signed else dtypes.u8)
 
     def write(self, name: str, values: Array) -> Array:
         """The patterns of values. Raises CODES_OUT_OF_RANGE and DTYPE_MISMATCH."""
         if not dtypes.of(values).is_integer:
             raise LowbitvmError("DTYPE_MISMATCH", f"{name} are {dtypes.of(values)}, not integers", "pass integers")
-        wide = cast(values, "i32")
+        wide = cast(values, dtypes.i32)
         low, high = -self.bias, (self.used or 1 << self.bits) - 1 - self.bias
         if bool(((wide < low) | (wide > high)).any()):
             problem = f"{name} reach from {int(wide.min())} to {int(wide.max())}, {low} .. {high} can be stored"
             raise LowbitvmError("CODES_OUT_OF_RANGE", problem, "quantise to that range first")
-        return cast(wide + self.bias - self.add & (1 << self.bits) - 1, "u8")
+        return cast(wide + self.bias - self.add & (1 << self.bits) - 1, dtypes.u8)
 
 
 @dataclass(frozen=True)
 class Wider:
     """Numbers that a scheme stores as `stored` and Foreign has in f32, times `sign`."""
 
-    stored: str
+    stored: DType
     sign: int = 1
 
     def read(self, name: str, values: Array) -> Array:
         """The numbers in f32."""
-        return cast(values, "f32") * self.sign
+        return cast(values, dtypes.f32) * self.sign
 
     def write(self, name: str, values: Array) -> Array:
         """The numbers as they are stored. Raises ARGUMENT_INVALID when they would be rounded."""
         narrow = cast(values * self.sign, self.stored)
-        if not equal(cast(narrow, "f32"), cast(values * self.sign, "f32")):
+        if not equal(cast(narrow, dtypes.f32), cast(values * self.sign, dtypes.f32)):
             problem = f"{name} are f32 numbers that {self.stored} cannot hold"
             raise LowbitvmError("ARGUMENT_INVALID", problem, f"round them to {self.stored} before quantising")
         return narrow
@@ -187,7 +187,7 @@ class Plan:
     derive: fields of Foreign from those that are stored, where these say them in other terms.
     cropped: a field's shape in storage, without padding. padded: with padding, where that is more than the packing
         adds. shaped: a field's shape in Foreign, where `cropped` has as many elements in another shape.
-    constants: what enters `extra` without being stored in a tensor.
+    constants: what else there is, where no tensor says otherwise.
     group: what shares a scale, as in lowbitvm.Format, where the packing leaves no choice.
     """
 
@@ -235,7 +235,7 @@ def read(name: str, scheme: Scheme, tensors: Tensors, options: Options) -> Forei
         number = plan.numbers.get(name_of)
         cropped = cropped if number is None else number.read(name_of, cropped)
         fields[name_of] = cropped.reshape(plan.shaped.get(name_of, shape_of(cropped)))
-    fields |= plan.constants
+    fields = {**plan.constants, **fields}
     derived = plan.derive(fields) if plan.derive else {}
     known = {name: values for name, values in {**fields, **derived}.items() if name in FIELDS}
     extra = {name: values for name, values in fields.items() if name not in FIELDS}
@@ -297,7 +297,7 @@ def _unpacked(part: Part, tensor: Array) -> Array:
     if part.record is not None:
         tensor = _sliced(part.tensor, tensor, part.record)
     if part.view is not None:
-        tensor = reinterpret(tensor, part.view)
+        tensor = reinterpret(tensor, dtype_named(part.view))
     return part.packing.unpack(tensor, part.tensor)
 
 
@@ -325,7 +325,7 @@ def _add_bits(fields: Fields, part: Part, values: Array) -> None:
     rows, count = shape_of(values)
     steps = count // (stop - start)
     if part.field not in fields:
-        fields[part.field] = zeros(values, (rows, steps * length), "u8")
+        fields[part.field] = zeros(values, (rows, steps * length), dtypes.u8)
     target = fields[part.field].reshape(rows, steps, length)[..., start:stop]  # a view: the field is contiguous
     target |= values.reshape(rows, steps, stop - start) << part.low
 
@@ -445,8 +445,8 @@ def _packed(part: Part, values: Array) -> Array:
     dtype = dtypes.of(packed).name
     if part.packing.bits or part.view is not None:
         wanted = part.view or part.stored[0]
-        packed = packed if dtype == wanted else reinterpret(packed, wanted)
-        return packed if part.view is None else reinterpret(packed, part.stored[0])
+        packed = packed if dtype == wanted else reinterpret(packed, dtype_named(wanted))
+        return packed if part.view is None else reinterpret(packed, dtype_named(part.stored[0]))
     if dtype not in part.stored:
         problem = f"{part.field} are {dtype}, {part.tensor} is {' or '.join(part.stored)}"
         raise LowbitvmError("DTYPE_MISMATCH", problem, "convert them before packing")

@@ -409,7 +409,7 @@ def encode(
             raise decoder.error(f"{len(row.operands)} operands, at most {MAX_OPERANDS} are possible")
         guard = NO_GUARD
         if instruction.guard is not None:
-            guard = decoder.destination(Name(instruction.guard), "pred")[0]
+            guard = decoder.source(Name(instruction.guard), "pred")[0]
         start = n * MAX_OPERANDS
         places += range(start, start + len(row.operands))
         slots += [slot for slot, _ in row.operands]
@@ -424,7 +424,7 @@ def encode(
     operands = np.zeros(len(rows) * MAX_OPERANDS, np.uint16)
     operands[places] = np.array(slots, np.int64).astype(np.uint16)
     code["operand"] = operands.reshape(-1, MAX_OPERANDS)
-    code["op"], code["guard"], code["wide"], code["mod"] = ops, guards, wides, np.array(mods, np.uint64)
+    code["op"], code["guard"], code["wide"], code["mod"] = ops, guards, wides, mods
     code["negated"] = [instruction.negated for _, instruction in rows]
     code["dsts"] = [row.dsts for row, _ in rows]
     code["srcs"] = [len(row.operands) - row.dsts for row, _ in rows]

@@ -272,6 +272,8 @@ class Reader:
         if text == "{" and kind == "mark":
             self.deeper()
             self.take()
+            if self.next[1] == "}":
+                self.fail("expected an operand, found '}'")
             found = Vector(tuple(self.list_of(self.operand, "}")))
             self.depth -= 1
             return found

@@ -47,6 +47,7 @@ LOCATION = re.compile(
     rf"\s*(\d{{1,9}})\s+(\d{{1,9}})\s+\d+(?:\s*,\s*(?:function_name\s+{NAME}(?:\s*\+\s*\d+)?|inlined_at\s+\d+\s+\d+\s+\d+))*",
     re.ASCII,
 )
+VERSION = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
 SPACES = (".global", ".const", ".shared", ".local", ".param")
 OPAQUE = (".texref", ".samplerref", ".surfref")
 LINKING = (".visible", ".weak", ".extern", ".common")
@@ -126,7 +127,7 @@ class _Parser:
 
     def version(self) -> None:
         kind, text, position = self.reader.take()
-        if kind != "float":
+        if kind != "float" or not VERSION.fullmatch(text):
             raise Malformed("expected a version like 8.0", position)
         self.syntax.version = float(text)
 
@@ -500,7 +501,7 @@ class _Body:
         _, kind, position = reader.take()
         if kind in (".v2", ".v4"):
             raise Malformed(f"registers of type {kind} are not implemented", position)
-        if kind[1:] not in TYPE_BITS:
+        if not kind.startswith(".") or kind[1:] not in TYPE_BITS:
             raise Malformed(f"registers of type {kind} are not implemented", position)
 
         def read() -> None:
@@ -525,8 +526,9 @@ class _Body:
             scope.registers[name] = kind
         else:
             scope.ranges[name] = kind, count
-        both = next((other for other in (name, *scope.registers) if scope.ranges and scope.of_range(other)), None)
-        if both in scope.registers:
+        ranged = (name,) if count is None else scope.registers
+        both = next((register for register in ranged if scope.of_range(register)), None)
+        if both is not None:
             raise Malformed(f"{both} is declared twice", position)
 
     def body_variables(self, reader: Reader, space: str) -> None:

@@ -11,7 +11,6 @@ Failing texts are left beside the corpus, and the exit status is 1.
 import argparse
 import os
 import random
-import re
 import subprocess
 import sys
 import time
@@ -25,11 +24,10 @@ import numpy as np
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime import emulator
+from tests.fuzz import loading
 from tests.fuzz.corpus import Array, Case, load_corpus
+from tests.fuzz.mutation import TOKEN, mutated
 
-TOKEN = re.compile(r"\s+|//[^\n]*|\.[A-Za-z_][\w:]*|%?[\w$]+|.", re.DOTALL)
-NUMBERS = [0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 1023, 1024, 4095, 65535, 65536]
-NUMBERS += [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, -2, -8, -128, -(2**31)]
 GUARD = 4096  # bytes on either side of an array
 STEP_LIMIT = 50_000
 HANGS_AFTER = 60  # seconds
@@ -57,39 +55,6 @@ class Guarded:
         edges = np.concatenate([self.memory[:GUARD], self.memory[self.memory.size - GUARD :]])
         assert (edges == 0x5A).all(), "bytes outside an array were written"
         assert self.writable or self.array.tobytes() == self.before, "a read-only array was written"
-
-
-def mutated(text: str, words: list[str], rng: random.Random) -> str:
-    """The text with one to four tokens changed, dropped, doubled or exchanged."""
-    tokens = TOKEN.findall(text)
-    places = [n for n, token in enumerate(tokens) if not token.isspace() and not token.startswith("//")]
-    body = [n for n in places if n > tokens.index("{")] if "{" in tokens else places
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 4))):
-        n = rng.choice(body if body and rng.random() < 0.9 else places)
-        how = rng.random()
-        if how < 0.5 and tokens[n]:
-            tokens[n] = _similar(tokens[n], [tokens[rng.choice(places)] for _ in range(20)], words, rng)
-        elif how < 0.65:
-            tokens[n] = ""
-        elif how < 0.75:
-            tokens[n] += " " + tokens[n]
-        elif how < 0.85:
-            tokens[n] = rng.choice(words)
-        else:
-            other = rng.choice(body or places)
-            tokens[n], tokens[other] = tokens[other], tokens[n]
-    return "".join(tokens)
-
-
-def _similar(token: str, others: list[str], words: list[str], rng: random.Random) -> str:
-    """Another token of the same kind."""
-    if re.fullmatch(r"\d\w*", token):
-        return str(rng.choice(NUMBERS))
-    kind = token[0]
-    same = [other for other in others if other[:1] == kind and other != token]
-    if kind == "." or not same:
-        same = [word for word in rng.choices(words, k=40) if word[0] == kind] or same
-    return rng.choice(same) if same else rng.choice(words)
 
 
 def options_of(rng: random.Random) -> dict[str, Any]:
@@ -211,8 +176,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0 if "CI" in os.environ else int(time.time()))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--load", action="store_true", help="only load the mutated programs, in this process")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.load:
+        print(f"seed {chosen.seed}")
+        folder = chosen.corpus.parent
+        return min(loading.work(load_corpus(chosen.corpus), chosen.seed, chosen.seconds, folder), 1)
     if chosen.child is None:
         print(f"seed {chosen.seed}")
         return min(supervise(chosen.corpus.parent, chosen.workers, chosen.seed, chosen.seconds), 1)

@@ -21,7 +21,7 @@ from lowbitvm.runtime.emulator.isa import (
     warp,
     wmma,
 )
-from lowbitvm.runtime.emulator.isa.form import SPECIAL
+from lowbitvm.runtime.emulator.isa.form import SPECIAL, check_operands
 from lowbitvm.runtime.emulator.isa.regular import regular
 from lowbitvm.runtime.emulator.legality import illegal
 from lowbitvm.runtime.emulator.syntax import Instruction
@@ -69,6 +69,8 @@ def decode(decoder: Decoder, instruction: Instruction) -> Row:
     row = regular(decoder, instruction)
     if row is not None:
         return row
-    if instruction.mnemonic in SPECIAL:
-        return SPECIAL[instruction.mnemonic](decoder, instruction)
-    raise decoder.unimplemented()
+    special = SPECIAL.get(instruction.mnemonic)
+    if special is None:
+        raise decoder.unimplemented()
+    check_operands(decoder, instruction, special.patterns)
+    return special.build(decoder, instruction)

@@ -15,9 +15,8 @@ from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Pair
 UNTYPED = frozenset(f"{sign}{bits}" for sign in "bus" for bits in (16, 32, 64)) | {"f32", "f64"}
 
 
-@special("selp")
+@special("selp", operands="DSSP")
 def _selp(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 4)
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.need(*UNTYPED)
     qualifiers.done()
@@ -28,9 +27,8 @@ def _selp(decoder: Decoder, instruction: Instruction) -> Row:
     return Row(core, operands, 1, (negated,))
 
 
-@special("slct")
+@special("slct", operands="DSSS")
 def _slct(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 4)
     qualifiers = qualifiers_of(decoder, instruction)
     by, kind = qualifiers.type(), qualifiers.type()
     flush = by == "f32" and qualifiers.take("ftz") is not None
@@ -52,7 +50,7 @@ TRUE = {"u32": 0xFFFFFFFF, "s32": 0xFFFFFFFF, "u16": 0xFFFF, "s16": 0xFFFF}
 TRUE |= {"f32": 0x3F800000, "f16": 0x3C00, "bf16": 0x3F80, "f16x2": 0x3C00, "bf16x2": 0x3F80}
 
 
-@special("setp")
+@special("setp", operands="TSS TSSP")
 def _setp(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.need(*COMPARED)
@@ -63,7 +61,7 @@ def _setp(decoder: Decoder, instruction: Instruction) -> Row:
     return Row(core, operands + sources, len(targets), mod)
 
 
-@special("set")
+@special("set", operands="DSS DSSP")
 def _set(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     if len(qualifiers.left) < 3 or qualifiers.left[-1] not in COMPARED or qualifiers.left[-2] not in TRUE:
@@ -105,7 +103,7 @@ def _comparison(
     return core, (JOINS[join], negated, flush), sources
 
 
-@special("lop3")
+@special("lop3", operands="DSSSN TSSSNP")
 def _lop3(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("b32")
@@ -126,9 +124,8 @@ def _lop3(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("lop3_pred", [*targets, *sources, last], 2, (truth, JOINS[join], negated))
 
 
-@special("prmt")
+@special("prmt", operands="DSSS")
 def _prmt(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 4)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("b32")
     mode = qualifiers.take("f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
@@ -139,9 +136,8 @@ def _prmt(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("prmt_b32", [decoder.destination(to, "b32"), *sources], 1, (modes.index(mode),))
 
 
-@special("shf")
+@special("shf", operands="DSSS")
 def _shf(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 4)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("b32")
     right, wrap = qualifiers.need("l", "r") == "r", qualifiers.need("clamp", "wrap") == "wrap"
@@ -151,9 +147,8 @@ def _shf(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("shf_b32", [decoder.destination(to, "b32"), *sources], 1, (right, wrap))
 
 
-@special("dp2a", "dp4a")
+@special("dp2a", "dp4a", operands="DSSS")
 def _dot_product(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 4)
     *half, first, second = instruction.qualifiers if len(instruction.qualifiers) > 1 else ("", "", "")
     halves = ("lo", "hi") if instruction.mnemonic == "dp2a" else ()
     if not {first, second} <= {"u32", "s32"} or len(half) != bool(halves) or not set(half) <= set(halves):
@@ -163,9 +158,8 @@ def _dot_product(decoder: Decoder, instruction: Instruction) -> Row:
     return Row(instruction.mnemonic, operands, 1, (first == "s32", second == "s32", half == ["hi"]))
 
 
-@special("bfind")
+@special("bfind", operands="DS")
 def _bfind(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.need("u32", "s32", "u64", "s64")
     shift = qualifiers.take("shiftamt") is not None
@@ -175,9 +169,8 @@ def _bfind(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("bfind", operands, 1, (kind[0] == "s", shift, TYPE_BITS[kind]))
 
 
-@special("bmsk", "szext")
+@special("bmsk", "szext", operands="DSS")
 def _masks(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 3)
     qualifiers = qualifiers_of(decoder, instruction)
     wrap = qualifiers.need("clamp", "wrap") == "wrap"
     kind = qualifiers.need(*(("b32",) if instruction.mnemonic == "bmsk" else ("u32", "s32")))

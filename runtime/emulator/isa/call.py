@@ -5,7 +5,7 @@ from lowbitvm.runtime.emulator.isa.form import expect_operands, number, special
 from lowbitvm.runtime.emulator.syntax import Group, Instruction
 
 
-@special("trap", "brkpt")
+@special("trap", "brkpt", operands=". G")
 def _trap(decoder: Decoder, instruction: Instruction) -> Row:
     """One of calls.py's has the number of a reason, in report.py's TRAPS."""
     reason = 0
@@ -18,7 +18,7 @@ def _trap(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("trap", [], 0, (reason,))
 
 
-@special("call")
+@special("call", operands="DSS SSSSS")
 def _runtime(decoder: Decoder, instruction: Instruction) -> Row:
     if instruction.qualifiers == ("vprintf",):
         result, *values = instruction.operands

@@ -5,21 +5,19 @@ from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, pred
 from lowbitvm.runtime.emulator.syntax import Instruction, Name
 
 
-@special("bra")
+@special("bra", operands="L")
 def _branch(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 1)
     if not set(instruction.qualifiers) <= {"uni"} or not isinstance(instruction.operands[0], Name):
         raise decoder.unimplemented()
     return Row("branch", [], 0)
 
 
-@special("exit", "ret")
+@special("exit", "ret", operands=".")
 def _exit(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 0)
     return Row("exit", [], 0)
 
 
-@special("bar", "barrier")
+@special("bar", "barrier", operands="S SS DSP DSSP")
 def _barrier(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     if qualifiers.take("warp"):
@@ -50,9 +48,8 @@ def _reduction(decoder: Decoder, instruction: Instruction, qualifiers: Qualifier
     return Row(core, operands, 1, (2 + ("popc", "and", "or").index(operation), len(threads), negated))
 
 
-@special("membar")
+@special("membar", operands=".")
 def _membar(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 0)
     qualifiers = qualifiers_of(decoder, instruction)
     if qualifiers.take("proxy"):
         return Row("nothing", [], 0)
@@ -61,13 +58,12 @@ def _membar(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("fence", [], 0, (int(scope != "cta"),))
 
 
-@special("fence")
+@special("fence", operands=".")
 def _fence(decoder: Decoder, instruction: Instruction) -> Row:
     """Fences between proxies order nothing here: all copies go through one memory."""
     qualifiers = qualifiers_of(decoder, instruction)
     if any(qualifier.startswith("proxy") for qualifier in instruction.qualifiers):
         return Row("nothing", [], 0)
-    expect_operands(decoder, 0)
     if qualifiers.take("mbarrier_init"):
         qualifiers.need("release")
         qualifiers.need("cluster")
@@ -79,15 +75,14 @@ def _fence(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("fence", [], 0, (int(scope in ("gpu", "sys")),))
 
 
-@special("nanosleep")
+@special("nanosleep", operands="S")
 def _nanosleep(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 1)
     if instruction.qualifiers != ("u32",):
         raise decoder.unimplemented()
     return Row("nanosleep", [decoder.source(instruction.operands[0], "u32")], 0)
 
 
-@special("griddepcontrol", "pmevent", "setmaxnreg")
+@special("griddepcontrol", "pmevent", "setmaxnreg", operands=". N")
 def _nothing(decoder: Decoder, instruction: Instruction) -> Row:
     """Launch order, events for profilers, registers per thread: nothing that a kernel's results depend on."""
     return Row("nothing", [], 0)

@@ -40,7 +40,7 @@ FORMS |= {("f32", "ue8m0x2"): TO_SCALE, ("bf16x2", "ue8m0x2"): TO_SCALE, ("ue8m0
 TO_TF32 = frozenset(("rna", "rna.satfinite", *(name for name in TO_HALF if not name.startswith("rs"))))
 
 
-@special("cvt")
+@special("cvt", operands="DS DSS DSSS DWS")
 def _cvt(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     if qualifiers.take("pack"):

@@ -15,7 +15,7 @@ MODIFIERS = {"f32": ("ftz", "sat"), "f64": (), "f32x2": ("ftz",), "mixed": ("sat
 SATURATING = ("add", "sub", "mul", "fma", "mad")
 
 
-@special("add", "sub", "mul", "div", "fma", "mad", "rcp", "sqrt")
+@special("add", "sub", "mul", "div", "fma", "mad", "rcp", "sqrt", operands="DS DSS DSSS")
 def _arithmetic(decoder: Decoder, instruction: Instruction) -> Row:
     name = instruction.mnemonic
     if name in CARRIED and "cc" in instruction.qualifiers:
@@ -53,7 +53,7 @@ def _exists(name: str, kind: str, narrow: str | None) -> bool:
     return kind != "f32x2" or name in ("add", "sub", "mul", "fma")
 
 
-@special("min", "max")
+@special("min", "max", operands="DSS DSSS")
 def _extreme(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.need("f32", "f16", "bf16", "f16x2", "bf16x2")
@@ -79,9 +79,8 @@ def _absolute(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers
     return (ABSOLUTE if absolute else 0) | (XORSIGN if sign else 0)
 
 
-@special("copysign")
+@special("copysign", operands="DSS")
 def _copysign(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 3)
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.need("f32", "f64")
     qualifiers.done()
@@ -93,9 +92,8 @@ def _copysign(decoder: Decoder, instruction: Instruction) -> Row:
 PROPERTIES = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
 
 
-@special("testp")
+@special("testp", operands="DS")
 def _testp(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.need("f32", "f64")
     which = PROPERTIES.index(qualifiers.need(*PROPERTIES))

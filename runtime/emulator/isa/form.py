@@ -4,21 +4,89 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Not, Operand, Vector
+from lowbitvm.runtime.emulator.syntax import (
+    TYPE_BITS,
+    Address,
+    Group,
+    Immediate,
+    Instruction,
+    Name,
+    Not,
+    Operand,
+    Pair,
+    Vector,
+)
 
 FLOAT_KINDS = {"f16": 0, "bf16": 1, "f32": 2, "f64": 3}
 
 Build = Callable[[Decoder, Instruction], Row]
-SPECIAL: dict[str, Build] = {}
 
 
-def special(*mnemonics: str) -> Callable[[Build], Build]:
+@dataclass(frozen=True)
+class Special:
+    """How the forms of a mnemonic are decoded that no rule of the table takes, and the operands that they may have."""
+
+    build: Build
+    patterns: tuple[str, ...]
+
+
+SPECIAL: dict[str, Special] = {}
+
+
+def special(*mnemonics: str, operands: str) -> Callable[[Build], Build]:
+    """Registers a decoding function, which is called for instructions with one of the patterns of operands alone.
+
+    `operands="A AV"`: patterns of a letter of KINDS for each operand, a dot for no operands.
+    """
+    patterns = tuple(pattern.replace(".", "") for pattern in operands.split())
+
     def register(function: Build) -> Build:
         for mnemonic in mnemonics:
-            SPECIAL[mnemonic] = function
+            SPECIAL[mnemonic] = Special(function, patterns)
         return function
 
     return register
+
+
+def _is_value(operand: Operand) -> bool:
+    return isinstance(operand, Name | Immediate) or (isinstance(operand, Address) and not operand.brackets)
+
+
+# What an operand may be, and in words.
+KINDS: dict[str, tuple[Callable[[Operand], bool], str]] = {
+    "D": (lambda x: isinstance(x, Name), "a register"),
+    "T": (lambda x: isinstance(x, Name | Pair), "a register or d|p"),
+    "V": (lambda x: isinstance(x, Name | Vector), "a register or a vector"),
+    "S": (_is_value, "a register or constant"),
+    "W": (lambda x: isinstance(x, Vector) or _is_value(x), "a register, constant or vector"),
+    "P": (lambda x: isinstance(x, Name | Not | Immediate), "a predicate"),
+    "X": (lambda x: isinstance(x, Not) or _is_value(x), "a register, constant or predicate"),
+    "A": (lambda x: isinstance(x, Address) and (x.brackets or x.scaled), "an address in brackets"),
+    "N": (lambda x: isinstance(x, Immediate), "a constant"),
+    "L": (lambda x: isinstance(x, Name), "a label"),
+    "B": (lambda x: isinstance(x, Vector), "a vector in braces"),
+    "G": (lambda x: isinstance(x, Group), "a list in parentheses"),
+}
+
+
+def check_operands(decoder: Decoder, instruction: Instruction, patterns: tuple[str, ...]) -> None:
+    """Raises PtxError unless the operands have one of the patterns."""
+    operands = instruction.operands
+    fitting = [pattern for pattern in patterns if len(pattern) == len(operands)]
+    if not fitting:
+        expect_operands(decoder, *sorted({len(pattern) for pattern in patterns}))
+    wrong = [_first_wrong(operands, pattern) for pattern in fitting]
+    if None not in wrong:
+        n, letter = max(place for place in wrong if place is not None)
+        raise decoder.error(f"operand {n + 1} of {instruction.mnemonic}: expected {KINDS[letter][1]}")
+
+
+def _first_wrong(operands: tuple[Operand, ...], pattern: str) -> tuple[int, str] | None:
+    """The number and the letter of the first operand that is not what the pattern says."""
+    for n, (operand, letter) in enumerate(zip(operands, pattern, strict=True)):
+        if not KINDS[letter][0](operand):
+            return n, letter
+    return None
 
 
 @dataclass

@@ -10,7 +10,7 @@ EXTENDED = {"addc": CARRY_IN, "subc": CARRY_IN | SUBTRACTS, "madc": CARRY_IN | M
 CARRIED = {"add": 0, "sub": SUBTRACTS, "mad": MULTIPLIES}
 
 
-@special("addc", "subc", "madc")
+@special("addc", "subc", "madc", operands="DSS DSSS")
 def extended(decoder: Decoder, instruction: Instruction) -> Row:
     """add.cc, addc and the like: the carry is a hidden predicate of each thread."""
     qualifiers = qualifiers_of(decoder, instruction)

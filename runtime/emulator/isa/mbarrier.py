@@ -11,7 +11,7 @@ def _space(qualifiers: Qualifiers) -> int:
     return SPACES["shared"] if qualifiers.take("shared", "shared::cta", "shared::cluster") else 0
 
 
-@special("mbarrier")
+@special("mbarrier", operands="A AS DA DAS DASS DS")
 def _mbarrier(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.take("b64")

@@ -57,7 +57,7 @@ def _place(decoder: Decoder, operand: Operand, space: int) -> tuple[tuple[int, b
     return base, offset, space
 
 
-@special("ld", "ldu")
+@special("ld", "ldu", operands="VA VAS")
 def _load(decoder: Decoder, instruction: Instruction) -> Row:
     _hinted(decoder, instruction, 2)
     qualifiers = _memory_qualifiers(decoder, instruction)
@@ -80,7 +80,7 @@ def _load(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("load", [*operands, base], count, (TYPE_BITS[kind] // 8, count, space | strength << 8, sign), offset)
 
 
-@special("st")
+@special("st", operands="AW AWS")
 def _store(decoder: Decoder, instruction: Instruction) -> Row:
     _hinted(decoder, instruction, 2)
     qualifiers = _memory_qualifiers(decoder, instruction)
@@ -131,7 +131,7 @@ def _operation(name: str, kind: str) -> str:
     return f"{name}.{kind[0]}" if name in ("min", "max") else name
 
 
-@special("atom", "red")
+@special("atom", "red", operands="VAW VAWS VASS VASSS AW AWS")
 def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = _memory_qualifiers(decoder, instruction)
     kind = qualifiers.type()
@@ -164,7 +164,7 @@ def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("atomic", operands, len(targets), mod, offset)
 
 
-@special("cp")
+@special("cp", operands=". N A AAN AANX AANXS")
 def _cp_async(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = Qualifiers(decoder, [q for q in instruction.qualifiers if not q.startswith("L2::")])
     qualifiers.need("async")
@@ -175,7 +175,8 @@ def _cp_async(decoder: Decoder, instruction: Instruction) -> Row:
     if qualifiers.take("wait_group"):
         qualifiers.done()
         expect_operands(decoder, 1)
-        return Row("cp_wait_group", [], 0, (number(decoder, instruction.operands[0]),))
+        pending = number(decoder, instruction.operands[0]) & 0xFFFFFFFF  # ptxas takes it modulo 2^32
+        return Row("cp_wait_group", [], 0, (pending,))
     if qualifiers.take("wait_all"):
         qualifiers.done()
         expect_operands(decoder, 0)
@@ -202,11 +203,11 @@ def _cp_arrive(decoder: Decoder, instruction: Instruction, qualifiers: Qualifier
 
 def _cp_bytes(decoder: Decoder, instruction: Instruction, cache: str) -> Row:
     hint = "L2::cache_hint" in instruction.qualifiers
-    given = instruction.operands[:-1] if hint else instruction.operands
+    expect_operands(decoder, 3 + hint, 4 + hint)
+    given = instruction.operands
     if hint:
-        decoder.source(instruction.operands[-1], "b64")
-    if len(given) not in (3, 4):
-        raise decoder.error(f"cp.async takes 3 or 4 operands and a hint's, not {len(instruction.operands)}")
+        decoder.source(given[-1], "b64")
+        given = given[:-1]
     to, source, size = given[:3]
     bytes_ = number(decoder, size)
     if bytes_ not in ((16,) if cache == "cg" else (4, 8, 16)):
@@ -225,9 +226,8 @@ def _cp_bytes(decoder: Decoder, instruction: Instruction, cache: str) -> Row:
     return Row("cp_async", operands, 0, (bytes_, form, to_offset & 0xFFFFFFFF, negated), offset)
 
 
-@special("isspacep")
+@special("isspacep", operands="DS")
 def _isspacep(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = Qualifiers(decoder, list(instruction.qualifiers))
     word = qualifiers.need("global", *SHARED, "local", "const", "param", "param::entry")
     qualifiers.done()
@@ -236,7 +236,7 @@ def _isspacep(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("isspacep", operands, 1, (space,))
 
 
-@special("createpolicy")
+@special("createpolicy", operands="D DN DS DASS")
 def _createpolicy(decoder: Decoder, instruction: Instruction) -> Row:
     """A policy is opaque and means nothing here: its register gets a number."""
     kinds = ("fractional", "range", "range::L2", "cvt")
@@ -253,20 +253,17 @@ def _policy_operand(decoder: Decoder, operand: Operand) -> None:
         decoder.register(operand)
 
 
-CACHE_INSTRUCTIONS = frozenset(("prefetch", "prefetchu", "applypriority"))
-
-
-@special(*sorted(CACHE_INSTRUCTIONS))
+@special("prefetch", "prefetchu", operands="A")
+@special("applypriority", operands="AN")
 def _cache(decoder: Decoder, instruction: Instruction) -> Row:
     """Moves lines between caches: an address that is no array's is no fault."""
     decoder.address(instruction.operands[0])
     return Row("nothing", [], 0)
 
 
-@special("discard")
+@special("discard", operands="AN")
 def _discard(decoder: Decoder, instruction: Instruction) -> Row:
     """Lets 128 bytes of global memory become undefined; here they keep what they hold, which is one legal outcome."""
-    expect_operands(decoder, 2)
     decoder.address(instruction.operands[0])
     if number(decoder, instruction.operands[1]) != 128:
         raise decoder.error("discard takes the size 128")

@@ -1,7 +1,7 @@
 """mov in all its forms, and cvta."""
 
 from lowbitvm.runtime.emulator.decode import CLOCKS, SPECIALS, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import expect_operands, items, qualifiers_of, special
+from lowbitvm.runtime.emulator.isa.form import items, number, qualifiers_of, special
 from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Name, Operand, Vector
 from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
@@ -22,9 +22,8 @@ WINDOWS = {
 }
 
 
-@special("mov")
+@special("mov", operands="VW")
 def _mov(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     count = int((qualifiers.take("v2", "v4") or "v1")[1])
     kind = qualifiers.need("pred", "b128", *MOVED)
@@ -55,7 +54,7 @@ def _clock(decoder: Decoder, to: Operand, source: Name, kind: str) -> Row:
 
 def _wide_source(decoder: Decoder, operand: Operand) -> list[tuple[int, bool]]:
     if isinstance(operand, Immediate):
-        value = int(operand.value)
+        value = number(decoder, operand)
         return [decoder.constant(value >> shift & (2**64 - 1), True) for shift in (0, 64)]
     return decoder.halves(operand)
 
@@ -94,9 +93,8 @@ def _vector_move(decoder: Decoder, to: Operand, source: Operand, bits: int) -> R
     )
 
 
-@special("cvta")
+@special("cvta", operands="DS")
 def _cvta(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     kind = qualifiers.type()
     inverse = qualifiers.take("to") is not None

@@ -1,13 +1,12 @@
 """Exchange between the lanes of a warp."""
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import expect_operands, predicate, qualifiers_of, special
+from lowbitvm.runtime.emulator.isa.form import predicate, qualifiers_of, special
 from lowbitvm.runtime.emulator.syntax import Instruction, Pair
 
 
-@special("shfl")
+@special("shfl", operands="TSSSS")
 def _shfl(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 5)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
     qualifiers.need("b32")
@@ -21,9 +20,8 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("shfl", operands, len(targets), (mode,))
 
 
-@special("vote")
+@special("vote", operands="DPS")
 def _vote(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 3)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
     modes = ("all", "any", "uni", "ballot")
@@ -36,9 +34,8 @@ def _vote(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("vote", operands, 1, (modes.index(mode), negated))
 
 
-@special("activemask")
+@special("activemask", operands="D")
 def _activemask(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 1)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("b32")
     qualifiers.done()
@@ -48,9 +45,8 @@ def _activemask(decoder: Decoder, instruction: Instruction) -> Row:
 REDUCTIONS = ("add", "min.u32", "max.u32", "min.s32", "max.s32", "and", "or", "xor")
 
 
-@special("redux")
+@special("redux", operands="DSS")
 def _redux(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 3)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
     kind = qualifiers.type()
@@ -67,9 +63,8 @@ def _redux(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("redux", operands, 1, (REDUCTIONS.index(name + "." + kind if name in ("min", "max") else name),))
 
 
-@special("match")
+@special("match", operands="TSS")
 def _match(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 3)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
     kind = qualifiers.need("b32", "b64")
@@ -84,9 +79,8 @@ def _match(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("match", operands, len(targets), (every,))
 
 
-@special("elect")
+@special("elect", operands="TS")
 def _elect(decoder: Decoder, instruction: Instruction) -> Row:
-    expect_operands(decoder, 2)
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
     qualifiers.done()

@@ -73,7 +73,7 @@ def _check_type(decoder: Decoder, matrix: str, name: str, kind: str) -> None:
         raise decoder.unimplemented()
 
 
-@special("wmma")
+@special("wmma", operands="BA BAS AB ABS BBBB")
 def _wmma(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     operation = qualifiers.need("load", "store", "mma")
