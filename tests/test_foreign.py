@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +401,184 @@ def test_a_packed_weight_goes_there_and_back(name: str, data: Any) -> None:
     assert str(packed.format) == weight.format and packed.shape == weight.shape
     for tensor, array in lb.to_foreign(packed, name).items():
         assert_same_bits(array, tensors[tensor])
+
+
+# -- what single packings promise --------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_bitsandbytes_are_those_of_its_checkpoints() -> None:
+    for kind in ("nf4", "fp4"):
+        known = golden_cases()[f"bitsandbytes_{kind}"]["tensor/quant_map"]
+        assert np.array_equal(foreign.floats.QUANT_MAPS[kind], known)
+
+
+def test_act_order_reaches_the_weights() -> None:
+    random = np.random.default_rng(5)
+    codes, zeros = random.integers(0, 16, (8, 96)), random.integers(0, 16, (8, 3))
+    scales = finite(np.float16, random, (8, 3))
+    g_idx = random.permutation(np.arange(96) // 32)
+    weight = Foreign(codes.astype(np.uint8), scales, "u4", zeros.astype(np.uint8), "int", g_idx=g_idx.astype(np.int32))
+    tensors = foreign.pack("gptq_v2", weight)
+    packed = lb.from_foreign("gptq_v2", tensors)
+    assert packed.permutation is not None
+    expected = (codes - zeros[:, g_idx]) * scales.astype(np.float64)[:, g_idx]
+    assert np.array_equal(packed.dequantize(), expected)
+    assert_same_bits(lb.to_foreign(packed, "gptq_v2")["g_idx"], tensors["g_idx"])
+
+
+def test_version_1_of_gptq_stores_zero_points_less_one() -> None:
+    weight = Foreign(np.zeros((8, 32), np.uint8), np.ones((8, 1), np.float16), "u4", np.zeros((8, 1), np.uint8), "int")
+    first, second = foreign.pack("gptq", weight)["qzeros"], foreign.pack("gptq_v2", weight)["qzeros"]
+    assert (first == -1).all() and (second == 0).all()  # 0 - 1 modulo 16 in every nibble
+
+
+def test_torchao_keeps_two_signed_nibbles_in_a_byte_the_even_one_low() -> None:
+    scale = np.array([[0.5]], np.float32)
+    tensors = {"qdata": np.array([[0x78, 0x1F]], np.int8), "scale": scale, "zero_point": 4 * scale}
+    weight = foreign.unpack("torchao_int4", tensors)
+    assert weight.codes.tolist() == [[-8, 7, -1, 1]]
+    assert decoded(weight).tolist() == [[-2.0, 5.5, 1.5, 2.5]]  # q * scale + zero_point
+
+
+def test_fp6_llm_walks_through_bytes_from_the_highest_bit() -> None:
+    codes = np.random.default_rng(6).integers(0, 64, (3, 32)).astype(np.uint8)
+    text = ["".join(f"{code:06b}" for code in row) for row in codes]
+    stored = np.array([[int(row[i : i + 8], 2) for i in range(0, len(row), 8)] for row in text], np.uint8)
+    tensors = {"weight": stored.view(np.int32), "scales": np.ones(3, np.float16)}
+    weight = foreign.unpack("fp6_llm", tensors)
+    assert np.array_equal(weight.codes, codes)
+    assert_same_bits(foreign.pack("fp6_llm", weight)["weight"], tensors["weight"])
+
+
+def test_the_global_scale_of_compressed_tensors_divides() -> None:
+    scale = np.full((1, 1), 2, ml_dtypes.float8_e4m3fn)
+    packed = np.full((1, 8), 0x21, np.uint8)  # 0.5 and 1.0
+    tensors = {"weight_packed": packed, "weight_scale": scale, "weight_global_scale": np.array([8], np.float32)}
+    weight = foreign.unpack("compressed_tensors_nvfp4", tensors)
+    assert decoded(weight).tolist() == [[0.125, 0.25] * 8]
+    for name, array in foreign.pack("compressed_tensors_nvfp4", weight).items():
+        assert_same_bits(array, tensors[name])
+
+
+def test_bitnet_multiplies_or_divides_by_its_scale() -> None:
+    tensors = {"weight": np.array([[0b10_01_00_10]], np.uint8), "weight_scale": np.array([4], np.float32)}
+    assert decoded(foreign.unpack("bitnet", tensors)).tolist() == [[0.25], [-0.25], [0], [0.25]]
+    assert decoded(foreign.unpack("bitnet", tensors, divides=False)).tolist() == [[4], [-4], [0], [4]]
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def gptq_tensors() -> dict[str, Any]:
+    weight = Foreign(np.zeros((8, 64), np.uint8), np.ones((8, 2), np.float16), "u4", np.zeros((8, 2), np.uint8), "int")
+    return foreign.pack("gptq_v2", weight)
+
+
+def with_tensor(name: str, array: Any) -> dict[str, Any]:
+    return {**gptq_tensors(), name: array}
+
+
+NF4 = {"weight": np.zeros((48, 1), np.uint8), "absmax": np.ones(1, np.float32), "quant_map": np.ones(16, np.float32)}
+HQQ_TENSORS = {name: np.zeros((2, 32), kind) for name, kind in (("W_q", np.uint8), ("scale", np.float16))}
+COMPRESSED = {
+    "weight_packed": np.zeros((2, 2), np.int32),
+    "weight_scale": np.ones((2, 1), np.float16),
+    "weight_shape": np.array([2, 20]),
+}
+READ_ERRORS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("gtpq", {}, {}, "ARGUMENT_INVALID"),
+    ("gptq", gptq_tensors(), {"width": 4}, "ARGUMENT_INVALID"),
+    ("gptq", {}, {}, "ARGUMENT_INVALID"),
+    ("gptq", with_tensor("bias", np.zeros(8)), {}, "ARGUMENT_INVALID"),
+    ("gptq", with_tensor("scales", np.ones((2, 8), np.float64)), {}, "DTYPE_MISMATCH"),
+    ("gptq", with_tensor("qweight", np.zeros((8, 8), np.int64)), {}, "DTYPE_MISMATCH"),
+    ("gptq", with_tensor("qweight", [1, 2]), {}, "DTYPE_MISMATCH"),
+    ("gptq", with_tensor("qweight", np.zeros(8, np.int32)), {}, "SHAPE_MISMATCH"),
+    ("gptq", with_tensor("qweight", np.zeros((7, 8), np.int32)), {"bits": 4}, "SHAPE_MISMATCH"),
+    ("gptq", with_tensor("g_idx", np.full(64, 2, np.int32)), {}, "ARGUMENT_INVALID"),
+    ("gptq", with_tensor("qzeros", np.zeros((2, 9), np.int32)), {}, "ARGUMENT_INVALID"),
+    ("gptq", with_tensor("scales", torch.ones(2, 8, dtype=torch.float16)), {}, "DEVICE_MISMATCH"),
+    ("gptq", gptq_tensors(), {"bits": 5}, "FORMAT_UNSUPPORTED"),
+    ("gptq", gptq_tensors(), {"bits": "4"}, "ARGUMENT_INVALID"),
+    ("gptq_p", gptq_tensors(), {"bits": 5}, "SHAPE_MISMATCH"),
+    ("awq_gemv", gptq_tensors(), {}, "ARGUMENT_INVALID"),
+    ("hqq", HQQ_TENSORS, {"bits": 4}, "ARGUMENT_INVALID"),
+    ("hqq", HQQ_TENSORS, {"bits": 4, "shape": (2, 64), "axis": 0}, "FORMAT_UNSUPPORTED"),
+    ("hqq", HQQ_TENSORS, {"bits": 4, "shape": (2, 40)}, "GROUP_INDIVISIBLE"),
+    ("hqq", HQQ_TENSORS, {"bits": 7, "shape": (2, 64)}, "FORMAT_UNSUPPORTED"),
+    ("bitsandbytes_nf4", NF4, {"shape": (2, 48)}, "GROUP_INDIVISIBLE"),
+    ("bitsandbytes_nf4", {**NF4, "quant_state.bitsandbytes__nf4": np.zeros(4, np.uint8)}, {}, "ARGUMENT_INVALID"),
+    ("compressed_tensors", COMPRESSED, {"bits": 3}, "ARGUMENT_INVALID"),  # two words either way
+    ("compressed_tensors", COMPRESSED, {"bits": 1}, "FORMAT_UNSUPPORTED"),
+    ("gguf_q4_0", {"data": np.zeros((2, 35), np.uint8)}, {}, "SHAPE_MISMATCH"),
+    ("gguf_q4_0", {"data": np.zeros((2, 36), np.int8)}, {}, "DTYPE_MISMATCH"),
+    ("gguf_tq2_0", {"data": np.full((1, 66), 255, np.uint8)}, {}, "CODES_OUT_OF_RANGE"),
+    ("mxfp4", {"blocks": np.zeros((2, 3, 16), np.uint8), "scales": np.zeros((2, 2), np.uint8)}, {}, "SHAPE_MISMATCH"),
+    ("mxfp4", {"blocks": np.zeros((2, 3, 8), np.uint8), "scales": np.zeros((2, 3), np.uint8)}, {}, "SHAPE_MISMATCH"),
+]
+
+
+@pytest.mark.parametrize(("name", "tensors", "options", "code"), READ_ERRORS)
+def test_tensors_that_are_not_of_the_packing_are_refused(
+    name: str, tensors: dict[str, Any], options: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(lb.LowbitvmError) as refused:
+        foreign.unpack(name, tensors, **options)
+    assert refused.value.code == code
+
+
+def plain(code: str = "u4", group: int = 32, zero: str | None = "int", **changed: Any) -> Foreign:
+    zeros = None if zero is None else np.zeros((8, 128 // group), np.uint8 if zero == "int" else np.float16)
+    scales = np.ones((8, 128 // group), np.float16)
+    kept = {"codes": np.zeros((8, 128), np.uint8), "scales": scales, "code": code, "zeros": zeros, "zero": zero}
+    return Foreign(**{**kept, **changed})
+
+
+WRITE_ERRORS = [
+    ("gptq", plain("i4"), "ARGUMENT_INVALID"),
+    ("gptq", plain(zero="float"), "ARGUMENT_INVALID"),
+    ("gptq", plain(zero=None), "ARGUMENT_INVALID"),
+    ("gptq", plain(codes=np.full((8, 128), 16)), "CODES_OUT_OF_RANGE"),
+    ("gptq", plain(codes=np.zeros((8, 128))), "DTYPE_MISMATCH"),
+    ("gptq", plain(outer=np.ones((1, 1), np.float32), outers="tensor"), "ARGUMENT_INVALID"),
+    ("gptq", plain(scales=np.ones((1, 1), np.float16)), "SHAPE_MISMATCH"),
+    ("awq", plain(g_idx=np.zeros(128, np.int32)), "ARGUMENT_INVALID"),
+    ("awq", plain(codes=np.zeros((7, 128), np.uint8), scales=np.ones((7, 4), np.float16)), "SHAPE_MISMATCH"),
+    ("gguf_q4_1", plain(group=64, zero="offset"), "SHAPE_MISMATCH"),
+    ("gguf_q4_1", plain(zero="offset", scales=np.ones((8, 4), np.float32)), "DTYPE_MISMATCH"),
+    ("gguf_q4_k", plain(zero="offset"), "ARGUMENT_INVALID"),
+    ("bitnet", plain("ternary", zero=None, scales=np.ones((1, 1), np.float16)), "ARGUMENT_INVALID"),
+]
+
+
+@pytest.mark.parametrize(("name", "weight", "code"), WRITE_ERRORS)
+def test_a_weight_that_a_packing_cannot_hold_is_refused(name: str, weight: Foreign, code: str) -> None:
+    with pytest.raises(lb.LowbitvmError) as refused:
+        foreign.pack(name, weight)
+    assert refused.value.code == code
+
+
+def test_a_scale_that_is_not_what_its_second_level_says_is_refused() -> None:
+    case = golden_tensors("bitsandbytes_nested")
+    weight = foreign.unpack("bitsandbytes_nf4", case)
+    with pytest.raises(lb.LowbitvmError) as refused:
+        foreign.pack("bitsandbytes_nf4", replace(weight, scales=weight.scales * 2))
+    assert refused.value.code == "ARGUMENT_INVALID"
+
+
+def test_a_second_level_that_f16_cannot_hold_is_refused() -> None:
+    data, _ = gguf_rows("gguf_q6_k", 2, 1, np.random.default_rng(7))
+    weight = foreign.unpack("gguf_q6_k", {"data": data})
+    assert weight.outer is not None
+    with pytest.raises(lb.LowbitvmError) as refused:
+        foreign.pack("gguf_q6_k", replace(weight, outer=weight.outer + np.float32(2.0**-20)))
+    assert refused.value.code == "ARGUMENT_INVALID"
+
+
+def test_groups_of_different_sizes_have_no_format() -> None:
+    g_idx = np.array([0] * 40 + [1] * 24, np.int32)
+    weight = foreign.unpack("gptq_v2", with_tensor("g_idx", g_idx))
+    assert np.array_equal(weight.g_idx, g_idx)
+    with pytest.raises(lb.LowbitvmError) as refused:
+        lb.from_foreign("gptq_v2", with_tensor("g_idx", g_idx))
+    assert refused.value.code == "FORMAT_UNSUPPORTED"

@@ -4,6 +4,7 @@ Sources, read and run: gptqmodel 7.7.0, autoawq 0.2.9, compressed-tensors 0.17.1
 with fbgemm-gpu's int4 packing, transformers' integration of BitNet.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -63,24 +64,32 @@ def _among(bits: int, name: str, choices: tuple[int, ...]) -> int:
 # -- GPTQ --------------------------------------------------------------------------------------------------------------
 
 
-def _infer_gptq(tensors: Tensors, options: Options) -> Options:
+def _infer_gptq(widths: tuple[int, ...], tensors: Tensors, options: Options) -> Options:
     """N and G from the scales, the bits from the width of the zeros, K from g_idx or from the words."""
     rows, _ = tensor_of("qweight", tensors)
     groups, out_features = tensor_of("scales", tensors)
     width = tensor_of("qzeros", tensors)[1]
-    fitting = [bits for bits in PLANES if -(-out_features * bits // 32) == width]
+    known = shape_of(tensors["g_idx"])[0] if "g_idx" in tensors else options.get("in_features")
+    fitting = [
+        bits
+        for bits in widths
+        if -(-out_features * bits // 32) == width and (known is None or -(-known * bits // 32) == rows)
+    ]
     if "bits" not in options and len(fitting) != 1:
-        problem = f"qzeros with {width} words for {out_features} output features fit codes of {fitting} bits"
+        problem = (
+            f"qweight with {rows} rows and qzeros with {width} words fit codes of {fitting or 'no number of'} bits"
+        )
         raise _invalid(problem, "pass bits=")
     bits = needed(options, "bits", "bits of a code") if "bits" in options else fitting[0]
-    known = shape_of(tensors["g_idx"])[0] if "g_idx" in tensors else rows * 32 // bits
-    shape = (out_features, int(options.get("in_features", known)))
+    shape = (out_features, rows * 32 // bits if known is None else known)
     return {**options, "bits": bits, "shape": shape, "groups": groups}
 
 
 def _gptq(version: int, planar: bool, name: str) -> Scheme:
+    widths = tuple(PLANES) if planar else (2, 3, 4, 8)
+
     def plan(options: Options) -> Plan:
-        bits = _among(options["bits"], name, tuple(PLANES) if planar else (2, 3, 4, 8))
+        bits = _among(options["bits"], name, widths)
         packed = (("qweight", "codes", "{} n -> n (s c) b", 0), ("qzeros", "zeros", "g {} -> (s c) g b", 1))
         parts = []
         for tensor, field, pattern, dim in packed:
@@ -103,7 +112,7 @@ def _gptq(version: int, planar: bool, name: str) -> Scheme:
             cropped={"codes": options["shape"], "zeros": (options["shape"][0], options["groups"])},
         )
 
-    return Scheme(plan, _infer_gptq, ("bits", "in_features"))
+    return Scheme(plan, functools.partial(_infer_gptq, widths), ("bits", "in_features"))
 
 
 # -- AWQ ---------------------------------------------------------------------------------------------------------------

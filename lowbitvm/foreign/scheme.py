@@ -443,14 +443,12 @@ def _packed(part: Part, values: Array) -> Array:
         values = values >> part.low & (1 << part.packing.bits) - 1
     packed = part.packing.pack(values, part.field)
     dtype = dtypes.of(packed).name
-    if part.packing.bits or part.view is not None:
-        wanted = part.view or part.stored[0]
-        packed = packed if dtype == wanted else reinterpret(packed, dtype_named(wanted))
-        return packed if part.view is None else reinterpret(packed, dtype_named(part.stored[0]))
-    if dtype not in part.stored:
-        problem = f"{part.field} are {dtype}, {part.tensor} is {' or '.join(part.stored)}"
+    if not part.packing.bits and dtype not in ((part.view,) if part.view else part.stored):
+        problem = f"{part.field} are {dtype}, {part.tensor} holds {part.view or ' or '.join(part.stored)}"
         raise LowbitvmError("DTYPE_MISMATCH", problem, "convert them before packing")
-    return packed
+    if not part.packing.bits and part.view is None:
+        return packed
+    return packed if dtype == part.stored[0] else reinterpret(packed, dtype_named(part.stored[0]))
 
 
 def _joined(part: Part, pieces: dict[tuple[int, int], Array]) -> Array:
