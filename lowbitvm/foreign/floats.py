@@ -212,7 +212,10 @@ def _bnb(kind: str, options: Options) -> Plan:
         derive=derive,
         cropped={
             "codes": (out_features * in_features, 1),
-            **({"absmax": (shape[0] * shape[1],)} if nested else {"scales": (shape[0] * shape[1],)}),
+            "absmax" if nested else "scales": (shape[0] * shape[1],),
+            "quant_map": (16,),
+            "nested_quant_map": (256,),
+            "nested_absmax": (-(-shape[0] * shape[1] // size),),
         },
         shaped={"codes": (out_features, in_features), "scales": shape},
         constants=constants,
@@ -223,10 +226,7 @@ def _bnb(kind: str, options: Options) -> Plan:
 
 def _repeated(values: Array, times: int, length: int) -> Array:
     """Each value `times` times, the first `length` of them."""
-    repeated = values.repeat_interleave(times) if is_tensor(values) else np.repeat(values, times)
-    if len(repeated) < length:
-        problem = f"{len(values)} nested scales for blocks of {times} do not cover {length} scales"
-        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight")
+    repeated: Array = values.repeat_interleave(times) if is_tensor(values) else np.repeat(values, times)
     return repeated[:length]
 
 
@@ -284,7 +284,7 @@ def _any_precision(options: Options) -> Plan:
         parts=(*codes, *tables),
         numbers={"codes": Integer(bits)},
         derive=derive,
-        cropped={"table": (out_features, 1 << bits)},
+        cropped={table.field: (out_features, 1 << b) for b, table in enumerate(tables, 1)},
         shaped={"table": (out_features, 1, 1 << bits)},
         tables="group",
         group="channel",

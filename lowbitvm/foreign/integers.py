@@ -347,7 +347,7 @@ def _bitnet(options: Options) -> Plan:
         parts=(Part("weight", "codes", Packing("[s i:4 b:2] k -> (i s) k b"), ("u8",)), scale),
         numbers={"codes": Integer(2, bias=1, used=3)},
         derive=derive if divides else None,
-        cropped={"codes": options["shape"], "scales": (1,)},
+        cropped={"codes": options["shape"], "scales": (1,), "weight_scale": (1,)},
         shaped={"scales": (1, 1)},
         group="tensor",
     )

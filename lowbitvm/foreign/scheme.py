@@ -229,12 +229,13 @@ def read(name: str, scheme: Scheme, tensors: Tensors, options: Options) -> Forei
     fields: Fields = {}
     for part in plan.parts:
         if part.tensor in tensors:
-            _add_bits(fields, part, _unpacked(part, tensors[part.tensor]))
+            _add_bits(fields, part, _unpacked(plan, part, tensors[part.tensor]))
     for name_of, values in fields.items():
-        cropped = _cropped(name_of, values, plan.cropped[name_of]) if name_of in plan.cropped else values
+        shape = plan.cropped.get(name_of, shape_of(values))
+        kept = contiguous(values[tuple(slice(0, size) for size in shape)])
         number = plan.numbers.get(name_of)
-        cropped = cropped if number is None else number.read(name_of, cropped)
-        fields[name_of] = cropped.reshape(plan.shaped.get(name_of, shape_of(cropped)))
+        kept = kept if number is None else number.read(name_of, kept)
+        fields[name_of] = kept.reshape(plan.shaped.get(name_of, shape))
     fields = {**plan.constants, **fields}
     derived = plan.derive(fields) if plan.derive else {}
     known = {name: values for name, values in {**fields, **derived}.items() if name in FIELDS}
@@ -293,11 +294,17 @@ def _check_tensors(name: str, plan: Plan, tensors: Tensors) -> None:
         raise LowbitvmError("DEVICE_MISMATCH", problem, "bring all of them to one torch device, or all to numpy")
 
 
-def _unpacked(part: Part, tensor: Array) -> Array:
+def _unpacked(plan: Plan, part: Part, tensor: Array) -> Array:
     if part.record is not None:
         tensor = _sliced(part.tensor, tensor, part.record)
     if part.view is not None:
         tensor = reinterpret(tensor, dtype_named(part.view))
+    if part.into is None and part.field in plan.cropped:
+        shape = plan.padded.get(part.field, plan.cropped[part.field])
+        wanted = part.packing.stored_shape(shape, part.field)
+        if wanted != shape_of(tensor):
+            problem = f"{part.tensor} has shape {shape_of(tensor)}, {shape} {part.field} are stored in {wanted}"
+            raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight, and its real shape")
     return part.packing.unpack(tensor, part.tensor)
 
 
@@ -305,7 +312,7 @@ def _sliced(name: str, tensor: Array, record: Record) -> Array:
     tensor = tensor if record.shape is None else tensor.reshape(-1)
     shape = shape_of(tensor)
     at = record.dim % len(shape) if shape else 0
-    if not shape or shape[at] % record.length:
+    if not shape or not record.length or shape[at] % record.length:
         raise LowbitvmError(
             "SHAPE_MISMATCH",
             f"{name} has shape {shape}, whole records are {record.length} long in dimension {at}",
@@ -328,14 +335,6 @@ def _add_bits(fields: Fields, part: Part, values: Array) -> None:
         fields[part.field] = zeros(values, (rows, steps * length), dtypes.u8)
     target = fields[part.field].reshape(rows, steps, length)[..., start:stop]  # a view: the field is contiguous
     target |= values.reshape(rows, steps, stop - start) << part.low
-
-
-def _cropped(name: str, values: Array, shape: Shape) -> Array:
-    stored = shape_of(values)
-    if len(stored) != len(shape) or any(size > whole for size, whole in zip(shape, stored, strict=True)):
-        problem = f"{name} are {stored} in storage, {shape} are wanted"
-        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight, and its real shape")
-    return contiguous(values[tuple(slice(0, size) for size in shape)])
 
 
 def _checked(weight: Foreign, stays: bool) -> Foreign:
