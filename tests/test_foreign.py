@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -495,6 +496,7 @@ READ_ERRORS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("gptq", with_tensor("qweight", [1, 2]), {}, "DTYPE_MISMATCH"),
     ("gptq", with_tensor("qweight", np.zeros(8, np.int32)), {}, "SHAPE_MISMATCH"),
     ("gptq", with_tensor("qweight", np.zeros((7, 8), np.int32)), {"bits": 4}, "SHAPE_MISMATCH"),
+    ("gptq", with_tensor("qweight", np.zeros((16, 8), np.int32)), {"bits": 4}, "SHAPE_MISMATCH"),
     ("gptq", with_tensor("g_idx", np.full(64, 2, np.int32)), {}, "ARGUMENT_INVALID"),
     ("gptq", with_tensor("qzeros", np.zeros((2, 9), np.int32)), {}, "ARGUMENT_INVALID"),
     ("gptq", with_tensor("scales", torch.ones(2, 8, dtype=torch.float16)), {}, "DEVICE_MISMATCH"),
@@ -582,3 +584,24 @@ def test_groups_of_different_sizes_have_no_format() -> None:
     with pytest.raises(lb.LowbitvmError) as refused:
         lb.from_foreign("gptq_v2", with_tensor("g_idx", g_idx))
     assert refused.value.code == "FORMAT_UNSUPPORTED"
+
+
+# -- the documentation -------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "foreign.md").read_text()
+
+
+def test_the_page_lists_every_packing_with_its_options_and_code_types() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == list(foreign.NAMES)
+    for row in rows:
+        name = row[0].strip("`")
+        if not row[5].startswith("as "):
+            assert re.findall(r"`(\w+)`", row[5]) == list(foreign._SCHEMES[name].options)
+        if name in CASES and ".." not in row[2]:
+            assert row[2].split() == CASES[name].codes
+
+
+def test_the_example_of_the_page_runs() -> None:
+    [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(example, {})
