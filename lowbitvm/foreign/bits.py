@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ Group = tuple[str, ...]
 Sizes = dict[str, int]
 
 _TOKEN = re.compile(r"[()\[\]]|~?[a-z]+(?::[0-9]+)?|\+[0-9]+")
-_BIT = "b"
+_BIT, _WORD = "b", "word"
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,14 @@ class Packing:
         if self._stream is None:
             return _rearranged(stored, self._stored, self._codes, sizes)
         words = filled_up(words_of(stored, self.unit), tuple(self._whole(sizes)))
-        codes = zeros(words, shape, dtypes.u8)
-        for places, values, runs in self._walk(words, codes, sizes):
+        # walked in the order of storage and turned once at the end, which is kinder to the caches
+        axes, order = self._orders()
+        codes = zeros(words, tuple(sizes[axis] for axis in order), dtypes.u8)
+        for point, places, runs in self._walk(words, sizes):
+            values = codes[point]
             for run in runs:
                 values |= cast(places[run.word] >> run.shift & (1 << run.width) - 1, dtypes.u8) << run.bit
-        return codes
+        return contiguous(permute(codes, *(order.index(axis) for axis in axes))).reshape(shape)
 
     def pack(self, codes: Array, name: str = "the codes") -> Array:
         """The stored tensor: words (u8, u16, u32 in numpy; u8, i16, i32 in torch), or the elements rearranged.
@@ -214,32 +218,39 @@ class Packing:
         if self._stream is None:
             return _rearranged(codes, self._codes, self._stored, sizes)
         words = word_zeros(codes, tuple(self._whole(sizes)), self.unit)
-        padded = filled_up(codes, self._shape_of_codes(sizes))
-        for places, values, runs in self._walk(words, padded, sizes):
+        axes, order = self._orders()
+        padded = filled_up(codes, self._shape_of_codes(sizes)).reshape([sizes[axis] for axis in axes])
+        padded = contiguous(permute(padded, *(axes.index(axis) for axis in order)))
+        for point, places, runs in self._walk(words, sizes):
+            values = padded[point]
             for run in runs:
                 places[run.word] |= cast_like(values >> run.bit & (1 << run.width) - 1, words) << run.shift
         return contiguous(words[tuple(slice(0, size) for size in self.stored_shape(shape_of(codes)))])
 
-    def _walk(self, words: Array, codes: Array, sizes: Sizes) -> "Iterator[tuple[dict[int, Array], Array, list[_Run]]]":
-        """For every point of a block's axes: views of its words, the view of its codes, and the runs of bits."""
-        names: list[str] = []  # one dimension for each axis outside of a block, and "" for the words of one
-        for i, group in enumerate(self._stored):
-            names += [*self._slow, ""] if i == self._stream else group
-        words = words.reshape([sizes[name] if name else self._words for name in names])
+    def _orders(self) -> tuple[list[str], list[str]]:
+        """The axes of the codes as the codes have them, and with the looped ones first and the others as stored."""
         axes = [axis for axis in self._axes if axis != _BIT]
-        outer = [axes.index(name) for name in names if name not in ("", _BIT)]
-        codes = permute(
-            codes.reshape([sizes[axis] for axis in axes]), *(axes.index(axis) for axis in self._looped), *outer
-        )
+        return axes, [*self._looped, *(axis for axis in self._places if axis not in (_WORD, _BIT))]
+
+    @cached_property
+    def _places(self) -> list[str]:
+        """Dimensions of the stored tensor in the terms of _walk: axes outside of a block, and the words of one."""
+        names: list[str] = []
+        for i, group in enumerate(self._stored):
+            names += [*self._slow, _WORD] if i == self._stream else group
+        return names
+
+    def _walk(self, words: Array, sizes: Sizes) -> "Iterator[tuple[tuple[int, ...], dict[int, Array], list[_Run]]]":
+        """For every point of the looped axes: the views of its words, and the runs of bits there."""
+        words = words.reshape([self._words if name == _WORD else sizes[name] for name in self._places])
         for point in itertools.product(*(range(self._sizes[axis]) for axis in self._looped)):
             for bit in range(self.bits) if self._outer_bit else (0,):
                 runs = self._runs(dict(zip(self._looped, point, strict=True)), bit)
-                places = {run.word: words[self._index(names, run.word, bit)] for run in runs}
-                yield places, codes[point], runs
+                yield point, {run.word: words[self._index(run.word, bit)] for run in runs}, runs
 
-    def _index(self, names: list[str], word: int, bit: int) -> tuple[int | slice, ...]:
-        chosen = {"": word, **({_BIT: self._step(_BIT, bit)} if self._outer_bit else {})}
-        return tuple(chosen.get(name, slice(None)) for name in names)
+    def _index(self, word: int, bit: int) -> tuple[int | slice, ...]:
+        chosen = {_WORD: word, **({_BIT: self._step(_BIT, bit)} if self._outer_bit else {})}
+        return tuple(chosen.get(name, slice(None)) for name in self._places)
 
     def _runs(self, point: Mapping[str, int], outer_bit: int) -> list[_Run]:
         """Where the bits of one code of a block lie: in runs of bits that stay together."""
