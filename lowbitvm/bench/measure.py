@@ -1,17 +1,15 @@
 """From a kernel's machine code to a row of the static table; docs/bench.md says what the columns mean."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lowbitvm import targets
 from lowbitvm.bench.loops import Nest, main_nest, read_ptx, read_sass
 from lowbitvm.bench.pipes import PIPES, cycles, kind_of, multiply_adds
+from lowbitvm.runtime import emulator
 from lowbitvm.targets import Target
-
-if TYPE_CHECKING:
-    from lowbitvm.runtime.emulator import Report
 
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
 EMULATED_K = 1024  # in_features of the block that the emulator runs
@@ -38,6 +36,7 @@ class Kernel:
     spills: int
     shared: int  # bytes per block
     bank_conflicts: int | None = None  # None: not measured
+    producers: int = 0  # of the warps: those that only load
     # weights that one matrix instruction and warp stands for, where not all of them multiply weights (else None)
     weights_per_matrix: float | None = None
 
@@ -75,7 +74,7 @@ def measure(kernel: Kernel) -> Row:
     nest = main_nest(read_sass(kernel.sass))
     per_matrix = kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0])
     weights = nest.matrix * per_matrix  # of a warp and turn
-    loop = nest.counts(trips(weights * kernel.warps, kernel.tile))
+    loop = nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile))
     total = _sum(loop, lambda name: 1)
     threads = 32 * kernel.warps
     blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
@@ -132,10 +131,20 @@ def _weights_per_matrix(nest: Nest, rows: int) -> float:
     return sum(made) / len(made) / rows
 
 
-def main_loop_conflicts(report: "Report", ptx: str) -> int:
+def main_loop_conflicts(report: emulator.Report, ptx: str) -> int:
     """Wavefronts beyond the fewest possible that the shared-memory accesses of the PTX's main loop took."""
     lines = {instruction.line for instruction in main_nest(read_ptx(ptx)).levels[0]}
     return sum(line.bank_conflicts for line in report.lines if line.line in lines)
+
+
+def emulated_conflicts(ptx: str, entry: str, threads: int, args: Sequence[Any], shared: int, target: str) -> int | None:
+    """`main_loop_conflicts` of one block of any tool's PTX; None where it has instructions that the emulator lacks."""
+    try:
+        module = emulator.load(ptx)
+    except emulator.PtxError:
+        return None
+    report = module.launch(entry, (1, 1, 1), (threads, 1, 1), list(args), shared=shared, arch=target, checks="none")
+    return main_loop_conflicts(report, ptx)
 
 
 def _cycles(loop: "Counter[str]", pipe: str, target: Target) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
-from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
+from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.formats import NAMED, Format
 from lowbitvm.plan import Tile, chosen_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
@@ -18,6 +18,7 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
 TOOL = "lowbitvm"
+WEIGHTS = (*CODE_TYPES, *NAMED)
 TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan chooses the rest
     "8x128x64": {"bm": 8, "bn": 128, "bk": 64},
     "16x128x64": {"bm": 16, "bn": 128, "bk": 64},
@@ -28,12 +29,12 @@ TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan c
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel that is asked for; `zero` is "none" where the format has no zero points."""
+    """One kernel that is asked for. `weights` is one of WEIGHTS; formats of NAMED have a group of their own."""
 
     weights: str
     act: str
     group: int | str
-    zero: str
+    zero: str  # "none" for None
     target: str
     tile: str
 
@@ -43,7 +44,10 @@ class Variant:
     @property
     def format(self) -> Format:
         """Raises FORMAT_INVALID or FORMAT_UNSUPPORTED for parts that do not go together."""
-        return Format(self.weights, self.group, None if self.zero == "none" else self.zero)
+        if self.weights in NAMED:
+            return NAMED[self.weights]
+        table = "tensor" if CODE_TYPES[self.weights].values is None else None
+        return Format(self.weights, self.group, None if self.zero == "none" else self.zero, table=table)
 
 
 def variants(
@@ -56,16 +60,9 @@ def variants(
 ) -> Iterator[Variant]:
     """All combinations; without `zeros`: integer zero points for the formats that have them, none for the others."""
     for target, name, act, tile in itertools.product(target_names, weights, acts, tiles):
-        for zero in zeros or [_richest_zero(name, group)]:
+        of_integers = name in CODE_TYPES and CODE_TYPES[name].is_linear
+        for zero in zeros or ["int" if of_integers else "none"]:
             yield Variant(name, act, group, zero, target, tile)
-
-
-def _richest_zero(weights: str, group: int | str) -> str:
-    try:
-        Format(weights, group, "int")
-    except LowbitvmError:
-        return "none"
-    return "int"
 
 
 def build(variant: Variant) -> Kernel:
@@ -81,7 +78,7 @@ def build(variant: Variant) -> Kernel:
         TOOL,
         variant.weights,
         variant.act,
-        variant.group,
+        fmt.group,
         fmt.zero,
         variant.target,
         (tile.bm, tile.bn, tile.bk),
@@ -93,7 +90,7 @@ def build(variant: Variant) -> Kernel:
         compiled.spills,
         compiled.shared,
         conflicts,
-        per_matrix,
+        weights_per_matrix=per_matrix,
     )
 
 
@@ -104,7 +101,8 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> tupl
     what was executed says how many weights an average one stands for.
     """
     rng = np.random.default_rng(0)
-    weight = quantize(rng.uniform(0.1, 1, (tile.bn, EMULATED_K)).astype(np.float32), fmt)
+    values = rng.uniform(0.1, 1, (tile.bn, EMULATED_K)).astype(np.float32)
+    weight = quantize(values, fmt, table=_table(fmt, tile.bn))
     dtype = dtypes.get(act).numpy
     x: Any = rng.standard_normal((tile.bm, EMULATED_K)).astype(dtype)
     y: Any = np.zeros((tile.bm, tile.bn), dtype)
@@ -112,3 +110,11 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> tupl
     report = launch(compiled, grid, {"x": x, "w": weight, "y": y}, checks="none")
     assert report is not None
     return main_loop_conflicts(report, compiled.ptx), tile.bn * EMULATED_K / report.counters.mma
+
+
+def _table(fmt: Format, out_features: int) -> Any:
+    """Some codebook for a format that has one: which, the code does not depend on."""
+    if fmt.table is None:
+        return None
+    shape = fmt.table_shape(out_features, EMULATED_K)
+    return np.broadcast_to(np.linspace(-1, 1, shape[-1]).astype(np.float16), shape).copy()
