@@ -154,6 +154,28 @@ def test_what_another_library_packed_is_packed_again_bit_for_bit(case: str, libr
         assert_same_bits(again[name], tensor)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in sorted(golden_cases()) if not case.startswith("compressed_tensors_")]
+)
+def test_a_packed_weight_multiplies_as_what_another_library_packed(case: str) -> None:
+    options = READING.get(case, {})
+    weight = foreign.unpack(packing_of(case), golden_tensors(case), **options)
+    packed = lb.from_foreign(packing_of(case), golden_tensors(case), **options)
+    exact = as_numpy(packed.dequantize()).astype(np.float64)
+    if weight.g_idx is not None:
+        order = np.argsort(weight.g_idx, kind="stable")
+        weight, exact = replace(weight, codes=weight.codes[:, order], g_idx=None), exact[:, order]
+    if weight.table is not None and weight.tables == "group":
+        assert np.array_equal(exact, np.take_along_axis(weight.table[:, 0], weight.codes.astype(int), axis=1))
+        return
+    # `decoded` rounds to float32 three times at most; codebooks are f16 in a PackedWeight, with 11 bits
+    relative = 2.0**-11 if "quant_map" in weight.extra else 0.0
+    zeros = 0 if weight.zeros is None else abs(weight.zeros.astype(np.float64)).max()
+    largest = abs(weight.scales.astype(np.float64)).max() * (2.0 ** CODE_TYPES[weight.code].bits + zeros) + zeros
+    bound = relative * abs(exact) + 3 * 2.0**-24 * largest
+    assert (abs(exact - decoded(weight)) <= bound).all()
+
+
 GGUF_TYPES = [name for name in foreign.NAMES if name.startswith("gguf_")]
 
 
