@@ -1,11 +1,12 @@
 """Makes tests/golden/foreign.npz: weights that other projects' own code packed, for tests/test_foreign.py.
 
-    python tests/foreign_golden.py --gptqmodel DIR --any-precision FILE --compressed-tensors-017 DIR --torchao-07 DIR
+    python tests/foreign_golden.py --gptqmodel DIR --any-precision FILE --torchao-07 DIR \\
+        --compressed-tensors-017 DIR --compressed-tensors-020 DIR
 
 Run it where autoawq 0.2.9, bitsandbytes 0.50, compressed-tensors 0.18, hqq 0.2.8, nvidia-modelopt 0.47, transformers
 and torch are installed. The options name what cannot stand beside them: the unpacked source distribution of gptqmodel
 7.7.0, any_precision/quantization/pack.py of any-precision-llm, and directories with compressed-tensors 0.17.1 and
-torchao 0.7.0. Every case holds the tensors of a checkpoint ("CASE/tensor/NAME") beside what went into them
+0.20.0 and torchao 0.7.0. Every case holds the tensors of a checkpoint ("CASE/tensor/NAME") beside what went into them
 ("CASE/codes", "CASE/scales", ...) or what their own library decodes them to ("CASE/weight").
 """
 
@@ -133,6 +134,13 @@ def compressed(folder: Path) -> None:
     keep("compressed_tensors_mxfp4", {"weight_packed": pack_fp4_to_uint8(signed)}, codes=q)
 
 
+def mxfp6(folder: Path) -> None:
+    module = load(folder / "compressed_tensors/compressors/mxfp6/helpers.py", "mxfp6_helpers")
+    q = codes(6, 5, 64)
+    values = torch.where(q < 32, module.kE2M3ToFloat[q % 32], -module.kE2M3ToFloat[q % 32])
+    keep("compressed_tensors_mxfp6", {"weight_packed": module.pack_fp6_to_uint8(values)}, codes=q)
+
+
 def hqq() -> None:
     from hqq.core.quantize import Quantizer
 
@@ -204,7 +212,7 @@ def any_precision(file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for option in ("gptqmodel", "any-precision", "compressed-tensors-017", "torchao-07"):
+    for option in ("gptqmodel", "any-precision", "compressed-tensors-017", "compressed-tensors-020", "torchao-07"):
         parser.add_argument(f"--{option}", type=Path, required=True)
     given = parser.parse_args()
     gptq(given.gptqmodel)
@@ -216,6 +224,7 @@ def main() -> None:
     fp6(given.torchao_07)
     any_precision(given.any_precision)
     awq()
+    mxfp6(given.compressed_tensors_020)
     np.savez_compressed(Path(__file__).parent / "golden/foreign.npz", **CASES)
 
 

@@ -54,24 +54,16 @@ ADDED: dict[str, dict[str, Any]] = {
     "bitnet": {"weight_scale": np.array([3], np.float32)},
     "fp6_llm_prepacked": {"scales": np.ones(64, np.float16)},
     "compressed_tensors_mxfp4": {"weight_scale": np.full((5, 2), 127, np.uint8)},
+    "compressed_tensors_mxfp6": {"weight_scale": np.full((5, 2), 127, np.uint8)},
     "any_precision": {"lut3": np.linspace(-1, 1, 24, dtype=np.float16).reshape(3, 8)},
 }
-PREFIXES = (
-    "gptq_v2",
-    "gptq_p",
-    "gptq",
-    "compressed_tensors_mxfp4",
-    "compressed_tensors",
-    "hqq",
-    "any_precision",
-    "bitnet",
-)
+PREFIXES = ("gptq_v2", "gptq_p", "gptq", "compressed_tensors", "hqq", "any_precision", "bitnet")
 
 
 def packing_of(case: str) -> str:
     if case == "bitsandbytes_nested":
         return "bitsandbytes_nf4"
-    return next((name for name in PREFIXES if case.startswith(name)), case)
+    return case if case in foreign.NAMES else next(name for name in PREFIXES if case.startswith(name))
 
 
 def golden_tensors(case: str) -> dict[str, Any]:
@@ -347,6 +339,7 @@ CASES: dict[str, Case] = {
     "torchao_int4": Case(["i4"], "offset", [32, 64]),
     "mxfp4": Case(["f4e2m1"], None, [32], scales=E8M0),
     "compressed_tensors_mxfp4": Case(["f4e2m1"], None, [32], scales=E8M0),
+    "compressed_tensors_mxfp6": Case(["f6e2m3"], None, [32], scales=E8M0),
     "bitsandbytes_nf4": Case(["nf4"], None, [64, 128], scales=(np.float32,), read=blocks_and_shape),
     "gguf_q4_0": Case(["i4"], None, [32], scales=(np.float16,)),
     "gguf_q4_1": Case(["u4"], "offset", [32], scales=(np.float16,)),

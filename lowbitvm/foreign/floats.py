@@ -1,7 +1,7 @@
 """Float codes and codebooks: MXFP4, NVFP4, FP6-LLM, bitsandbytes and any-precision.
 
-Sources, read and run: bitsandbytes 0.50.2, nvidia-modelopt 0.47.0, compressed-tensors 0.18.0; read: gpt-oss's
-checkpoints, fp6_llm's weight_quant.h and weight_prepacking.h, any-precision-llm's pack.py.
+Sources, read and run: bitsandbytes 0.50.2, nvidia-modelopt 0.47.0, compressed-tensors 0.18.0 and 0.20.0; read:
+gpt-oss's checkpoints, fp6_llm's weight_quant.h and weight_prepacking.h, any-precision-llm's pack.py.
 """
 
 import json
@@ -48,16 +48,12 @@ def _mxfp4(options: Options) -> Plan:
     )
 
 
-def _compressed_mxfp4(options: Options) -> Plan:
-    return Plan(
-        code="f4e2m1",
-        zero=None,
-        parts=(
-            Part("weight_packed", "codes", Packing(PAIRS), BYTES),
-            Part("weight_scale", "scales", kept("n g -> n g"), BYTES, view="e8m0"),
-        ),
-        group=32,
+def _compressed_mx(code: str, pattern: str) -> Scheme:
+    parts = (
+        Part("weight_packed", "codes", Packing(pattern), BYTES),
+        Part("weight_scale", "scales", kept("n g -> n g"), BYTES, view="e8m0"),
     )
+    return Scheme(lambda options: Plan(code, None, parts, group=32), as_given)
 
 
 def _nvfp4(options: Options) -> Plan:
@@ -293,7 +289,8 @@ def _any_precision(options: Options) -> Plan:
 
 SCHEMES: dict[str, Scheme] = {
     "mxfp4": Scheme(_mxfp4, as_given),
-    "compressed_tensors_mxfp4": Scheme(_compressed_mxfp4, as_given),
+    "compressed_tensors_mxfp4": _compressed_mx("f4e2m1", PAIRS),
+    "compressed_tensors_mxfp6": _compressed_mx("f6e2m3", "n [s c:4 b:6] -> n (s c) b"),
     "nvfp4": Scheme(_nvfp4, as_given),
     "compressed_tensors_nvfp4": Scheme(_compressed_nvfp4, as_given),
     "fp6_llm": Scheme(_fp6_llm, _infer_fp6),
