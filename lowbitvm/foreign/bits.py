@@ -176,7 +176,7 @@ class Packing:
             unknown = [axis for axis in axes if axis not in sizes]
             assert len(unknown) <= 1, f"{self.pattern} leaves {unknown} open"
             ragged = slowest in unknown and (self.trimmed or not stored)
-            count = -(-length // step) if ragged else length // step
+            count = -(-length // (step or 1)) if ragged else length // (step or 1)
             if not unknown and length != step:
                 self._refuse(shape, name, f"{step} in dimension {i}")
             if unknown and not ragged and count * step != length:

@@ -16,7 +16,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.foreign.arrays import from_numpy
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.integers import WORD, given_shape, kept, needed, whole
-from lowbitvm.foreign.scheme import Fields, Integer, Options, Part, Plan, Record, Scheme, Tensors, tensor_of
+from lowbitvm.foreign.scheme import Fields, Options, Part, Plan, Record, Scheme, Tensors, tensor_of
 
 # NF4, the quantiles of a normal distribution (Dettmers et al., QLoRA, appendix E), as bitsandbytes has them in f32
 NF4 = (
@@ -210,6 +210,7 @@ def _bnb(kind: str, options: Options) -> Plan:
             "codes": (out_features * in_features, 1),
             "absmax" if nested else "scales": (shape[0] * shape[1],),
             "quant_map": (16,),
+            "nested_offset": (1,),
             "nested_quant_map": (256,),
             "nested_absmax": (-(-shape[0] * shape[1] // size),),
         },
@@ -278,7 +279,6 @@ def _any_precision(options: Options) -> Plan:
         code=f"c{bits}",
         zero=None,
         parts=(*codes, *tables),
-        numbers={"codes": Integer(bits)},
         derive=derive,
         cropped={table.field: (out_features, 1 << b) for b, table in enumerate(tables, 1)},
         shaped={"table": (out_features, 1, 1 << bits)},

@@ -7,7 +7,7 @@ library gguf 0.19 decodes was the reference.
 import functools
 from dataclasses import dataclass
 
-from lowbitvm.dtypes import CODE_TYPES, SCALE_TYPES, f16
+from lowbitvm.dtypes import SCALE_TYPES, f16
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.integers import kept, offset_binary, twos_complement
 from lowbitvm.foreign.scheme import Integer, Options, Part, Plan, Record, Scheme, Tensors, Wider
@@ -110,7 +110,7 @@ def _plan(name: str) -> Plan:
             packing = Packing(f"n k {left} -> n (k {right}) b")
             parts.append(Part("data", field, packing, ("u8",), low, record=record, into=into))
     two_levels = any(part.field == "outer" for part in parts)
-    known: dict[str, Integer | Wider] = {"codes": Integer(CODE_TYPES[code].bits)}
+    known: dict[str, Integer | Wider] = {}
     if two_levels:  # w = outer * scale * code + outer_zeros * zero, and the file has what is subtracted
         width = 4 if name == "q2_k" else 6
         known |= {"scales": Integer(width, signed=True), "outer": Wider(f16)}

@@ -108,7 +108,7 @@ def _gptq(version: int, planar: bool, name: str) -> Scheme:
             code=f"u{bits}",
             zero="int",
             parts=tuple(parts),
-            numbers={"codes": Integer(bits), "zeros": Integer(bits, add=1 if version == 1 else 0)},
+            numbers={"zeros": Integer(bits, add=1 if version == 1 else 0)},
             cropped={"codes": options["shape"], "zeros": (options["shape"][0], options["groups"])},
         )
 
@@ -133,7 +133,7 @@ def _awq(options: Options) -> Plan:
             Part("qzeros", "zeros", Packing(f"g {nibbles} -> (s j h) g b", 32), WORD),
             Part("scales", "scales", kept("g n -> n g"), HALF),
         ),
-        numbers={"codes": Integer(4), "zeros": Integer(4)},
+        numbers={"zeros": Integer(4)},
         cropped={"codes": whole(options["shape"], 0, 8)},
     )
 
@@ -181,7 +181,7 @@ def _awq_gemv(options: Options) -> Plan:
             Part("qzeros", "zeros", Packing("n [s c:8 b:4] -> n (s c) b", 32), WORD),
             Part("scales", "scales", kept("n g -> n g"), HALF),
         ),
-        numbers={"codes": Integer(4), "zeros": Integer(4)},
+        numbers={"zeros": Integer(4)},
         cropped={
             "codes": whole(options["shape"], 1, 8),
             "zeros": (out_features, groups),
@@ -203,7 +203,6 @@ def _awq_fast(options: Options) -> Plan:
             Part("qzeros", "zeros", kept("g n -> n g"), HALF),
             Part("scales", "scales", kept("g n -> n g"), HALF),
         ),
-        numbers={"codes": Integer(4)},
         cropped={
             "codes": whole(whole(options["shape"], 1, 64), 0, 4),
             "zeros": (out_features, groups),

@@ -5,12 +5,13 @@ of `Foreign`. Reading applies all parts, writing inverts them. What a scheme sto
 quantised again, a divisor in place of a scale) stays in `Foreign.extra`, and its `derive` computes the fields from it.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lowbitvm import dtypes
-from lowbitvm.arrays import cast, zeros
+from lowbitvm.arrays import cast, device, zeros
 from lowbitvm.dtypes import CODE_TYPES, Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.foreign.arrays import (
@@ -144,6 +145,8 @@ class Integer:
         if self.used is not None and bool((patterns >= self.used).any()):
             problem = f"{name} hold the pattern {int(patterns.max())}, only 0 .. {self.used - 1} have a meaning"
             raise LowbitvmError("CODES_OUT_OF_RANGE", problem, "check that the tensors are of the packing named")
+        if not self.add and not self.bias and not self.signed:
+            return patterns
         wide = (cast(patterns, dtypes.i16) + self.add & (1 << self.bits) - 1) - self.bias
         return cast(wide, dtypes.i8 if self.bias or self.signed else dtypes.u8)
 
@@ -171,7 +174,9 @@ class Wider:
         return cast(values, dtypes.f32) * self.sign
 
     def write(self, name: str, values: Array) -> Array:
-        """The numbers as they are stored. Raises ARGUMENT_INVALID when they would be rounded."""
+        """The numbers as they are stored. Raises DTYPE_MISMATCH, and ARGUMENT_INVALID when they would be rounded."""
+        if dtypes.of(values) != dtypes.f32:
+            raise LowbitvmError("DTYPE_MISMATCH", f"{name} are {dtypes.of(values)}, not f32", "convert them to f32")
         narrow = cast(values * self.sign, self.stored)
         if not equal(cast(narrow, dtypes.f32), cast(values * self.sign, dtypes.f32)):
             problem = f"{name} are f32 numbers that {self.stored} cannot hold"
@@ -204,6 +209,11 @@ class Plan:
     tables: str | None = None
     group: int | str | None = None
 
+    @property
+    def every_number(self) -> dict[str, Integer | Wider]:
+        """`numbers`, with codes that are stored as their patterns."""
+        return {"codes": Integer(CODE_TYPES[self.code].bits), **self.numbers}
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -233,8 +243,7 @@ def read(name: str, scheme: Scheme, tensors: Tensors, options: Options) -> Forei
     for name_of, values in fields.items():
         shape = plan.cropped.get(name_of, shape_of(values))
         kept = contiguous(values[tuple(slice(0, size) for size in shape)])
-        number = plan.numbers.get(name_of)
-        kept = kept if number is None else number.read(name_of, kept)
+        kept = plan.every_number[name_of].read(name_of, kept) if name_of in plan.every_number else kept
         fields[name_of] = kept.reshape(plan.shaped.get(name_of, shape))
     fields = {**plan.constants, **fields}
     derived = plan.derive(fields) if plan.derive else {}
@@ -288,10 +297,7 @@ def _check_tensors(name: str, plan: Plan, tensors: Tensors) -> None:
     if unknown:
         problem = f"{name} with these options stores no tensor {unknown[0]!r}"
         raise LowbitvmError("ARGUMENT_INVALID", problem, f"pass {', '.join(wanted)}, and keep the others apart")
-    places = {str(array.device) if dtypes.is_tensor(array) else "numpy" for array in tensors.values()}
-    if len(places) > 1:
-        problem = f"the tensors of one weight lie apart: {', '.join(sorted(places))}"
-        raise LowbitvmError("DEVICE_MISMATCH", problem, "bring all of them to one torch device, or all to numpy")
+    _check_one_place(tensors.values())
 
 
 def _unpacked(plan: Plan, part: Part, tensor: Array) -> Array:
@@ -337,21 +343,41 @@ def _add_bits(fields: Fields, part: Part, values: Array) -> None:
     target |= values.reshape(rows, steps, stop - start) << part.low
 
 
+def _check_shapes(weight: Foreign) -> None:
+    """Raises SHAPE_MISMATCH and DEVICE_MISMATCH unless the fields of a weight fit together."""
+    for name in ("codes", "scales"):
+        if len(shape_of(vars(weight)[name])) != 2:
+            problem = f"{name} have shape {shape_of(vars(weight)[name])}, not two dimensions"
+            raise LowbitvmError(
+                "SHAPE_MISMATCH", problem, "pass (out_features, in_features) and (out_features, groups)"
+            )
+    out_features, in_features = weight.shape
+    second = (1, 1) if weight.outers == "tensor" else (out_features, -(-in_features // 256))
+    wanted = {"zeros": shape_of(weight.scales), "g_idx": (in_features,), "outer": second, "outer_zeros": second}
+    for name, shape in wanted.items():
+        array = vars(weight)[name]
+        if array is not None and shape_of(array) != shape:
+            problem = f"{name} have shape {shape_of(array)} beside codes {weight.shape}, not {shape}"
+            raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the parts of one weight")
+    _check_one_place([*(vars(weight)[name] for name in FIELDS), *weight.extra.values()])
+
+
+def _check_one_place(arrays: Iterable[Array | None]) -> None:
+    places = {device(array) for array in arrays if array is not None}
+    if len(places) > 1:
+        problem = f"the arrays of one weight lie apart: {', '.join(sorted(places))}"
+        raise LowbitvmError("DEVICE_MISMATCH", problem, "bring all of them to one torch device, or all to numpy")
+
+
 def _checked(weight: Foreign, stays: bool) -> Foreign:
     """The weight, if its fields fit together; unless it `stays`, a g_idx of K / G features in order is dropped."""
-    rows, groups = shape_of(weight.scales)
-    in_features = weight.shape[1]
-    if weight.zeros is not None and shape_of(weight.zeros) != (rows, groups):
-        problem = f"zeros have shape {shape_of(weight.zeros)} beside scales {(rows, groups)}"
-        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight")
+    _check_shapes(weight)
+    groups, in_features = shape_of(weight.scales)[1], weight.shape[1]
     if weight.g_idx is None:
         if weight.group is None:
             problem = f"{in_features} input features in {groups} groups have no common size"
             raise LowbitvmError("GROUP_INDIVISIBLE", problem, "pass the checkpoint's g_idx")
         return weight
-    if shape_of(weight.g_idx) != (in_features,):
-        problem = f"g_idx has shape {shape_of(weight.g_idx)}, in_features is {in_features}"
-        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the tensors of one weight")
     if bool(((weight.g_idx < 0) | (weight.g_idx >= groups)).any()):
         problem = f"g_idx names groups outside of 0 .. {groups - 1}"
         raise LowbitvmError("ARGUMENT_INVALID", problem, "pass the tensors of one weight")
@@ -366,6 +392,7 @@ def _checked(weight: Foreign, stays: bool) -> Foreign:
 
 def write(name: str, scheme: Scheme, weight: Foreign, options: Options) -> dict[str, Array]:
     """The checkpoint's tensors for a weight."""
+    _check_shapes(weight)
     known = {
         "code": weight.code,
         "bits": CODE_TYPES[weight.code].bits,
@@ -399,32 +426,30 @@ def _fields(name: str, plan: Plan, weight: Foreign) -> Fields:
     if weight.code != plan.code or (weight.zeros is not None and weight.zero != plan.zero):
         problem = f"the weight is {weight.code} with zero={weight.zero!r}, {name} stores {plan.code} with {plan.zero!r}"
         raise LowbitvmError("ARGUMENT_INVALID", problem, f"quantise to {plan.code}, or choose another packing")
-    derived = set() if plan.derive is None else _check_derived(name, plan, weight, given)
+    missing = [which for which, part in stored.items() if which not in given and part.optional != "always"]
+    if missing:
+        problem = f"{name} stores {', '.join(missing)}, which the weight has neither by itself nor in extra"
+        raise LowbitvmError("ARGUMENT_INVALID", problem, "unpack it from the same packing, or choose another")
+    for which, shape in plan.cropped.items():
+        if which in given and math.prod(shape) != math.prod(shape_of(given[which])):
+            problem = f"{which} have shape {shape_of(given[which])}, {name} stores {shape}"
+            raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the parts of one weight")
+    derived = set() if plan.derive is None else _check_derived(name, plan.derive(given), weight, given)
     for which in given:
         if which not in stored and which not in derived and which in FIELDS:
             problem = f"{name} has no place for the weight's {which}"
             raise LowbitvmError("ARGUMENT_INVALID", problem, "choose a packing that stores them")
     fields = {}
-    for which, part in stored.items():
-        if which not in given:
-            if part.optional == "always":
-                continue
-            problem = f"{name} stores {which}, which the weight has neither by itself nor in extra"
-            raise LowbitvmError("ARGUMENT_INVALID", problem, "unpack it from the same packing, or choose another")
-        array = given[which] if which not in plan.numbers else plan.numbers[which].write(which, given[which])
+    for which in [which for which in stored if which in given]:
+        array, numbers = given[which], plan.every_number
+        array = numbers[which].write(which, array) if which in numbers else array
         array = array.reshape(plan.cropped.get(which, shape_of(array)))
         fields[which] = filled_up(array, plan.padded.get(which, shape_of(array)))
     return fields
 
 
-def _check_derived(name: str, plan: Plan, weight: Foreign, given: Fields) -> set[str]:
-    """The names of derived fields, once they are what the stored ones give."""
-    assert plan.derive is not None
-    needs = {part.field for part in plan.parts if part.optional != "always" and part.field not in given}
-    if needs:
-        problem = f"{name} stores {', '.join(sorted(needs))}, which the weight has neither by itself nor in extra"
-        raise LowbitvmError("ARGUMENT_INVALID", problem, "unpack it from the same packing, or choose another")
-    derived = plan.derive(given)
+def _check_derived(name: str, derived: Fields, weight: Foreign, given: Fields) -> set[str]:
+    """The names of derived fields, once they are what the weight has."""
     for which, array in derived.items():
         if which in given and not equal(array, given[which]):
             problem = f"the weight's {which} are not what its extra ({', '.join(weight.extra)}) says in {name}"
@@ -457,6 +482,9 @@ def _joined(part: Part, pieces: dict[tuple[int, int], Array]) -> Array:
         return ordered[0]
     dims = len(shape_of(ordered[0])) - 1
     at = part.record.dim % dims
+    if len({(*shape[: at + 1], *shape[at + 2 :]) for shape in map(shape_of, ordered)}) > 1:
+        problem = f"the parts of {part.tensor} make records of {', '.join(str(shape_of(piece)) for piece in ordered)}"
+        raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the parts of one weight")
     joined = concatenated(ordered, at + 1)
     shape = shape_of(joined)
     return joined.reshape(part.record.shape or [*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]])
