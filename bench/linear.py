@@ -6,7 +6,6 @@ takes longer from Python to PTX than nvJitLink takes on the same PTX.
 """
 
 import argparse
-import re
 import statistics
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lowbitvm as lb
+from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.targets import TARGETS
 
 RUNS = 5
@@ -30,31 +30,13 @@ VARIANTS: list[dict[str, object]] = [
 ]
 
 
-def main_loop(sass: str) -> Counter[str]:
-    """Instructions by mnemonic between the label of the loop that has the MMAs and its backward branch."""
-    lines = [line.strip() for line in sass.splitlines()]
-    labels = {line.rstrip(":"): at for at, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
-    for at, line in enumerate(lines):
-        branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-        if branch and labels.get(branch[1], at) < at:
-            body = lines[labels[branch[1]] : at + 1]
-            if any("HMMA" in instruction for instruction in body):
-                return Counter(_mnemonics(body))
-    raise SystemExit("no loop with MMAs in the SASS")
-
-
-def _mnemonics(body: list[str]) -> list[str]:
-    found = (re.match(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", line) for line in body)
-    return [match[1] for match in found if match]
-
-
 def measure(variant: dict[str, object], target: str) -> tuple[list[str], bool]:
     """The table's row for one variant, and whether it is as it should be."""
     kernels = [lb.compile_linear("u4", target=target, cache=False, **variant) for _ in range(RUNS)]  # type: ignore[arg-type]
     assemble_ms = statistics.median(kernel.assemble_ms for kernel in kernels)
     trace_ms = statistics.median(kernel.trace_ms for kernel in kernels)
     kernel = kernels[0]
-    loop = main_loop(kernel.sass())
+    loop = Counter(instruction.name.partition(".")[0] for instruction in main_nest(read_sass(kernel.sass())).levels[0])
     codes = next(op for op in kernel.program.body if op.kind == "range").body[1]
     work = codes.shape[0] * codes.shape[1] * int(str(variant["bm"])) * 32 // kernel.code.threads
     kinds = ", ".join(f"{name} {count}" for name, count in loop.most_common(6))

@@ -9,13 +9,14 @@ from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
-from lowbitvm.codegen.ptx import Operand, float_immediate, vector
+from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State, invariant
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, walk
 from lowbitvm.layout import Layout
 
+COMPARISONS = {"equal": "setp.eq.s32", "less": "setp.lt.s32"}
 GRID_AXES = ("%ctaid.x", "%ctaid.y", "%ctaid.z")
 FLOAT_INSTRUCTIONS = {
     "add": "add.rn.f32",
@@ -101,6 +102,13 @@ class Lowering:
             name = FLOAT_INSTRUCTIONS[op.kind]
             result = [self.state.builder.op(name, "f", x, y) for x, y in zip(a, b, strict=True)]
         self.state.values[op] = self._owned(op, result)
+
+    def compare(self, op: Op) -> None:
+        a, b = (self.scalar(operand) for operand in op.operands)
+        if isinstance(a, int):
+            a = self.state.builder.op("mov.b32", "r", a)
+        name = COMPARISONS[str(op.attributes["how"])]
+        self.state.values[op] = [self.state.builder.op(name, "p", a, b)]
 
     def exp(self, op: Op) -> None:
         b = self.state.builder
@@ -206,6 +214,27 @@ class Lowering:
     def store(self, op: Op) -> None:
         self._access(op).store(self.state.values[op.operands[0]])
 
+    def atomic_add(self, op: Op) -> None:
+        """Between two barriers one thread adds for all, and hands on through shared memory what it found."""
+        assert op.array is not None
+        state, b = self.state, self.state.builder
+        value, *offsets = (self.scalar(operand) for operand in op.operands)
+        slot = memory(state.smem, state.allocate_shared(4, op))
+        first = b.op("setp.eq.s32", "p", state.tid, 0)
+        inside, index = first, b.op("mov.b64", "rd", 0)
+        for dim, offset in zip(op.array.dims, offsets, strict=True):
+            place = offset if isinstance(offset, str) else b.op("mov.b32", "r", offset)
+            inside = b.op("setp.lt.and.u32", "p", place, state.size(dim), inside)
+            size, wide = (b.op("cvt.s64.s32", "rd", number) for number in (state.size(dim), place))
+            index = b.op("mad.lo.s64", "rd", index, size, wide)
+        pointer = b.op("add.s64", "rd", state.pointer(op.array), b.op("shl.b64", "rd", index, 2))
+        before = b.op("mov.b32", "r", 0)
+        b.do("bar.sync", 0)
+        b.do("atom.acq_rel.gpu.global.add.u32", before, memory(pointer), value, when=inside)
+        b.do("st.shared.b32", slot, before, when=first)
+        b.do("bar.sync", 0)
+        state.values[op] = [b.op("ld.shared.b32", "r", slot)]
+
     def _access(self, op: Op) -> Access:
         if op.array in self.unordered:
             self.state.builder.do("bar.sync", 0)
@@ -254,6 +283,13 @@ class Lowering:
         b.place(done)
         if pipeline is not None:
             pipeline.drain()
+
+    def when(self, op: Op) -> None:
+        b = self.state.builder
+        skip = b.label("skip")
+        b.do("bra", skip, when=f"!{self.state.values[op.operands[0]][0]}")
+        self.block(op.body)
+        b.place(skip)
 
     def _check_staged(self, pipeline: Pipeline) -> None:
         """What a tile that is fetched ahead of the loop, by the atom's operand type, cannot be."""
@@ -408,6 +444,9 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "reduce": Lowering.reduce,
     "load": Lowering.load,
     "store": Lowering.store,
+    "atomic_add": Lowering.atomic_add,
+    "compare": Lowering.compare,
+    "when": Lowering.when,
     "range": Lowering.range,
     "dequant": Lowering.dequant,
     "dot": Lowering.dot,

@@ -394,7 +394,15 @@ def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
 def packed_array(codes: Op) -> tuple[Array, Format]:
     """The packed weight that a load of codes reads."""
     assert codes.array is not None and isinstance(codes.array.element, Format)
-    return codes.array, codes.array.element
+    fmt = codes.array.element
+    if fmt.dtype not in ("u4", "i4") or fmt.group in (16, 256) or fmt.scale not in ("f16", "bf16", "f32"):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"this version has no kernel for {fmt}",
+            'use "u4" or "i4" with a group of 32, 64 or 128 and scales in f16, bf16 or f32',
+            codes.location,
+        )
+    return codes.array, fmt
 
 
 def _shift_right(state: State, value: Operand, bits: int) -> Operand:

@@ -33,7 +33,7 @@ class State:
     def __post_init__(self) -> None:
         walked = list(walk(self.program.body))
         self.assigned = {op.operands[0] for op in walked if op.kind == "assign"}
-        self.stored = {op.array for op in walked if op.kind == "store"}
+        self.stored = {op.array for op in walked if op.kind in ("store", "atomic_add")}
         self.uses: dict[Op, int] = {}
         for op in walked:
             for operand in op.operands:

@@ -7,6 +7,7 @@ from lowbitvm.dsl import (
     Packed,
     Tensor,
     Value,
+    atomic_add,
     dequant,
     dot,
     exp,
@@ -20,6 +21,7 @@ from lowbitvm.dsl import (
     program_id,
     sqrt,
     store,
+    when,
     zeros,
 )
 from lowbitvm.dsl import record_range as range
@@ -29,7 +31,8 @@ from lowbitvm.dtypes import bf16, f16, f32, i4, i32, u4
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
-from lowbitvm.pack import PackedWeight, pack, quantize
+from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
@@ -60,6 +63,7 @@ __all__ = [
     "PackedWeight",
     "Tensor",
     "Value",
+    "atomic_add",
     "bf16",
     "compile_linear",
     "dequant",
@@ -87,5 +91,6 @@ __all__ = [
     "store",
     "sum",
     "u4",
+    "when",
     "zeros",
 ]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -14,14 +15,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
+from lowbitvm.bench import ours, static
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
-from lowbitvm.pack import quantize
+from lowbitvm.kernels.linear import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
-from lowbitvm.runtime.linear import compile_linear
+from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
 from lowbitvm.targets import TARGETS
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
@@ -96,25 +99,47 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 @click.option("--bn", type=int, help="Output features per block.")
 @click.option("--bk", type=int, help="k per pipeline stage.")
 @click.option("--stages", type=int, help="Pipeline stages, 2 to 5.")
+@click.option("--splits", type=int, help="Blocks that share out k, 1 to 16.")
+@click.option("--bias", is_flag=True, help="Add a bias.")
+@click.option("--gate", is_flag=True, help="Multiply with the activation function of a second weight's product.")
+@click.option("--residual", is_flag=True, help="Add a residual.")
+@click.option("--activation", type=click.Choice(list(ACTIVATIONS)), help="Activation function.")
+@click.option("--out", type=click.Choice(OUTPUTS), help="dtype of the output, by default that of the activations.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory.")
 def compile_command(
-    output: Path, weights: str, group: str, zero: str, scale: str, act: str, target: str, **parts: int | None
+    output: Path,
+    weights: str,
+    group: str,
+    zero: str,
+    scale: str,
+    act: str,
+    target: str,
+    bias: bool,
+    gate: bool,
+    residual: bool,
+    activation: str | None,
+    out: str | None,
+    **parts: int | None,
 ) -> None:
     """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
     fmt = Format(weights, int(group) if group.isdigit() else group, None if zero == "none" else zero, scale)
     tile = chosen_tile(fmt, **parts)
     shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
-    name = f"linear-{weights}-{group}-{zero}-{scale}-{act}-{target}-{shape}"
+    epilogue = {"bias": bias, "gate": gate, "residual": residual, "activation": activation, "out": out}
+    also = [str(value) if isinstance(value, str) else part for part, value in epilogue.items() if value]
+    also += [f"split{tile.splits}"] if tile.splits > 1 else []
+    name = "-".join(["linear", weights, group, zero, scale, act, target, shape, *also])
     with Progress(transient=True) as progress:
         progress.add_task(f"compiling {name}", total=None)
-        kernel = compile_linear(fmt, act=act, target=target, **asdict(tile))
+        kernel = compile_linear(fmt, act=act, target=target, **epilogue, **asdict(tile))  # type: ignore[arg-type]
         resources = {
             "entry": kernel.code.entry,
             "target": target,
             "weights": str(fmt),
             "activations": act,
+            "epilogue": epilogue,
             "tile": asdict(tile),
-            "grid": ["ceil(m / bm)", "ceil(n / bn)", 1],
+            "grid": ["ceil(m / bm)", "ceil(n / bn)", tile.splits],
             "block": [kernel.code.threads, 1, 1],
             "dynamic_shared": kernel.shared,
             "parameters": [f"{kind} {parameter}" for kind, parameter in kernel.code.parameters],
@@ -171,6 +196,31 @@ def emulate_command(
     """
     options = {name: value for name, value in launch.items() if value is not None}
     raise SystemExit(emulate.run(file, entry, arguments, options, report_file, json_file, quiet))
+
+
+@main.command("bench")
+@click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
+@click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
+@click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8x128x64 and 16x128x64, where not chosen.")
+@click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
+@click.option("--weights", multiple=True, type=click.Choice(ours.WEIGHTS), help="All that there are.")
+@click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
+@click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
+@click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
+@click.option("--tile", "tiles", multiple=True, type=click.Choice(list(ours.TILES)), help="All that there are.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
+def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -> None:
+    """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
+    if not measure_static:
+        raise click.UsageError("say what to measure: --static")
+    group = chosen["group"]
+    rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
+    static.show(rows, versions, refused, Console(width=static.WIDTH))
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(static.as_json(rows, versions, refused), indent=1) + "\n")
+        except OSError as error:
+            raise click.ClickException(f"{json_file} cannot be written: {error}") from error
 
 
 @main.command()

@@ -1,7 +1,7 @@
 """The Python DSL: running a kernel's body once records it as a tile IR program, with source locations.
 
-Python's own `if` and `for` happen while recording; `range` is recorded as a loop. Arithmetic is on f32 and i32, other
-dtypes are loaded, stored and cast.
+Python's own `if` and `for` happen while recording; `range` is recorded as a loop, `when` as a condition. Arithmetic is
+on f32 and i32, other dtypes are loaded, stored and cast.
 """
 
 import inspect
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,8 @@ class Recorder:
             if not any(self.home[operand] is block for block in self.blocks):
                 raise LowbitvmError(
                     "VALUE_ESCAPES_LOOP",
-                    f"the {operand.kind} made inside lb.range at {operand.location} is used after the loop",
-                    "make the tile before the loop and update it inside with +=",
+                    f"the {operand.kind} made inside lb.range or lb.when at {operand.location} is used after it",
+                    "make the tile before and update it inside, with += or set",
                     op.location,
                 )
         if op.kind in INDEX_KINDS and op.dtype == dtypes.i32 and not op.shape:
@@ -184,10 +185,19 @@ class Value:
     def __bool__(self) -> bool:
         raise _invalid("a recorded value has no truth value", "decide on a Python number while recording")
 
-    def _compare(self, other: object) -> bool:
-        raise _invalid("a recorded value is compared", "use lb.maximum and lb.minimum, or decide on a Python number")
+    def __eq__(self, other: "Value | Scalar") -> "Value":  # type: ignore[override]  # a recorded condition
+        return _compare("equal", self, other)
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compare
+    def __lt__(self, other: "Value | Scalar") -> "Value":
+        return _compare("less", self, other)
+
+    def __gt__(self, other: "Value | Scalar") -> "Value":
+        return _compare("less", other, self)
+
+    def _refuse(self, other: object) -> "Value":
+        raise _invalid("a recorded value is compared with !=, <= or >=", "use ==, < or > on i32 scalars")
+
+    __ne__ = __le__ = __ge__ = _refuse  # type: ignore[assignment]
     __hash__ = object.__hash__
 
     def __iter__(self) -> Iterator["Value"]:
@@ -302,6 +312,16 @@ def _binary(kind: str, left: Value | Scalar, right: Value | Scalar) -> Value:
     return _record(kind, a.dtype, a.shape, (a, b))
 
 
+def _compare(kind: str, left: Value | Scalar, right: Value | Scalar) -> Value:
+    for value in (left, right):
+        if isinstance(value, Value) and (value.shape or value.dtype != dtypes.i32):
+            raise _invalid(
+                f"a {value.dtype.name} of shape {value.shape} is compared",
+                "compare i32 scalars; for tiles use lb.maximum and lb.minimum",
+            )
+    return _record("compare", dtypes.boolean, (), _pair(left, right), how=kind)
+
+
 def program_id(axis: int) -> Value:
     """The block's index along grid axis 0, 1 or 2, an i32 scalar."""
     return _record("program_id", dtypes.i32, axis=axis)
@@ -333,6 +353,17 @@ def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> Non
     _expect(target, Tensor, "lb.store writes to a dense parameter of the kernel")
     _expect(value, Value, "lb.store writes a tile")
     _record("store", None, value.shape, (value, *_offsets(target.array, offsets)), target.array)
+
+
+def atomic_add(target: Tensor, offsets: tuple[Value | int, ...], value: Value | int) -> Value:
+    """Adds to one i32 element, once for the whole block, and returns what was there before, an i32 scalar.
+
+    An acquire and a release at the scope of the GPU: what the block stored before is visible to every block that later
+    finds the sum there. So the last of several blocks to arrive at a counter may read what all of them stored.
+    """
+    _expect(target, Tensor, "lb.atomic_add changes a dense parameter of the kernel")
+    offset_values = _offsets(target.array, offsets)
+    return _record("atomic_add", dtypes.i32, (), (_index(value), *offset_values), target.array)
 
 
 def _offsets(array: Array, offsets: tuple[Value | int, ...]) -> tuple[Value, ...]:
@@ -457,10 +488,26 @@ def record_range(start: Value | int, stop: Value | int, step: int, stages: int =
         raise _left_loop(loop)
 
 
+def when(condition: Value) -> AbstractContextManager[None]:
+    """Records a block that runs where a comparison of i32 scalars holds: `with lb.when(i == 0):`."""
+    recorder = _recorder()
+    if not isinstance(condition, Value) or condition.dtype != dtypes.boolean:
+        raise _invalid("lb.when takes a comparison of i32 scalars", "write it like lb.when(i == 0)")
+    return _recorded_in(recorder, recorder.add(Op("when", None, (), (condition.op,))))
+
+
+@contextmanager
+def _recorded_in(recorder: Recorder, block: Op) -> Iterator[None]:
+    recorder.blocks.append(block.body)
+    yield
+    if recorder.blocks.pop() is not block.body:
+        raise _left_loop(block)
+
+
 def _left_loop(loop: Op) -> LowbitvmError:
     return LowbitvmError(
         "KERNEL_INVALID",
-        "the body of lb.range was left by break or return",
+        "the body of lb.range or lb.when was left by break or return",
         "let the body run to its end: it is recorded once, not run for every index",
         loop.location,
     )
@@ -493,6 +540,7 @@ class Kernel:
                 f"{self.__name__} has parameters called {sorted(reserved)}", "rename them: compile takes these"
             )
         self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        self.optional = {p.name for p in parameters if p.default is None}
         tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
         if tensors != list(self.specs):
             raise _invalid(
@@ -503,9 +551,9 @@ class Kernel:
     def trace(self, *, divisible: Mapping[str, int] | None = None, **arguments: Any) -> Program:
         """Records the kernel as a verified tile IR program.
 
-        `arguments` gives each packed parameter its Format, each parameter declared without dtype its DType (or None to
-        leave an optional parameter out), and every keyword-only constant its value. `divisible` promises divisors of
-        dimensions, which allows wide accesses, as in {"k": 8}.
+        `arguments` gives each packed parameter its Format, each parameter declared without dtype its DType, and every
+        keyword-only constant its value. A parameter is left out where None is given, or nothing and its default is
+        None. `divisible` promises divisors of dimensions, which allows wide accesses, as in {"k": 8}.
         """
         arrays = {name: self._array(name, spec, arguments) for name, spec in self.specs.items()}
         constants = {**self.constants, **{k: v for k, v in arguments.items() if k not in self.specs}}
@@ -536,8 +584,8 @@ class Kernel:
         return tuple(recorder.blocks[0])
 
     def _array(self, name: str, spec: Spec, arguments: Mapping[str, Any]) -> Array | None:
-        element = arguments.get(name, spec.dtype)
-        if name in arguments and element is None:
+        element = arguments.get(name, None if name in self.optional else spec.dtype)
+        if element is None and (name in arguments or name in self.optional):
             return None
         if isinstance(element, str):
             element = Format.parse(element) if spec.packed else dtypes.get(element)

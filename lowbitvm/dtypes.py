@@ -1,6 +1,8 @@
 """Number formats of single values: the dtypes of arrays, tiles and registers, and the code types of packed weights."""
 
+import functools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +14,21 @@ from lowbitvm.errors import LowbitvmError
 Array = Any  # a numpy array or a torch tensor; torch is never imported here, so it has no common static type
 
 
+def torch() -> Any:
+    """The torch module. Raises TOOL_MISSING unless the caller has imported it: only `lowbitvm.ops` does here."""
+    module = sys.modules.get("torch")
+    if module is None:
+        raise LowbitvmError("TOOL_MISSING", "torch was asked for and is not imported", "import torch first")
+    return module
+
+
 @dataclass(frozen=True)
 class DType:
     """A number format of `bits` bits; two DTypes are equal when name, bits and kind are."""
 
     name: str
     bits: int
-    kind: Literal["float", "int", "uint", "bool"]
+    kind: Literal["float", "int", "uint", "bool", "table"]
 
     def __str__(self) -> str:
         return self.name
@@ -39,37 +49,162 @@ class DType:
     def torch(self) -> Any:
         """The torch.dtype of a tensor of such values.
 
-        Raises TOOL_MISSING unless the caller has imported torch: this package imports it only with `lowbitvm.ops`.
+        Raises TOOL_MISSING unless the caller has imported torch.
         """
-        module = sys.modules.get("torch")
-        if module is None:
-            raise LowbitvmError(
-                "TOOL_MISSING", f"a torch dtype for {self} was asked for, torch is not imported", "import torch first"
-            )
-        return getattr(module, self.numpy.name)
+        return getattr(torch(), self.numpy.name)
 
 
 @dataclass(frozen=True)
 class CodeType(DType):
-    """The integer code q of a packed weight: low <= q <= high, stored as the unsigned `bits`-bit number q + bias."""
+    """What the stored bits of a packed weight stand for: 2**bits patterns q = 0, 1, ..., each with a value.
 
-    bias: int
+    kind "uint" and "int", the linear types: value = step * q - bias, an integer. A user's code is that integer.
+    kind "float": 1 sign, `exponent` and `mantissa` bits with subnormals and the exponent bias 2**(exponent - 1) - 1.
+        Every pattern is a finite number but for OCP's two: e4m3 has a NaN, e5m2 NaNs and infinities as IEEE 754 has
+        them (OCP 8-bit Floating Point Specification 1.0). A user's code is the pattern.
+    kind "table": the values are `table`, or data that comes with the weight where that is None. A user's code is the
+        pattern.
+    """
+
+    bias: int = 0
+    step: int = 1
+    used: int | None = None  # patterns that stand for a code, from q = 0; None: all 2**bits
+    exponent: int = 0
+    mantissa: int = 0
+    table: tuple[float, ...] | None = None
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The dtype of a numpy array of codes: the smallest integer that holds them."""
+        return np.min_scalar_type(self.high if self.low >= 0 else min(self.low, ~self.high))
+
+    @property
+    def is_linear(self) -> bool:
+        return self.is_integer
 
     @property
     def low(self) -> int:
+        """The smallest code."""
         return -self.bias
 
     @property
     def high(self) -> int:
-        return (1 << self.bits) - 1 - self.bias
+        """The largest code."""
+        return self.step * ((self.used or 1 << self.bits) - 1) - self.bias
 
-    def encode(self, code: Array) -> Array:
-        """Stored bits, 0 .. 2**bits - 1, of a code; one number or an array of a dtype that holds both."""
-        return code + self.bias
+    @property
+    def values(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """The exact value of each of the 2**bits patterns, NaN and infinities included; None where they are data."""
+        return _values(self)
+
+    @property
+    def largest(self) -> float:
+        """The largest finite magnitude of a value. Only for types whose values are no data."""
+        values = self.values
+        assert values is not None, f"{self} takes its values from data"
+        return float(np.abs(values[: self.used][np.isfinite(values[: self.used])]).max())
+
+    def stored(self, codes: Array) -> Array:
+        """The patterns of codes in range; numbers or arrays of a dtype that holds codes, patterns and their sums."""
+        return (codes + self.bias) // self.step if self.is_linear else codes
+
+    def codes(self, stored: Array) -> Array:
+        """The codes of patterns; one number or an array of a signed dtype that holds both. Inverse of `stored`."""
+        return stored * self.step - self.bias if self.is_linear else stored
+
+    def encode(self, values: Array, table: Array | None = None) -> Array:
+        """The pattern of the value nearest to each of `values`, u8: floats, numpy or torch, computed in float64.
+
+        Ties go to the even pattern, in a table and a bipolar type to the larger value; what lies beyond the largest
+        value, or is infinite, to that. -0.0 keeps its sign where the type has it. NaN becomes NaN in e4m3 and e5m2,
+        elsewhere the largest value. Of equal values in a table the first pattern is taken. `table`: the 2**bits values
+        of a type that takes them from data.
+        """
+        exact: Array = values.double() if is_tensor(values) else np.asarray(values, np.float64)
+        if self.kind != "float":
+            bounds, patterns = _nearest(self) if table is None else thresholds(table)
+            return _select(exact, bounds, patterns)
+        bounds, patterns = _nearest(self)
+        magnitudes = _select(abs(exact), bounds, patterns)
+        negative = exact.signbit() if is_tensor(exact) else np.signbit(exact)
+        negative &= exact == exact  # a NaN has no sign
+        sign = negative.to(magnitudes.dtype) if is_tensor(exact) else negative.astype(np.uint8)
+        return magnitudes | sign << (self.bits - 1)
 
     def decode(self, stored: Array) -> Array:
-        """The code of stored bits; one number or an array of a signed dtype. Inverse of `encode`."""
-        return stored - self.bias
+        """The exact float64 values of patterns, an integer numpy array or torch tensor."""
+        values = self.values
+        assert values is not None, f"{self} takes its values from data"
+        return _gather(values, stored)
+
+
+@functools.cache
+def _values(code: CodeType) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    q = np.arange(1 << code.bits)
+    if code.is_linear:
+        values = (code.step * q - code.bias).astype(np.float64)
+    elif code.kind == "float":
+        fraction, field = q & ((1 << code.mantissa) - 1), (q >> code.mantissa) & ((1 << code.exponent) - 1)
+        significand = fraction + np.where(field > 0, 1 << code.mantissa, 0)
+        origin = (1 << (code.exponent - 1)) - 1 + code.mantissa
+        values = np.ldexp(significand.astype(np.float64), np.maximum(field, 1) - origin)
+        top = q & ((1 << (code.bits - 1)) - 1)
+        values = np.where(np.isin(top, NAN_PATTERNS.get(code.name, ())), np.nan, values)
+        values = np.where(np.isin(top, INFINITE_PATTERNS.get(code.name, ())), np.inf, values)
+        values = np.where(q >> (code.bits - 1) == 1, -values, values)
+    elif code.table is not None:
+        values = np.array(code.table)
+    else:
+        return None
+    values.flags.writeable = False
+    return values
+
+
+@functools.cache
+def _nearest(code: CodeType) -> tuple[Any, Any]:
+    """The thresholds of a code type: for floats those of the magnitudes, NaN above all of them."""
+    values = code.values
+    assert values is not None, f"{code} takes its values from data"
+    if code.kind != "float":
+        return thresholds(values[: code.used], even=code.step == 1 and code.is_linear)
+    magnitudes = values[: 1 << (code.bits - 1)]
+    finite = np.isfinite(magnitudes)
+    bounds, patterns = thresholds(magnitudes[finite], even=True)
+    nan = NAN_PATTERNS.get(code.name)
+    # the index beyond the last finite value is that of NaN alone: it compares above infinity in a sorted search
+    return np.append(bounds, np.nan), np.append(patterns, nan[-1] if nan else patterns[-1]).astype(np.uint8)
+
+
+def thresholds(values: Array, even: bool = False) -> tuple[Any, Any]:
+    """(bounds, patterns): the nearest of `values` to x is patterns[number of bounds <= x].
+
+    Half-way cases go to the larger value, or with `even` to the even pattern.
+    """
+    exact = np.asarray(values.cpu() if is_tensor(values) else values).astype(np.float64)
+    ordered, patterns = np.unique(exact, return_index=True)
+    middle = (ordered[:-1] + ordered[1:]) / 2
+    up = np.ones(len(middle), bool) if not even else patterns[1:] % 2 == 0
+    return np.where(up, middle, np.nextafter(middle, np.inf)), patterns.astype(np.uint8)
+
+
+def _select(exact: Array, bounds: Any, patterns: Any) -> Array:
+    """patterns[number of bounds <= x] for every x of a float64 array; a NaN counts as the largest number."""
+    if not is_tensor(exact):
+        return patterns[np.searchsorted(bounds, exact, side="right")]
+    finite = bounds[~np.isnan(bounds)]  # torch orders NaN too, but promises it nowhere
+    index = torch().bucketize(exact, as_tensor(finite, exact), right=True)
+    return as_tensor(patterns, exact)[index.masked_fill(exact.isnan(), len(bounds))]
+
+
+def as_tensor(array: Any, like: Array) -> Array:
+    """A numpy array as a torch tensor on the device of `like`."""
+    return torch().from_numpy(array.copy()).to(like.device)
+
+
+def _gather(table: Any, index: Array) -> Array:
+    if not is_tensor(index):
+        return table[index]
+    return as_tensor(table, index)[index.long()]
 
 
 f16 = DType("f16", 16, "float")
@@ -86,13 +221,49 @@ u32 = DType("u32", 32, "uint")
 u64 = DType("u64", 64, "uint")
 boolean = DType("bool", 1, "bool")  # a predicate; one byte in an array
 
-u4 = CodeType("u4", 4, "uint", bias=0)
-i4 = CodeType("i4", 4, "int", bias=8)
+# The scales of block formats (OCP Microscaling Formats 1.0: e8m0 is 2**(q - 127), 255 is NaN; e4m3 as the code type).
+e8m0 = DType("e8m0", 8, "float")
+e4m3_scale = DType("e4m3", 8, "float")
 
-CODE_TYPES: dict[str, CodeType] = {dtype.name: dtype for dtype in (u4, i4)}
+# NF4, the quantiles of a normal distribution (Dettmers et al., QLoRA, appendix E), each rounded to f16.
+NF4 = """-1.0 -0.6961928 -0.52507305 -0.3949175 -0.28444138 -0.18477343 -0.09105004 0.0 0.0795803 0.1609302 0.2461123
+    0.33791524 0.44070983 0.562617 0.72295684 1.0"""
+NAN_PATTERNS: dict[str, tuple[int, ...]] = {"e4m3": (0x7F,), "e5m2": (0x7D, 0x7E, 0x7F)}  # without the sign
+INFINITE_PATTERNS: dict[str, tuple[int, ...]] = {"e5m2": (0x7C,)}
+
+
+def _code_types() -> Iterator[CodeType]:
+    for bits in range(1, 9):
+        yield CodeType(f"u{bits}", bits, "uint")
+    for bits in range(2, 9):
+        yield CodeType(f"i{bits}", bits, "int", bias=1 << (bits - 1))
+    for bits in range(1, 9):  # every bit is +1 or -1, bit b weighs 2**b
+        yield CodeType(f"bp{bits}", bits, "int", bias=(1 << bits) - 1, step=2)
+    yield CodeType("ternary", 2, "int", bias=1, used=3)
+    for bits in range(3, 9):
+        for exponent in range(1, bits):
+            mantissa = bits - 1 - exponent
+            name = f"e{exponent}m{mantissa}"
+            yield CodeType(
+                name if name in ("e4m3", "e5m2") else f"f{bits}{name}",
+                bits,
+                "float",
+                exponent=exponent,
+                mantissa=mantissa,
+            )
+    yield CodeType("nf4", 4, "table", table=tuple(float(np.float16(value)) for value in NF4.split()))
+    for bits in range(1, 9):
+        yield CodeType(f"c{bits}", bits, "table")
+
+
+CODE_TYPES: dict[str, CodeType] = {dtype.name: dtype for dtype in _code_types()}
+ALIASES = {"f8e4m3": "e4m3", "f8e5m2": "e5m2"}
+u4, i4 = CODE_TYPES["u4"], CODE_TYPES["i4"]
+
 ARRAY_TYPES: dict[str, DType] = {
     dtype.name: dtype for dtype in (f16, bf16, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64, boolean)
 }
+SCALE_TYPES: dict[str, DType] = {dtype.name: dtype for dtype in (f16, bf16, f32, e8m0, e4m3_scale, i8)}
 _NUMPY: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -107,16 +278,19 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "u32": np.dtype(np.uint32),
     "u64": np.dtype(np.uint64),
     "bool": np.dtype(np.bool_),
-    "u4": np.dtype(np.uint8),
-    "i4": np.dtype(np.int8),
+    "e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-_OF_NUMPY = {_NUMPY[name]: dtype for name, dtype in ARRAY_TYPES.items()}
-_OF_TORCH_NAME = {f"torch.{_NUMPY[name].name}": dtype for name, dtype in ARRAY_TYPES.items()}
+_OF_NUMPY = {_NUMPY[name]: dtype for name, dtype in {**SCALE_TYPES, **ARRAY_TYPES}.items()}
+_OF_TORCH_NAME = {f"torch.{native.name}": dtype for native, dtype in _OF_NUMPY.items()}
 
 
 def get(name: str) -> DType:
-    """The DType called `name` ("f16", "u4", ...). Raises DTYPE_MISMATCH for a name that is none."""
-    dtype = ARRAY_TYPES.get(name) or CODE_TYPES.get(name)
+    """The DType called `name` ("f16", "u4", ...); "u8" and "i8" are those of arrays, not the code types.
+
+    Raises DTYPE_MISMATCH for a name that is none.
+    """
+    dtype = ARRAY_TYPES.get(name) or CODE_TYPES.get(ALIASES.get(name, name))
     if dtype is None:
         raise LowbitvmError(
             "DTYPE_MISMATCH",

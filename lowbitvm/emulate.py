@@ -22,12 +22,15 @@ DTYPES = {"f16": "float16", "bf16": "uint16", "f32": "float32", "f64": "float64"
 DTYPES |= {f"{kind}{bits}": f"uint{bits}" for kind in "bu" for bits in (8, 16, 32, 64)}
 DTYPES |= {f"{kind}{bits}": f"int{bits}" for kind in "si" for bits in (8, 16, 32, 64)}
 
+STRUCT = re.compile(r"(?P<bytes>hex:[^@]*|.*?\.bin)(?P<pointers>@.*)?", re.DOTALL)
 TYPED = re.compile(r"(?P<name>.*?)(?::?(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d, ]*)\])")
 
 FORMS = """\b
 4096  -1  0x10    a number; its width is the parameter's
 0.5  1e-3  inf    a floating-point number
 hex:00ff10        the bytes of a struct
+params.bin        the same in a file
+params.bin@8=x.npy@16=out=y.npy   with the addresses of arrays at bytes 8 and 16
 x.npy             an array; the file stays as it is
 out=y.npy         an array that is written back to its file
 out=y.npy:f16[16,4096]   a new array without contents, written to the file
@@ -53,26 +56,36 @@ class Buffer:
 
 
 @dataclass
+class Struct:
+    """The bytes of a struct, and the arrays whose addresses stand in it, by offset."""
+
+    data: bytes
+    pointers: dict[int, Buffer]
+
+
+@dataclass
 class Arguments:
     """Kernel arguments read from text; a file that is named twice is one array."""
 
     values: list[Any] = field(default_factory=list)
     files: dict[Path, Buffer] = field(default_factory=dict)
-    buffers: dict[int, Buffer] = field(default_factory=dict)  # by argument number
+    buffers: dict[emulator.ArrayKey, Buffer] = field(default_factory=dict)
 
     def add(self, text: str) -> None:
         """Appends one argument, see FORMS. Raises UsageError."""
         value = self._value(text)
         if isinstance(value, Buffer):
             self.buffers[len(self.values)] = value
+        if isinstance(value, Struct):
+            self.buffers |= {(len(self.values), offset): buffer for offset, buffer in value.pointers.items()}
         self.values.append(value)
 
     def for_launch(self) -> list[Any]:
-        return [_device_buffer(value) if isinstance(value, Buffer) else value for value in self.values]
+        return [_for_launch(value) for value in self.values]
 
     def _value(self, text: str) -> Any:
-        if text.startswith("hex:"):
-            return _bytes(text)
+        if match := STRUCT.fullmatch(text):
+            return self._struct(text, match["bytes"], match["pointers"] or "")
         if text.startswith("zeros:"):
             dtype, shape = _type(text, text.removeprefix("zeros:"))
             return Buffer(_zeros(text, dtype, shape), shape, uninitialised=False, path=None)
@@ -81,6 +94,19 @@ class Arguments:
         if text.endswith(".npy"):
             return self._file(text, Path(text))
         return _number(text)
+
+    def _struct(self, text: str, source: str, pointers: str) -> Struct:
+        """`pointers` is like @8=x.npy@16=out=y.npy."""
+        data = _hex(text, source) if source.startswith("hex:") else _read(text, Path(source))
+        found: dict[int, Buffer] = {}
+        for part in pointers.split("@")[1:]:
+            offset, _, value = part.partition("=")
+            buffer = self._value(value) if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", offset, re.ASCII) and value else None
+            if not isinstance(buffer, Buffer):
+                hint = f"{source}@8=x.npy"
+                raise UsageError(f"--arg {text}: {part!r} places no array. Fix: write where and which, like {hint}.")
+            found[int(offset, 16 if "x" in offset else 10)] = buffer
+        return Struct(data, found)
 
     def _file(self, text: str, path: Path) -> Buffer:
         key = path.resolve()
@@ -173,18 +199,21 @@ def run(
     written = [] if stopped else parsed.write()
     errors = Console(stderr=True, highlight=False)
     _describe(report, errors, quiet or json_file == Path("-"), stopped)
-    for number, buffer in parsed.buffers.items():
-        if report.counters.arrays[_first(parsed, number)].written and not buffer.save and buffer.path and not stopped:
-            hint = f"out={buffer.path} would keep that"
-            click.echo(f"note: the kernel wrote to argument {number}; {buffer.path} stays as it is, {hint}", err=True)
+    if not stopped:
+        _name_lost_writes(report, parsed)
     if written and not quiet:
         click.echo(f"wrote {', '.join(map(str, written))}", err=True)
     return 1 if report.findings else 0
 
 
-def _first(arguments: Arguments, number: int) -> int:
-    """The first argument that is the same array."""
-    return next(n for n, buffer in arguments.buffers.items() if buffer is arguments.buffers[number])
+def _name_lost_writes(report: emulator.Report, parsed: Arguments) -> None:
+    """Says which files stay as they are although the kernel wrote to their arrays."""
+    for key, buffer in parsed.buffers.items():
+        first = next(k for k, other in parsed.buffers.items() if other is buffer)
+        if report.counters.arrays[first].written and not buffer.save and buffer.path:
+            place = f"{key[0]} at byte {key[1]}" if isinstance(key, tuple) else key
+            hint = f"out={buffer.path} would keep that"
+            click.echo(f"note: the kernel wrote to argument {place}; {buffer.path} stays as it is, {hint}", err=True)
 
 
 def _describe(report: emulator.Report, errors: Console, quiet: bool, stopped: bool) -> None:
@@ -246,6 +275,12 @@ def _entry(module: emulator.Module, entry: str | None, file: Path) -> str:
     return entry
 
 
+def _for_launch(value: Any) -> Any:
+    if isinstance(value, Struct):
+        return emulator.struct(value.data, {offset: _device_buffer(b) for offset, b in value.pointers.items()})
+    return _device_buffer(value) if isinstance(value, Buffer) else value
+
+
 def _device_buffer(buffer: Buffer) -> Any:
     array = buffer.array.reshape(-1) if buffer.array.ndim == 0 else buffer.array
     return emulator.output(array) if buffer.uninitialised else array
@@ -279,9 +314,16 @@ def _zeros(text: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         raise UsageError(f"--arg {text}: the array cannot be made: {error}") from error
 
 
-def _bytes(text: str) -> bytes:
+def _read(text: str, path: Path) -> bytes:
     try:
-        return bytes.fromhex(text.removeprefix("hex:"))
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--arg {text}: {path} cannot be read: {error}") from error
+
+
+def _hex(text: str, digits: str) -> bytes:
+    try:
+        return bytes.fromhex(digits.removeprefix("hex:"))
     except ValueError as error:
         raise UsageError(f"--arg {text}: {error}. Fix: give two hexadecimal digits per byte.") from None
 

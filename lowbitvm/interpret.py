@@ -114,6 +114,9 @@ class _Block:
                 for index in range(start, stop, op.integer("step")):
                     self.values[op] = np.int32(index)
                     self.run(op.body)
+            elif op.kind == "when":
+                if self.values[op.operands[0]]:
+                    self.run(op.body)
             elif op.kind == "assign":
                 target, value = op.operands
                 self.values[target] = self.values[value]
@@ -148,6 +151,18 @@ class _Block:
         assert isinstance(target, np.ndarray)
         inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
         target[place] = self.values[value][inside]
+
+    def atomic_add(self, op: Op) -> np.int32:
+        assert op.array is not None
+        value, *offsets = self.operands(op)
+        target = self.arguments[op.array.name]
+        assert isinstance(target, np.ndarray)
+        place = tuple(int(offset) for offset in offsets)
+        if not all(0 <= at < size for at, size in zip(place, target.shape, strict=True)):
+            return np.int32(0)
+        before = np.int32(target[place])
+        target[place] = np.add(before, np.int32(value))
+        return before
 
     def operands(self, op: Op) -> list[Any]:
         return [self.values[operand] for operand in op.operands]
@@ -210,6 +225,8 @@ def _program_id(block: _Block, op: Op) -> np.int32:
     return np.int32(block.block[axis] if axis < len(block.block) else 0)
 
 
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {"equal": np.equal, "less": np.less}
+
 # A load of codes yields the dequantised weights at once (zero beyond the array), so `dequant` passes them on.
 EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "program_id": _program_id,
@@ -217,6 +234,8 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "constant": lambda block, op: _numpy(op.dtype).type(op.attributes["value"]),
     "full": lambda block, op: np.full(op.shape, op.attributes["value"], _numpy(op.dtype)),
     "load": _Block.load,
+    "atomic_add": _Block.atomic_add,
+    "compare": lambda block, op: COMPARE[str(op.attributes["how"])](*block.operands(op)),
     "cast": _cast,
     "broadcast": _broadcast,
     "expand": lambda block, op: np.expand_dims(block.operands(op)[0], op.integer("axis")),

@@ -1,39 +1,54 @@
-"""Codes, scales and zero points to and from the stored order, and rounding of float weights to codes.
+"""Codes, scales, zero points and codebooks to and from the stored order.
 
 Everything here works through array methods, alike for numpy arrays and for torch tensors on any device.
 """
 
 import math
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
 
-from lowbitvm import dtypes
-from lowbitvm.dtypes import Array, DType
+from lowbitvm import arrays, dtypes
+from lowbitvm.dtypes import Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.words import TILE_N, pack_words, unpack_words, words_shape
 
-TILE_N, TILE_K = 16, 64  # one packed tile: 32 lanes x 4 words of 8 codes, 512 bytes
+OPTIONAL_PARTS = ("zeros", "table", "outer", "outer_zeros", "permutation")
+# of the numbers of a scale dtype: bits of the significand, exponent of the smallest
+SCALE_PRECISION = {
+    "f16": (11, -24),
+    "bf16": (8, -133),
+    "f32": (24, -149),
+    "e8m0": (1, -127),
+    "e4m3": (4, -9),
+    "i8": (7, 0),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
     """A weight matrix (N = out_features, K = in_features) in the stored order that every kernel reads.
 
-    words: u32[ceil(N/16), ceil(K/64), 32 lanes, 4] (numpy) or i32 (torch). One (16 n x 64 k) tile is 32 lanes x 4
-        words, a lane's words one 16-byte load; word s serves k16 step s. With g = lane >> 2 and q = lane & 3, the 4
-        bits from bit 4p, with half = p // 4 and r = p % 4, hold the code of
-            n = 16 * tile_n + g + 8 * (r & 1),   k = 64 * tile_k + 16 * s + 2 * q + half + 8 * (r >> 1),
-        so the two halves at r are register r of the m16n8k16 A fragment (PTX ISA, "Matrix fragments for mma.m16n8k16").
-        A code is stored as the unsigned number code + format.bias; padding (n >= N or k >= K) is stored as 0 bits.
+    words: u32[ceil(N/16), ceil(K/64), 32 * bits] (numpy) or i32 (torch). One (16 n x 64 k) tile is 128 * bits bytes;
+        lane 4 g + q of 32 owns 32 codes, which are `bits` words. Code c = 8 * step + 2 * r + half is that of
+            n = 16 * tile_n + g + 8 * (r & 1),   k = 64 * tile_k + 16 * step + 2 * q + half + 8 * (r >> 1),
+        so the two halves at r are register r of the m16n8k16 A fragment of k16 step `step` (PTX ISA, "Matrix fragments
+        for mma.m16n8k16"). Where its bits lie in the lane's words says `chunk.order`, where word w of a lane lies in
+        the tile `chunk.word_place`. Padding (n >= N or k >= K) is stored as 0 bits.
     scales: scale dtype [G, ceil(N/16), 8, 2]: feature 16 * t + g + 8 * h is at [group, t, g, h]. "tensor" is repeated
-        for every feature. Padding is 0.
+        for every feature. Padding is 0 bits.
     zeros: the same shape; f16 integers for zero="int", scale dtype for "float" and "offset"; None without zeros.
+    table: the codebooks, f16 with E = 2**bits entries: [1, E], [ceil(N/16), E] or, for table="group",
+        [G, ceil(N/16), 8, 2, E].
+    outer, outer_zeros: the second level of scales and, for zero="offset", of offsets: f32 [1, 1] for "tensor", else
+        [K / 256, ceil(N/16), 8, 2].
+    permutation: i32 [K] or None. Column j of the stored codes, which groups and words count by, is that of in_feature
+        permutation[j]. Not part of the format; `dequantize` and `unpack` give the columns in their original order.
 
     The arrays are contiguous. Compares by identity. Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS,
-    DEVICE_MISMATCH or GROUP_INDIVISIBLE when they do not fit `format` and the shape.
+    DEVICE_MISMATCH, ARGUMENT_INVALID or GROUP_INDIVISIBLE when they do not fit `format` and the shape.
     """
 
     words: Array
@@ -42,22 +57,28 @@ class PackedWeight:
     format: Format
     out_features: int
     in_features: int
+    table: Array | None = None
+    outer: Array | None = None
+    outer_zeros: Array | None = None
+    permutation: Array | None = None
 
     def __post_init__(self) -> None:
-        tiles_n, tiles_k = -(-self.out_features // TILE_N), -(-self.in_features // TILE_K)
-        scales_shape = (self.format.groups(self.in_features), tiles_n, 8, 2)
-        _check_zeros_given(self.zeros, self.format)
-        _check_one_device({"words": self.words, "scales": self.scales, "zeros": self.zeros})
-        word_dtype = dtypes.i32 if dtypes.is_tensor(self.words) else dtypes.u32
-        for name, array, shape, dtype in (
-            ("stored words", self.words, (tiles_n, tiles_k, 32, 4), word_dtype),
-            ("stored scales", self.scales, scales_shape, self.format.scale_dtype),
-            ("stored zeros", self.zeros, scales_shape, self.format.zero_dtype),
-        ):
-            if array is not None and dtype is not None:
-                _check_dtype(name, array, dtype)
-                _check_shape(name, array, shape, f"for {self.format} with shape {self.shape}")
-                _check_contiguous(name, array)
+        _check_wanted({name: getattr(self, name) for name in OPTIONAL_PARTS}, self.format)
+        _check_one_device(self.arrays)
+        shapes = _stored_shapes(self.format, *self.shape)
+        for name, array in self.arrays.items():
+            dtype = _part_dtype(name, self.format)
+            if name == "words" and not dtypes.is_tensor(array):
+                dtype = dtypes.u32
+            _check_dtype(f"stored {name}", array, dtype)
+            _check_shape(f"stored {name}", array, shapes[name], f"for {self.format} with shape {self.shape}")
+            _check_contiguous(f"stored {name}", array)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The stored arrays that there are, by name, in the order of the fields."""
+        named = {"words": self.words, "scales": self.scales, **{name: getattr(self, name) for name in OPTIONAL_PARTS}}
+        return {name: array for name, array in named.items() if array is not None}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,68 +88,110 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all stored arrays, padding included."""
-        return sum(int(array.nbytes) for array in (self.words, self.scales, self.zeros) if array is not None)
+        return sum(int(array.nbytes) for array in self.arrays.values())
 
     def __repr__(self) -> str:
-        return f"PackedWeight({str(self.format)!r}, shape={self.shape}, {_device(self.words)}, {self.nbytes} bytes)"
+        return (
+            f"PackedWeight({str(self.format)!r}, shape={self.shape}, {arrays.device(self.words)}, {self.nbytes} bytes)"
+        )
 
     def unpack(self) -> tuple[Array, Array, Array | None]:
-        """(codes, scales, zeros) as `pack` took them: codes, and zeros for zero="int", as u8 (u4) or i8 (i4).
+        """(codes, scales, zeros) as `pack` took them: codes and integer zeros in the smallest dtype that holds them.
 
         A "tensor" scale of a weight without output features is stored nowhere and comes back as 0.
         """
         fmt = self.format
-        tiles_n, tiles_k = self.words.shape[:2]
-        # bytes[tile n, tile k, g, q, step, half, r >> 1]: codes of rows g (low 4 bits) and g + 8 (high 4 bits)
-        pairs = self.words.view(_native(self.words, dtypes.u8)).reshape(tiles_n, tiles_k, 8, 4, 4, 2, 2)
-        pairs = _permute(pairs, 0, 2, 1, 4, 6, 3, 5).reshape(tiles_n, 8, tiles_k * TILE_K)
-        stored = _zeros(self.words, (tiles_n, 2, 8, tiles_k * TILE_K), dtypes.u8)
-        stored[:, 0], stored[:, 1] = pairs & 15, pairs >> 4
-        stored = stored.reshape(tiles_n * TILE_N, tiles_k * TILE_K)[: self.out_features, : self.in_features]
-        codes = _cast(fmt.code.decode(_cast(stored, dtypes.i8)), fmt.code)
-        zeros = None if self.zeros is None else self._unpack_scales(self.zeros)
-        return codes, self._unpack_scales(self.scales), _cast(zeros, fmt.code) if fmt.zero == "int" else zeros
+        stored = restored(unpack_words(self.words, self.shape, fmt.code), self.permutation)
+        zeros = None if self.zeros is None else self._given(self.zeros)
+        codes = arrays.cast(fmt.code.codes(arrays.cast(stored, dtypes.i16)), fmt.code)
+        return codes, self._given(self.scales), arrays.cast(zeros, fmt.code) if fmt.zero == "int" else zeros
 
-    def _unpack_scales(self, stored: Array) -> Array:
+    def arguments(self) -> dict[str, Any]:
+        """What `pack` takes to make this weight again, by name, the format included."""
+        codes, scales, zeros = self.unpack()
+        return {
+            "codes": codes,
+            "scales": scales,
+            "zeros": zeros,
+            "fmt": self.format,
+            "table": self._given_table(),
+            "outer": self._given_outer(self.outer),
+            "outer_zeros": self._given_outer(self.outer_zeros),
+            "permutation": self.permutation,
+        }
+
+    def _given(self, stored: Array) -> Array:
+        """(N, G, ...) from [G, ceil(N/16), 8, 2, ...]; (1, 1, ...) for "tensor"."""
         rows, groups = self.format.scales_shape(*self.shape)
-        features = _permute(stored, 1, 3, 2, 0).reshape(stored.shape[1] * TILE_N, groups)
-        given = _zeros(stored, (rows, groups), dtypes.of(stored))
-        kept = min(rows, self.out_features)
-        given[:kept] = features[:kept]
-        return given
+        return _by_group(stored, rows, self.out_features, groups)
+
+    def _given_table(self) -> Array | None:
+        return self._given(self.table) if self.format.table == "group" and self.table is not None else self.table
+
+    def _given_outer(self, outer: Array | None) -> Array | None:
+        if outer is None or self.format.outer == "tensor":
+            return outer
+        rows, blocks = self.format.outer_shape(*self.shape)
+        return _by_group(outer, rows, self.out_features, blocks)
 
     def dequantize(self) -> Array:
         """The weights (N, K), in float32 where that is exact, else in float64.
 
-        float32: zero None or "int" with f16 or bf16 scales. |q - z| <= 15 has 4 bits and a scale at most 11, so the
-        product has at most 15 of float32's 24, and it is a multiple of the scale's smallest subnormal (2**-24 or
-        2**-133), which float32 has (2**-149). 15 * 65504 is in range; bf16 scales above 2**124 could overflow, and a
-        weight that has one comes in float64.
-        float64: f32 scales, exact with 4 + 24 bits; "float" as q * s - z * s and "offset" as q * s + m. There both
-        products are exact (at most 24 + 24 bits) and the one addition rounds once, so the result is the float64
-        nearest to the exact weight: that weight itself for f16 scales (at most 51 bits) and wherever 53 bits hold it.
+        float32: zero None or "int" without `outer`, where 24 bits hold the product of v - z and the scale, and the
+        exponents of float32 reach: never with f32 scales, and not for weights with bf16 or e8m0 scales so large that
+        2**128 could be reached.
+        float64: exact for zero None and "int". "float" is v * s - z * s and "offset" v * s + m. There both products
+        are exact (at most 48 bits) and the one addition rounds once, so the result is the float64 nearest to the exact
+        weight: that weight itself for f16 scales and wherever 53 bits hold it.
         """
-        codes, scales, zeros = self.unpack()
-        fmt = self.format
-        exact_in_f32 = (
-            fmt.zero in (None, "int")
-            and fmt.scale != "f32"
-            and bool((abs(_cast(scales, dtypes.f32)) <= 2.0**124).all())
-        )
-        wide = dtypes.f32 if exact_in_f32 else dtypes.f64
+        fmt, (out_features, in_features) = self.format, self.shape
+        scales = self._given(self.scales)
+        wide = dtypes.f32 if _exact_in_f32(fmt, scales) else dtypes.f64
         rows, groups = scales.shape
-        q = _cast(codes, wide).reshape(self.out_features, groups, fmt.group_size(self.in_features))
-        s = _cast(scales, wide).reshape(rows, groups, 1)
-        z = None if zeros is None else _cast(zeros, wide).reshape(rows, groups, 1)
-        if z is None:
-            weights = q * s
-        elif fmt.zero == "int":
-            weights = (q - z) * s
-        elif fmt.zero == "float":
-            weights = q * s - z * s
+        v = self._values(wide).reshape(out_features, groups, fmt.group_size(in_features))
+        s = self._second_level(arrays.cast(scales, wide), self.outer).reshape(rows, groups, 1)
+        if self.zeros is None:
+            weights = v * s
         else:
-            weights = q * s + z
-        return weights.reshape(self.shape)
+            z = self._second_level(arrays.cast(self._given(self.zeros), wide), self.outer_zeros).reshape(
+                rows, groups, 1
+            )
+            if fmt.zero == "int":
+                weights = (v - z) * s
+            elif fmt.zero == "float":
+                weights = v * s - z * s
+            else:
+                weights = v * s + z
+        return restored(weights.reshape(self.shape), self.permutation)
+
+    def _values(self, wide: DType) -> Array:
+        """The value of each code (N, K), in the stored order of the columns."""
+        fmt, (out_features, in_features) = self.format, self.shape
+        stored = unpack_words(self.words, self.shape, fmt.code)
+        table = self._given_table()
+        if table is None:
+            assert fmt.code.values is not None
+            values = dtypes.as_tensor(fmt.code.values, stored) if dtypes.is_tensor(stored) else fmt.code.values
+            return arrays.gather(arrays.cast(values, wide), stored)
+        flat = arrays.cast(table, wide).reshape(-1)
+        if fmt.table == "tensor":
+            return arrays.gather(flat, stored)
+        if fmt.table == "block":
+            rows, groups, which = out_features, 1, arrays.numbers(stored, out_features) // TILE_N
+        else:
+            rows, groups = fmt.scales_shape(out_features, in_features)
+            which = arrays.numbers(stored, rows * groups)
+        members = arrays.cast(stored, dtypes.i64).reshape(out_features, groups, in_features // max(1, groups))
+        return flat[members + which.reshape(rows, groups, 1) * (1 << fmt.bits)].reshape(self.shape)
+
+    def _second_level(self, inner: Array, outer: Array | None) -> Array:
+        """Scales or offsets (N or 1, G) times their second level, exact in float64 (24 + 7 bits)."""
+        given = self._given_outer(outer)
+        if given is None:
+            return inner
+        (rows, groups), blocks = inner.shape, given.shape[1]
+        by_block = inner.reshape(rows, blocks, groups // max(1, blocks))
+        return (by_block * arrays.cast(given, dtypes.f64)[:, :, None]).reshape(rows, groups)
 
     def to(self, device: Any) -> "PackedWeight":
         """The same weight on another torch device. Raises DEVICE_UNAVAILABLE for a CUDA device that is not there and
@@ -139,7 +202,7 @@ class PackedWeight:
                 f"a numpy weight cannot move to {device}",
                 "pack torch tensors, for example from torch.from_numpy",
             )
-        torch = sys.modules["torch"]
+        torch = dtypes.torch()
         try:
             target = torch.device(device)
         except RuntimeError as error:
@@ -150,80 +213,78 @@ class PackedWeight:
                 f"device {device} was asked for, torch sees {torch.cuda.device_count()} CUDA devices",
                 "use a device that torch.cuda lists",
             )
-        zeros = None if self.zeros is None else self.zeros.to(target)
-        return PackedWeight(self.words.to(target), self.scales.to(target), zeros, self.format, *self.shape)
+        return replace(self, **{name: array.to(target) for name, array in self.arrays.items()})
 
 
-def pack(codes: Array, scales: Array, zeros: Array | None, fmt: Format | str) -> PackedWeight:
-    """Brings a quantised weight into the stored order. Bit-exact: `PackedWeight.unpack` gives the arguments back.
+def pack(
+    codes: Array,
+    scales: Array,
+    zeros: Array | None,
+    fmt: Format | str,
+    *,
+    table: Array | None = None,
+    outer: Array | None = None,
+    outer_zeros: Array | None = None,
+    permutation: Array | None = None,
+    input_scale: Array | None = None,
+) -> PackedWeight:
+    """Brings a quantised weight into the stored order. Bit-exact: `PackedWeight.arguments` gives the arguments back.
 
-    codes: integers (N, K) = (out_features, in_features) in the range of `fmt.dtype`, of any integer dtype.
+    codes: integers (N, K) = (out_features, in_features), of any integer dtype: the values of an integer code type
+        (odd numbers for a bipolar one), the bit patterns of a float or a codebook.
     scales: fmt.scale values, (N, G) with G groups along K, (N, 1) for "channel", (1, 1) for "tensor". Non-finite values
         are kept and give non-finite weights.
     zeros: the same shape; integers in the range of the codes for zero="int", fmt.scale values for "float" and "offset",
         None for zero=None.
+    table: f16, fmt.table_shape(N, K), for the dtypes "c1".."c8". outer, and outer_zeros for zero="offset": f32,
+        fmt.outer_shape(N, K), for formats with a second level.
+    permutation: integers (K). Groups, scales and zeros then count along codes[:, permutation]; GPTQ's g_idx is
+        permutation = argsort(g_idx), stable. Codes keep their own order here.
+    input_scale: floats (K); the weight is to multiply x * input_scale. Only what is exact is folded into scales and
+        offsets here: one value for each group, with products that the scale's dtype has. `quantize` folds any.
 
-    All three are numpy arrays or torch tensors on one device; the result's arrays are of the same kind and place.
-    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, GROUP_INDIVISIBLE, ARGUMENT_INVALID (zeros missing or not
-    wanted) and DEVICE_MISMATCH.
+    All are numpy arrays or torch tensors on one device; the result's arrays are of the same kind and place.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, GROUP_INDIVISIBLE, ARGUMENT_INVALID (a part missing or
+    not wanted, no permutation, an input_scale that cannot be folded) and DEVICE_MISMATCH.
     """
-    fmt = _format(fmt)
-    _check_zeros_given(zeros, fmt)
-    _check_one_device({"codes": codes, "scales": scales, "zeros": zeros})
+    fmt = as_format(fmt)
+    optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
+    _check_wanted(optional, fmt)
+    given = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}
+    given = {name: arrays.detached(array) for name, array in given.items() if array is not None}
+    _check_one_device(given)
     _check_integer("codes", codes)
     if codes.ndim != 2:
-        _refuse_shape("codes", codes, "(out_features, in_features)", "as torch.nn.Linear has them")
-    out_features, in_features = (int(size) for size in codes.shape)
-    shape = fmt.scales_shape(out_features, in_features)
-    why = f"for {fmt} with codes {(out_features, in_features)}"
-    _check_dtype("scales", scales, fmt.scale_dtype)
-    _check_shape("scales", scales, shape, why)
-    if zeros is not None:
-        if fmt.zero == "int":
-            _check_integer("zeros", zeros)
-        else:
-            _check_dtype("zeros", zeros, fmt.scale_dtype)
-        _check_shape("zeros", zeros, shape, why)
-    codes = _narrow("codes", codes, fmt)
-    if zeros is not None and fmt.zero == "int":
-        zeros = _cast(_narrow("zeros", zeros, fmt), dtypes.f16)
+        refuse_shape("codes", codes, "(out_features, in_features)", "as torch.nn.Linear has them")
+    out_features, in_features = shape = (int(codes.shape[0]), int(codes.shape[1]))
+    for name, wanted in _given_shapes(fmt, *shape).items():
+        if name in given:
+            _check_part(name, given[name], fmt)
+            _check_shape(name, given[name], wanted, f"for {fmt} with codes {shape}")
+    _check_codes("codes", codes, fmt.code, fmt.code.step)
+    if fmt.zero == "int":
+        _check_codes("zeros", given["zeros"], fmt.code, 1)
+        given["zeros"] = arrays.cast(given["zeros"], dtypes.f16)
+    if permutation is not None:
+        check_permutation(given["permutation"], in_features)
+        given["permutation"] = arrays.cast(given["permutation"], dtypes.i32)
+        given["codes"] = given["codes"][:, arrays.cast(given["permutation"], dtypes.i64)]
+    if input_scale is not None:
+        given |= _folded(given, fmt)
+    by_feature = ("scales", "zeros") + (("table",) * (fmt.table == "group"))
+    by_feature += ("outer", "outer_zeros") * (fmt.outer != "tensor")
+    stored = {
+        name: _by_feature(array, out_features) if name in by_feature else arrays.contiguous(array)
+        for name, array in given.items()
+        if name in OPTIONAL_PARTS or name == "scales"
+    }
+    words = pack_words(_stored_codes(given["codes"], fmt.code), fmt.code)
     return PackedWeight(
-        words=_pack_words(_cast(fmt.code.encode(codes), dtypes.u8)),
-        scales=_pack_scales(_detached(scales), out_features),
-        zeros=None if zeros is None else _pack_scales(_detached(zeros), out_features),
-        format=fmt,
-        out_features=out_features,
-        in_features=in_features,
+        words, stored.pop("scales"), stored.pop("zeros", None), fmt, out_features, in_features, **stored
     )
 
 
-def _pack_words(stored: Array) -> Array:
-    """The words of PackedWeight from the stored form of the codes, u8 (N, K) with values 0 .. 15."""
-    out_features, in_features = stored.shape
-    tiles_n, tiles_k = -(-out_features // TILE_N), -(-in_features // TILE_K)
-    padded = _zeros(stored, (tiles_n * TILE_N, tiles_k * TILE_K), dtypes.u8)
-    padded[:out_features, :in_features] = stored
-    # k = 64 * tile + 16 * step + 8 * (r >> 1) + 2 * q + half, and rows g and g + 8 share a byte (r & 1)
-    rows = padded.reshape(tiles_n, 2, 8, tiles_k, 4, 2, 4, 2)
-    pairs = rows[:, 0] | rows[:, 1] << 4
-    words = _zeros(stored, (tiles_n, tiles_k, 32, 4), dtypes.i32 if dtypes.is_tensor(stored) else dtypes.u32)
-    # a little-endian word's bytes are, from the lowest, (half, r >> 1) = (0, 0), (0, 1), (1, 0), (1, 1)
-    word_bytes = words.view(_native(words, dtypes.u8)).reshape(tiles_n, tiles_k, 8, 4, 4, 2, 2)
-    word_bytes[...] = _permute(pairs, 0, 2, 1, 5, 3, 6, 4)
-    return words
-
-
-def _pack_scales(given: Array, out_features: int) -> Array:
-    """Stored scales or zeros [G, ceil(N/16), 8, 2] from (N, G), or from (1, 1) repeated for every feature."""
-    tiles_n, groups = -(-out_features // TILE_N), given.shape[1]
-    padded = _zeros(given, (tiles_n * TILE_N, groups), dtypes.of(given))
-    padded[:out_features] = given
-    stored = _zeros(given, (groups, tiles_n, 8, 2), dtypes.of(given))
-    stored[...] = _permute(padded.reshape(tiles_n, 2, 8, groups), 3, 0, 2, 1)
-    return stored
-
-
-def _format(fmt: Format | str) -> Format:
+def as_format(fmt: Format | str) -> Format:
     """A Format as it is, or as text spells it."""
     if isinstance(fmt, str):
         return Format.parse(fmt)
@@ -232,139 +293,201 @@ def _format(fmt: Format | str) -> Format:
     return fmt
 
 
-@np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
-def quantize(weight: Array, fmt: Format | str) -> PackedWeight:
-    """Rounds a float weight (N, K) to the nearest codes, ties to even. f16, bf16, f32 or f64, numpy or torch.
-
-    With lo and hi the smallest and largest weight of a group, and low .. high the codes (levels = high - low = 15):
-    zero=None:  s = max(hi / high, lo / low), the least scale whose grid reaches both ends (i4: -8 s .. 7 s).
-    "int":      s = (hi - lo) / levels after lo and hi are extended to include 0, z = round(low - lo / s).
-    "float":    the same with z = low - lo / s; with 0 in the range, z stays in the range of the codes.
-    "offset":   s = (hi - lo) / levels, m = lo - low * s.
-    s, and a float z or m, are rounded to float32, then to the format's dtype, before the codes are computed from them.
-    With s', z' and m' before rounding, |w - dequantized w| <= s / 2 + levels * |s - s'|, for "float" + s * |z - z'|,
-    for "offset" + |m - m'|: what follows s / 2 is how far the grid can end short of lo or hi. A group whose scale
-    rounds to 0 (all zero, constant for "offset", or below the scale dtype's smallest number) gets s = 0.
-
-    Raises ARGUMENT_INVALID for non-finite weights, negative ones with u4 and zero=None, and ranges that overflow the
-    scale dtype; SHAPE_MISMATCH, DTYPE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
-    """
-    fmt = _format(fmt)
-    if not dtypes.of(weight).is_float:
-        raise LowbitvmError(
-            "DTYPE_MISMATCH", f"the weight is {dtypes.of(weight)}, quantize takes floats", "use pack for integer codes"
-        )
-    if weight.ndim != 2:
-        _refuse_shape("weight", weight, "(out_features, in_features)", "as torch.nn.Linear has it")
-    out_features, in_features = (int(size) for size in weight.shape)
-    rows, groups = fmt.scales_shape(out_features, in_features)
-    exact = _cast(_detached(weight), dtypes.f64) + 0.0  # -0.0 becomes 0.0: minima of both would differ by library
-    _refuse_weights(exact, ~(abs(exact) < math.inf), "is not finite", "remove NaN and infinity first")
-    low, high = fmt.code.low, fmt.code.high
-    if fmt.zero is None and low == 0:
-        _refuse_weights(exact, exact < 0, f"is negative and {fmt} has no zero point", 'use "i4" or a zero kind')
-    # one row for each scale
-    members = exact.reshape(rows * groups, fmt.group_size(in_features) * (out_features if fmt.group == "tensor" else 1))
-    lo, hi = _ends(members, include_zero=fmt.zero != "offset")
-    reach = (hi / high).clip(min=abs(lo) / max(-low, 1))  # where low is 0, so is lo
-    scales = _rounded("scale", reach if fmt.zero is None else (hi - lo) / (high - low), fmt.scale_dtype)
-    s = _cast(scales, dtypes.f64)
-    steps = s + (s == 0)  # a divisor: 1 where the scale is 0
-    zeros: Array | None = None
-    if fmt.zero == "int":
-        zeros = (low - lo / steps).round().clip(low, high)
-    elif fmt.zero == "float":
-        zeros = _rounded("zero point", low - lo / steps, fmt.scale_dtype)
-    elif fmt.zero == "offset":
-        zeros = _rounded("offset", lo - low * s, fmt.scale_dtype)
-    codes = _cast(_places(members, steps, zeros, fmt).round().clip(low, high), dtypes.i8)
-    if zeros is not None:
-        zeros = _cast(zeros, fmt.code if fmt.zero == "int" else fmt.scale_dtype).reshape(rows, groups)
-    return pack(codes.reshape(out_features, in_features), scales.reshape(rows, groups), zeros, fmt)
+def _given_shapes(fmt: Format, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parts of a weight as `pack` takes them."""
+    shape = (out_features, in_features)
+    outer = fmt.outer_shape(*shape)
+    scales = fmt.scales_shape(*shape)
+    return {
+        "scales": scales,
+        "zeros": scales,
+        "table": fmt.table_shape(*shape),
+        "outer": outer,
+        "outer_zeros": outer,
+        "permutation": (in_features,),
+        "input_scale": (in_features,),
+    }
 
 
-def _ends(members: Array, include_zero: bool) -> tuple[Array, Array]:
-    """Smallest and largest of each row, 0 for rows without members; with 0 counted as a member if `include_zero`."""
-    if not members.shape[1]:
-        empty = _zeros(members, (members.shape[0],), dtypes.f64)
-        return empty, empty
-    if dtypes.is_tensor(members):
-        lo, hi = members.aminmax(dim=1)
+def _stored_shapes(fmt: Format, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a PackedWeight."""
+    given = _given_shapes(fmt, out_features, in_features)
+    features = (-(-out_features // TILE_N), 8, 2)
+    scales = (fmt.groups(in_features), *features)
+    outer = given["outer"] if fmt.outer == "tensor" else (given["outer"][1], *features)
+    return {
+        "words": words_shape(out_features, in_features, fmt.bits),
+        "scales": scales,
+        "zeros": scales,
+        "table": (*scales, 1 << fmt.bits) if fmt.table == "group" else given["table"],
+        "outer": outer,
+        "outer_zeros": outer,
+        "permutation": (in_features,),
+    }
+
+
+def _part_dtype(name: str, fmt: Format) -> DType:
+    """The dtype of a stored part."""
+    return {
+        "words": dtypes.i32,
+        "scales": fmt.scale_dtype,
+        "zeros": fmt.zero_dtype or fmt.scale_dtype,
+        "table": dtypes.f16,
+        "outer": dtypes.f32,
+        "outer_zeros": dtypes.f32,
+        "permutation": dtypes.i32,
+    }[name]
+
+
+def _check_part(name: str, array: Array, fmt: Format) -> None:
+    """Raises DTYPE_MISMATCH unless a part is of the dtype that `pack` takes."""
+    if name == "permutation" or (name == "zeros" and fmt.zero == "int"):
+        _check_integer(name, array)
+    elif name == "input_scale":
+        if dtypes.of(array) not in (dtypes.f16, dtypes.bf16, dtypes.f32):
+            raise LowbitvmError("DTYPE_MISMATCH", f"input_scale is {dtypes.of(array)}", "convert it to f32")
     else:
-        lo, hi = members.min(axis=1), members.max(axis=1)
-    return (lo.clip(max=0), hi.clip(min=0)) if include_zero else (lo, hi)
+        _check_dtype(name, array, _part_dtype(name, fmt))
 
 
-def _places(members: Array, steps: Array, zeros: Array | None, fmt: Format) -> Array:
-    """Where each weight lies on the grid of the codes, before rounding: the inverse of `PackedWeight.dequantize`."""
-    steps = steps[:, None]
-    if zeros is None:
-        return members / steps
-    z = _cast(zeros, dtypes.f64)[:, None]
-    return (members - z) / steps if fmt.zero == "offset" else members / steps + z
-
-
-def _rounded(name: str, values: Array, dtype: DType) -> Array:
-    """`values` in `dtype`, through float32, as torch converts. Raises ARGUMENT_INVALID where they overflow it."""
-    rounded = _cast(_cast(values, dtypes.f32), dtype)
-    at = _first(~(abs(_cast(rounded, dtypes.f32)) < math.inf))
-    if at is not None:
+def check_permutation(permutation: Array, size: int) -> None:
+    """Raises ARGUMENT_INVALID, SHAPE_MISMATCH or DTYPE_MISMATCH unless it has each of 0 .. size - 1 once."""
+    _check_integer("permutation", permutation)
+    _check_shape("permutation", permutation, (size,), "for as many in_features")
+    ordered = permutation.sort().values if dtypes.is_tensor(permutation) else np.sort(permutation)
+    if not bool((ordered == arrays.numbers(permutation, size)).all()):
         raise LowbitvmError(
             "ARGUMENT_INVALID",
-            f"the weights need a {name} of {float(values[at]):.6g}, beyond {dtype}",
-            'use scale="f32", or scale the weights down',
+            f"the permutation does not have each of 0 .. {size - 1} once",
+            "pass one, such as argsort(g_idx)",
         )
-    return rounded
 
 
-def _narrow(name: str, values: Array, fmt: Format) -> Array:
-    """Integers of any width as i8. Raises CODES_OUT_OF_RANGE for the first one that `fmt.dtype` does not have."""
-    dtype = dtypes.of(values)
-    low, high = fmt.code.low, fmt.code.high
-    wide = values
-    if dtype.kind == "uint":  # torch compares no unsigned integers but u8; u64 beyond i64 wraps to negative numbers
-        wide, low = _cast(values, dtypes.i64), max(low, 0)
-    at = _first((wide < low) | (wide > high))
+def _folded(given: dict[str, Array], fmt: Format) -> dict[str, Array]:
+    """Scales, and offsets, times the input_scale of their group. Raises ARGUMENT_INVALID where that is not exact."""
+    factors = arrays.cast(given["input_scale"], dtypes.f64)
+    if "permutation" in given:
+        factors = factors[arrays.cast(given["permutation"], dtypes.i64)]
+    groups = given["scales"].shape[1]
+    by_group = factors.reshape(groups, factors.shape[0] // max(1, groups))
+    if not bool((by_group == by_group[:, :1]).all()):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"input_scale differs within a group of {fmt}, and codes cannot take it up",
+            "quantize(weight, fmt, input_scale=...) folds it before rounding, or multiply x by it",
+        )
+    if not factors.shape[0]:
+        return {}
+    folded = {}
+    for name in ("scales", "zeros") if fmt.zero == "offset" else ("scales",):
+        exact = arrays.cast(given[name], dtypes.f64) * by_group[:, 0]  # 24 + 24 bits at most
+        with np.errstate(all="ignore"):
+            folded[name] = arrays.cast(arrays.cast(exact, dtypes.f32), dtypes.of(given[name]))
+        if not bool((arrays.cast(folded[name], dtypes.f64) == exact).all()):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"input_scale times {name} is not exact in {dtypes.of(given[name])}",
+                "use powers of two, a wider scale, or quantize(weight, fmt, input_scale=...)",
+            )
+    return folded
+
+
+def _check_codes(name: str, codes: Array, code: CodeType, step: int) -> None:
+    """Raises CODES_OUT_OF_RANGE for the first integer that is no code of the type, every `step`-th from its lowest."""
+    low, high = code.low, code.high
+    wide = codes
+    if dtypes.of(codes).kind == "uint":  # torch compares no unsigned integers but u8; u64 beyond i64 wraps to negative
+        low = max(low, 0)
+        wide = arrays.cast(codes, dtypes.i64) if dtypes.is_tensor(codes) else codes
+    if not math.prod(codes.shape):
+        return
+    bad = (wide < low) | (wide > high) if not low <= int(wide.min()) <= int(wide.max()) <= high else None
+    if bad is None and step > 1:
+        bad = (wide & 1) == 0
+    at = None if bad is None else arrays.first(bad)
     if at is not None:
+        every = "" if step == 1 else f", every {step}nd number"
         raise LowbitvmError(
             "CODES_OUT_OF_RANGE",
-            f"{name}{list(at)} is {values[at].item()}, {fmt.dtype} has {fmt.code.low} .. {fmt.code.high}",
-            f"quantise to the range of {fmt.dtype} first",
-        )
-    return _cast(wide, dtypes.i8)
-
-
-def _first(mask: Array) -> tuple[int, ...] | None:
-    """Index of the first true element in row-major order, None where all are false."""
-    flat = mask.reshape(-1)
-    if not bool(flat.any()):
-        return None
-    return tuple(int(i) for i in np.unravel_index(int((flat * 1).argmax()), tuple(mask.shape)))
-
-
-def _refuse_weights(weights: Array, bad: Array, problem: str, fix: str) -> None:
-    at = _first(bad)
-    if at is not None:
-        raise LowbitvmError("ARGUMENT_INVALID", f"weight{list(at)} = {float(weights[at])} {problem}", fix)
-
-
-def _check_zeros_given(zeros: Array | None, fmt: Format) -> None:
-    if zeros is None and fmt.zero is not None:
-        raise LowbitvmError(
-            "ARGUMENT_INVALID",
-            f"zeros are None, {fmt} has zero={fmt.zero!r}",
-            "pass zeros shaped like the scales, or use zero=None",
-        )
-    if zeros is not None and fmt.zero is None:
-        raise LowbitvmError(
-            "ARGUMENT_INVALID",
-            f"zeros were given, {fmt} has zero=None",
-            'pass zeros=None, or use zero="int", "float" or "offset"',
+            f"{name}{list(at)} is {codes[at].item()}, {code} has {code.low} .. {code.high}{every}",
+            f"quantise to the range of {code} first",
         )
 
 
-def _check_one_device(arrays: dict[str, Array | None]) -> None:
-    places = {name: _device(array) for name, array in arrays.items() if array is not None}
+def _stored_codes(codes: Array, code: CodeType) -> Array:
+    """The patterns of codes in range as u8; both steps wrap modulo 256, the result fits."""
+    halved = codes >> 1 if code.step == 2 else codes  # (q + bias) / 2 = floor(q / 2) + (bias + 1) / 2 for odd q, bias
+    patterns = arrays.cast(halved, dtypes.u8)
+    bias = (code.bias + code.step - 1) // code.step
+    return patterns + bias if bias else patterns
+
+
+def _by_feature(given: Array, out_features: int) -> Array:
+    """[G, ceil(N/16), 8, 2, ...] from (N, G, ...), or from (1, G, ...) repeated for every feature; moves bits only."""
+    tiles_n, (_, groups, *rest) = -(-out_features // TILE_N), given.shape
+    bits = arrays.bits(given)
+    padded = arrays.zeros(bits, (tiles_n * TILE_N, groups, *rest), dtypes.of(bits))
+    padded[:out_features] = bits
+    stored = arrays.zeros(bits, (groups, tiles_n, 8, 2, *rest), dtypes.of(bits))
+    stored[...] = arrays.permute(padded.reshape(tiles_n, 2, 8, groups, *rest), 3, 0, 2, 1, *range(4, 4 + len(rest)))
+    return stored.view(given.dtype)
+
+
+def _by_group(stored: Array, rows: int, out_features: int, groups: int) -> Array:
+    """(rows, G, ...) from [G, ceil(N/16), 8, 2, ...]; the inverse of `_by_feature`."""
+    bits = arrays.bits(stored)
+    rest = stored.shape[4:]
+    moved = arrays.permute(bits, 1, 3, 2, 0, *range(4, 4 + len(rest)))
+    features = moved.reshape(stored.shape[1] * TILE_N, groups, *rest)
+    given = arrays.zeros(bits, (rows, groups, *rest), dtypes.of(bits))
+    kept = min(rows, out_features)
+    given[:kept] = features[:kept]
+    return given.view(stored.dtype)
+
+
+def _exact_in_f32(fmt: Format, scales: Array) -> bool:
+    """Whether a value, or the difference of two integer ones, times a scale is exact in float32 for all of a weight."""
+    code = fmt.code
+    if fmt.zero not in (None, "int") or fmt.outer is not None:
+        return False
+    if code.is_linear:
+        top, bits, smallest = float(code.high - code.low), (code.high - code.low).bit_length(), 0
+    elif code.kind == "float":
+        top, bits, smallest = code.largest, code.mantissa + 1, 2 - (1 << (code.exponent - 1)) - code.mantissa
+    else:
+        top, bits, smallest = 65504.0, 11, -24  # f16
+    scale_bits, scale_smallest = SCALE_PRECISION[fmt.scale]
+    if bits + scale_bits > 24 or smallest + scale_smallest < -149:
+        return False
+    return bool((abs(arrays.cast(scales, dtypes.f32)) <= 2.0 ** min(127, 128 - math.frexp(top)[1])).all())
+
+
+def restored(columns: Array, permutation: Array | None) -> Array:
+    """Columns in the order of the in_features."""
+    if permutation is None:
+        return columns
+    restored = arrays.zeros(columns, tuple(columns.shape), dtypes.of(columns))
+    restored[:, arrays.cast(permutation, dtypes.i64)] = columns
+    return restored
+
+
+def _check_wanted(optional: dict[str, Array | None], fmt: Format) -> None:
+    wanted = {
+        "zeros": fmt.zero is not None,
+        "table": fmt.table is not None,
+        "outer": fmt.outer is not None,
+        "outer_zeros": fmt.outer is not None and fmt.zero == "offset",
+    }
+    for name, is_wanted in wanted.items():
+        if is_wanted != (optional[name] is not None):
+            problem = f"{name} are None, {fmt} has them" if is_wanted else f"{name} were given, {fmt} has none"
+            raise LowbitvmError(
+                "ARGUMENT_INVALID", problem, f"pass {name}" if is_wanted else f"pass {name}=None, or change the format"
+            )
+
+
+def _check_one_device(parts: dict[str, Array]) -> None:
+    places = {name: arrays.device(array) for name, array in parts.items()}
     if len(set(places.values())) > 1:
         where = ", ".join(f"{name} on {place}" for name, place in places.items())
         raise LowbitvmError(
@@ -390,10 +513,10 @@ def _check_dtype(name: str, array: Array, dtype: DType) -> None:
 
 def _check_shape(name: str, array: Array, shape: tuple[int, ...], why: str) -> None:
     if tuple(array.shape) != shape:
-        _refuse_shape(name, array, str(shape), why)
+        refuse_shape(name, array, str(shape), why)
 
 
-def _refuse_shape(name: str, array: Array, shape: str, why: str) -> NoReturn:
+def refuse_shape(name: str, array: Array, shape: str, why: str) -> NoReturn:
     raise LowbitvmError(
         "SHAPE_MISMATCH", f"{name} has shape {tuple(array.shape)}, not {shape} {why}", f"reshape {name} to {shape}"
     )
@@ -404,33 +527,3 @@ def _check_contiguous(name: str, array: Array) -> None:
         raise LowbitvmError(
             "TENSOR_NOT_CONTIGUOUS", f"{name} has strides that are not row-major", "make it contiguous first"
         )
-
-
-def _device(array: Array) -> str:
-    dtypes.of(array)  # refuses what is no array
-    return str(array.device) if dtypes.is_tensor(array) else "numpy"
-
-
-def _detached(array: Array) -> Array:
-    """The array without its autograd history: packing has no gradient."""
-    return array.detach() if dtypes.is_tensor(array) else array
-
-
-def _native(array: Array, dtype: DType) -> Any:
-    """`dtype` as the library of `array` names it."""
-    return dtype.torch() if dtypes.is_tensor(array) else dtype.numpy
-
-
-def _cast(array: Array, dtype: DType) -> Array:
-    return array.to(dtype.torch()) if dtypes.is_tensor(array) else array.astype(dtype.numpy, copy=False)
-
-
-def _permute(array: Array, *axes: int) -> Array:
-    return array.permute(axes) if dtypes.is_tensor(array) else array.transpose(axes)
-
-
-def _zeros(like: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """Zeros of the same library and device as `like`: contiguous, and 16-byte aligned as malloc and torch allocate."""
-    if dtypes.is_tensor(like):
-        return like.new_zeros(shape, dtype=dtype.torch())
-    return np.zeros(shape, dtype.numpy)

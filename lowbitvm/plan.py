@@ -1,22 +1,43 @@
-"""Which tile a linear layer runs with."""
+"""Which tile a linear layer runs with, and how many blocks share out its k."""
 
 from dataclasses import dataclass, replace
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.targets import Gpu
 
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One block's share: bm rows of x, bn output features, bk of k per stage; `warps` of them share out bn."""
+    """One block's share: bm rows of x, bn output features, bk of k per stage; `warps` of them share out bn.
+
+    `splits` blocks share out the whole k of each tile of y.
+    """
 
     bm: int
     bn: int
     bk: int
     stages: int
     warps: int
+    splits: int = 1
+
+
+SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
+MOST_SPLITS = 16
+SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
+
+
+def linear_plan(m: int, n: int, k: int, fmt: Format, gpu: Gpu, batch_invariant: bool = False) -> Tile:
+    """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
+
+    With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
+    """
+    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt)
+    blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
+    return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, gpu.sms // max(1, blocks))))
 
 
 def linear_tile(m: int, fmt: Format) -> Tile:
@@ -48,6 +69,7 @@ def chosen_tile(fmt: Format, **parts: int | None) -> Tile:
         or tile.bn & (tile.bn - 1),
         f"bk {tile.bk} is not 64, 128 or 256": tile.bk not in (64, 128, 256),
         f"stages {tile.stages} is not 2 to 5": not 2 <= tile.stages <= 5,
+        f"splits {tile.splits} is not 1 to {MOST_SPLITS}": tile.splits > MOST_SPLITS,
         f"bm {tile.bm} x bn {tile.bn} are {accumulators} accumulators per thread, {fmt} has registers for {limit}": (
             accumulators > limit
         ),

@@ -54,6 +54,22 @@ class Target:
     threads_per_block: int = 1024
     max_grid: tuple[int, int, int] = (2**31 - 1, 65535, 65535)
     mma_dtypes: tuple[str, ...] = ("f16", "bf16")  # operands of mma.sync with f32 accumulators
+    max_blocks_per_sm: int = 32
+
+    def blocks_per_sm(self, threads: int, registers: int, shared: int) -> int:
+        """Blocks of `threads` threads that an SM holds at once; `registers` per thread, `shared` bytes per block.
+
+        Registers are handed out to a warp in units of 256, and each of an SM's four parts has a quarter of them; a
+        block's shared memory is rounded up to 128 bytes and has 1 KiB of the system's beside it. 0: it does not fit.
+        Source: CUDA C++ Programming Guide, "Compute Capabilities", and the occupancy calculator of Nsight Compute.
+        """
+        warps = -(-threads // 32)
+        per_warp = -(-max(registers, 1) * 32 // 256) * 256
+        by_registers = self.registers_per_sm // 4 // per_warp * 4 // warps
+        by_shared = self.shared_per_sm // (-(-shared // 128) * 128 + self.shared_per_sm - self.shared_per_block)
+        if registers > self.registers_per_thread or threads > self.threads_per_block:
+            return 0
+        return min(by_registers, by_shared, self.warps_per_sm // warps, self.max_blocks_per_sm)
 
     @property
     def runs_on_newer_minor(self) -> bool:
@@ -91,11 +107,11 @@ TARGETS: dict[str, Target] = {
     for target in (
         # name, capability, PTX ISA, shared per SM, per block, warps
         Target("sm_80", (8, 0), "7.0", 164 * KIB, 163 * KIB, 64, _A100),
-        Target("sm_86", (8, 6), "7.1", 100 * KIB, 99 * KIB, 48, _RTX_3090),
-        Target("sm_89", (8, 9), "7.8", 100 * KIB, 99 * KIB, 48, _RTX_4090),
+        Target("sm_86", (8, 6), "7.1", 100 * KIB, 99 * KIB, 48, _RTX_3090, max_blocks_per_sm=16),
+        Target("sm_89", (8, 9), "7.8", 100 * KIB, 99 * KIB, 48, _RTX_4090, max_blocks_per_sm=24),
         Target("sm_90a", (9, 0), "8.0", 228 * KIB, 227 * KIB, 64, _H100),
         Target("sm_100a", (10, 0), "8.6", 228 * KIB, 227 * KIB, 64, _B200),
-        Target("sm_120f", (12, 0), "8.8", 100 * KIB, 99 * KIB, 48, _RTX_5090),
+        Target("sm_120f", (12, 0), "8.8", 100 * KIB, 99 * KIB, 48, _RTX_5090, max_blocks_per_sm=24),
     )
 }
 

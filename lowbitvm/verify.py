@@ -79,6 +79,8 @@ def _check_block(block: Sequence[Op], arrays: tuple[Array, ...], visible: set[Op
                 raise LowbitvmError(code, f"{op.kind}: {problem}", FIXES[code], op.location)
         if op.kind == "range":
             _check_block(op.body, arrays, visible | {op})  # the index lives inside the loop only
+        elif op.kind == "when":
+            _check_block(op.body, arrays, visible)
         elif rule.has_result:
             visible.add(op)
 
@@ -109,7 +111,7 @@ def _check_form(op: Op, arrays: tuple[Array, ...], visible: set[Op]) -> None:
     wanted = rule.operands
     if wanted is None:
         assert op.array is not None
-        wanted = len(op.array.dims) + (op.kind == "store")
+        wanted = len(op.array.dims) + (op.kind in ("store", "atomic_add"))
     if len(op.operands) != wanted:
         raise invalid(f"{len(op.operands)} operands instead of {wanted}")
     for operand in op.operands:
@@ -119,7 +121,7 @@ def _check_form(op: Op, arrays: tuple[Array, ...], visible: set[Op]) -> None:
             raise LowbitvmError(
                 "DTYPE_MISMATCH", f"{op.kind}: an operand of packed codes", "use lb.dequant on them", op.location
             )
-    if op.body and op.kind != "range":
+    if op.body and op.kind not in ("range", "when"):
         raise invalid("it has a body")
 
 
@@ -169,6 +171,11 @@ def _dense(op: Op) -> str | None:
     return f"{op.array} is packed" if isinstance(op.array.element, Format) else None
 
 
+def _compare_form(op: Op) -> str | None:
+    how = op.attributes.get("how")
+    return None if how in ("equal", "less") else f"how={how!r} is neither 'equal' nor 'less'"
+
+
 def _dequant_form(op: Op) -> str | None:
     (codes,) = op.operands
     loaded = codes.kind == "load" and codes.array == op.array and isinstance(codes.dtype, CodeType)
@@ -208,7 +215,7 @@ def _array_type(op: Op) -> str | None:
 
 
 def _stored_type(array: Array) -> DType:
-    return dtypes.get(array.element.dtype) if isinstance(array.element, Format) else array.element
+    return array.element.code if isinstance(array.element, Format) else array.element
 
 
 def _load_dtypes(op: Op) -> str | None:
@@ -226,6 +233,24 @@ def _store_dtypes(op: Op) -> str | None:
 def _offset_dtypes(offsets: Sequence[Op]) -> str | None:
     wrong = [offset for offset in offsets if offset.dtype != dtypes.i32]
     return f"an offset of {wrong[0].dtype}" if wrong else None
+
+
+def _atomic_dtypes(op: Op) -> str | None:
+    assert op.array is not None
+    if op.array.element != dtypes.i32:
+        return f"{op.array}, only i32 elements are added to"
+    return _offset_dtypes(op.operands)
+
+
+def _compare_dtypes(op: Op) -> str | None:
+    found = [operand.dtype for operand in op.operands]
+    if any(dtype != dtypes.i32 for dtype in found) or op.dtype != dtypes.boolean:
+        return f"operands {_names(found)} to {op.dtype}, a comparison is of i32 scalars"
+    return None
+
+
+def _when_dtypes(op: Op) -> str | None:
+    return None if op.operands[0].dtype == dtypes.boolean else f"a condition of {op.operands[0].dtype}"
 
 
 def _dot_dtypes(op: Op) -> str | None:
@@ -248,7 +273,7 @@ def _scalar(op: Op) -> str | None:
 
 
 def _scalars(op: Op) -> str | None:
-    """Bounds are scalars, and so is the index."""
+    """Operands are scalars, and so is the result."""
     wrong = [x for x in (*op.operands, op) if x.shape]
     return f"a tile of shape {wrong[0].shape}, not a scalar" if wrong else None
 
@@ -345,7 +370,7 @@ def _elementwise(operands: int, *allowed: DType) -> Rule:
     return Rule(operands, _plain, _same_dtypes(*allowed), _same_shapes, _plain)
 
 
-ARRAY_KINDS = ("dimension", "load", "store", "dequant")
+ARRAY_KINDS = ("dimension", "load", "store", "atomic_add", "dequant")
 RULES: dict[str, Rule] = {
     "program_id": Rule(0, _integers("axis"), _result(dtypes.i32), _scalar, _grid_axis),
     "dimension": Rule(0, _integers("axis"), _result(dtypes.i32), _scalar, _array_axis),
@@ -353,6 +378,9 @@ RULES: dict[str, Rule] = {
     "full": Rule(0, _number("value"), _array_type, _plain, _fits("value")),
     "load": Rule(None, _number("other"), _load_dtypes, _access, _fits("other")),
     "store": Rule(None, _dense, _store_dtypes, _access, _plain, has_result=False),
+    "atomic_add": Rule(None, _dense, _atomic_dtypes, _scalars, _plain),
+    "compare": Rule(2, _compare_form, _compare_dtypes, _scalars, _plain),
+    "when": Rule(1, _plain, _when_dtypes, _scalars, _plain, has_result=False),
     "assign": Rule(2, _assign_form, _same_dtypes(), _same_shapes, _plain, has_result=False),
     "cast": Rule(1, _plain, _array_type, _same_shapes, _plain),
     "broadcast": Rule(1, _plain, _same_dtypes(), _broadcast_shape, _plain),

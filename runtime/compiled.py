@@ -105,6 +105,12 @@ class CompiledKernel:
         for array in self.program.arrays:
             value = arguments[array.name]
             if isinstance(array.element, Format):
+                if value.permutation is not None:
+                    raise LowbitvmError(
+                        "FORMAT_UNSUPPORTED",
+                        f"{array.name} is permuted along K, no kernel gathers x",
+                        "pack it without",
+                    )
                 values += [part for part in (value.words, value.scales, value.zeros) if part is not None]
             else:
                 values.append(value)

@@ -2,29 +2,86 @@
 
 import functools
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowbitvm import dtypes
+from lowbitvm import dtypes, targets
+from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.kernels.linear import linear
+from lowbitvm.ir import Program
+from lowbitvm.kernels.linear import ACTIVATIONS, linear
 from lowbitvm.pack import PackedWeight
-from lowbitvm.plan import Tile, chosen_tile, linear_tile
+from lowbitvm.plan import Tile, chosen_tile, linear_plan
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
 from lowbitvm.runtime.launch import ALIGNMENT, address, launch
+from lowbitvm.runtime.workspace import workspace
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
 
 VECTOR = 8  # activations of one 16-byte access
-ACTIVATIONS = ("f16", "bf16")
+INPUTS = ("f16", "bf16")
+OUTPUTS = ("f16", "bf16", "f32")
 
 
 @functools.cache
 def disk_cache() -> Cache:
     """The process's cache of cubins."""
     return Cache()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Everything that the code of a linear kernel depends on but the target; see `compile_linear`."""
+
+    format: Format
+    tile: Tile
+    act: str = "f16"
+    out: str = "f16"
+    bias: str | None = None
+    gate: bool = False
+    residual: str | None = None
+    activation: str | None = None
+    vectorised: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("activations of", self.act, INPUTS),
+            ("an output of", self.out, OUTPUTS),
+            ("a bias of", self.bias, (None, *OUTPUTS)),
+            ("a residual of", self.residual, (None, *OUTPUTS)),
+        ):
+            if value not in known:
+                raise LowbitvmError("DTYPE_MISMATCH", f"{name} {value}", f"use one of {', '.join(map(str, known))}")
+        if self.activation not in (None, *ACTIVATIONS):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"there is no activation function {self.activation!r}",
+                f"use one of {', '.join(ACTIVATIONS)}, or None",
+            )
+
+    def program(self) -> Program:
+        """The kernel as tile IR."""
+        tile, split = self.tile, self.tile.splits > 1
+        return linear.trace(
+            x=dtypes.get(self.act),
+            w=self.format,
+            y=dtypes.get(self.out),
+            gate=self.format if self.gate else None,
+            bias=dtypes.get(self.bias) if self.bias else None,
+            residual=dtypes.get(self.residual) if self.residual else None,
+            partials=dtypes.f32 if split else None,
+            arrivals=dtypes.i32 if split else None,
+            bm=tile.bm,
+            bn=tile.bn,
+            bk=tile.bk,
+            stages=tile.stages,
+            splits=tile.splits,
+            activation=self.activation,
+            divisible={"k": VECTOR} if self.vectorised else {},
+        )
 
 
 def compile_linear(
@@ -40,55 +97,82 @@ def compile_linear(
     bk: int | None = None,
     stages: int | None = None,
     warps: int | None = None,
+    splits: int = 1,
     bias: bool = False,
+    gate: bool = False,
+    residual: bool = False,
+    activation: str | None = None,
+    out: str | None = None,
     vectorised: bool = True,
     cache: bool = True,
 ) -> CompiledKernel:
-    """The linear kernel y (m, n) = x (m, k) w^T + bias (n) for one weight format; no GPU is needed.
+    """The linear kernel y (m, n) = f(x (m, k) w^T + bias (n)) + residual (m, n) for one weight format; needs no GPU.
 
     weights: a Format, or its dtype such as "u4", then with `group`, `zero` and `scale`. act: "f16" or "bf16", the dtype
-    of x, bias and y. The tile's parts are optional (see `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a
-    multiple of 8. cache: keep the cubin on disk.
-    Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, TARGET_UNKNOWN, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
+    of x, bias and residual; out: that of y, "f16", "bf16" or "f32", by default act. activation: f, "relu", "silu",
+    "gelu" or None. gate: y = f(x gate^T) * (x w^T + bias) + residual with a second weight of the same format. The
+    tile's parts are optional (see `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
+    cache: keep the cubin on disk.
+    Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
+    SHARED_MEMORY_EXCEEDED.
     """
     fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
-    tile = chosen_tile(fmt, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps)
-    return _compile(fmt, act, target, tile, bias, vectorised, cache)
+    tile = chosen_tile(fmt, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits)
+    given = act if bias else None, gate, act if residual else None
+    return _compile(Variant(fmt, tile, act, out or act, *given, activation, vectorised), target, cache)
 
 
-def _compile(
-    fmt: Format, act: str, target: str, tile: Tile, bias: bool, vectorised: bool, cache: bool
-) -> CompiledKernel:
-    if act not in ACTIVATIONS:
-        raise LowbitvmError("DTYPE_MISMATCH", f"activations of {act}", f"use one of {', '.join(ACTIVATIONS)}")
+def _compile(variant: Variant, target: str, cache: bool) -> CompiledKernel:
     started = time.perf_counter()
-    dtype = dtypes.get(act)
-    program = linear.trace(
-        x=dtype,
-        w=fmt,
-        bias=dtype if bias else None,
-        y=dtype,
-        bm=tile.bm,
-        bn=tile.bn,
-        bk=tile.bk,
-        stages=tile.stages,
-        divisible={"k": VECTOR} if vectorised else {},
-    )
-    return compile_program(program, target, tile.warps, started, disk_cache() if cache else None)
+    return compile_program(variant.program(), target, variant.tile.warps, started, disk_cache() if cache else None)
 
 
 _compiled = functools.cache(_compile)  # what `run_linear` uses
 
 
-def run_linear(x: Any, weight: PackedWeight, bias: Any | None, y: Any, target: str, **options: Any) -> "Report | None":
-    """y = x w^T + bias on `target`; x (m, in_features), bias (out_features), y (m, out_features), f16 or bf16.
+def run_linear(
+    x: Array,
+    weight: PackedWeight,
+    bias: Array | None,
+    y: Array,
+    target: str,
+    *,
+    gate: PackedWeight | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
+    batch_invariant: bool = False,
+    **options: Any,
+) -> "Report | None":
+    """y = f(x w^T + bias) + residual on `target`; x (m, in_features), bias (out_features), y (m, out_features).
 
-    Chooses the tile by m, and single-element loads where x is not 16-byte aligned or in_features no multiple of 8.
-    See `lowbitvm.runtime.launch.launch` for devices, options and errors.
+    See `compile_linear` for the parts and their dtypes. Chooses the tile and the splits of k by the shape, and loads x
+    element by element where it is not 16-byte aligned or in_features no multiple of 8. batch_invariant: the bits of a
+    row of y do not depend on how many other rows there are. See `lowbitvm.runtime.launch.launch` for devices, options
+    and errors.
     """
-    vectorised = weight.in_features % VECTOR == 0 and address(x) % ALIGNMENT == 0
-    tile = linear_tile(x.shape[0], weight.format)
-    kernel = _compiled(weight.format, dtypes.of(x).name, target, tile, bias is not None, vectorised, True)
-    arguments = {"x": x, "w": weight, **({} if bias is None else {"bias": bias}), "y": y}
-    grid = launch_grid((x.shape[0], weight.out_features), (tile.bm, tile.bn))
-    return launch(kernel, grid, arguments, **options)
+    (m, k), n = x.shape, weight.out_features
+    if gate is not None and gate.format != weight.format:
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED", f"a gate of {gate.format} with a weight of {weight.format}", "pack both alike"
+        )
+    variant = Variant(
+        weight.format,
+        linear_plan(m, n, k, weight.format, targets.get(target).gpu, batch_invariant),
+        dtypes.of(x).name,
+        dtypes.of(y).name,
+        None if bias is None else dtypes.of(bias).name,
+        gate is not None,
+        None if residual is None else dtypes.of(residual).name,
+        activation,
+        vectorised=k % VECTOR == 0 and address(x) % ALIGNMENT == 0,
+    )
+    kernel, tile = _compiled(variant, target, True), variant.tile
+    tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))
+    given = {"x": x, "w": weight, "y": y, "gate": gate, "bias": bias, "residual": residual}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if tile.splits == 1:
+        return launch(kernel, (tiles_m, tiles_n), arguments, **options)
+    rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm
+    with workspace(y, (rows, tiles_n * tile.bn), tiles_m * tiles_n) as (partials, arrivals):
+        arguments |= {"partials": partials, "arrivals": arrivals}
+        return launch(kernel, (tiles_m, tiles_n, tile.splits), arguments, **options)

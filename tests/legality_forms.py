@@ -237,19 +237,40 @@ mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::2X.f32.e
 mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::4X.f32.e2m1.e2m1.f32.ue4m3 $f32#4,\
  $b32#4, $b32#2, $f32#4, $b32, {0, 1}, $b32, {0, 3}
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f32.(f16|bf16).(f16|bf16).f32 $f32#4, $b32#2, $b32#2,\
- $f32#4, $b32, 0
+ $f32#4, $b32, (0|3)
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col.f32.(f16|bf16).(f16|bf16).f32 $f32#4, $b32#4, $b32#4,\
- $f32#4, $b32, 0
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 $b32#2, $b32#2, $b32#2, $b32#2, $b32, 1
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 $f32#4, $b32#2, $b32#2, $f32#4, $b32, 0
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f32.tf32.tf32.f32 $f32#4, $b32#4, $b32#4, $f32#4, $b32, 0
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col.s32.(s8|u8).s8.s32 $s32#4, $b32#2, $b32#2, $s32#4, $b32, 0
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.s32.(s8|u8).s8.s32 $s32#4, $b32#4, $b32#4, $s32#4, $b32, 0
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.s32.(s4|u4).s4.s32 $s32#4, $b32#2, $b32#2, $s32#4, $b32, 0
-mma.sp(|::ordered_metadata).sync.aligned.m16n8k128.row.col.s32.(s4|u4).s4.s32 $s32#4, $b32#4, $b32#4, $s32#4,\
- $b32, 0
+ $f32#4, $b32, (0|1|2|3)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 $b32#2, $b32#2, $b32#2, $b32#2, $b32, (1|4)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col.f16.f16.f16.f16 $b32#2, $b32#4, $b32#4, $b32#2, $b32, (1|2)
+mma.sp.sync.aligned.m16n8k16.row.col.f16.f16.f16.f32 $b32#2, $b32#2, $b32#2, $f32#4, $b32, 1
+mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 $f32#4, $b32#2, $b32#2, $f32#4, (3|$b64|$f32|{$b32}), (0|$b32)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 $f32#4, $b32#2, $b32#2, $f32#4, $b32, (3|4)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f32.tf32.tf32.f32 $f32#4, $b32#4, $b32#4, $f32#4, $b32, (1|2)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col(|.satfinite).s32.(s8|u8).(s8|u8).s32 $s32#4, $b32#2,\
+ $b32#2, $s32#4, $b32, (1|2)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col(|.satfinite).s32.(s8|u8).s8.s32 $s32#4, $b32#4, $b32#4,\
+ $s32#4, $b32, (0|1)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col(|.satfinite).s32.(s4|u4).s4.s32 $s32#4, $b32#2, $b32#2,\
+ $s32#4, $b32, (1|2)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k128.row.col(|.satfinite).s32.(s4|u4).s4.s32 $s32#4, $b32#4, $b32#4,\
+ $s32#4, $b32, (0|1)
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.f32.(e4m3|e5m2).e4m3.f32 $f32#4, $b32#4, $b32#4,\
- $f32#4, $b32, 0
+ $f32#4, $b32, (0|1)
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.f16.(e4m3|e5m2).e4m3.f16 $b32#2, $b32#4, $b32#4,\
+ $b32#2, $b32, 0
+mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 $f32#4, $b32#2, $b32#2, $f32#4, $b32, 0
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.kind::f8f6f4.f32.{a}.(e4m3|e2m1|e2m3).f32 $f32#4,\
+ $b32#4, $b32#4, $f32#4, $b32, 0 | a=e4m3 e5m2 e3m2 e2m1
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.kind::f8f6f4.f16.(e4m3|e2m1).(e5m2|e2m3).f16 $b32#2,\
+ $b32#4, $b32#4, $b32#2, $b32, 0
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k64.row.col.kind::mxf8f6f4.block_scale(|.scale_vec::1X).f32.(e4m3|e2m1)\
+.e3m2.f32.ue8m0 $f32#4, $b32#4, $b32#4, $f32#4, $b32, (0|1), $b32, {2, 1}, $b32, {2, 3}
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k128.row.col.kind::mxf4.block_scale(|.scale_vec::2X).f32.e2m1.e2m1.f32\
+.ue8m0 $f32#4, $b32#4, $b32#4, $f32#4, $b32, 0, $b32, {2, 1}, $b32, {2, 3}
+mma.sp(|::ordered_metadata).sync.aligned.m16n8k128.row.col.kind::mxf4nvf4.block_scale(|.scale_vec::2X|.scale_vec::4X)\
+.f32.e2m1.e2m1.f32.(ue8m0|ue4m3) $f32#4, $b32#4, $b32#4, $f32#4, $b32, 0, $b32, {0, 1}, $b32, {0, 3}
+mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::4X.f32.e2m1.e2m1.f32.ue8m0 $f32#4,\
+ $b32#4, $b32#2, $f32#4, $b32, {0, 1}, $b32, {0, 1}
 # wmma
 wmma.load.(a|b).sync.aligned.row.(m16n16k16|m8n32k16|m32n8k16)(|.global|.shared).f16 $b32#8, [A], $u32
 wmma.load.a.sync.aligned.col.m16n16k16.f16 $b32#8, [A]

@@ -147,6 +147,39 @@ def test_structs_are_given_in_hexadecimal() -> None:
     assert short.exit_code == 2 and "argument 0 has 2 bytes, s 8" in short.output
 
 
+def test_a_struct_has_arrays_addresses_at_its_offsets(directory) -> None:
+    text = """.visible .entry k(.param .align 8 .b8 s[24])
+{ .reg .b32 %r<3>; .reg .b64 %d<3>; ld.param.u64 %d1, [s+8]; ld.param.u64 %d2, [s+16]; ld.param.u32 %r1, [s];
+  ld.global.u32 %r2, [%d1]; add.u32 %r2, %r2, %r1; st.global.u32 [%d2], %r2; ret; }"""
+    (directory / "k.ptx").write_text(HEADER + text)
+    (directory / "s.bin").write_bytes(bytes([4, 0, 0, 0]) + bytes(20))
+    np.save("n.npy", np.array([30], np.uint32))
+    words = ("k.ptx", "--grid", "1", "--block", "1", "--arg")
+    assert emulate(*words, "s.bin@8=n.npy@0x10=out=z.npy:u32[1]").exit_code == 0
+    assert np.load("z.npy").tolist() == [34]
+    assert emulate(*words, "hex:05" + "00" * 23 + "@8=n.npy@16=out=z.npy").exit_code == 0
+    assert np.load("z.npy").tolist() == [35]
+    kept = emulate(*words, "s.bin@8=n.npy@16=n.npy")
+    assert kept.exit_code == 0 and "the kernel wrote to argument 0 at byte 8; n.npy stays as it is" in kept.output
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("s.bin@8=17", "'8=17' places no array"),
+        ("s.bin@=x.npy", "'=x.npy' places no array"),
+        ("s.bin@8", "'8' places no array"),
+        ("s.bin@3=x.npy", "byte 3 of a struct of 8 bytes"),
+        ("t.bin@8=x.npy", "t.bin cannot be read"),
+        ("hex:0g@8=x.npy", "two hexadecimal digits"),
+    ],
+)
+def test_a_struct_that_is_not_one_is_refused(directory, argument: str, problem: str) -> None:
+    (directory / "s.bin").write_bytes(bytes(8))
+    result = copy(argument, "zeros:u32[32]")
+    assert result.exit_code == 2 and problem in result.output
+
+
 def test_findings_stop_the_launch_and_leave_every_file() -> None:
     result = saxpy("x.npy", "out=y.npy", "1", "101")
     assert result.exit_code == 1

@@ -165,7 +165,7 @@ def test_offsets_beyond_4_gib_reach_packed_weights():
     rng = np.random.default_rng(0)
     scales = rng.uniform(0.5, 1, (rows, 1)).astype(np.float16)
     tail = lb.pack(rng.integers(0, 16, (rows, k), np.uint8), scales, None, CHANNEL)
-    words = np.zeros((n // 16, k // 64, 32, 4), np.uint32)
+    words = np.zeros((n // 16, k // 64, 128), np.uint32)
     stored = np.zeros((1, n // 16, 8, 2), np.float16)
     assert words.nbytes > 1 << 32
     words[-rows // 16 :], stored[:, -rows // 16 :] = tail.words.view(np.uint32), tail.scales

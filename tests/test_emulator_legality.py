@@ -24,13 +24,12 @@ VERSIONS = (
     *(("sm_90", version) for version in (7.8, 8.0, 8.1, 8.3, 8.5, 8.6)),
     ("sm_90a", 8.0),
     *(("sm_100a", version) for version in (8.6, 8.7, 8.8)),
-    *(("sm_120a", version) for version in (8.7, 8.8, 9.1, 9.2)),
+    *(("sm_120a", version) for version in (8.7, 8.8, 9.0, 9.1, 9.2)),
     ("sm_120f", 8.8),
 )
 
-# Legal instructions that the emulator lacks: sparse mma, clusters of more than one block, textures.
+# Legal instructions that the emulator lacks: clusters of more than one block, textures.
 LACKING = (
-    "mma.sp*",
     "fma.rn.oob*",
     "barrier.cluster.*",
     "fence.*sync_restrict*",
@@ -46,8 +45,7 @@ MNEMONICS = sorted({re.split("[. ]", form)[0] for form in IMPLEMENTED})
 # or makes something; operands and modifiers of which the manual knows nothing.
 OVERSIGHTS = (
     r".*\{([^}]*, )?%p\d",
-    r"(movmatrix|mma)\..*\}?,? %p\d(, \{|$)",
-    r"movmatrix\..* %p\d, ",
+    r"(movmatrix|mma)\b.* %p\d",
     r"(addc|subc)\.sat\.",
     r"rcp\.ftz\.rn\.f64 ",
     r"testp\.(f32|f64) ",

@@ -59,7 +59,7 @@ def test_the_examples_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_there_are_examples_of_the_api_the_command_line_and_ci() -> None:
-    assert [kind for kind, _ in BLOCKS] == ["python", "python", "python", "console", "python"]
+    assert [kind for kind, _ in BLOCKS] == ["python", "python", "python", "console", "python", "python"]
 
 
 def test_every_finding_and_check_has_its_row() -> None:
@@ -83,7 +83,11 @@ def test_every_argument_of_a_launch_and_option_of_the_command_is_described() -> 
     assert arguments <= named(section("Launching"))
     options = {option for parameter in emulate_command.params for option in parameter.opts if option.startswith("--")}
     assert all(option in section("The command line") for option in options)
-    public = {name for name in emulator.__all__ if name in ("load", "output", "sparse", "Report", "EmulatorError")}
+    public = {
+        name
+        for name in emulator.__all__
+        if name in ("load", "output", "pointer", "struct", "sparse", "Report", "EmulatorError")
+    }
     assert all(name in section("The API") for name in public)
 
 

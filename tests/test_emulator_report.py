@@ -3,12 +3,14 @@
 import html.parser
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from lowbitvm.runtime import emulator
+from lowbitvm.runtime.emulator import launch as launching
 from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
@@ -137,6 +139,53 @@ def test_how_far_matrix_products_are_from_exact_sums_is_reported_where_asked() -
     assert 0 < rounding.distance <= rounding.bound and 0 < rounding.share <= 1
     assert json.loads(launch(body, numerics="bound").to_json())["counters"]["rounding"]["bound"] == rounding.bound
     assert launch(body).counters.rounding is None
+
+
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f2,%f3,%f4,%f5},"
+# Row 1 of A, in lane 5, makes a product of 2^24, row 2, in lane 8, one of NaN; all others are at most 2^12.
+UNEVEN = """mov.b32 %r10, 0x3C003C00; mov.b32 %r12, %r10; mov.b32 %f1, 0f40400000; and.b32 %r13, %r1, 31;
+setp.eq.u32 %p1, %r13, 5; @%p1 mov.b32 %r10, 0x6C003C00; setp.eq.u32 %p2, %r13, 8; @%p2 mov.b32 %r10, 0x7FFF7FFF;
+mov.b32 %r11, 0x6C003C00;"""
+
+
+def test_every_line_has_the_rounding_of_its_own_products() -> None:
+    plain, uneven = "{%r12,%r12,%r12,%r12}, {%r12,%r12}", "{%r10,%r12,%r12,%r12}, {%r11,%r12}"
+    body = f"{UNEVEN}\n{MMA} {plain}, {{%f1,%f1,%f1,%f1}};\n{MMA} {uneven}, {{%f1,%f1,%f1,%f1}};\nadd.u32 %r9, %r9, 1;"
+    report = launch(body, numerics="bound", block=64, grid=3)
+    first, second = (line.rounding for line in report.lines if line.text.startswith("mma"))
+    assert first is not None and second is not None and line_of(report, "add.u32").rounding is None
+    assert (first.outputs, first.unbounded, first.distance, first.share) == (6 * 128, 0, 0, 0)
+    assert (second.outputs, second.unbounded) == (6 * 128, 6 * 8)
+    assert second.bound > 1000 * first.bound and 0 < second.share <= 1 and 0 < second.distance <= second.bound
+    assert second.block == (0, 0, 0) and second.thread[0] % 32 // 4 == 1
+    total = report.counters.rounding
+    assert total is not None
+    assert (total.outputs, total.unbounded) == (12 * 128, 6 * 8)
+    assert (total.bound, total.share, total.thread) == (second.bound, second.share, second.thread)
+    again = launch(body, numerics="bound", block=64, grid=3, workers=1)
+    assert again.counters.rounding == total and again.lines == report.lines
+    written = [line["rounding"] for line in json.loads(report.to_json())["lines"]]
+    assert [rounding["unbounded"] for rounding in written if rounding] == [0, 48]
+    assert "Rounding of matrix products" in report.to_html() and "rounding of matrix products" in shown(report, 160)
+    assert "Rounding of matrix products" not in launch(body).to_html()
+
+
+def test_a_product_beyond_its_bound_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core gives none, so that one is put into what it returns."""
+    core = launching.CORE
+
+    def run(*args: object) -> object:
+        counts, *rest = core.run(*args)
+        return [(*row[:9], 1.5 * (row[10] > 0), *row[10:12], 1, 37) for row in counts], *rest
+
+    broken = SimpleNamespace(run=run, opcodes=core.opcodes, instruction_bytes=core.instruction_bytes)
+    monkeypatch.setattr(launching, "CORE", broken)
+    body = f"{UNEVEN}\n{MMA} {{%r10,%r12,%r12,%r12}}, {{%r11,%r12}}, {{%f1,%f1,%f1,%f1}};"
+    report = launch(body, numerics="bound", block=64, grid=3)
+    (finding,) = report.findings
+    assert (finding.kind, finding.block, finding.thread) == ("beyond_bound", (1, 0, 0), (37, 0, 0))
+    assert finding.text.startswith("mma.sync") and "1.5 times its proven bound" in finding.message
+    assert launch(body, block=64, grid=3).findings == []
 
 
 def test_shared_wavefronts_stand_beside_the_fewest_possible() -> None:
@@ -314,11 +363,16 @@ def test_the_page_escapes_what_the_ptx_says_and_runs_nothing() -> None:
     assert not Page(text).tags & {"script", "link", "img", "iframe"}
 
 
+def shown(report: emulator.Report, width: int) -> str:
+    """The table as a terminal has it."""
+    file = io.StringIO()
+    Console(width=width, file=file).print(report)
+    return file.getvalue()
+
+
 def test_the_table_shows_counters_arrays_lines_and_findings() -> None:
     report = launch(RACE, block=64)
-    console = Console(width=160, file=io.StringIO())
-    console.print(report)
-    text = console.file.getvalue()
+    text = shown(report, 160)
     for part in ("warp instructions", "global sectors", "conflict", "ld.global.u32 %r4, [%d1+16384]", "race_shared"):
         assert part in text
     assert f"{report.counters.instructions:,}" in text
@@ -326,9 +380,7 @@ def test_the_table_shows_counters_arrays_lines_and_findings() -> None:
 
 def test_the_table_keeps_its_numbers_where_lines_are_long() -> None:
     report = launch(f"add.u32 %r9, %r9, 1; // {'long ' * 40}\nLOOP: add.u32 %r9, %r9, 1;")
-    console = Console(width=80, file=io.StringIO())
-    console.print(report)
-    text = console.file.getvalue()
+    text = shown(report, 80)
     (row,) = [line for line in text.splitlines() if line.split()[:1] == [str(FIRST_LINE)]]
     assert row.split()[:5] == [str(FIRST_LINE), "1", "10.0", "%", "32.0"]
     assert max(map(len, text.splitlines())) <= 80

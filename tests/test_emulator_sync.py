@@ -243,7 +243,8 @@ def test_results_and_findings_do_not_depend_on_the_number_of_workers() -> None:
     mad.lo.u32 %r3, %r2, 64, %r1; shr.u32 %r4, %r3, 1;
     mul.wide.u32 %d1, %r3, 4; add.s64 %d1, %d10, %d1; mul.wide.u32 %d2, %r4, 4; add.s64 %d2, %d11, %d2;
     st.global.u32 [%d1], %r3; red.global.add.u32 [%d12], %r3;
-    setp.gt.u32 %p3, %r2, 20; @%p3 st.global.u32 [%d11], %r2; ld.global.u32 %r5, [%d2];
+    setp.gt.u32 %p3, %r2, 20; setp.lt.and.u32 %p3, %r1, 32, %p3; @%p3 st.global.u32 [%d11], %r2;
+    ld.global.u32 %r5, [%d2];
     """
     loaded, reports = module("u64 x, u64 y, u64 z", body), []
     for workers in (1, 2, 3, 8):

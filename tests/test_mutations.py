@@ -72,7 +72,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One launch: the arrays before y, what y (m, n) must be, and m, n, k."""
+    """One launch: x and the weight's parts, the bias if there is one, what y (m, n) must be, and m, n, k."""
 
     m: int
     n: int
@@ -113,7 +113,7 @@ def complaint(text: str, kernel: CompiledKernel, case: Case, problems: list[Prob
                 kernel.code.entry,
                 grid=launch_grid((m, n), (case.tile.bm, case.tile.bn)),
                 block=(kernel.code.threads,),
-                args=[*problem.inputs, emulator.output(y), m, problem.k, n],
+                args=[*problem.inputs[:4], emulator.output(y), *problem.inputs[4:], m, problem.k, n],
                 shared=kernel.code.shared,
                 checks="all",
                 step_limit=step_limit,

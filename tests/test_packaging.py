@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"lowbitvm": ROOT / "lowbitvm", "lowbitvm.codegen": ROOT / "codegen", "lowbitvm.runtime": ROOT / "runtime"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 IMPORT_NAMES = {"cuda-bindings": "cuda", "ml-dtypes": "ml_dtypes"}  # where they differ from the distribution's name
-NOT_IMPORTED = {"nvidia-nvjitlink", "nvidia-cuda-nvdisasm"}  # a shared library and a program
+# shared libraries, headers and programs
+NOT_IMPORTED = {"nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "nvidia-cuda-cccl", "nvidia-cuda-nvcc"}
 
 
 def sources() -> dict[str, Path]:
@@ -102,7 +103,7 @@ def test_the_emulator_imports_nothing_of_lowbitvm_but_the_errors() -> None:
 
 def test_declared_dependencies_are_exactly_the_imported_ones() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    used_by_extras = import_names(extras["torch"] + extras["load"])
+    used_by_extras = import_names(extras["torch"] + extras["load"] + extras["bench"])
     required = import_names(PYPROJECT["project"]["dependencies"])
     assert third_party(sources()) == required | used_by_extras
 

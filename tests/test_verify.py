@@ -9,11 +9,12 @@ from lowbitvm import dtypes
 from lowbitvm.ir import Array, Op, Program
 from lowbitvm.verify import RULES, verify
 
-F32, I32, F16, U4 = dtypes.f32, dtypes.i32, dtypes.f16, dtypes.u4
+F32, I32, F16, U4, BOOL = dtypes.f32, dtypes.i32, dtypes.f16, dtypes.u4, dtypes.boolean
 X = Array("x", ("m", "n"), F32)
 H = Array("h", ("m", "n"), F16)
 W = Array("w", ("n", "k"), lb.Format("u4", group=64))
 V = Array("v", ("n", "k"), lb.Format("u4", group=32))
+C = Array("c", ("m", "n"), I32)
 UNKNOWN = Array("z", ("n",), F32)
 
 
@@ -21,7 +22,7 @@ def op(kind, dtype=None, shape=(), operands=(), array=None, **attributes):
     return Op(kind, dtype, shape, tuple(operands), array, attributes, location="user.py:7")
 
 
-def program(*ops: Op, arrays=(X, H, W, V), name="k", divisible=()) -> Program:
+def program(*ops: Op, arrays=(X, H, W, V, C), name="k", divisible=()) -> Program:
     return Program(name, arrays, ops, divisible)
 
 
@@ -140,6 +141,17 @@ BAD = [
     ("SHAPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(32, 16))),
     ("SHAPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(64, 16), shape=(16, 8))),
     ("SHAPE_MISMATCH", dot(tile(64, dtype=F16), tile(64, 16), shape=(16,))),
+    ("KERNEL_INVALID", with_operands("compare", BOOL, (), zero(), zero(), how="unequal")),
+    ("DTYPE_MISMATCH", with_operands("compare", I32, (), zero(), zero(), how="less")),
+    ("DTYPE_MISMATCH", with_operands("compare", BOOL, (), zero(), op("constant", F32, value=0.0), how="less")),
+    ("SHAPE_MISMATCH", with_operands("compare", BOOL, (8,), tile(8, dtype=I32), tile(8, dtype=I32), how="less")),
+    ("DTYPE_MISMATCH", with_operands("when", None, (), zero())),
+    ("KERNEL_INVALID", with_operands("when", I32, (), zero())),
+    ("DTYPE_MISMATCH", with_operands("atomic_add", I32, (), zero(), zero(), zero(), array=X)),
+    ("KERNEL_INVALID", with_operands("atomic_add", I32, (), zero(), zero(), array=X)),
+    ("KERNEL_INVALID", with_operands("atomic_add", I32, (), zero(), zero(), zero(), array=W)),
+    ("SHAPE_MISMATCH", with_operands("atomic_add", I32, (), zero(), tile(8, dtype=I32), zero(), array=C)),
+    ("DTYPE_MISMATCH", with_operands("atomic_add", I32, (), zero(), op("constant", F32, value=0.0), zero(), array=C)),
     ("DTYPE_MISMATCH", loop(stop=op("constant", F32, value=0.0))),
     ("DTYPE_MISMATCH", loop(dtype=F32)),
     ("SHAPE_MISMATCH", loop(stop=tile(8, dtype=I32))),
@@ -184,6 +196,8 @@ def test_a_program_of_every_kind_of_op_is_accepted():
     real = op("dequant", F32, (16, 64), [weights], W)
     turned = op("transpose", F32, (64, 16), [real])
     whole = op("cast", I32, (8, 8), [x])
+    count = op("atomic_add", I32, (), [start, start, start], C)
+    same = op("compare", BOOL, (), [count, start], how="equal")
     body = [
         op("assign", None, (), [x, x]),
         op("store", None, (), [x, start, start], X),
@@ -207,6 +221,9 @@ def test_a_program_of_every_kind_of_op_is_accepted():
             op("div", F32, (8, 8), [x, x]),
             op("mod", I32, (8, 8), [whole, whole]),
             op("constant", F32, value=-math.inf),
+            count,
+            same,
+            op("when", None, (), [same]),
             *loop(*body),
         )
     )

@@ -1,18 +1,137 @@
-"""The weight-only quantised linear layer: y = x w^T + bias."""
+"""The weight-only quantised linear layer, with what may follow it in the same kernel."""
+
+from collections.abc import Callable
 
 from lowbitvm import dsl
-from lowbitvm.dsl import Packed, Tensor, kernel, packed
+from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
+from lowbitvm.dtypes import f32, i32
+from lowbitvm.plan import SPLIT_K
 
 
-@kernel(x=("m k", None), w=packed("n k"), bias=("n", None), y=("m n", None))
-def linear(x: Tensor, w: Packed, bias: Tensor | None, y: Tensor, *, bm: int, bn: int, bk: int, stages: int) -> None:
-    """y (m, n) = x (m, k) times the dequantised w (n, k), transposed, plus bias (n); a block makes a (bm, bn) tile."""
+@kernel(
+    x=("m k", None), w=packed("n k"), y=("m n", None), gate=packed("n k"), bias=("n", None), residual=("m n", None),
+    partials=("rows columns", f32), arrivals=("tiles", i32),
+)  # fmt: skip
+def linear(
+    x: Tensor,
+    w: Packed,
+    y: Tensor,
+    gate: Packed | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    partials: Tensor | None = None,
+    arrivals: Tensor | None = None,
+    *,
+    bm: int,
+    bn: int,
+    bk: int,
+    stages: int,
+    splits: int = 1,
+    activation: str | None = None,
+) -> None:
+    """y (m, n) = f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual with a gate; f: `activation`.
+
+    x is (m, k), w and gate are packed (n, k), bias is (n). A block makes a (bm, bn) tile over all of k, or over one of
+    `splits` parts of it: each then stores its sums as its tile of partials, a (splits x tiles of m, tiles of n) matrix
+    of tiles, and the last of a tile's blocks to arrive adds them in the order of k. arrivals counts them, one counter
+    per tile of y; all counters are 0 before and after.
+    """
     i, j = dsl.program_id(0), dsl.program_id(1)
-    acc = dsl.zeros((bm, bn))
-    for k in dsl.record_range(0, x.shape[1], bk, stages=stages):
+    weights = [w] if gate is None else [w, gate]
+    sums = _products(x, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits)
+    if partials is None or arrivals is None:
+        _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
+        return
+    tiles_m, tiles_n = (y.shape[0] + (bm - 1)) // bm, (y.shape[1] + (bn - 1)) // bn
+
+    def place(split: Value, which: int) -> tuple[Value, Value]:
+        """Where the tile of one split's sums with one of the weights lies in `partials`."""
+        return ((split * len(sums) + which) * tiles_m + i) * bm, j * bn
+
+    for which, tile in enumerate(sums):
+        dsl.store(partials, place(dsl.program_id(2), which), tile)
+    with dsl.when(dsl.atomic_add(arrivals, (i * tiles_n + j,), 1) == splits - 1):
+        totals = [dsl.zeros((bm, bn)) for _ in sums]
+        for split in dsl.record_range(0, splits, 1):
+            for which, total in enumerate(totals):
+                total += dsl.load(partials, place(split, which), (bm, bn))
+        _finish(totals, bias, residual, y, (i * bm, j * bn), activation)
+        dsl.store(arrivals, (i * tiles_n + j,), dsl.zeros((1,), i32))
+
+
+def _products(
+    x: Tensor, weights: list[Packed], block: tuple[Value, Value], *, bm: int, bn: int, bk: int, stages: int, splits: int
+) -> list[Value]:
+    """The block's sums over its part of k, one (bm, bn) tile for each of the weights."""
+    i, j = block
+    sums = [dsl.zeros((bm, bn)) for _ in weights]
+    start: Value | int = 0
+    stop = x.shape[1]
+    if splits > 1:
+        part = (stop + (SPLIT_K * splits - 1)) // (SPLIT_K * splits) * SPLIT_K
+        start = dsl.program_id(2) * part
+        stop = dsl.minimum(stop, start + part)
+    for k in dsl.record_range(start, stop, bk, stages=stages):
         activations = dsl.load(x, (i * bm, k), (bm, bk))
-        codes = dsl.load(w, (j * bn, k), (bn, bk))
-        acc += dsl.dot(activations, dsl.dequant(codes, w.scales, w.zeros).T)
+        for weight, acc in zip(weights, sums, strict=True):
+            codes = dsl.load(weight, (j * bn, k), (bn, bk))
+            acc += dsl.dot(activations, dsl.dequant(codes, weight.scales, weight.zeros).T)
+    return sums
+
+
+def _finish(
+    sums: list[Value],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor,
+    offsets: tuple[Value, Value],
+    activation: str | None,
+) -> None:
+    """Stores the tile of y at `offsets`, made of the whole sums."""
+    result, *gates = sums
+    shape = result.shape
     if bias is not None:
-        acc += dsl.load(bias, (j * bn,), (bn,)).to(acc.dtype)
-    dsl.store(y, (i * bm, j * bn), acc.to(y.dtype))
+        result += dsl.load(bias, (offsets[1],), (shape[1],)).to(result.dtype)
+    function = ACTIVATIONS[activation] if activation else None
+    if gates:
+        result = result * (function(gates[0]) if function else gates[0])
+    elif function:
+        result = function(result)
+    if residual is not None:
+        result = result + dsl.load(residual, offsets, shape).to(result.dtype)
+    dsl.store(y, offsets, result.to(y.dtype))
+
+
+# -- activation functions: non-finite in, non-finite out ---------------------------------------------------------------
+
+# Q(z) = erfc(z / sqrt 2) / 2, to 0.75e-7. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+ERFC_P = 0.3275911
+ERFC_A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def _magnitude(value: Value) -> Value:
+    return dsl.maximum(value, -value)
+
+
+def relu(value: Value) -> Value:
+    """max(v, 0) as (v + |v|) / 2, which keeps NaN."""
+    return (value + _magnitude(value)) * 0.5
+
+
+def silu(value: Value) -> Value:
+    """v / (1 + exp(-v))."""
+    return value / (dsl.exp(-value) + 1.0)
+
+
+def gelu(value: Value) -> Value:
+    """v * Phi(v), Phi the normal distribution, as max(v, 0) - |v| Q(|v|); to 0.75e-7 |v|."""
+    size = _magnitude(value)
+    t = 1.0 / (size * (ERFC_P / 2**0.5) + 1.0)
+    polynomial = t * ERFC_A[4]
+    for coefficient in ERFC_A[3::-1]:
+        polynomial = (polynomial + coefficient) * t
+    tail = polynomial * dsl.exp(value * value * -0.5) * 0.5
+    return dsl.maximum(value, 0.0) - size * tail
+
+
+ACTIVATIONS: dict[str, Callable[[Value], Value]] = {"relu": relu, "silu": silu, "gelu": gelu}

@@ -6,9 +6,10 @@
 It reads PTX and knows nothing of the compiler that wrote it.
 """
 
-from lowbitvm.runtime.emulator.bind import output, sparse
+from lowbitvm.runtime.emulator.bind import Output, Pointer, Struct, output, pointer, sparse, struct
 from lowbitvm.runtime.emulator.launch import Module, load
 from lowbitvm.runtime.emulator.report import (
+    ArrayKey,
     ArrayTraffic,
     Counters,
     EmulatorError,
@@ -23,6 +24,7 @@ from lowbitvm.runtime.emulator.report import (
 from lowbitvm.runtime.emulator.syntax import PtxError
 
 __all__ = [
+    "ArrayKey",
     "ArrayTraffic",
     "Counters",
     "EmulatorError",
@@ -31,11 +33,16 @@ __all__ = [
     "LineCounters",
     "MatrixCount",
     "Module",
+    "Output",
     "Party",
+    "Pointer",
     "PtxError",
     "Report",
     "Rounding",
+    "Struct",
     "load",
     "output",
+    "pointer",
     "sparse",
+    "struct",
 ]

@@ -66,15 +66,17 @@ class Module:
     ) -> Report:
         """Run a kernel over the whole grid.
 
-        `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param.
+        `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param;
+        `pointer` and `struct` give addresses inside arrays and structs.
         `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
         PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
-        (bit for bit), "bound" (sums in double, rounded once; the report says how far the hardware may be from them
-        and how far it was), or "permute" (the hardware's, with k in random order within an instruction).
+        (bit for bit), "bound" (sums in double, rounded once; the report says by line how far the hardware may be from
+        them and how far it was), or "permute" (the hardware's, with k in random order within an instruction).
         `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (an instruction each in turn)
         or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
         "late" or "early" as the program allows, or "random". `workers`: host threads, by default one per core; blocks
-        that may communicate run on one, in turns. The report does not depend on `workers`.
+        that may communicate run on one, in turns. The report does not depend on `workers`, unless blocks race: what
+        they then read is chance.
         Raises EmulatorError for the first finding unless `on_finding` is "collect".
         """
         if entry not in self.programs:
@@ -83,7 +85,8 @@ class Module:
         program = self.programs[entry]
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
-        buffers, params = bind(program, args, self.globals)
+        variables = [(v.name, array) for v, array in zip(self.syntax.globals, self.globals, strict=True)]
+        buffers, params = bind(program, args, variables)
         mask = _check_mask(checks)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]

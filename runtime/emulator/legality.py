@@ -153,8 +153,11 @@ RULES = (
     Rule("mma", "kind::f8f6f4 f16", BLACKWELL, 8.7),
     Rule("mma", MINI_FLOATS, "120f", 8.7),
     Rule("mma", "block_scale", "120f", 8.7),
+    Rule("mma", "scale_vec::4X ue8m0", "120f", 9.1),
     Rule("mma", "sp", "80", 7.1),
     Rule("mma", "sp::ordered_metadata", "80", 8.5),
+    Rule("mma", "sp::ordered_metadata e4m3|e5m2 f16", "120f", 8.7),
+    Rule("mma", "sp::ordered_metadata kind::mxf4|kind::mxf4nvf4", "120a 121a", 8.7),
     Rule("wmma", "bf16|tf32|f64|m16n16k8", "80", 7.0),
     Rule("wmma", "b1 and", "80", 7.1),
     # moves and memory

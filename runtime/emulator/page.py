@@ -4,7 +4,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowbitvm.runtime.emulator.report import Finding, LineCounters, Report
+    from lowbitvm.runtime.emulator.report import ArrayKey, Finding, LineCounters, Report
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --back: #fff; --faint: #656d76; --rule: #d0d7de; --bad: #cf222e;
@@ -56,6 +56,7 @@ def render(report: "Report") -> str:
         _table("Matrix", ("shape and types", "instructions", "multiply-adds"), _matrix(report)),
         "</div>",
         _table("Arrays", ARRAY_HEADERS, _arrays(report)),
+        _table("Rounding of matrix products", ROUNDING_HEADERS, rounding_rows(report)),
         _findings(report.findings),
         _printed(report.printed),
         _listing(report),
@@ -111,7 +112,7 @@ ARRAY_HEADERS = ("argument", "bytes", "read", "distinct", "times each", "written
 def _arrays(report: "Report") -> list[tuple[str, ...]]:
     return [
         (
-            f"{number} {array.name}",
+            f"{argument_of(key)} {array.name}",
             f"{array.size:,}",
             f"{array.read:,}",
             f"{array.distinct_read:,}",
@@ -119,7 +120,22 @@ def _arrays(report: "Report") -> list[tuple[str, ...]]:
             f"{array.written:,}",
             f"{array.distinct_written:,}",
         )
-        for number, array in report.counters.arrays.items()
+        for key, array in report.counters.arrays.items()
+    ]
+
+
+ROUNDING_HEADERS = ("line", "outputs", "no bound", "bound", "distance", "worst share", "block", "thread")
+
+
+def rounding_rows(report: "Report") -> list[tuple[str, ...]]:
+    """What numerics="bound" found of each line."""
+    return [
+        (
+            *(str(line.line), f"{r.outputs:,}", f"{r.unbounded:,}"),
+            *(f"{r.bound:.2e}", f"{r.distance:.2e}", f"{r.share:.3f}", str(r.block), str(r.thread)),
+        )
+        for line in report.lines
+        if (r := line.rounding)
     ]
 
 
@@ -201,6 +217,11 @@ def _of(seen: int, fewest: int) -> str:
         return ""
     text = f"{seen:,} / {fewest:,}"
     return f'<span class="warn">{text}</span>' if seen > fewest else text
+
+
+def argument_of(key: "ArrayKey") -> int:
+    """The number of the argument that an array is, or in which its address stands."""
+    return key[0] if isinstance(key, tuple) else key
 
 
 def percentage(part: int, whole: int) -> str:

@@ -46,6 +46,8 @@ KINDS = (
     ("trap", "{trap}"),
     ("shuffle_source", "the lane reads from lane {address}, which does not take part in the shuffle"),
     ("shift_out_of_range", "a shift by {address} of a value of {size} bits"),
+    ("metadata_invalid", "{metadata}"),
+    ("beyond_bound", ""),  # not of the core: see results.py
 )  # fmt: skip
 ENDLESS = (
     "the emulator's limit of {size} is reached (an endless loop?)",
@@ -60,6 +62,10 @@ INVALID_MBARRIER = (
     "it was not initialised",
     "{size} arrivals, more than its phase expects",
     "a count of {size} arrivals, the range is 1 to 2^20 - 1",
+)
+INVALID_METADATA = (
+    "row {address} of A has the indices {size:#06b} for a chunk, which may not be so",
+    "the sparsity selector {size} names no threads, it may be 0 or 1",
 )
 
 # Why a kernel stopped; a failed assertion has a text of its own.
@@ -120,11 +126,15 @@ class EmulatorError(Exception):
         super().__init__(str(finding))
 
 
+ArrayKey = int | tuple[int, int]  # an argument's number, or that of a struct and the offset of an address in it
+
+
 @dataclass(frozen=True)
 class ArrayTraffic:
-    """Bytes of one argument that lanes read and wrote (what they asked for, not what a cache would move).
+    """Bytes of one array that lanes read and wrote (what they asked for, not what a cache would move).
 
-    `distinct_read` and `distinct_written` count each byte once. `size` is the array's, `name` the parameter's.
+    `distinct_read` and `distinct_written` count each byte once. `size` is the array's, `name` the parameter's, or that
+    of the address in a struct ("params.x", "params+16").
     """
 
     read: int
@@ -153,12 +163,17 @@ class Rounding:
     """How far the hardware's float matrix products are from exact sums rounded once, as `numerics="bound"` finds.
 
     `bound`: the largest distance that its arithmetic allows any output, `distance`: the largest that it had, `share`:
-    the largest distance over the bound of the same output, at most 1.
+    the largest distance over the bound of the same output, which is one of `block` and `thread`; above 1 it is a
+    finding, too. `outputs` were computed, of which `unbounded` may overflow, or are no numbers: they have no bound.
     """
 
     bound: float
     distance: float
     share: float
+    outputs: int
+    unbounded: int
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -209,6 +224,7 @@ class LineTable:
 
     places: list[LinePlace]
     counts: np.ndarray[Any, np.dtype[np.uint64]]  # (lines, columns of a tally)
+    rounding: dict[int, Rounding]  # by number of the line in `places`
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,7 @@ class LineCounters(Traffic):
     """One PTX line (from 1) that holds instructions, with the "file:line" of its .loc where it has one.
 
     `instructions` were issued to warps, with `lanes` active lanes in all; `classes` are those of the line's mnemonics.
+    `rounding` is None where it computed no float matrix products, or without `numerics="bound"`.
     """
 
     line: int
@@ -224,6 +241,7 @@ class LineCounters(Traffic):
     classes: tuple[str, ...]
     instructions: int
     lanes: int
+    rounding: Rounding | None = None
 
     @property
     def active_lanes(self) -> float:
@@ -236,8 +254,8 @@ class Counters(Traffic):
     """Warp instructions issued, in total, by class and by mnemonic; memory traffic of the whole grid.
 
     An instruction whose guard is false counts as issued, without lanes. `by_class` is by the names of classes.CLASSES,
-    `arrays` by argument number, `matrix` by shape and types ("m16n8k16.f32.f16.f16.f32"); `mma` is their total.
-    `rounding` is None unless the launch had `numerics="bound"`.
+    `arrays` by argument number (of an address in a struct: that and its byte offset), `matrix` by shape and types
+    ("m16n8k16.f32.f16.f16.f32"); `mma` is their total. `rounding` is None unless the launch had `numerics="bound"`.
     """
 
     instructions: int
@@ -248,7 +266,7 @@ class Counters(Traffic):
     mma: int
     matrix: dict[str, MatrixCount]
     rounding: Rounding | None
-    arrays: dict[int, ArrayTraffic]
+    arrays: dict[ArrayKey, ArrayTraffic]
 
     @property
     def active_lanes(self) -> float:
@@ -288,8 +306,9 @@ class Report:
     def lines(self) -> list[LineCounters]:
         """Every PTX line of the kernel that holds instructions, in order."""
         made = []
-        for place, counts in zip(self._lines.places, self._lines.counts.tolist(), strict=True):
-            made.append(LineCounters(**vars(place), **dict(zip(COLUMNS, counts, strict=True))))
+        for n, (place, counts) in enumerate(zip(self._lines.places, self._lines.counts.tolist(), strict=True)):
+            numbers, rounding = dict(zip(COLUMNS, counts, strict=True)), self._lines.rounding.get(n)
+            made.append(LineCounters(**vars(place), **numbers, rounding=rounding))
         return made
 
     def to_json(self, indent: int | None = None) -> str:
@@ -316,8 +335,8 @@ class Report:
                 **traffic,
             },
             "arrays": [
-                {"argument": number, **asdict(array), "reads_per_byte": array.reads_per_byte}
-                for number, array in c.arrays.items()
+                {**_named(key), **asdict(array), "reads_per_byte": array.reads_per_byte}
+                for key, array in c.arrays.items()
             ],
             "lines": [
                 {**asdict(line), "active_lanes": line.active_lanes, "bank_conflicts": line.bank_conflicts}
@@ -342,6 +361,12 @@ class Report:
 
     def __rich__(self) -> "RenderableType":
         return self.table()
+
+
+def _named(key: ArrayKey) -> dict[str, int | None]:
+    """Argument and, of an address in a struct, its offset."""
+    argument, offset = key if isinstance(key, tuple) else (key, None)
+    return {"argument": argument, "offset": offset}
 
 
 TRAFFIC = (

@@ -1,5 +1,6 @@
 """From the core's raw results to a report."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from lowbitvm.runtime.emulator.report import (
     ENDLESS,
     INVALID_BARRIER,
     INVALID_MBARRIER,
+    INVALID_METADATA,
     KINDS,
     TRAPS,
+    ArrayKey,
     ArrayTraffic,
     Counters,
     EmulatorError,
@@ -82,15 +85,50 @@ def build_report(
     counts, traffic, findings, printed, assertion = raw
     tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
     by_line = _grouped(tally, outline.line, len(outline.places))
-    rounding = None
-    if launch.options["numerics"] == "bound":  # the rest of a tally's columns
-        rounding = Rounding(*map(max, zip(*(row[len(COLUMNS) :] for row in counts), strict=True)))
-    counters = _counters(outline, tally, by_line, _arrays(program, buffers, traffic), rounding)
+    rounding = _roundings(counts, launch) if launch.options["numerics"] == "bound" else {}
+    total = _worst(rounding.values()) if launch.options["numerics"] == "bound" else None
+    counters = _counters(outline, tally, by_line, _arrays(buffers, traffic), total)
     found = [_finding(syntax, program, buffers, item, launch, assertion) for item in findings]
-    report = Report(counters, found, LineTable(outline.places, by_line), launch, seconds, syntax.text, printed)
+    found += [_beyond_bound(syntax, program, pc, r, launch) for pc, r in rounding.items() if r.share > 1]
+    lines: dict[int, list[Rounding]] = {}
+    for pc, r in rounding.items():
+        lines.setdefault(int(outline.line[pc]), []).append(r)
+    table = LineTable(outline.places, by_line, {line: _worst(members) for line, members in lines.items()})
+    report = Report(counters, found, table, launch, seconds, syntax.text, printed)
     if found and on_finding == "raise":
         raise EmulatorError(found[0], report)
     return report
+
+
+def _roundings(counts: list[tuple[Any, ...]], launch: Launch) -> dict[int, Rounding]:
+    """The rest of a tally's columns, by row, of the rows that computed outputs."""
+    made = {}
+    for pc, row in enumerate(counts):
+        bound, distance, share, outputs, unbounded, block, thread = row[len(COLUMNS) :]
+        if outputs:
+            place = _index(block, launch.grid), _index(thread, launch.block)
+            made[pc] = Rounding(bound, distance, share, outputs, unbounded, *place)
+    return made
+
+
+def _worst(parts: Iterable[Rounding]) -> Rounding:
+    """Of several instructions: the largest of each, and where the worst share was."""
+    parts = list(parts) or [Rounding(0.0, 0.0, 0.0, 0, 0, (0, 0, 0), (0, 0, 0))]
+    worst = max(parts, key=lambda r: r.share)
+    bound, distance = max(r.bound for r in parts), max(r.distance for r in parts)
+    outputs, unbounded = sum(r.outputs for r in parts), sum(r.unbounded for r in parts)
+    return Rounding(bound, distance, worst.share, outputs, unbounded, worst.block, worst.thread)
+
+
+def _beyond_bound(syntax: Syntax, program: Program, pc: int, rounding: Rounding, launch: Launch) -> Finding:
+    """The arithmetic of `launch.arch` broke the bound that was proven for it: one of the two is wrong here."""
+    line, _, text = syntax.place(program.positions[pc])
+    message = (
+        f"a product of {launch.arch} is {rounding.share:.3g} times its proven bound away from the exact sum, rounded "
+        "once: the emulator contradicts itself"
+    )
+    place = rounding.block, rounding.thread
+    return Finding("beyond_bound", message, line, text, *place, 0, None, _source(program, pc))
 
 
 def _grouped(tally: Tally, group: Index, groups: int) -> Tally:
@@ -102,19 +140,16 @@ def _grouped(tally: Tally, group: Index, groups: int) -> Tally:
     return result
 
 
-def _arrays(
-    program: Program, buffers: list[Buffer], traffic: list[tuple[int, int, int, int]]
-) -> dict[int, ArrayTraffic]:
+def _arrays(buffers: list[Buffer], traffic: list[tuple[int, int, int, int]]) -> dict[ArrayKey, ArrayTraffic]:
     arrays = {}
     for buffer, counts in zip(buffers, traffic, strict=True):
-        if buffer.argument is not None:
-            name, size = program.params[buffer.argument][0].name, buffer.array.nbytes
-            arrays[buffer.argument] = ArrayTraffic(*counts, size=size, name=name)
+        if buffer.origin.key is not None:
+            arrays[buffer.origin.key] = ArrayTraffic(*counts, size=buffer.array.nbytes, name=buffer.origin.name)
     return arrays
 
 
 def _counters(
-    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[int, ArrayTraffic], rounding: Rounding | None
+    outline: Outline, tally: Tally, by_line: Tally, arrays: dict[ArrayKey, ArrayTraffic], rounding: Rounding | None
 ) -> Counters:
     executed = _grouped(tally, outline.name, len(outline.names))[:, 0].tolist()
     by_class = dict.fromkeys(CLASSES, 0)
@@ -159,6 +194,8 @@ def _finding(
         facts["trap"] = assertion or TRAPS[context]
     if name == "mbarrier_invalid":
         facts["invalid_mbarrier"] = INVALID_MBARRIER[context].format(size=size)
+    if name == "metadata_invalid":
+        facts["metadata"] = INVALID_METADATA[context].format(address=address, size=size)
     other = None
     block, thread = _index(block_index, launch.grid), _index(warp * 32 + lane, launch.block)
     if other_pc >= 0:
@@ -170,8 +207,8 @@ def _finding(
 def _where(buffers: list[Buffer], address: int) -> str:
     for buffer in buffers:
         if buffer.base >> REGION_SHIFT == address >> REGION_SHIFT:
-            offset, name = address - buffer.base, f"argument {buffer.argument}"
-            return f"{address:#x} ({name}, byte {offset} of {buffer.array.nbytes})"
+            offset = address - buffer.base
+            return f"{address:#x} ({buffer.origin}, byte {offset} of {buffer.array.nbytes})"
     return f"{address:#x}"
 
 

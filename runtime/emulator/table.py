@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lowbitvm.runtime.emulator.page import percentage
+from lowbitvm.runtime.emulator.page import ROUNDING_HEADERS, argument_of, percentage, rounding_rows
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator.report import LineCounters, Report
@@ -19,7 +19,14 @@ def render(report: "Report") -> RenderableType:
     """Counters, arrays, hottest lines and findings; plain text where the output is no terminal."""
     launch = report.launch
     title = f"{launch.entry}, grid {launch.grid}, block {launch.block}, {launch.arch}"
-    return Group(Text(title, style="bold"), _summary(report), *_arrays(report), _lines(report), *_findings(report))
+    return Group(
+        Text(title, style="bold"),
+        _summary(report),
+        *_arrays(report),
+        *_roundings(report),
+        _lines(report),
+        *_findings(report),
+    )
 
 
 def _summary(report: "Report") -> Table:
@@ -56,11 +63,23 @@ def _arrays(report: "Report") -> list[Table]:
     table.add_column("argument", overflow="ellipsis", no_wrap=True)
     for header in ("size", "read", "distinct", "times\neach", "written", "distinct"):
         table.add_column(header, justify="right", no_wrap=True)
-    for number, array in report.counters.arrays.items():
+    for key, array in report.counters.arrays.items():
         counts = (array.size, array.read, array.distinct_read)
         written = (array.written, array.distinct_written)
         cells = (*(f"{n:,}" for n in counts), f"{array.reads_per_byte:.2f}", *(f"{n:,}" for n in written))
-        table.add_row(Text(f"{number} {array.name}"), *cells)
+        table.add_row(Text(f"{argument_of(key)} {array.name}"), *cells)
+    return [table]
+
+
+def _roundings(report: "Report") -> list[Table]:
+    rows = rounding_rows(report)
+    if not rows:
+        return []
+    table = Table(title="rounding of matrix products", box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for header in ROUNDING_HEADERS:
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return [table]
 
 

@@ -228,8 +228,20 @@ def cuda(name: str, arch: str) -> CudaSource:
     return CudaSource(f"cuda/{name}.cu", arch)
 
 
+SPARSE = ("f16", "tf32", "s8", "s4")
+
+
+def sparse(config: str) -> CudaSource:
+    return CudaSource("cuda/sparse.cu", "sm_80", (f"CONFIG={config}",), cutlass=True)
+
+
+BY_VALUE = CudaSource("cuda/by_value.cu", "sm_80", cutlass=True)
+
+
 def everything() -> list[CudaSource | TritonKernel]:
     found: list[CudaSource | TritonKernel] = [atoms(arch) for arch in reversed(ATOMS)]
+    found.append(BY_VALUE)
+    found += [sparse(config) for config in SPARSE]
     found += [gemm(config) for configs in GEMMS.values() for config in configs]
     found += [cuda(name, arch) for name, targets in CUDA_TARGETS.items() for arch in targets]
     found += [row.kernel(arch) for row in TRITON.values() for arch in row.targets]

@@ -20,27 +20,30 @@ void copies_reset(Warp *w) {
 
 static void fail(Machine *m) { m->stop = m->failed = true; }
 
+/* Those beyond copy_count are spare. */
 static Copy *new_copy(Warp *w) {
     Copy *c;
     if (w->copy_count == w->copy_capacity) {
-        u32 capacity = w->copy_capacity ? 2 * w->copy_capacity : 16;
-        Copy *grown = realloc(w->copies, capacity * sizeof *grown);
-        if (!grown) {
+        const u32 capacity = w->copy_capacity + 16;
+        Copy **grown = realloc(w->copies, capacity * sizeof *grown);
+        if (grown) w->copies = grown;
+        while (grown && w->copy_capacity < capacity && (c = malloc(sizeof *c))) grown[w->copy_capacity++] = c;
+        if (w->copy_count == w->copy_capacity) {
             fail(w->m);
             return NULL;
         }
-        w->copies = grown, w->copy_capacity = capacity;
     }
-    c = &w->copies[w->copy_count++];
+    c = w->copies[w->copy_count++];
     c->lanes = c->landed = c->arrived = 0, c->serial = w->copy_serial++;
     return c;
 }
 
 static void write_bytes(Warp *w, Copy *c, u32 lanes) {
-    EACH(lanes & ~c->landed, l) {
-        memcpy(w->b->shared + c->address[l], c->data[l], c->size);
-        if (w->b->tainted) taint(w->b, w->b->shared + c->address[l], c->size, false);
-    }
+    u8 *shared = w->b->shared;
+    lanes &= ~c->landed;
+    if (c->size == 16) EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], 16);
+    else EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], c->size);
+    if (w->b->tainted) EACH(lanes, l) taint(w->b, shared + c->address[l], c->size, false);
     c->landed |= lanes;
 }
 
@@ -56,13 +59,52 @@ static bool read_part(Warp *w, const Insn *i, u32 lane, u64 address, u32 bytes, 
     return true;
 }
 
+/* Lanes of which neither address is at fault, nor the source size. */
+static u32 check_copies(Warp *w, const Insn *i, u32 active, u32 *bytes, const u64 *shared_address, const u64 *address) {
+    const u32 size = i->mod[0];
+    EACH(active, l) {
+        if (bytes[l] > size) {
+            report(w, i, F_SOURCE_SIZE, l, address[l], bytes[l], size);
+            bytes[l] = size;
+        }
+        if (address[l] & (size - 1)) {
+            report(w, i, F_MISALIGNED, l, address[l], size, 0);
+            active &= ~(1u << l);
+        } else if (!shared_bytes(w, i, l, shared_address[l], size)) {
+            active &= ~(1u << l);
+        }
+    }
+    return active;
+}
+
+/* What a copy of every lane is from, to, and how many bytes of it; lanes with less than all, and lanes at fault. */
+VECTOR static u32 take_copies(Warp *w, const Insn *i, u64 *to, u64 *from, u32 *bytes, u32 *part) {
+    const u32 size = i->mod[0], from_bytes = i->mod[1] == 1, end = w->m->shared_end;
+    const u32 ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) ^ (i->mod[3] ? FULL : 0) : 0;
+    u32 fault = 0, less = 0;
+    get_lanes(w, i, 0, to);
+    get_lanes(w, i, 1, from);
+    if (from_bytes) {
+        u64 wide[LANES];
+        get_lanes(w, i, 2, wide);
+        for (u32 l = 0; l < LANES; l++) bytes[l] = (u32)wide[l];
+    } else for (u32 l = 0; l < LANES; l++) bytes[l] = ignored >> l & 1 ? 0 : size;
+    for (u32 l = 0; l < LANES; l++) {
+        const u32 at = (u32)to[l] + i->mod[2];
+        to[l] = at, from[l] += (u64)i->offset;
+        less |= (u32)(bytes[l] < size) << l;
+        fault |= (u32)((bytes[l] > size) | (((at | (u32)from[l]) & (size - 1)) != 0) | (at - SHARED_BASE > end - SHARED_BASE - size)) << l;
+    }
+    *part = less;
+    return end - SHARED_BASE < size ? FULL : fault;
+}
+
 /* Operands: shared address, global address, [source size or ignore-src]. mod: cp-size, which of the two the last operand
  * is (1, 2; 0: neither); the offset is the global address's, mod[2] the shared address's. mod[3]: ignore-src is negated. */
 static void cp_async(Warp *w, const Insn *i, u32 active) {
     Machine *m = w->m;
     const u32 size = i->mod[0];
-    const u32 ignored = i->mod[1] == 2 ? get_predicate(w, i->operand[2]) ^ (i->mod[3] ? FULL : 0) : 0;
-    u32 undefined = 0, whole = 0, part = 0, bytes[LANES];
+    u32 undefined = 0, part, bytes[LANES];
     u64 shared_address[LANES];
     Access a = {.lanes = 0};
     Copy *copy;
@@ -74,38 +116,27 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     copy = new_copy(w);
     if (!copy) return;
     copy->size = size;
-    EACH(active, l) {
-        bytes[l] = i->mod[1] == 1 ? (u32)get_lane(w, i, 2, l) : ignored >> l & 1 ? 0 : size;
-        shared_address[l] = (u32)(get_lane(w, i, 0, l) + i->mod[2]);
-        a.address[l] = get_lane(w, i, 1, l) + (u64)i->offset;
-        if (bytes[l] > size) {
-            report(w, i, F_SOURCE_SIZE, l, a.address[l], bytes[l], size);
-            bytes[l] = size;
-        }
-        if (a.address[l] & (size - 1)) {
-            report(w, i, F_MISALIGNED, l, a.address[l], size, 0);
-            continue;
-        }
-        if (!shared_bytes(w, i, l, shared_address[l], size)) continue;
-        copy->address[l] = (u32)shared_address[l];
-        copy->group[l] = w->group[l];
-        copy->lanes |= 1u << l;
-        *(bytes[l] == size ? &whole : &part) |= 1u << l;
-    }
-    if (whole) resolve_addresses(w, i, whole, size, GLOBAL, READ, &a);
-    EACH(copy->lanes & ~a.lanes, l) memset(copy->data[l], 0, 16);
-    EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
+    if (take_copies(w, i, shared_address, a.address, bytes, &part) & active)
+        active = check_copies(w, i, active, bytes, shared_address, a.address);
+    part &= active;
+    copy->lanes = active;
+    for (u32 l = 0; l < LANES; l++) copy->address[l] = (u32)shared_address[l];
+    memcpy(copy->group, w->group, sizeof copy->group);
+    if (active & ~part) resolve_addresses(w, i, active & ~part, size, GLOBAL, READ, &a);
+    EACH(active & ~a.lanes, l) memset(copy->data[l], 0, 16);
+    if (size == 16) EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], 16);
+    else EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
     EACH(part, l) if (!read_part(w, i, l, a.address[l], bytes[l], copy->data[l]) || !bytes[l]) part &= ~(1u << l);
     if (part) count_global(tally_of(w, i), part, a.address, size);
-    if (!copy->lanes) return;
-    if (m->checks & SHADOWED) shadow_copies_issued(w, i, copy->lanes, shared_address, size);
-    if (m->copies == EARLY) write_bytes(w, copy, copy->lanes);
-    count_shared(tally_of(w, i), copy->lanes, shared_address, size);
+    if (!active) return;
+    if (m->checks & SHADOWED) shadow_copies_issued(w, i, active, shared_address, size);
+    if (m->copies == EARLY) write_bytes(w, copy, active);
+    count_shared(tally_of(w, i), active, shared_address, size);
 }
 
 /* Copy n has landed, for these lanes, and they know it. */
 static void land(Warp *w, u32 n, u32 lanes) {
-    Copy *c = &w->copies[n];
+    Copy *c = w->copies[n];
     write_bytes(w, c, lanes);
     if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size, false);
     c->lanes &= ~lanes;
@@ -117,10 +148,9 @@ static void land(Warp *w, u32 n, u32 lanes) {
 static void drop_landed(Warp *w) {
     u32 kept = 0;
     for (u32 n = 0; n < w->copy_count; n++) {
-        const u32 lanes = w->copies[n].lanes;
-        if (!lanes || (w->copy_count > KEPT && !(lanes & ~w->copies[n].arrived))) continue;
-        if (kept != n) w->copies[kept] = w->copies[n];
-        kept++;
+        Copy *c = w->copies[n];
+        if (!c->lanes || (w->copy_count > KEPT && !(c->lanes & ~c->arrived))) continue;
+        w->copies[n] = w->copies[kept], w->copies[kept++] = c;
     }
     w->copy_count = kept;
 }
@@ -129,7 +159,7 @@ static void drop_landed(Warp *w) {
 static void arrive(Warp *w, struct Arrival a) {
     const u32 lane = 1u << a.lane;
     for (u32 n = 0; n < w->copy_count; n++) {
-        Copy *c = &w->copies[n];
+        Copy *c = w->copies[n];
         if (c->serial >= a.serial || !(c->lanes & ~c->arrived & lane)) continue;
         write_bytes(w, c, lane);
         if (w->m->checks & SHADOWED) shadow_copy_landed(w, a.lane, c->address[a.lane], c->size, true);
@@ -143,6 +173,11 @@ static void arrive(Warp *w, struct Arrival a) {
 static bool covered(const Warp *w, const Copy *c, u32 lane, u32 keep, bool uncommitted) {
     return uncommitted || (i64)c->group[lane] < (i64)w->group[lane] - (i64)keep;
 }
+VECTOR static u32 covered_lanes(const Warp *w, const Copy *c, u32 keep) {
+    u32 lanes = 0; /* a copy's group is at most its lane's present one */
+    for (u32 l = 0; l < LANES; l++) lanes |= (u32)(w->group[l] - c->group[l] > keep) << l;
+    return lanes;
+}
 
 /* A wait of these lanes lets arrivals happen whose copies are all among those it waits for. */
 static void arrive_by_wait(Warp *w, u32 active, u32 keep, bool uncommitted) {
@@ -151,8 +186,8 @@ static void arrive_by_wait(Warp *w, u32 active, u32 keep, bool uncommitted) {
         const struct Arrival a = w->arrivals[k];
         bool all = active >> a.lane & 1;
         for (u32 n = 0; all && n < w->copy_count; n++)
-            all = !(w->copies[n].lanes >> a.lane & 1) || w->copies[n].serial >= a.serial ||
-                  covered(w, w->copies + n, a.lane, keep, uncommitted);
+            all = !(w->copies[n]->lanes >> a.lane & 1) || w->copies[n]->serial >= a.serial ||
+                  covered(w, w->copies[n], a.lane, keep, uncommitted);
         if (all) arrive(w, a);
         else w->arrivals[kept++] = a;
     }
@@ -163,10 +198,8 @@ static void arrive_by_wait(Warp *w, u32 active, u32 keep, bool uncommitted) {
 static void land_groups(Warp *w, u32 active, u32 keep, bool uncommitted) {
     arrive_by_wait(w, active, keep, uncommitted);
     for (u32 n = 0; n < w->copy_count; n++) {
-        const Copy *c = &w->copies[n];
-        u32 lanes = 0;
-        EACH(c->lanes & active, l) lanes |= (u32)covered(w, c, l, keep, uncommitted) << l;
-        land(w, n, lanes);
+        const Copy *c = w->copies[n];
+        land(w, n, c->lanes & active & (uncommitted ? FULL : covered_lanes(w, c, keep)));
     }
     drop_landed(w);
 }
@@ -183,7 +216,7 @@ static void cp_wait_all(Warp *w, const Insn *i, u32 active) {
 
 void copies_progress(Warp *w) {
     for (u32 n = 0; n < w->copy_count; n++) {
-        Copy *c = &w->copies[n];
+        Copy *c = w->copies[n];
         if (c->lanes & ~c->landed) write_bytes(w, c, c->lanes & (u32)(next_random(w->m) >> 32));
     }
 }
@@ -241,7 +274,7 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes) {
     }
     w->arrival_count = kept;
     for (u32 n = 0; n < w->copy_count; n++) {
-        Copy *c = &w->copies[n];
+        Copy *c = w->copies[n];
         const u32 pending = c->lanes & ~c->arrived & lanes;
         if (pending && w->m->checks & CHECK_ASYNC) {
             u32 l = (u32)__builtin_ctz(pending);

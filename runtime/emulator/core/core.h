@@ -137,7 +137,7 @@ struct Warp {
     u64 since_look; /* instructions */
     bool yields;   /* ends its burst */
     bool informed; /* some lane's mind is not empty */
-    Copy *copies;
+    Copy **copies;
     u32 copy_count, copy_capacity;
     u64 copy_serial;
     struct Arrival *arrivals; /* copies.c: cp.async.mbarrier.arrive */
@@ -193,7 +193,7 @@ enum {
     F_UNDEFINED_ADDRESS, F_UNDEFINED_PREDICATE, F_UNDEFINED_STORE, F_RACE_SHARED, F_RACE_ASYNC, F_RACE_GLOBAL,
     F_BARRIER_DIVERGED, F_BARRIER_DEADLOCK, F_SOURCE_SIZE, F_PENDING_COPY, F_READ_ONLY, F_LIMIT,
     F_BOUNDS_LOCAL, F_UNINITIALISED_LOCAL, F_BARRIER_INVALID, F_MASK_INVALID, F_MBARRIER_INVALID, F_TRAP,
-    F_SHUFFLE_SOURCE, F_SHIFT
+    F_SHUFFLE_SOURCE, F_SHIFT, F_METADATA
 };
 enum { /* report.py's CHECKS */
     CHECK_RACE = 1, CHECK_UNINITIALISED = 2, CHECK_UNDEFINED = 4, CHECK_BARRIER = 8, CHECK_ASYNC = 16,
@@ -223,8 +223,11 @@ typedef struct {
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
     u64 sectors, least_sectors; /* 32-byte sectors of global memory; the fewest possible for the bytes asked for */
     u64 worst_conflict; /* most wavefronts of one phase */
-    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two */
+    /* numerics "bound": the largest bound, the largest distance to the hardware's result, the worst quotient of the two
+     * and whose it is; outputs, and those that have no bound */
     double bound, distance, worst_share;
+    u64 outputs, unbounded;
+    u32 worst_block, worst_thread;
 } Tally;
 
 enum { RANDOM, ROUND_ROBIN, ADVERSARIAL };
@@ -358,6 +361,11 @@ static inline void set_lane(const Warp *w, const Insn *i, u32 n, u32 lane, u64 v
     if (i->wide >> n & 1) ((u64 *)slot)[lane] = value;
     else ((u32 *)slot)[lane] = (u32)value;
 }
+INLINE void get_lanes(const Warp *w, const Insn *i, u32 n, u64 *to) {
+    const u8 *slot = w->slots + (size_t)SLOT_BYTES * i->operand[n];
+    if (i->wide >> n & 1) memcpy(to, slot, LANES * sizeof *to);
+    else for (u32 l = 0; l < LANES; l++) to[l] = ((const u32 *)slot)[l];
+}
 static inline u64 next_random(Machine *m) { /* xorshift64* */
     m->random ^= m->random >> 12, m->random ^= m->random << 25, m->random ^= m->random >> 27;
     return m->random * 0x2545F4914F6CDD1Dull;
@@ -464,6 +472,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], matrix_ops[], wmma_ops[], print_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], sparse_ops[], matrix_ops[], wmma_ops[], print_ops[];
 
 #endif

@@ -16,18 +16,12 @@ static void widen_row(const u8 *from, u32 bits, u8 *to) {
     }
 }
 
+/* Lane l: row l / 4, elements 2 (l % 4) and the next; transposed they come from column l / 4. */
 static void load_m8n8(Warp *w, const Insn *i, u8 **row, u32 n, bool transposed) {
-    u32 *d = SLOT(n);
-    for (u32 l = 0; l < LANES; l++) {
-        u16 low, high;
-        if (!transposed) {
-            memcpy(d + l, row[l / 4] + 4 * (l % 4), 4);
-            continue;
-        }
-        memcpy(&low, row[2 * (l % 4)] + 2 * (l / 4), 2);
-        memcpy(&high, row[2 * (l % 4) + 1] + 2 * (l / 4), 2);
-        d[l] = low | (u32)high << 16;
-    }
+    u16 *d = SLOT(n), element[8][8];
+    for (u32 r = 0; r < 8; r++) memcpy(transposed ? element[r] : d + 8 * r, row[r], ROW_BYTES);
+    for (u32 column = 0; transposed && column < 8; column++)
+        for (u32 r = 0; r < 8; r++) d[8 * column + r] = element[r][column];
 }
 
 /* Lane l: row l / 4, four bytes from column 4 (l % 4) on. */

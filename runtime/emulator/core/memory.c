@@ -122,13 +122,19 @@ VECTOR static u32 outside(const u64 *address, u64 base, u64 extent, u32 size) {
     return lanes;
 }
 
+/* Where the bytes are that legal lanes access; the array, or shared memory, begins at host byte `data` and at `base`. */
+static void point(Access *a, u32 lanes, u8 *data, u64 base) {
+    if (lanes == FULL) for (u32 l = 0; l < LANES; l++) a->bytes[l] = data + (a->address[l] - base);
+    else EACH(lanes, l) a->bytes[l] = data + (a->address[l] - base);
+}
+
 static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, u32 access, Access *a) {
     Machine *m = w->m;
     const u32 illegal = outside(a->address, SHARED_BASE, m->shared_end - SHARED_BASE, size) & active;
     EACH(illegal, l) shared_bytes(w, i, l, a->address[l], size);
     a->lanes |= active &= ~illegal;
     a->shared = active;
-    EACH(active, l) a->bytes[l] = w->b->shared + a->address[l];
+    point(a, active, w->b->shared, 0);
     if (!active) return;
     if (m->checks & SHADOWED) {
         if (access == READ) shadow_read(w, i, active, a->address, size);
@@ -146,7 +152,7 @@ static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, u32 acc
     EACH(elsewhere, l)
         if ((a->bytes[l] = global_bytes(w, i, l, a->address[l], size, access))) a->global |= 1u << l;
     if (legal && touch_array(w, i, legal, array, a->address, size, access)) {
-        EACH(legal, l) a->bytes[l] = array->data + (a->address[l] - array->base);
+        point(a, legal, array->data, array->base);
         a->global |= legal;
     }
     a->lanes |= a->global;
@@ -190,14 +196,19 @@ void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, 
     if (active & ~(shared | local | params)) resolve_global(w, i, active & ~(shared | local | params), size, access, a);
 }
 
-/* Every lane's address, checked; `operand` is the register holding it. */
-void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a) {
+/* A register of addresses, plus an offset; 32-bit ones wrap. */
+VECTOR static void take_addresses(const Warp *w, const Insn *i, u32 operand, u64 *address) {
     const u64 offset = (u64)i->offset, *wide = SLOT(operand);
     const u32 *narrow = SLOT(operand);
+    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) address[l] = wide[l] + offset;
+    else for (u32 l = 0; l < LANES; l++) address[l] = (u32)(narrow[l] + offset);
+}
+
+/* Every lane's address, checked; `operand` is the register holding it. */
+void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a) {
     a->lanes = a->shared = a->global = 0;
     check_undefined(w, i, operand, &active, size);
-    if (i->wide >> operand & 1) for (u32 l = 0; l < LANES; l++) a->address[l] = wide[l] + offset;
-    else for (u32 l = 0; l < LANES; l++) a->address[l] = (u32)(narrow[l] + offset);
+    take_addresses(w, i, operand, a->address);
     resolve_addresses(w, i, active, size, space, access, a);
 }
 
@@ -214,20 +225,35 @@ static u64 read_element(const u8 *from, u32 bytes, u32 sign) {
     return value;
 }
 
+/* One to four words of every lane, to as many registers. */
+INLINE void split_words(Warp *w, const Insn *i, u8 *const *bytes, u32 count) {
+    u32 words[LANES][4];
+    for (u32 l = 0; l < LANES; l++) memcpy(words[l], bytes[l], 4 * count);
+    for (u32 c = 0; c < count; c++) {
+        u32 *d = SLOT(c);
+        for (u32 l = 0; l < LANES; l++) d[l] = words[l][c];
+    }
+}
+VECTOR static void load_words(Warp *w, const Insn *i, u8 *const *bytes, u32 count) {
+    if (count == 4) split_words(w, i, bytes, 4);
+    else if (count == 1) split_words(w, i, bytes, 1);
+    else split_words(w, i, bytes, count);
+}
+
 /* mod of ld and st: element bytes, count, space and how strong << 8, sign extension (1; 2 into 16-bit registers). */
 static void load(Warp *w, const Insn *i, u32 active) {
     const u32 bytes = i->mod[0], count = i->mod[1], sign = i->mod[3], wide = ((1u << count) - 1) & i->wide;
     const u32 strength = i->mod[2] >> 8;
+    bool whole;
     Access a;
     w->loads = true, w->unset = 0;
     w->loaded_at = i;
     resolve(w, i, active, i->dsts, bytes * count, i->mod[2] & 0xFF, strength ? STRONG_READ : READ, &a);
     w->loads = false;
+    whole = bytes == 4 && count <= 4 && !wide && a.lanes == FULL;
+    if (whole) load_words(w, i, a.bytes, count);
     for (u32 c = 0; c < count; c++) {
-        if (bytes == 4 && !wide) {
-            u32 *d = SLOT(c);
-            EACH(a.lanes, l) memcpy(d + l, a.bytes[l] + 4 * c, 4);
-        } else {
+        if (!whole) {
             EACH(a.lanes, l) {
                 u64 value = read_element(a.bytes[l] + bytes * c, bytes, sign);
                 set_lane(w, i, c, l, sign == 2 ? (u16)value : value); /* 16-bit registers hold no more than 16 */

@@ -12,15 +12,20 @@ void take_c(Warp *w, const Insn *i, Product *p, u32 operand) {
     p->c_undefined[p->c_registers] = w->undefined[i->operand[operand]], p->c[p->c_registers++] = SLOT(operand);
 }
 
-/* Registers of A, B and C, and what to multiply. mod: k and m, types of a b c d, flags, block scales. */
-static void describe(Warp *w, const Insn *i, Product *p) {
-    u32 s = i->dsts, bs, as, cs;
+/* What to multiply. mod: k and m, types of a b c d, flags, block scales. */
+void start_product(const Insn *i, Product *p) {
     memset(p, 0, offsetof(Product, a));
     p->others_undefined = 0;
     p->k = i->mod[0] & 0xFFFF, p->m = i->mod[0] >> 16;
     p->a_type = i->mod[1] & 255, p->b_type = i->mod[1] >> 8 & 255;
     p->c_type = i->mod[1] >> 16 & 255, p->d_type = i->mod[1] >> 24;
     p->flags = i->mod[2], p->scale_vector = i->mod[3] & 255, p->scale_type = i->mod[3] >> 8;
+}
+
+/* And registers of A, B and C. */
+static void describe(Warp *w, const Insn *i, Product *p) {
+    u32 s = i->dsts, bs, as, cs;
+    start_product(i, p);
     bs = p->k * bits_of_type(p, p->b_type) / (p->b_type == F64 ? 256 : 128), as = bs * (p->m / 8), cs = p->c_type == F16 ? p->m / 8 : p->m / 4;
     while (p->a_registers < as) take_a(w, i, p, s++);
     while (p->b_registers < bs) take_b(w, i, p, s++);
@@ -62,7 +67,7 @@ bool is_whole(Warp *w, const Insn *i, u32 active) {
     return !w->m->stop;
 }
 
-static void finish(Warp *w, const Insn *i, const Product *p, Result d) {
+void finish_product(Warp *w, const Insn *i, const Product *p, Result d) {
     u32 undefined[MAX_C];
     if (w->m->checks & CHECK_UNDEFINED) {
         spread_undefined(p, undefined);
@@ -77,7 +82,7 @@ static void mma_integer(Warp *w, const Insn *i, u32 active) {
     if (!is_whole(w, i, active)) return;
     describe(w, i, &p);
     multiply_integers(&p, d);
-    finish(w, i, &p, d);
+    finish_product(w, i, &p, d);
 }
 
 static void mma_float(Warp *w, const Insn *i, u32 active) {
@@ -86,33 +91,34 @@ static void mma_float(Warp *w, const Insn *i, u32 active) {
     if (!is_whole(w, i, active)) return;
     describe(w, i, &p);
     multiply_floats(w, i, &p, d);
-    finish(w, i, &p, d);
+    finish_product(w, i, &p, d);
 }
 
 /* Scales: {data, byte, thread} of A, then of B, after C. Lanes 4g + 2t + {0, 1} hold the scales of rows g + {0, 8} of
  * A, lanes 4g + t those of column g of B, t being the thread selector; the byte selector says where they start. */
-static void mma_scaled(Warp *w, const Insn *i, u32 active) {
+void take_scales(Warp *w, const Insn *i, Product *p) {
     const u32 n = i->dsts + i->srcs - 6u;
+    const u32 *a = SLOT(n), *b = SLOT(n + 3), a_byte = *(u32 *)SLOT(n + 1), b_byte = *(u32 *)SLOT(n + 4);
+    const u32 a_thread = *(u32 *)SLOT(n + 2) & 1, b_thread = *(u32 *)SLOT(n + 5) & 3;
+    for (u32 v = 0; v < p->scale_vector; v++) {
+        for (u32 row = 0; row < 16; row++)
+            p->a_scale[row][v] = (u8)(a[4 * (row % 8) + 2 * a_thread + row / 8] >> 8 * ((a_byte + v) & 3));
+        for (u32 column = 0; column < COLUMNS; column++)
+            p->b_scale[column][v] = (u8)(b[4 * column + b_thread] >> 8 * ((b_byte + v) & 3));
+    }
+    p->others_undefined = w->undefined[i->operand[n]] & (a_thread ? 0xCCCCCCCCu : 0x33333333u);
+    p->others_undefined |= w->undefined[i->operand[n + 3]] & 0x11111111u << b_thread;
+    for (u32 s = 1; s < 6; s++) if (s != 3) p->others_undefined |= w->undefined[i->operand[n + s]];
+}
+
+static void mma_scaled(Warp *w, const Insn *i, u32 active) {
     Product p;
     Result d;
     if (!is_whole(w, i, active)) return;
     describe(w, i, &p);
-    for (u32 v = 0; v < p.scale_vector; v++) {
-        const u32 *a = SLOT(n), *b = SLOT(n + 3), a_byte = *(u32 *)SLOT(n + 1), b_byte = *(u32 *)SLOT(n + 4);
-        const u32 a_thread = *(u32 *)SLOT(n + 2) & 1, b_thread = *(u32 *)SLOT(n + 5) & 3;
-        for (u32 row = 0; row < 16; row++)
-            p.a_scale[row][v] = (u8)(a[4 * (row % 8) + 2 * a_thread + row / 8] >> 8 * ((a_byte + v) & 3));
-        for (u32 column = 0; column < COLUMNS; column++)
-            p.b_scale[column][v] = (u8)(b[4 * column + b_thread] >> 8 * ((b_byte + v) & 3));
-    }
-    {
-        const u32 a_thread = *(u32 *)SLOT(n + 2) & 1, b_thread = *(u32 *)SLOT(n + 5) & 3;
-        p.others_undefined = w->undefined[i->operand[n]] & (a_thread ? 0xCCCCCCCCu : 0x33333333u);
-        p.others_undefined |= w->undefined[i->operand[n + 3]] & 0x11111111u << b_thread;
-        for (u32 s = 1; s < 6; s++) if (s != 3) p.others_undefined |= w->undefined[i->operand[n + s]];
-    }
+    take_scales(w, i, &p);
     multiply_floats(w, i, &p, d);
-    finish(w, i, &p, d);
+    finish_product(w, i, &p, d);
 }
 
 /* One rounding per multiplication and addition, in the order of k. A function of its own: the compiler knows no

@@ -12,13 +12,15 @@
 
 /* isa/matrix.py's TYPES */
 enum { F16, BF16, TF32, E4M3, E5M2, E3M2, E2M3, E2M1, S8, U8, S4, U4, B1, F64, F32, S32 };
-enum { SATURATE = 1, XOR = 2, NARROW_FP4 = 4 /* e2m1 in 4 bits, not in bits 5:2 of a byte */ };
+/* NARROW_FP4: e2m1 in 4 bits, not in bits 5:2 of a byte. ORDERED: the metadata's indices increase */
+enum { SATURATE = 1, XOR = 2, NARROW_FP4 = 4, ORDERED = 8 };
 enum { MAX_A = 8, MAX_B = 4, MAX_C = 8, COLUMNS = 8 };
 
 typedef struct {
     u32 m, k, a_type, b_type, c_type, d_type, flags;
     u32 scale_vector, scale_type; /* block scales: scales per row (0: none); 0 ue8m0, 1 ue4m3 */
     u32 most_k; /* the most that one sum takes; 0: as many as the unit can */
+    u32 skipped; /* rows of D that nobody needs */
     u32 a_registers, b_registers, c_registers;
     const u32 *a[MAX_A], *b[MAX_B], *c[MAX_C]; /* lanes of each register */
     u32 a_undefined[MAX_A], b_undefined[MAX_B], c_undefined[MAX_C], others_undefined;
@@ -48,6 +50,9 @@ void take_a(Warp *w, const Insn *i, Product *p, u32 operand);
 void take_b(Warp *w, const Insn *i, Product *p, u32 operand);
 void take_c(Warp *w, const Insn *i, Product *p, u32 operand);
 void spread_undefined(const Product *p, u32 *undefined);
+void start_product(const Insn *i, Product *p);
+void take_scales(Warp *w, const Insn *i, Product *p);
+void finish_product(Warp *w, const Insn *i, const Product *p, Result d);
 
 /* mma_integer.c */
 void multiply_integers(const Product *p, Result d);

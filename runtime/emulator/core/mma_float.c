@@ -225,11 +225,18 @@ static void set_order(Machine *m, const Unit *u, u32 count, u8 *order) {
         }
 }
 
-static void note_bound(Tally *t, double bound, double distance) {
-    if (!(bound < INFINITY) || distance != distance) return;
+/* A bound is never 0. */
+static void note_bound(const Warp *w, u32 lane, Tally *t, double bound, double distance) {
+    t->outputs++;
+    if (!(bound < INFINITY)) {
+        t->unbounded++;
+        return;
+    }
+    if (distance != distance) distance = INFINITY; /* no number where one is due */
     if (bound > t->bound) t->bound = bound;
     if (distance > t->distance) t->distance = distance;
-    if (distance > t->worst_share * bound) t->worst_share = distance / bound;
+    if (distance > t->worst_share * bound)
+        t->worst_share = distance / bound, t->worst_block = w->b->index, t->worst_thread = w->index * LANES + lane;
 }
 
 /* The general way: one output after another. */
@@ -245,6 +252,7 @@ static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Uni
             const u32 l = n % LANES, v = values * r + n / LANES, shift = n / LANES * 16;
             const u32 row = l / 4 + 8 * (v >> 1), column = 2 * (l % 4) + (v & 1);
             const u32 c = p->c[r][l] >> shift & (values == 2 ? 0xFFFF : FULL);
+            if (p->skipped >> row & 1) continue;
             const u32 count = (p->scale_vector ? scaled_terms : plain_terms)(p, &o, row, column, terms);
             u32 result;
             if (!ordered) set_order(w->m, u, count, order), ordered = 1;
@@ -252,7 +260,7 @@ static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Uni
             if (w->m->numerics == BOUND) {
                 double bound, sum = bounded_sum(u, terms, count, p->c_type, c, &bound);
                 const u32 rounded = round_to(p->c_type, sum);
-                note_bound(tally_of(w, i), bound, fabs(number(p->c_type, rounded) - number(p->c_type, result)));
+                note_bound(w, l, tally_of(w, i), bound, fabs(number(p->c_type, rounded) - number(p->c_type, result)));
                 result = rounded;
             }
             d[r][l] = shift ? d[r][l] | result << 16 : result;

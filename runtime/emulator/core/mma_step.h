@@ -5,36 +5,47 @@
  * what varies with the column over the rows, so that sums come out in the order of C's fragment. */
 
 #define PARTS (LANES / WIDTH)       /* vectors in a register */
-#define BYTE_PARTS (2 * LANES / (4 * WIDTH)) /* byte vectors in two registers */
+#define OUTPUTS (2 * PARTS)         /* vectors of outputs whose columns are of one parity: row half, part of a register */
+#define BYTE_PARTS (OUTPUTS / 4)    /* byte vectors for those */
 typedef float STEP(Floats) __attribute__((vector_size(4 * WIDTH)));
 typedef i32 STEP(Ints) __attribute__((vector_size(4 * WIDTH)));
 typedef u32 STEP(Unsigned) __attribute__((vector_size(4 * WIDTH)));
+typedef u16 STEP(Words) __attribute__((vector_size(4 * WIDTH)));
 typedef u8 STEP(Bytes) __attribute__((vector_size(4 * WIDTH)));
 #define Floats STEP(Floats)
 #define Ints STEP(Ints)
 #define Unsigned STEP(Unsigned)
+#define Words STEP(Words)
 #define Bytes STEP(Bytes)
 #define ALL(x) ((Ints){0} + (x))
 
+/* A value of k in a piece is 2q + h for 16-bit types, whose registers have two halves, else q. In a byte vector of A's or
+ * of outputs, dword d of 16-byte lane n is of row n of vector d: four values of k, or the columns of one parity. */
 typedef struct {
-    Floats a[4][2][2][PARTS]; /* piece, half of the register, row half */
-    float b[4][2][4][2][4];   /* piece, half, q, parity; of the columns 2q + parity */
-    Bytes a_code[4][2][BYTE_PARTS]; /* lanes of rows 0..7, then of rows 8..15 */
-    u32 b_code[4][2][4][2];         /* one byte per column */
+    Floats a[4][2][OUTPUTS]; /* piece, h */
+    float b[4][2][2][2][2][4]; /* piece, h, q % 2, q / 2, parity; of the columns 2c + parity */
+    Bytes a_code[8][BYTE_PARTS];  /* four values of k each */
+    u32 b_code[4][16]; /* piece, code_index; one byte per column */
     i32 offset; /* from a product's code to its exponent + 127 */
 } STEP(Operands);
 
-/* The half `high` of a register's lanes: value, and exponent field as bytes; of subnormals `least`, of zeros 0. */
-INLINE Floats STEP(decode)(Unsigned x, u32 type, u32 high, u32 least, u8 *fields) {
-    Unsigned magnitude;
-    Ints field;
-    if (type == TF32) x &= 0xFFFFE000u;
-    else x = high ? x & 0xFFFF0000u : x << 16;
-    magnitude = x & 0x7FFFFFFFu;
-    field = (Ints)(magnitude >> (type == F16 ? 26 : 23));
-    field = MAX_INTS(field, MIN_UNSIGNED(magnitude, ALL((i32)least))); /* which is below any magnitude */
-    NARROW(fields, field);
-    return type == F16 ? (Floats)(magnitude >> 3 | (x & 0x80000000u)) * 0x1p112f : (Floats)x;
+INLINE u32 STEP(code_index)(u32 halves, u32 q, u32 h, u32 parity) { return q / 2 * 8 + parity * 4 + q % 2 * halves + h; }
+
+INLINE Floats STEP(value)(Unsigned x, u32 type, u32 high) {
+    if (type == TF32) return (Floats)(x & 0xFFFFE000u);
+    if (type == BF16) return (Floats)(high ? x & 0xFFFF0000u : x << 16);
+    return (Floats)((Unsigned)((Ints)(high ? x : x << 16) >> 3) & 0x8FFFE000u) * 0x1p112f;
+}
+
+/* Exponent fields, of 16-bit types those of both halves; of subnormals `least`, of zeros 0. */
+INLINE Words STEP(fields)(Unsigned x, u32 type, u32 least) {
+    if (type == TF32) {
+        const Unsigned magnitude = x & 0x7FFFE000u; /* `least` is below any but zero */
+        return (Words)MAX_INTS(magnitude >> 23, MIN_UNSIGNED(magnitude, ALL((i32)least)));
+    } else {
+        const Words magnitude = (Words)(x & 0x7FFF7FFFu), field = magnitude >> (type == F16 ? 10 : 7);
+        return MAX_WORDS(field, MIN_WORDS(magnitude, (Words){0} + (u16)least));
+    }
 }
 
 /* Fields to codes: 64 to 127, or 0 for a zero, so that the sum of two tells by its size whether it is of a zero. False
@@ -58,79 +69,107 @@ INLINE bool STEP(encode)(Bytes *fields, u32 count, u32 type, i32 *base) {
     return !ANY(bad);
 }
 
-INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Operands) *o) {
-    i32 a_base, b_base;
-    for (u32 p = 0; p < pieces; p++) {
-        u32 columns[LANES]; /* of q, parity, q */
-        for (u32 r = 0; r < 2; r++)
-            for (u32 part = 0; part < PARTS; part++) {
-                Unsigned x;
-                memcpy(&x, s->a[2 * p + r] + WIDTH * part, sizeof x);
-                for (u32 h = 0; h < halves; h++)
-                    o->a[p][h][r][part] = STEP(decode)(x, type, h, s->a_least, (u8 *)o->a_code[p][h] + LANES * r + WIDTH * part);
-            }
-        TRANSPOSE(columns, s->b[p]);
-        for (u32 part = 0; part < PARTS; part++) {
-            Unsigned x;
-            memcpy(&x, columns + WIDTH * part, sizeof x);
-            for (u32 h = 0; h < halves; h++) {
-                const Floats value = STEP(decode)(x, type, h, s->b_least, (u8 *)o->b_code[p][h] + WIDTH * part);
-                memcpy((float *)o->b[p][h] + WIDTH * part, &value, sizeof value);
-            }
+INLINE Bytes STEP(pack)(const Words *x) { return PACK_BYTES(PACK_WORDS(x[0], x[1]), PACK_WORDS(x[2], x[3])); }
+
+INLINE void STEP(load_a)(const Step *s, u32 type, u32 halves, u32 p, STEP(Operands) *o) {
+    Words field[OUTPUTS];
+    for (u32 n = 0; n < OUTPUTS; n++) {
+        Unsigned x;
+        memcpy(&x, s->a[2 * p + n / PARTS] + WIDTH * (n % PARTS), sizeof x);
+        for (u32 h = 0; h < halves; h++) o->a[p][h][n] = STEP(value)(x, type, h);
+        field[n] = STEP(fields)(x, type, s->a_least);
+    }
+    for (u32 part = 0; part < BYTE_PARTS; part++) {
+        const Words *x = field + 4 * part;
+        if (halves == 1) o->a_code[p][part] = STEP(pack)(x);
+        else {
+            const Bytes low = PACK_BYTES(x[0], x[1]), high = PACK_BYTES(x[2], x[3]);
+            o->a_code[2 * p][part] = EVEN(low, high), o->a_code[2 * p + 1][part] = ODD(low, high);
         }
     }
-    if (halves == 1) { /* the unused half of the codes must not disturb */
-        Bytes a[2 * BYTE_PARTS], b[2];
-        u32 columns[2][8] = {{0}};
-        for (u32 p = 0; p < pieces; p++) memcpy(a + BYTE_PARTS * p, o->a_code[p][0], sizeof o->a_code[p][0]), memcpy(columns[p], o->b_code[p][0], 32);
-        memcpy(b, columns, sizeof columns);
-        if (!STEP(encode)(a, pieces * BYTE_PARTS, type, &a_base) || !STEP(encode)(b, sizeof columns / sizeof *b, type, &b_base)) return false;
-        memcpy(columns, b, sizeof columns);
-        for (u32 p = 0; p < pieces; p++) memcpy(o->a_code[p][0], a + BYTE_PARTS * p, sizeof o->a_code[p][0]), memcpy(o->b_code[p][0], columns[p], 32);
-    } else {
-        Bytes b[4 * 2 * 32 / sizeof(Bytes)];
-        const size_t bytes = pieces * sizeof o->b_code[0];
-        memcpy(b, o->b_code, bytes);
-        if (!STEP(encode)((Bytes *)o->a_code, pieces * 2 * BYTE_PARTS, type, &a_base)) return false;
-        if (!STEP(encode)(b, (u32)(bytes / sizeof *b), type, &b_base)) return false;
-        memcpy(o->b_code, b, bytes);
+}
+
+INLINE void STEP(load_b)(const Step *s, u32 type, u32 halves, u32 p, STEP(Operands) *o) {
+    u32 columns[LANES]; /* of q % 2, q / 2, parity */
+    Words field[PARTS];
+    TRANSPOSE(columns, s->b[p]);
+    for (u32 part = 0; part < PARTS; part++) {
+        Unsigned x;
+        memcpy(&x, columns + WIDTH * part, sizeof x);
+        for (u32 h = 0; h < halves; h++) {
+            const Floats value = STEP(value)(x, type, h);
+            memcpy((float *)o->b[p][h] + WIDTH * part, &value, sizeof value);
+        }
+        field[part] = STEP(fields)(x, type, s->b_least);
     }
+    for (u32 part = 0; part < PARTS / 2; part++) {
+        const Words even = field[part], odd = field[part + PARTS / 2]; /* q */
+        const Bytes code = halves == 2 ? SEPARATE(PACK_BYTES(even, odd)) : PACK_BYTES(PACK_WORDS(even, odd), (Words){0});
+        memcpy(o->b_code[p] + WIDTH * part, &code, sizeof code);
+    }
+}
+
+INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Operands) *o) {
+    i32 a_base, b_base;
+    Bytes b[sizeof o->b_code / sizeof(Bytes)];
+    for (u32 p = 0; p < pieces; p++) STEP(load_a)(s, type, halves, p, o), STEP(load_b)(s, type, halves, p, o);
+    memcpy(b, o->b_code, pieces * sizeof *o->b_code);
+    if (!STEP(encode)(*o->a_code, pieces * halves * BYTE_PARTS, type, &a_base)) return false;
+    if (!STEP(encode)(b, (u32)(pieces * sizeof *o->b_code / sizeof *b), type, &b_base)) return false;
+    memcpy(o->b_code, b, pieces * sizeof *o->b_code);
     o->offset = a_base + b_base - 128 + 127 - (type == F16 ? 30 : 254);
     return o->offset + 254 <= 100 + 127; /* else products may be beyond f32 */
 }
 
-/* The largest code of a product for every output: parity of the column, row half, lane. */
+/* The largest code of a product for every output, by parity of the column. */
 INLINE void STEP(tops)(const STEP(Operands) *o, u32 pieces, u32 halves, Bytes (*top)[BYTE_PARTS]) {
     for (u32 part = 0; part < BYTE_PARTS; part++) {
         Bytes even = {0}, odd = {0};
-        for (u32 p = 0; p < pieces; p++)
-            for (u32 h = 0; h < halves; h++) {
-                const Bytes x = o->a_code[p][h][part], a[4] = {PICK_BYTES(x, 0), PICK_BYTES(x, 1), PICK_BYTES(x, 2), PICK_BYTES(x, 3)};
-                for (u32 q = 0; q < 4; q++) {
-                    const u32 *b = o->b_code[p][h][q];
-                    even = MAX_BYTES(even, a[q] + (Bytes)(Unsigned)ALL((i32)b[0]));
-                    odd = MAX_BYTES(odd, a[q] + (Bytes)(Unsigned)ALL((i32)b[1]));
-                }
-            }
+        for (u32 n = 0; n < 4 * halves * pieces; n++) {
+            const u32 p = n / (4 * halves), k = n % (4 * halves), q = k / halves, h = k % halves;
+            const Bytes a = PICK_BYTES(o->a_code[n / 4][part], n % 4);
+            even = MAX_BYTES(even, a + (Bytes)(Unsigned)ALL((i32)o->b_code[p][STEP(code_index)(halves, q, h, 0)]));
+            odd = MAX_BYTES(odd, a + (Bytes)(Unsigned)ALL((i32)o->b_code[p][STEP(code_index)(halves, q, h, 1)]));
+        }
         top[0][part] = even, top[1][part] = odd;
     }
 }
 
-/* 2^(F - top) and 2^(top - F) for one vector of outputs. `most` and `bad` collect what the general way must do. */
-INLINE void STEP(units)(const STEP(Operands) *o, const float *c, bool f16, i32 F, const u8 *codes, Floats *scale, Floats *unit,
-                        Ints *most, Ints *bad) {
-    const Ints code = WIDEN(codes);
-    Unsigned magnitude;
-    Ints field, top;
-    memcpy(&magnitude, c, sizeof magnitude);
-    magnitude &= 0x7FFFFFFFu;
-    field = (Ints)(magnitude >> 23);
-    field = MAX_INTS(field, ALL(f16 ? 127 - 14 : 1)) & (Ints)(magnitude != 0);
-    top = MAX_INTS(field, (code + o->offset) & (Ints)(code > 127));
-    *most = MAX_INTS(*most, top);
-    *bad |= (Ints)(top < 27) & ((Ints)magnitude | (code & 128)); /* below 2^-100: the units would be subnormal */
-    top = MAX_INTS(top, ALL(27));
-    *scale = (Floats)((F + 254 - top) << 23), *unit = (Floats)((top - F) << 23);
+INLINE Unsigned STEP(sum_of)(const Sums *c, u32 n, u32 parity) {
+    Unsigned x;
+    memcpy(&x, c->value[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), sizeof x);
+    return x;
+}
+
+/* 2^(F - top) and 2^(top - F) of the outputs, by parity. False where the general way must do it. */
+INLINE bool STEP(units)(const STEP(Operands) *o, const Sums *c, u32 type, i32 F, Bytes (*top)[BYTE_PARTS],
+                        Floats (*scale)[OUTPUTS], Floats (*unit)[OUTPUTS]) {
+    Unsigned least = ~(Unsigned){0};
+    Bytes bad = {0};
+    for (u32 parity = 0; parity < 2; parity++)
+        for (u32 part = 0; part < BYTE_PARTS; part++) {
+            const Bytes code = top[parity][part], nonzero = (Bytes)(code > 127);
+            Words field[4];
+            Bytes highest, up, down;
+            for (u32 n = 0; n < 4; n++) {
+                const Unsigned twice = STEP(sum_of)(c, 4 * part + n, parity) << 1;
+                least = (Unsigned)MIN_UNSIGNED(least, twice - 1);
+                field[n] = (Words)(twice >> 24);
+            }
+            highest = STEP(pack)(field);
+            if (c->f16) highest = MAX_BYTES(highest, (Bytes){0} + (127 - 14)) & (Bytes)(highest != 0);
+            highest = MAX_BYTES(highest, SUBTRACT_BYTES(code, (Bytes){0} + (u8)-o->offset) & nonzero);
+            bad |= (Bytes)(highest == 255);
+            if (type != F16) bad |= (Bytes)(highest < 27) & nonzero;
+            highest = MAX_BYTES(highest, (Bytes){0} + 27);
+            up = (Bytes){0} + (u8)(F + 254) - highest, down = highest - (u8)F;
+            for (u32 n = 0; n < 4; n++) {
+                scale[parity][4 * part + n] = (Floats)((Unsigned)TO_TOP(up, n) >> 1);
+                unit[parity][4 * part + n] = (Floats)((Unsigned)TO_TOP(down, n) >> 1);
+            }
+        }
+    /* below 2^-100 the units would be subnormal */
+    return !ANY(bad | (Bytes)(least < (27u << 24) - 1));
 }
 
 /* Four sums in units of 2^(top - F), together in double, whose bits below an f32's are cut or kept as one odd bit. */
@@ -149,6 +188,9 @@ INLINE Floats STEP(round)(const Ints *sums, u32 parts, Floats unit, u32 kept) {
     Unsigned magnitude;
     Floats value;
     if (parts == 4) return STEP(round_wide)(sums, unit, kept);
+#ifdef CUT_TO_FLOAT
+    if (parts == 1 && kept == 24) return CUT_TO_FLOAT(sum) * unit;
+#endif
     if (parts == 2) { /* the sum of both needs 33 bits: its sign is that of half of it */
         sign = ((sums[0] >> 1) + (sums[1] >> 1) + (sums[0] & sums[1] & 1)) >> 31;
         sum += sums[1];
@@ -165,52 +207,45 @@ INLINE Floats STEP(round)(const Ints *sums, u32 parts, Floats unit, u32 kept) {
 
 /* Products exact in f32, scaled by a power of two, which is exact or leaves too little to count; the conversion to
  * integers cuts. */
-INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 r, u32 part, Floats even, Floats odd, Ints (*sums)[4]) {
+INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 n, Floats even, Floats odd, Ints (*sums)[4]) {
     for (u32 p = 0; p < pieces; p++) {
         Ints x = {0}, y = {0};
         for (u32 h = 0; h < halves; h++) {
-            const Floats v = o->a[p][h][r][part], a[4] = {PICK(v, 0), PICK(v, 1), PICK(v, 2), PICK(v, 3)};
+            const Floats v = o->a[p][h][n], a[4] = {PICK(v, 0), PICK(v, 1), PICK(v, 2), PICK(v, 3)};
             for (u32 q = 0; q < 4; q++) {
-                x += TRUNCATE(a[q] * SPREAD(o->b[p][h][q][0]) * even);
-                y += TRUNCATE(a[q] * SPREAD(o->b[p][h][q][1]) * odd);
+                x += TRUNCATE(a[q] * SPREAD(o->b[p][h][q % 2][q / 2][0]) * even);
+                y += TRUNCATE(a[q] * SPREAD(o->b[p][h][q % 2][q / 2][1]) * odd);
             }
         }
         sums[0][p] = x, sums[1][p] = y;
     }
 }
 
-INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, Sums *c) {
+INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, u32 kept, Sums *c) {
     const u32 halves = type == TF32 ? 1 : 2;
-    const i32 F = (i32)s->fraction_bits;
     STEP(Operands) o;
     Bytes top[2][BYTE_PARTS];
-    Ints most = {0}, bad = {0};
-    Floats scale[4][PARTS], unit[4][PARTS];
+    Floats scale[2][OUTPUTS], unit[2][OUTPUTS];
     if (!STEP(load)(s, type, pieces, halves, &o)) return false;
     STEP(tops)(&o, pieces, halves, top);
-    for (u32 i = 0; i < 4; i++)
-        for (u32 part = 0; part < PARTS; part++)
-            STEP(units)(&o, c->value[i] + WIDTH * part, c->f16, F, (const u8 *)top[i & 1] + LANES * (i >> 1) + WIDTH * part,
-                        &scale[i][part], &unit[i][part], &most, &bad);
-    if (ANY(bad | (Ints)(most == 255))) return false;
-    for (u32 r = 0; r < 2; r++)
-        for (u32 part = 0; part < PARTS; part++) {
-            Ints sums[2][4];
-            STEP(sum)(&o, pieces, halves, r, part, scale[2 * r][part], scale[2 * r + 1][part], sums);
-            for (u32 n = 0; n < 2; n++) {
-                float *value = c->value[2 * r + n] + WIDTH * part;
-                Floats x;
-                memcpy(&x, value, sizeof x);
-                sums[n][0] += TRUNCATE(x * scale[2 * r + n][part]);
-                x = STEP(round)(sums[n], pieces, unit[2 * r + n][part], s->kept);
-                memcpy(value, &x, sizeof x);
-            }
+    if (!STEP(units)(&o, c, type, (i32)s->fraction_bits, top, scale, unit)) return false;
+    for (u32 n = 0; n < OUTPUTS; n++) {
+        Ints sums[2][4];
+        STEP(sum)(&o, pieces, halves, n, scale[0][n], scale[1][n], sums);
+        for (u32 parity = 0; parity < 2; parity++) {
+            Floats x = (Floats)STEP(sum_of)(c, n, parity);
+            sums[parity][0] += TRUNCATE(x * scale[parity][n]);
+            x = STEP(round)(sums[parity], pieces, unit[parity][n], kept);
+            memcpy(c->value[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), &x, sizeof x);
         }
+    }
     return true;
 }
 
-#define FUSE(name, type, pieces) \
-    static bool STEP(name)(const Step *s, Sums *c) { return STEP(fuse)(s, type, pieces, c); }
+#define FUSE(name, type, pieces)                                                                                       \
+    static bool STEP(name)(const Step *s, Sums *c) {                                                                   \
+        return s->kept == 24 ? STEP(fuse)(s, type, pieces, 24, c) : STEP(fuse)(s, type, pieces, s->kept, c);           \
+    }
 FUSE(f16_1, F16, 1) FUSE(f16_2, F16, 2) FUSE(f16_4, F16, 4) FUSE(bf16_1, BF16, 1) FUSE(bf16_2, BF16, 2) FUSE(tf32_1, TF32, 1) FUSE(tf32_2, TF32, 2)
 static bool STEP(step)(const Step *s, Sums *c) {
     static bool (*const forms[3][2])(const Step *, Sums *) = {
@@ -220,9 +255,11 @@ static bool STEP(step)(const Step *s, Sums *c) {
 }
 #undef FUSE
 #undef PARTS
+#undef OUTPUTS
 #undef BYTE_PARTS
 #undef Floats
 #undef Ints
 #undef Unsigned
+#undef Words
 #undef Bytes
 #undef ALL

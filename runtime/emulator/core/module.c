@@ -6,7 +6,7 @@
 #include "core.h"
 
 static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops,  memory_ops, atomic_ops, copy_ops,   control_ops,
-                                       barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    matrix_ops, wmma_ops,
+                                       barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    sparse_ops, matrix_ops, wmma_ops,
                                        print_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
@@ -150,10 +150,12 @@ static PyObject *results(const Machine *m) {
     PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *printed = PyList_New(0), *item;
     for (u32 n = 0; n < m->count; n++) {
         const Tally *t = m->tally + n;
-        item = Py_BuildValue("KKKKKKKddd", (unsigned long long)t->executed, (unsigned long long)t->lanes,
+        item = Py_BuildValue("KKKKKKKdddKKII", (unsigned long long)t->executed, (unsigned long long)t->lanes,
                              (unsigned long long)t->wavefronts, (unsigned long long)t->least_wavefronts,
                              (unsigned long long)t->sectors, (unsigned long long)t->least_sectors,
-                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share);
+                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share,
+                             (unsigned long long)t->outputs, (unsigned long long)t->unbounded, t->worst_block,
+                             t->worst_thread);
         PyList_Append(tally, item);
         Py_DECREF(item);
     }

@@ -25,6 +25,7 @@ struct Launch {
 void free_block(Block *b) {
     for (u32 n = 0; b->warp && n < b->m->warps; n++) {
         sync_forget(b->warp + n);
+        for (u32 k = 0; k < b->warp[n].copy_capacity; k++) free(b->warp[n].copies[k]);
         free(b->warp[n].copies), free(b->warp[n].arrivals);
     }
     barriers_reset(b);
@@ -406,7 +407,9 @@ static void add_up(Machine *into, const Machine *from) {
         if (f->worst_conflict > t->worst_conflict) t->worst_conflict = f->worst_conflict;
         if (f->bound > t->bound) t->bound = f->bound;
         if (f->distance > t->distance) t->distance = f->distance;
-        if (f->worst_share > t->worst_share) t->worst_share = f->worst_share;
+        t->outputs += f->outputs, t->unbounded += f->unbounded;
+        if (f->worst_share > t->worst_share || (f->worst_share == t->worst_share && f->worst_block < t->worst_block))
+            t->worst_share = f->worst_share, t->worst_block = f->worst_block, t->worst_thread = f->worst_thread;
     }
     if (!traffic_merge(into, from)) into->failed = true;
 }

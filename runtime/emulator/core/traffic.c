@@ -3,33 +3,48 @@
 #include "core.h"
 #include <stdlib.h>
 
-/* Lanes that access one stretch of memory in order. */
-static bool contiguous(u32 active, const u64 *address, u32 size) {
-    u32 stray = 0;
-    for (u32 l = 1; l < LANES; l++) stray |= address[l] - address[0] != (u64)l * size;
-    return active == FULL && !stray;
+/* Lanes that do not go on where the lane before them ends: a stretch of memory starts at each. */
+VECTOR static u32 stretches(u32 active, const u64 *address, u32 size) {
+    u32 starts = 1;
+    for (u32 l = 1; l < LANES; l++) starts |= (u32)(address[l] - address[l - 1] != size) << l;
+    return active & (starts | ~(active << 1));
+}
+
+/* One past the last lane of the stretch that starts at a lane. */
+static u32 stretch_end(u32 active, u32 starts, u32 lane) {
+    const u32 others = (starts | ~active) & ~((2u << lane) - 1);
+    return others ? (u32)__builtin_ctz(others) : LANES;
+}
+
+/* The groups of banks, of all lanes' phases side by side, that the lanes use. */
+VECTOR static u32 groups_used(const u64 *address, u32 shift, u32 groups) {
+    u32 used = 0;
+    for (u32 l = 0; l < LANES; l++) used |= 1u << (((u32)address[l] >> shift & (groups - 1)) | (l & ~(groups - 1)));
+    return used;
+}
+
+static void add_phase(Tally *t, u32 wavefronts, u32 least) {
+    t->wavefronts += wavefronts, t->least_wavefronts += least;
+    if (wavefronts > t->worst_conflict) t->worst_conflict = wavefronts;
 }
 
 /* An access of 4 bytes or less goes in one phase, 8 bytes in two of 16 lanes, 16 bytes in four of 8. In a phase the
  * banks form groups of the access's size (4 bytes at least); each group serves one aligned unit at a time. */
 void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
     const u32 shift = size <= 4 ? 2 : (u32)__builtin_ctz(size), groups = 128u >> shift; /* of 1 << shift bytes each */
-    if (size >= 4 && contiguous(active, address, size)) {
-        t->wavefronts += LANES / groups, t->least_wavefronts += LANES / groups;
-        if (!t->worst_conflict) t->worst_conflict = 1;
+    if (active == FULL && groups_used(address, shift, groups) == FULL) { /* each group serves one lane */
+        add_phase(t, 1, 1);
+        t->wavefronts += LANES / groups - 1, t->least_wavefronts += LANES / groups - 1;
         return;
     }
     for (u32 first = 0; first < LANES; first += groups) {
         const u32 phase = active & (groups == 32 ? FULL : ((1u << groups) - 1) << first);
-        u32 held[32][32], worst = 0, distinct = 0, used = 0, clash = 0;
+        u32 held[32][32], last[32], worst = 0, distinct = 0, clash = 0;
         u8 depth[32] = {0};
-        EACH(phase, l) {
-            const u32 group = 1u << ((u32)address[l] >> shift & (groups - 1));
-            clash |= used & group, used |= group;
-        }
-        if (!clash) { /* each group of banks serves one lane */
-            t->wavefronts += phase != 0, t->least_wavefronts += phase != 0;
-            if (phase && !t->worst_conflict) t->worst_conflict = 1;
+        EACH(phase, l) last[(u32)address[l] >> shift & (groups - 1)] = (u32)address[l] >> shift;
+        EACH(phase, l) clash |= last[(u32)address[l] >> shift & (groups - 1)] ^ (u32)address[l] >> shift;
+        if (!clash) { /* each group serves one unit */
+            add_phase(t, phase != 0, phase != 0);
             continue;
         }
         EACH(phase, l) {
@@ -41,27 +56,37 @@ void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
             distinct++;
             if (depth[group] > worst) worst = depth[group];
         }
-        t->wavefronts += worst, t->least_wavefronts += (distinct + groups - 1) / groups;
-        if (worst > t->worst_conflict) t->worst_conflict = worst;
+        add_phase(t, worst, (distinct + groups - 1) / groups);
     }
 }
 
-/* An access is aligned to its size of at most 16 bytes, so it touches one sector. */
-void count_global(Tally *t, u32 active, const u64 *address, u32 size) {
+/* Sectors that lanes touch, each by itself. */
+static u32 distinct_sectors(u32 active, const u64 *address) {
     u64 sector[LANES];
     u32 count = 0;
-    t->least_sectors += ((u64)lane_count(active) * size + 31) / 32;
-    if (contiguous(active, address, size)) {
-        t->sectors += (address[LANES - 1] >> 5) - (address[0] >> 5) + 1;
-        return;
-    }
     EACH(active, l) {
         u64 s = address[l] >> 5;
         u32 k = count;
         while (k && sector[k - 1] != s) k--; /* neighbours share sectors: newest first */
         if (!k) sector[count++] = s;
     }
-    t->sectors += count;
+    return count;
+}
+
+/* An access is aligned to its size of at most 16 bytes, so it touches one sector. */
+void count_global(Tally *t, u32 active, const u64 *address, u32 size) {
+    const u32 starts = stretches(active, address, size);
+    u64 sectors = 0, next = 0; /* next: one past the last so far */
+    t->least_sectors += ((u64)lane_count(active) * size + 31) / 32;
+    EACH(starts, l) {
+        const u64 first = address[l] >> 5, last = address[stretch_end(active, starts, l) - 1] >> 5;
+        if (first < next) {
+            t->sectors += distinct_sectors(active, address);
+            return;
+        }
+        sectors += last - first + 1, next = last + 1;
+    }
+    t->sectors += sectors;
 }
 
 /* A page has a bit per byte of PAGE_BYTES of the array's address range. The range starts at a multiple of REGION_BYTES,
@@ -135,16 +160,14 @@ static u64 *bits_at(Machine *m, u64 **pages, u64 address) {
 }
 
 static void mark(Machine *m, u64 **pages, u32 lanes, const u64 *address, u32 size) {
-    const u64 ones = size < 64 ? ((u64)1 << size) - 1 : ~(u64)0, bytes = (u64)LANES * size;
-    u64 *bits;
-    if (lanes == FULL && !(address[0] & 63) && !(bytes & 63) && address[0] % PAGE_BYTES + bytes <= PAGE_BYTES &&
-        contiguous(lanes, address, size)) {
-        if ((bits = bits_at(m, pages, address[0]))) memset(bits, 0xFF, bytes / 8);
-        return;
-    }
-    EACH(lanes, l) {
-        if (!(bits = bits_at(m, pages, address[l]))) return;
-        *bits |= ones << (address[l] & 63);
+    const u32 starts = stretches(lanes, address, size);
+    EACH(starts, l) {
+        for (u64 at = address[l], end = address[stretch_end(lanes, starts, l) - 1] + size, next; at < end; at = next) {
+            u64 *bits = bits_at(m, pages, at);
+            if (!bits) return;
+            next = (at | 63) + 1 < end ? (at | 63) + 1 : end;
+            *bits |= (~(u64)0 >> (64 - (next - at))) << (at & 63);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, qualifiers_of, special
+from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, number, qualifiers_of, special
 from lowbitvm.runtime.emulator.syntax import Immediate, Instruction, Operand, Vector
 
 # In the order of the core's types, mma.h.
@@ -13,7 +13,7 @@ TYPES = (
 )
 BITS = dict(zip(TYPES, (16, 16, 32, 8, 8, 8, 8, 8, 8, 8, 4, 4, 1, 64, 32, 32), strict=True))
 FP8, NARROW = ("e4m3", "e5m2"), ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
-SATURATE, XOR, NARROW_FP4 = 1, 2, 4  # mma.h
+SATURATE, XOR, NARROW_FP4, ORDERED = 1, 2, 4, 8  # mma.h
 ROUNDINGS = ("rn", "rz", "rm", "rp")  # mma.c
 
 
@@ -41,7 +41,7 @@ def _mixed(*types: str) -> frozenset[tuple[str, str]]:
 
 FLOATS, WHOLE = ("f16", "f32"), ("s32",)
 SATFINITE, BITWISE = (("satfinite",),), (("xor", "and"), ("popc",))
-FORMS = (
+DENSE = (
     Form("mma_float", ("m16n8k8", "m16n8k16"), _same("f16"), FLOATS),
     Form("mma_float", ("m16n8k8", "m16n8k16"), _same("bf16"), ("f32",)),
     Form("mma_float", ("m16n8k4", "m16n8k8"), _same("tf32"), ("f32",)),
@@ -59,9 +59,31 @@ FORMS = (
     Form("mma_integer", ("m8n8k128", "m16n8k128", "m16n8k256"), _same("b1"), WHOLE, words=BITWISE),
     Form("mma_f64", ("m8n8k4", "m16n8k4", "m16n8k8", "m16n8k16"), _same("f64"), ("f64",), words=(ROUNDINGS,)),
 )
+# Of mma.sp, by the k that B has. The manual's sparse products with f16 sums of e4m3 and e5m2, and those of the kinds,
+# need ordered metadata.
+SPARSE = (
+    Form("mma_sparse", ("m16n8k16", "m16n8k32"), _same("f16"), FLOATS),
+    Form("mma_sparse", ("m16n8k16", "m16n8k32"), _same("bf16"), ("f32",)),
+    Form("mma_sparse", ("m16n8k8", "m16n8k16"), _same("tf32"), ("f32",)),
+    Form("mma_sparse", ("m16n8k32", "m16n8k64"), _mixed("s8", "u8"), WHOLE, words=SATFINITE),
+    Form("mma_sparse", ("m16n8k64", "m16n8k128"), _mixed("s4", "u4"), WHOLE, words=SATFINITE),
+    Form("mma_sparse", ("m16n8k64",), _mixed(*FP8), ("f32",)),
+)
+ORDERED_SPARSE = (
+    Form("mma_sparse", ("m16n8k64",), _mixed(*FP8), ("f16",)),
+    Form("mma_sparse", ("m16n8k64",), _mixed(*NARROW), FLOATS, "f8f6f4"),
+    Form("mma_sparse", ("m16n8k64",), _mixed(*NARROW), ("f32",), "mxf8f6f4", frozenset({(1, "ue8m0")})),
+    Form("mma_sparse", ("m16n8k128",), _same("e2m1"), ("f32",), "mxf4", frozenset({(2, "ue8m0")}), flags=NARROW_FP4),
+    Form(
+        *("mma_sparse", ("m16n8k128",), _same("e2m1"), ("f32",), "mxf4nvf4"),
+        frozenset({(2, "ue8m0"), (4, "ue4m3"), (4, "ue8m0")}),
+        flags=NARROW_FP4,
+    ),
+)
+VARIANTS = {None: DENSE, "sp": SPARSE, "sp::ordered_metadata": SPARSE + ORDERED_SPARSE}
 
 
-@special("mma", operands="BBBB BBBBVBVB")
+@special("mma", operands="BBBB BBBBVN BBBBVBVB BBBBVNVBVB")
 def _mma(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
@@ -73,8 +95,11 @@ def _mma(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers.left = [word for word in qualifiers.left if word not in ("row", "col")]
     if "popc" in qualifiers.left and qualifiers.left[-1] != "popc":
         raise decoder.unimplemented()
-    for form in FORMS:
+    variant = qualifiers.take("sp", "sp::ordered_metadata")
+    for form in VARIANTS[variant]:
         row = _match(decoder, instruction, form, Qualifiers(decoder, list(qualifiers.left)))
+        if row is not None and variant == "sp::ordered_metadata":
+            row.mod = (*row.mod[:2], row.mod[2] | ORDERED, row.mod[3])
         if row is not None:
             return row
     raise decoder.unimplemented()
@@ -102,14 +127,18 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
         flags = ROUNDINGS.index(words[0] or "rn")
     bits = 4 if form.flags & NARROW_FP4 else BITS[a]
     unit = max(bits, 32)  # bits of a register
-    counts = tuple(n // 32 for n in (m * k * bits // unit, 8 * k * bits // unit))
+    sparse = form.operation == "mma_sparse"
+    counts = tuple(n // 32 for n in (m * k * bits // unit // (1 + sparse), 8 * k * bits // unit))
     accumulators = m * 8 // 32 // (2 if c == "f16" else 1)
     operands = _registers(
         decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), _factor_kind(form, a))
     )
-    expect_operands(decoder, 8 if form.scales else 4)
+    expect_operands(decoder, 4 + 2 * sparse + (4 if form.scales else 0))
+    if sparse:
+        operands += _metadata(decoder, instruction)
+        flags |= _selector(decoder, instruction, _selectors(a, bits, counts[0], c)) << 8
     if form.scales:
-        operands += _scale_operands(decoder, instruction, scale[0])
+        operands += _scale_operands(decoder, instruction, scale[0], 6 if sparse else 4)
     types = TYPES.index(a) | TYPES.index(b) << 8 | TYPES.index(c) << 16 | TYPES.index(d) << 24
     return Row(form.operation, operands, accumulators, (k | m << 16, types, flags, scale[0] | scale[1] << 8))
 
@@ -165,10 +194,33 @@ def _scale(form: Form, qualifiers: Qualifiers) -> tuple[int, int] | None:
     return (count, int(kind == "ue4m3")) if (count, kind) in form.scales else None
 
 
-def _scale_operands(decoder: Decoder, instruction: Instruction, count: int) -> list[tuple[int, bool]]:
-    """{data, byte, thread} of A and of B."""
+def _metadata(decoder: Decoder, instruction: Instruction) -> list[tuple[int, bool]]:
+    """The register with sparsity metadata, which may be in braces."""
+    metadata = instruction.operands[4]
+    if isinstance(metadata, Vector):
+        (metadata,) = vector(decoder, metadata, 4, 1)
+    return [decoder.source(metadata, "b32")]
+
+
+def _selectors(kind: str, bits: int, registers: int, accumulator: str) -> range:
+    """The sparsity selectors of a form whose A has so many registers; beyond f16's own two ptxas takes two more."""
+    one_step = registers == 2
+    if bits < 16:
+        return range(2 if one_step else 1)
+    return range(4 if one_step or (kind, accumulator) == ("f16", "f32") else 2)
+
+
+def _selector(decoder: Decoder, instruction: Instruction, allowed: range) -> int:
+    selector = number(decoder, instruction.operands[5])
+    if selector not in allowed:
+        raise decoder.error(f"the sparsity selector {selector} must be in {list(allowed)}")
+    return selector
+
+
+def _scale_operands(decoder: Decoder, instruction: Instruction, count: int, at: int) -> list[tuple[int, bool]]:
+    """{data, byte, thread} of A and of B, from operand `at` on."""
     operands = []
-    for first, threads in ((4, 2), (6, 4)):
+    for first, threads in ((at, 2), (at + 2, 4)):
         data, selectors = instruction.operands[first : first + 2]
         (register,) = vector(decoder, data, first, 1) if isinstance(data, Vector) else (data,)
         operands.append(decoder.source(register, "b32"))

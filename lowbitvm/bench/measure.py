@@ -1,0 +1,166 @@
+"""From a kernel's machine code to a row of the static table; docs/bench.md says what the columns mean."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lowbitvm import targets
+from lowbitvm.bench.loops import Nest, main_nest, read_ptx, read_sass
+from lowbitvm.bench.pipes import PIPES, cycles, kind_of, multiply_adds
+from lowbitvm.runtime import emulator
+from lowbitvm.targets import Target
+
+REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
+EMULATED_K = 1024  # in_features of the block that the emulator runs
+LATENCY_NS = 800  # of DRAM: what the bytes in flight must cover
+DIGITS = 4  # of the fractions in a row
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What is measured: a tool's kernel for y (bm rows of x) times (bn x bk weights per stage)."""
+
+    tool: str
+    weights: str
+    act: str
+    group: int | str
+    zero: str | None
+    target: str
+    tile: tuple[int, ...]  # bm, bn, bk
+    warps: int
+    stages: int
+    bits: int  # of one stored weight
+    sass: str = field(repr=False)
+    registers: int
+    spills: int
+    shared: int  # bytes per block
+    bank_conflicts: int | None = None  # None: not measured
+    producers: int = 0  # of the warps: those that only load
+    # weights that one matrix instruction and warp stands for, where not all of them multiply weights (else None)
+    weights_per_matrix: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table, in the order of its columns; per weight: per weight and thread."""
+
+    tool: str
+    weights: str
+    act: str
+    group: int | str
+    zero: str | None
+    target: str
+    tile: str
+    mac_per_instruction: float
+    instructions_per_weight: float
+    decode_per_weight: float
+    tensor_share: float
+    registers: int
+    spills: int
+    shared: int
+    bank_conflicts: int | None
+    bytes_in_flight: int
+    occupancy: float
+    warps: int
+    stages: int
+    cycles_per_weight: dict[str, float]
+    unknown: tuple[str, ...] = ()  # mnemonics that the table of pipes does not have
+
+
+def measure(kernel: Kernel) -> Row:
+    """The row of a kernel. Raises ARGUMENT_INVALID where its code has no loop with matrix instructions."""
+    target = targets.get(kernel.target)
+    nest = main_nest(read_sass(kernel.sass))
+    per_matrix = kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0])
+    weights = nest.matrix * per_matrix  # of a warp and turn
+    loop = nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile))
+    total = _sum(loop, lambda name: 1)
+    threads = 32 * kernel.warps
+    blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
+    stage_bytes = kernel.tile[1] * kernel.tile[2] * kernel.bits // 8
+
+    def per_weight(value: float) -> float:
+        return round(value / (weights / 32), DIGITS)
+
+    return Row(
+        tool=kernel.tool,
+        weights=kernel.weights,
+        act=kernel.act,
+        group=kernel.group,
+        zero=kernel.zero,
+        target=kernel.target,
+        tile="x".join(map(str, kernel.tile)),
+        mac_per_instruction=round(weights * kernel.tile[0] / total, DIGITS),
+        instructions_per_weight=per_weight(total),
+        decode_per_weight=per_weight(_sum(loop, _decodes)),
+        tensor_share=round(_sum(loop, lambda name: _pipe(name) == "tensor") / total, DIGITS),
+        registers=kernel.registers,
+        spills=kernel.spills,
+        shared=kernel.shared,
+        bank_conflicts=kernel.bank_conflicts,
+        bytes_in_flight=(kernel.stages - 1) * stage_bytes * blocks,
+        occupancy=round(blocks * kernel.warps / target.warps_per_sm, DIGITS),
+        warps=kernel.warps,
+        stages=kernel.stages,
+        cycles_per_weight={pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+        unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
+    )
+
+
+def trips(block_weights: float, tile: tuple[int, ...]) -> list[float]:
+    """How often each loop of a nest turns, from the innermost out, if its turn covers `block_weights` of the block.
+
+    A turn that covers less than a stage is one of bk / k turns inside the loop over stages, k being the depth that its
+    matrix instructions make of the tile; the loop over stages runs through a layer of REFERENCE_K in_features.
+    """
+    depth = block_weights / tile[1]
+    stage = tile[2]
+    return [stage / depth, REFERENCE_K / stage] if depth < stage else [REFERENCE_K / depth]
+
+
+def bytes_needed(target: str) -> int:
+    """Bytes per SM that must be in flight for the memory of the target's GPU to be busy: bandwidth x LATENCY_NS."""
+    gpu = targets.get(target).gpu
+    return round(gpu.dram_gbs * LATENCY_NS / gpu.sms)
+
+
+def _weights_per_matrix(nest: Nest, rows: int) -> float:
+    """Weights per matrix instruction where all of them multiply weights with `rows` rows of activations."""
+    made = [multiply_adds(instruction.name) for instruction in nest.levels[0] if instruction.is_matrix]
+    return sum(made) / len(made) / rows
+
+
+def main_loop_conflicts(report: emulator.Report, ptx: str) -> int:
+    """Wavefronts beyond the fewest possible that the shared-memory accesses of the PTX's main loop took."""
+    lines = {instruction.line for instruction in main_nest(read_ptx(ptx)).levels[0]}
+    return sum(line.bank_conflicts for line in report.lines if line.line in lines)
+
+
+def emulated_conflicts(ptx: str, entry: str, threads: int, args: Sequence[Any], shared: int, target: str) -> int | None:
+    """`main_loop_conflicts` of one block of any tool's PTX; None where it has instructions that the emulator lacks."""
+    try:
+        module = emulator.load(ptx)
+    except emulator.PtxError:
+        return None
+    report = module.launch(entry, (1, 1, 1), (threads, 1, 1), list(args), shared=shared, arch=target, checks="none")
+    return main_loop_conflicts(report, ptx)
+
+
+def _cycles(loop: "Counter[str]", pipe: str, target: Target) -> float:
+    """Cycles that a turn occupies a pipe of a sub-core."""
+    return _sum(loop, lambda name: cycles(name, target) if _pipe(name) == pipe else 0)
+
+
+def _pipe(name: str) -> str | None:
+    kind = kind_of(name)
+    return None if kind is None else kind.pipe
+
+
+def _decodes(name: str) -> bool:
+    kind = kind_of(name)
+    return kind is not None and kind.decodes
+
+
+def _sum(loop: "Counter[str]", value: Callable[[str], float]) -> float:
+    return float(sum(count * value(name) for name, count in loop.items()))
