@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lowbitvm.codegen.convert import explain_decode
 from lowbitvm.dsl import (
     Kernel,
     Packed,
@@ -70,6 +71,7 @@ __all__ = [
     "dot",
     "exp",
     "expand_dims",
+    "explain_decode",
     "f16",
     "f32",
     "full",

@@ -249,7 +249,7 @@ def lowbitvm_backend(device: str) -> Backend:
             return lb.linear(x, weight)
 
     def compile_layer(weight: PackedWeight, tokens: int, target: str) -> Compiled:
-        tile = asdict(linear_tile(tokens, weight.format))
+        tile = asdict(linear_tile(tokens, weight.format, targets.get(target)))
         return lb.compile_linear(weight.format, act="f16", target=target, cache=False, **tile)
 
     def bound(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:

@@ -28,15 +28,8 @@ VERSIONS = (
     ("sm_120f", 8.8),
 )
 
-# Legal instructions that the emulator lacks: clusters of more than one block, textures.
-LACKING = (
-    "fma.rn.oob*",
-    "barrier.cluster.*",
-    "fence.*sync_restrict*",
-    "mapa.*",
-    "getctarank.*",
-    "istypep.*",
-)
+# Legal instructions that the emulator lacks.
+LACKING = ("fma.rn.oob*",)
 NOT_IMPLEMENTED = {form for form in FORMS if any(fnmatch.fnmatchcase(form, pattern) for pattern in LACKING)}
 IMPLEMENTED = [instruction for instruction in FORMS if instruction not in NOT_IMPLEMENTED]
 

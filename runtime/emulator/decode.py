@@ -318,6 +318,8 @@ class Decoder:
         bits = KIND_BITS[kind]
         if kind[0] == "f" or (bits not in widths and (bits != 16 or 32 not in widths)):
             raise self.error(f"{name} has {' or '.join(map(str, widths))} bits, the instruction takes .{kind}")
+        if name == "%is_explicit_cluster" and self.kernel.explicit_cluster:
+            value = 2**32 - 1  # of all lanes
         if name in CONSTANT_SPECIALS:
             return self.constant(value, bits == 64)
         if name not in self.slots.specials:

@@ -11,6 +11,7 @@ from lowbitvm.runtime.emulator.syntax import (
     Group,
     Immediate,
     Name,
+    Negated,
     Not,
     Operand,
     Pair,
@@ -283,6 +284,9 @@ class Reader:
         if text == "!" and self.following()[0] == "word":
             self.take()
             return Not(Name(self.word()))
+        if text == "-" and kind == "mark" and self.following()[0] == "word" and self.following()[1] != "WARP_SZ":
+            self.take()
+            return Negated(Name(self.word()))
         if kind == "word" and text != "WARP_SZ":
             return self.named()
         return self.expression()

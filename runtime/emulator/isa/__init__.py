@@ -19,6 +19,7 @@ from lowbitvm.runtime.emulator.isa import (
     mbarrier,
     memory,
     moves,
+    video,
     warp,
     wmma,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "mbarrier",
     "memory",
     "moves",
+    "video",
     "warp",
     "wmma",
 ]
@@ -46,7 +48,7 @@ __all__ = [
 
 ONLY = {"mbarrier": "shared", "prefetchu": "no variable"}  # what an address without a state space has to be in
 NAMED_LAST = ("mul", "mul24", "dp2a")  # whose name may not stand behind types
-TYPE = re.compile(r"pred|[bsu](2|4|8|16|32|64|128)|b?f16(x2)?|f32(x2)?|f64|[su]16x2|tf32|e\dm\d(x\d)?|ue8m0x2")
+TYPE = re.compile(r"pred|[bsu](2|4|8|16|32|64|128)|b?f16(x2)?|f32(x2)?|f64|[su]16x2|tf32|e\dm\d(x\d)?|ue8m0x2|s2f6x2")
 
 
 def _types_last(instruction: Instruction) -> Instruction:

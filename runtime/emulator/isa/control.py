@@ -21,7 +21,7 @@ def _exit(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("exit", [], 0)
 
 
-@special("bar", "barrier", operands="S SS DSP DSSP")
+@special("bar", "barrier", operands=". S SS DSP DSSP")
 def _barrier(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     if qualifiers.take("warp"):
@@ -29,6 +29,8 @@ def _barrier(decoder: Decoder, instruction: Instruction) -> Row:
         qualifiers.need("sync")
         qualifiers.done()
         return Row("warp_sync", [decoder.source(instruction.operands[0], "u32")], 0)
+    if instruction.mnemonic == "barrier" and qualifiers.take("cluster"):
+        return _cluster_barrier(decoder, qualifiers)
     qualifiers.take("cta")
     aligned = qualifiers.take("aligned") is not None or instruction.mnemonic == "bar"
     core = "barrier" if aligned else "barrier_of_threads"
@@ -39,6 +41,15 @@ def _barrier(decoder: Decoder, instruction: Instruction) -> Row:
     expect_operands(decoder, *((2,) if what == "arrive" else (1, 2)))
     operands = [decoder.source(x, "u32") for x in instruction.operands]
     return Row(core, operands, 0, (int(what == "arrive"), len(operands) - 1))
+
+
+def _cluster_barrier(decoder: Decoder, qualifiers: Qualifiers) -> Row:
+    what = qualifiers.need("arrive", "wait")
+    relaxed = (qualifiers.take("release", "relaxed") if what == "arrive" else qualifiers.take("acquire")) == "relaxed"
+    threads = "" if qualifiers.take("aligned") else "_of_threads"
+    qualifiers.done()
+    expect_operands(decoder, 0)
+    return Row(f"cluster_{what}{threads}", [], 0, (relaxed,))
 
 
 def _reduction(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, core: str) -> Row:
@@ -80,6 +91,7 @@ def _between_proxies(decoder: Decoder, instruction: Instruction, qualifiers: Qua
 
 @special("fence", operands=". AN")
 def _fence(decoder: Decoder, instruction: Instruction) -> Row:
+    """Fences for shared memory alone (.sync_restrict) order everything."""
     qualifiers = qualifiers_of(decoder, instruction)
     if qualifiers.take("proxy"):
         return _between_proxies(decoder, instruction, qualifiers)
@@ -89,6 +101,12 @@ def _fence(decoder: Decoder, instruction: Instruction) -> Row:
         qualifiers.need("cluster")
         qualifiers.done()
         return Row("fence", [], 0, (0,))
+    for restriction, semantics in (("cluster", "acquire"), ("cta", "release")):
+        if qualifiers.take(f"sync_restrict::shared::{restriction}"):
+            qualifiers.need(semantics)
+            qualifiers.need("cluster")
+            qualifiers.done()
+            return Row("fence", [], 0, (0,))
     qualifiers.take("sc", "acq_rel", "acquire", "release")
     scope = qualifiers.need("cta", "cluster", "gpu", "sys")
     qualifiers.done()

@@ -18,6 +18,7 @@ INTEGRAL = {"rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
 FLAGS = {"sat": 1, "ftz": 2, "relu": 8, "satfinite": 16}
 TO_INTEGRAL = 4
 FORMATS = FLOAT_KINDS | {"tf32": 4, "e4m3": 5, "e5m2": 6, "e2m1": 7, "e2m3": 8, "e3m2": 9, "ue8m0": 10}
+FORMATS |= {"s2f6": 11}
 
 # Several elements in a register: the format of one, how many, the kind of register.
 PACKED = {"f16x2": ("f16", 2, "f16x2"), "bf16x2": ("bf16", 2, "raw32"), "e2m1x2": ("e2m1", 2, "raw8")}
@@ -25,19 +26,25 @@ PACKED |= {"e2m1x4": ("e2m1", 4, "raw16"), "ue8m0x2": ("ue8m0", 2, "raw16")}
 PACKED |= {
     f"{kind}x{count}": (kind, count, f"raw{8 * count}") for kind in ("e4m3", "e5m2", "e2m3", "e3m2") for count in (2, 4)
 }
+PACKED |= {"s2f6x2": ("s2f6", 2, "raw16")}
 NARROW = frozenset(("e4m3x2", "e5m2x2", "e2m3x2", "e3m2x2", "e2m1x2"))
 TO_NARROW = frozenset(("rn.satfinite", "rn.relu.satfinite"))
 TO_SCALE = frozenset(("rz", "rp", "rz.satfinite", "rp.satfinite"))
 FROM_NARROW = frozenset(("rn", "rn.relu"))
+TO_BF16 = FROM_NARROW | TO_NARROW
 TO_HALF = frozenset(r + extra for r in ("rn", "rz", "rs") for extra in ("", ".relu", ".satfinite", ".relu.satfinite"))
 STOCHASTIC = frozenset(("rs.satfinite", "rs.relu.satfinite"))
 
 # Packed conversions and the modifiers each may have (in this order: rounding, relu, satfinite).
 FORMS: dict[tuple[str, str], frozenset[str]] = {("f32", half): TO_HALF for half in ("f16x2", "bf16x2")}
 FORMS |= {(source, narrow): TO_NARROW for narrow in NARROW for source in ("f32", "f16x2", "bf16x2")}
-FORMS |= {(narrow, half): FROM_NARROW for narrow in NARROW for half in ("f16x2", "bf16x2")}
+FORMS |= {(narrow, "f16x2"): FROM_NARROW for narrow in NARROW}
+FORMS |= {(narrow, "bf16x2"): TO_BF16 for narrow in (*NARROW, "s2f6x2")}
+FORMS |= {(source, "s2f6x2"): TO_NARROW for source in ("f32", "bf16x2")}
 FORMS |= {("f32", kind): STOCHASTIC for kind in PACKED if kind.endswith("x4")}
 FORMS |= {("f32", "ue8m0x2"): TO_SCALE, ("bf16x2", "ue8m0x2"): TO_SCALE, ("ue8m0x2", "bf16x2"): frozenset(("rn",))}
+# With scale factors: what the core does with them.
+SCALED = {(narrow, "bf16x2"): 1 for narrow in (*NARROW, "s2f6x2")} | {(s, "s2f6x2"): 2 for s in ("f32", "bf16x2")}
 TO_TF32 = frozenset(("rna", "rna.satfinite", *(name for name in TO_HALF if not name.startswith("rs"))))
 
 
@@ -69,6 +76,9 @@ def _modifiers(decoder: Decoder, qualifiers: Qualifiers, allowed: frozenset[str]
 
 
 def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str, qualifiers: Qualifiers) -> Row:
+    scaled = SCALED.get((source, target), 0) if qualifiers.take("scaled::n2::ue8m0") else 0
+    if not scaled and "scaled::n2::ue8m0" in instruction.qualifiers:
+        raise decoder.unimplemented()
     rounding, flags = _modifiers(decoder, qualifiers, FORMS.get((source, target), frozenset()))
     element, count, _ = PACKED[target]
     register = {name: kind for name, (_, _, kind) in PACKED.items()} | {"f32": "f32"}
@@ -77,10 +87,12 @@ def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str
         expect_operands(decoder, 3)
         sources = [*items(sources[0]), sources[1]]
     random = rounding == ROUNDING["rs"]
-    need = (count if source == "f32" else 1) + random
+    need = (count if source == "f32" else 1) + random + (scaled > 0)
     if len(sources) != need:
         raise decoder.error(f"this cvt takes {need} sources, not {len(sources)}")
-    kinds = [register[source]] * (need - random) + ["raw32"] * random
+    kinds = [register[source]] * (need - random - (scaled > 0)) + ["raw32"] * random + ["raw16"] * (scaled > 0)
+    if scaled and not isinstance(sources[-1], Name):
+        raise decoder.error("a scale factor is a register")
     loose = (source, target) == ("f32", "f16x2")
     operands = [decoder.destination(to, register[target], loose)]
     operands += [
@@ -89,7 +101,7 @@ def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str
     wider = any(wide for _, wide in operands)
     if source == "f32" and target in ("f16x2", "bf16x2") and (rounding, flags) == (0, 0) and not wider:
         return Row(f"cvt_{target}_f32", operands, 1)
-    if source in NARROW and not flags:
+    if source in NARROW and not flags and not scaled:
         format_number, width = FORMATS[PACKED[source][0]], KIND_BITS[register[source]] // 2
         return Row(f"cvt_{target}_narrow", operands, 1, (format_number, width))
     from_format, spacing = FORMATS["f32"], 0
@@ -97,7 +109,7 @@ def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str
         from_format, spacing = FORMATS[PACKED[source][0]], KIND_BITS[register[source]] // 2
     width = KIND_BITS[register[target]] // count
     head = from_format | FORMATS[element] << 8 | count << 16 | width << 24
-    return Row("cvt_packed", operands, 1, (head, rounding | flags << 8, spacing))
+    return Row("cvt_packed", operands, 1, (head, rounding | flags << 8, spacing | scaled << 8))
 
 
 def _tf32(decoder: Decoder, instruction: Instruction, source: str, qualifiers: Qualifiers) -> Row:

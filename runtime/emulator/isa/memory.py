@@ -294,6 +294,40 @@ def _isspacep(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("isspacep", operands, 1, (space,))
 
 
+@special("istypep", operands="DS")
+def _istypep(decoder: Decoder, instruction: Instruction) -> Row:
+    """Whether an address is that of a texture, sampler or surface: there are none."""
+    if instruction.qualifiers not in (("texref",), ("samplerref",), ("surfref",)):
+        raise decoder.unimplemented()
+    to, source = instruction.operands
+    decoder.source(source, "u64")
+    return Row("logic_pred", [decoder.destination(to, "pred"), decoder.constant(0, False)], 1, (0b1100,))
+
+
+@special("mapa", operands="DSS")
+def _mapa(decoder: Decoder, instruction: Instruction) -> Row:
+    kind, (to, address, rank) = _of_cluster(decoder, instruction), instruction.operands
+    operands = [decoder.destination(to, kind), decoder.source(address, kind), decoder.source(rank, "u32")]
+    return Row("mapa", operands, 1)
+
+
+@special("getctarank", operands="DS")
+def _getctarank(decoder: Decoder, instruction: Instruction) -> Row:
+    """A cluster has one block, of rank 0."""
+    kind, (to, address) = _of_cluster(decoder, instruction), instruction.operands
+    decoder.source(address, kind)
+    return Row("mov_b32", [decoder.destination(to, "u32"), decoder.constant(0, False)], 1)
+
+
+def _of_cluster(decoder: Decoder, instruction: Instruction) -> str:
+    """The type of an address in a cluster's shared memory."""
+    qualifiers = Qualifiers(decoder, list(instruction.qualifiers))
+    qualifiers.take("shared::cluster")
+    kind = qualifiers.need("u32", "u64")
+    qualifiers.done()
+    return kind
+
+
 @special("createpolicy", operands="D DS DASS")
 def _createpolicy(decoder: Decoder, instruction: Instruction) -> Row:
     """A policy is opaque and means nothing here: its register gets a number."""
