@@ -38,8 +38,7 @@ MNEMONICS = sorted({re.split("[. ]", form)[0] for form in IMPLEMENTED})
 # or makes something; operands and modifiers of which the manual knows nothing.
 OVERSIGHTS = (
     r".*\{([^}]*, )?%p\d",
-    r"(movmatrix|mma)\..*\}?,? %p\d(, \{|$)",
-    r"movmatrix\..* %p\d, ",
+    r"(movmatrix|mma)\b.* %p\d",
     r"(addc|subc)\.sat\.",
     r"rcp\.ftz\.rn\.f64 ",
     r"testp\.(f32|f64) ",
