@@ -296,8 +296,14 @@ class Lowering:
             if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
                 dot = self.dots[self.accumulated[assign]]
                 changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
-                dot.enter(changed[dot])
+                dot.enter(changed[dot] if self._may_hold_numbers(assign.operands[0], loop) else [])
         return changed
+
+    def _may_hold_numbers(self, tile: Op, loop: Op) -> bool:
+        """Whether a tile may be other than zero before a loop."""
+        inside = set(loop.body)
+        changes = [op for op in walk(self.state.program.body) if op.kind == "assign" and op.operands[0] is tile]
+        return tile.kind != "full" or _number(tile) != 0 or self.state.loop_depth > 0 or not inside.issuperset(changes)
 
     def _units(self, op: Op, pipeline: Pipeline, hoisted: list[Access], again: str, done: str) -> None:
         """Emits one iteration of a pipelined loop: its units, each with a copy of the body, and the branches."""

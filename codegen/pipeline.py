@@ -304,6 +304,8 @@ class WordTile(Staged):
     def _k_limit(self, load: Op, chunk: Operand, shift: int) -> Operand:
         """The k below which a unit must begin for the piece `chunk` + `shift` of a row tile to exist."""
         assert load.array is not None
+        if self.k_tiles == 1:
+            return self.state.size(load.array.dims[1])
         state, piece = self.state, self.state.scalar("add", chunk, shift)
         tile = state.builder.op("div.u32", "r", piece, self.tile_bytes // PIECE)
         return state.scalar("sub", state.size(load.array.dims[1]), state.scalar("mul", tile, CHUNK_K))

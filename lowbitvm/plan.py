@@ -55,10 +55,13 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
-    """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency, and
-    the kernel takes four groups of 128 of k per iteration where it has eight stages of 64."""
+    """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency.
+
+    Where groups are longer than a stage, the kernel then takes 128 of k at a time, and waits once for two such units.
+    """
     stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
-    fits = [stages for stages in (8, 6) if tile.bm <= 16 and stages * stage <= STAGED_BYTES]
+    longer = isinstance(fmt.group, str) or fmt.group > tile.bk
+    fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
     return next(iter(fits), tile.stages)
 
 
