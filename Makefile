@@ -2,6 +2,7 @@
 # make test    the tests; PYTEST_ARGS="tests/test_pack.py -k inverts" chooses some. Kernels that Triton and nvcc compile
 #              for them are kept in build/third_party; `make kernels` compiles all that are missing there
 # make bench   what the linear kernel costs: compile times, registers, main-loop instructions; how fast the emulator is
+# make static  what every kernel's main loop costs, beside those of the other tools; installs the extra `bench`
 # make lint    ruff, mypy --strict, import-linter
 # make sanitize  the emulator's tests with its C core under the address and undefined-behaviour sanitizers (gcc)
 # make fuzz    mutated PTX on the sanitized core: FUZZ_SECONDS=1800 by default
@@ -24,7 +25,7 @@ SANITIZE = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 LOWBITVM_TEST_CO
 CORPUS := build/fuzz/corpus
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test kernels bench lint sanitize fuzz clean
+.PHONY: demo test kernels bench static lint sanitize fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/lowbitvm demo
@@ -38,6 +39,10 @@ kernels: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python bench/linear.py
 	$(BIN)/python bench/emulator.py
+
+static: $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[bench]' $(TORCH)
+	$(BIN)/python bench/static.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -13,9 +13,10 @@ codebooks: an index, of as many codes as 128 bytes hold for 32 lanes, into a tab
 """
 
 import functools
+import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -23,17 +24,20 @@ import numpy as np
 from lowbitvm import chunk
 from lowbitvm.chunk import Layout, Part, Run
 from lowbitvm.codegen.ptx import Operand, memory, vector
-from lowbitvm.dtypes import NAN_PATTERNS, CodeType
+from lowbitvm.dtypes import CODE_TYPES, NAN_PATTERNS, CodeType
 from lowbitvm.errors import LowbitvmError
 
 F16_STARTS = {1: (9, 10), 2: (7, 9), 3: (5, 8), 4: (3, 7), 5: (1, 6), 6: (1, 5), 7: (0, 4), 8: (0, 0)}
 BF16_STARTS = {1: (5, 6), 2: (3, 5), 3: (1, 4), 4: (3, 3), 5: (1, 1), 6: (1, 1), 7: (0, 0), 8: (0, 0)}
+# of floats with one exponent bit: sign and an integer, so that f16 and bf16 can have it at the same place
+E1_STARTS = {1: 6, 2: 4, 3: 3, 4: 1, 5: 0, 6: 0}
 MANTISSA = {"f16": 10, "bf16": 7}
 EXPONENT_BIAS = {"f16": 15, "bf16": 127}
 SIGN_PLACE = 15
 F16_EXPONENT = 5
 ONE_BF16 = 0x3F80
 MINUS_ZERO = 0x8000
+ROW_BYTES = 256  # of a codebook's table
 LARGEST_SHIFT = 127  # the largest power of two that bf16 has
 
 SELECT, AND, AND_OR = 0xCA, 0xC0, 0xEA  # lop3 truth tables of a ? b : c, a & b, (a & b) | c
@@ -41,12 +45,15 @@ PIPES = {  # PTX operation -> (SASS, pipe)
     "shf.r.wrap.b32": ("SHF", "integer"),
     "lop3.b32": ("LOP3", "integer"),
     "and.b32": ("LOP3", "integer"),
+    "or.b32": ("LOP3", "integer"),
     "prmt.b32": ("PRMT", "integer"),
     "fma.rn.bf16x2": ("HFMA2", "half"),
     "ld.shared.b32": ("LDS", "shared"),
     "ld.shared.v2.b32": ("LDS", "shared"),
     "ld.shared.v4.b32": ("LDS", "shared"),
 }
+
+PIPE_NAMES = ("integer", "half", "shared")
 
 
 class Emitter(Protocol):
@@ -131,9 +138,10 @@ _BYTES = {(r, mask): _selector(r, mask) for r in (8, 16, 24) for mask in (0x00FF
 class TableDecoder:
     """The decode of codebooks: fragment value = table[q], in the activations' dtype.
 
-    The table lies in shared memory, `table_bytes` of it, every entry once for each lane (or each of the lanes that
-    shared memory serves at a time), so that there are no bank conflicts. An entry has the registers of `span` pairs of
-    codes; from 5 bits on one code, in both halves.
+    The table lies in shared memory, a row of 256 bytes per index: one byte of a word and the lane's offset make an
+    address with one PRMT. The first half of a row has the entry once for each lane, or for each of the lanes that
+    shared memory serves at a time, so that there are no bank conflicts. An entry has the registers of `span` pairs of
+    codes. From 5 bits on it is one code: the low half of a register here, the high half in the second half of the row.
     """
 
     code: CodeType
@@ -153,17 +161,19 @@ class TableDecoder:
     @property
     def table_bytes(self) -> int:
         """Bytes of the table in shared memory."""
-        return 128 << self.index_bits
+        return ROW_BYTES << self.index_bits
 
     def table(self, values: Any) -> Any:
-        """The u32[2**index_bits, 32] of the table in shared memory, from the 2**bits values, rounded to `act`."""
+        """The u32[2**index_bits, 64] of the table in shared memory, from the 2**bits values, rounded to `act`."""
         native = np.dtype(np.float16) if self.act == "f16" else np.dtype(ml_dtypes.bfloat16)
         patterns = np.asarray(values, np.float64).astype(native).view(np.uint16).astype(np.uint32)
         index = np.arange(1 << self.index_bits)[:, None]
         code = np.arange(max(1, 2 * self.span)) * self.code.bits
         entries = patterns[index >> code & ((1 << self.code.bits) - 1)]
-        registers = entries[:, ::2] | entries[:, 1::2] << 16 if self.span else entries * 0x10001
-        return np.tile(registers, 32 // registers.shape[1])
+        if not self.span:
+            return np.repeat(np.concatenate([entries, entries << 16], 1), ROW_BYTES // 8, axis=1)
+        registers = entries[:, ::2] | entries[:, 1::2] << 16
+        return np.tile(registers, ROW_BYTES // 4 // self.span)
 
     def constants(self, b: Emitter, lane: str, table: str) -> list[str]:
         """Emits what stays in registers, from the registers of the lane's number and of the table's address."""
@@ -173,24 +183,26 @@ class TableDecoder:
 
     def emit(self, b: Emitter, words: list[str], constants: list[str]) -> list[list[str]]:
         """Emits the decode of a chunk's words: the 4 registers of the A fragment of each of the 4 k16 steps."""
+        lane, table = constants
         loaded: list[str] = []
-        mask = ((1 << self.index_bits) - 1) << chunk.INDEX_PLACE
         for index in range(chunk.CODES * self.code.bits // self.index_bits):
-            word, shift = divmod(index * self.index_bits, 32)
-            following = words[(word + 1) % self.code.bits]
-            placed = b.op("shf.r.wrap.b32", "r", words[word], following, shift) if shift else words[word]
-            offset = b.op("lop3.b32", "r", placed, mask, constants[0], AND_OR)
-            address = b.op("add.s32", "r", offset, constants[1])
+            if self.index_bits == 8:
+                word, byte = divmod(index + chunk.INDEX_PLACE // 8, 4)
+                offset = b.op("prmt.b32", "r", words[word % len(words)], lane, 0x5504 | byte << 4)
+            else:
+                word, shift = divmod(index * self.index_bits, 32)
+                following = words[(word + 1) % len(words)]
+                placed = b.op("shf.r.wrap.b32", "r", words[word], following, shift) if shift else words[word]
+                mask = ((1 << self.index_bits) - 1) << chunk.INDEX_PLACE
+                offset = b.op("lop3.b32", "r", placed, mask, lane, AND_OR)
+            address = b.op("add.s32", "r", offset, table)
             entry = [b.register("r") for _ in range(max(1, self.span))]
+            second = not self.span and index % 2
             width = {1: "", 2: ".v2", 4: ".v4"}[len(entry)]
-            b.do(f"ld.shared{width}.b32", vector(entry), memory(address))
+            b.do(f"ld.shared{width}.b32", vector(entry), memory(address, ROW_BYTES // 2 * second))
             loaded += entry
         if not self.span:
-            low = 0x0000FFFF
-            loaded = [
-                b.op("lop3.b32", "r", low, first, second, SELECT)
-                for first, second in zip(loaded[::2], loaded[1::2], strict=True)
-            ]
+            loaded = [b.op("or.b32", "r", *both) for both in zip(loaded[::2], loaded[1::2], strict=True)]
         return [loaded[4 * step : 4 * step + 4] for step in range(4)]
 
 
@@ -207,35 +219,45 @@ def decoder(code: CodeType, act: str) -> Decoder | TableDecoder:
 
 def layout_decoder(code: CodeType, act: str, layout: Layout) -> Decoder:
     """The decode of chunks in any layout."""
-    starts = start_places(code, act)
-    pairs = tuple(_parts(code, runs, starts[pair % 2]) for pair, runs in enumerate(layout.pairs))
+    rows = places(code, act)
+    pairs = tuple(_parts(runs, rows[pair % 2]) for pair, runs in enumerate(layout.pairs))
     zero = (0.0, 0.0)
-    if code.kind == "float":
-        bias = EXPONENT_BIAS[act] - ((1 << (code.exponent - 1)) - 1)
-        factor, multiplier = (2.0**-bias, None) if act == "f16" else (1.0, _power(bias))
-        return Decoder(code, act, (factor, factor), zero, layout.merges, pairs, multiplier=multiplier)
-    low, high = (2.0 ** (start - MANTISSA[act]) for start in starts)
-    if act == "bf16" and code.bits <= MANTISSA["bf16"]:
+    # what bit 0 of each row's code is worth as a pattern, which is linear in the subnormals and the first binade
+    units = [2.0 ** (row[0].place - MANTISSA[act] - EXPONENT_BIAS[act] + 1) for row in rows]
+    if code.is_linear and act == "bf16" and code.bits <= MANTISSA["bf16"]:
+        low, high = (2.0 ** (row[0].place - MANTISSA[act]) for row in rows)
         return Decoder(code, act, (low, high), (1 / low, 1 / high), layout.merges, pairs, magic=ONE_BF16)
-    least = 2.0 ** (1 - EXPONENT_BIAS[act])  # what the first bit above the mantissa is worth
+    step = 1.0 if code.is_linear else 2.0 ** (2 - (1 << (code.exponent - 1)) - code.mantissa)
+    low, high = (unit / step for unit in units)
     if act == "f16":
-        return Decoder(code, act, (low * least, high * least), zero, layout.merges, pairs)
-    up = 2.0**LARGEST_SHIFT * least
-    multiplier = _power(LARGEST_SHIFT)
-    return Decoder(code, act, (low * up, high * up), zero, layout.merges, pairs, multiplier=multiplier)
+        return Decoder(code, act, (low, high), zero, layout.merges, pairs)
+    up = min(LARGEST_SHIFT, -round(math.log2(low)))
+    factors = (low * 2.0**up, high * 2.0**up)
+    return Decoder(code, act, factors, zero, layout.merges, pairs, multiplier=_power(up))
 
 
-def start_places(code: CodeType, act: str) -> tuple[int, int]:
-    """Where bit 0 of a code stands in a register's half, for the row classes g and g + 8."""
+class Bits(NamedTuple):
+    """Bits `bit` .. `bit + length - 1` of a code, and where they stand in a register's half."""
+
+    bit: int
+    length: int
+    place: int
+
+
+def places(code: CodeType, act: str) -> tuple[tuple[Bits, ...], tuple[Bits, ...]]:
+    """Where the bits of a code stand in a register, for the row classes g and g + 8: bit 0 first, a sign last."""
     if code.kind != "float":
-        return (F16_STARTS if act == "f16" else BF16_STARTS)[code.bits]
+        starts = (F16_STARTS if act == "f16" else BF16_STARTS)[code.bits]
+        return (Bits(0, code.bits, starts[0]),), (Bits(0, code.bits, starts[1]),)
     if not held_by(code, act):
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             f"{code} reaches {code.largest:g} with {code.exponent} exponent bits, f16 activations have {F16_EXPONENT}",
             "use bf16 activations, or a type with 4 exponent bits",
         )
-    return (MANTISSA[act] - code.mantissa,) * 2
+    start = E1_STARTS[code.mantissa] if code.exponent == 1 else MANTISSA[act] - code.mantissa
+    row = (Bits(0, code.bits - 1, start), Bits(code.bits - 1, 1, SIGN_PLACE))
+    return row, row
 
 
 def held_by(code: CodeType, act: str) -> bool:
@@ -250,23 +272,73 @@ def _power(exponent: int) -> int:
     return (exponent + EXPONENT_BIAS["bf16"]) << MANTISSA["bf16"]
 
 
-def _parts(code: CodeType, runs: tuple[Run, ...], start: int) -> tuple[Part, ...]:
+def _parts(runs: tuple[Run, ...], row: tuple[Bits, ...]) -> tuple[Part, ...]:
     """What brings the runs of a pair to their places: its parts, with those of one rotation joined."""
+    place_of = {bits.bit + i: bits.place + i for bits in row for i in range(bits.length)}
     masks: dict[tuple[int, int], int] = {}
     for run in runs:
         for i in range(run.length):
-            bit = run.bit + i
-            place = SIGN_PLACE if code.kind == "float" and bit == code.bits - 1 else start + bit
+            place = place_of[run.bit + i]
             key = (run.source, (run.position + i - place) % 32)
             masks[key] = masks.get(key, 0) | 1 << place
     return tuple(Part(source, rotation, mask) for (source, rotation), mask in masks.items())
 
 
-def cost(decoder: Decoder | TableDecoder) -> Counter[str]:
-    """SASS instructions of the decode of a chunk (32 codes of a lane), by mnemonic."""
+def cost(decoder: Decoder | TableDecoder, words: int | None = None) -> Counter[str]:
+    """SASS instructions of the decode of a chunk (32 codes of a lane), or of `words` words of one, by mnemonic."""
     counting = _Counting()
-    decoder.emit(counting, [""] * decoder.code.bits, ["", ""])
+    decoder.emit(counting, [""] * (words or decoder.code.bits), ["", ""])
     return counting.done
+
+
+def explain_decode(weights: str | None = None) -> str:
+    """A table of what decoding costs, for one code type (a key of `dtypes.CODE_TYPES`) or for all of them.
+
+    Instructions are SASS per 8 codes of a thread, one k16 step, by pipe. A fragment holds factor * (q + offset) of the
+    stored pattern q, or factor * value, for the row classes g and g + 8. Tensor cores align products to the largest of
+    a step and cut them there 24 bits further down, and align small codes as if they were `floor`, in steps of a code:
+    a step of 8 of k loses less than 9 * 2**-24 * largest |x| * max(|q + offset|, floor).
+    Raises DTYPE_MISMATCH for a name that is no code type.
+    """
+    if weights is not None and weights not in CODE_TYPES:
+        raise LowbitvmError("DTYPE_MISMATCH", f"{weights!r} is no code type", f"use one of {', '.join(CODE_TYPES)}")
+    shapes: dict[str, list[CodeType]] = {}
+    for code in [CODE_TYPES[weights]] if weights is not None else CODE_TYPES.values():
+        shapes.setdefault(chunk.shape(code), []).append(code)
+    rows: list[tuple[str, ...]] = [("weights", "act", *PIPE_NAMES, "all", "per weight", "factor", "offset", "floor")]
+    for codes in shapes.values():
+        for act in ("f16", "bf16"):
+            names = " ".join(code.name for code in codes)
+            held = codes[0].kind != "float" or held_by(codes[0], act)
+            rows.append((names, act, *_row(decoder(codes[0], act))) if held else (names, act, "not held", *[""] * 7))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(decoder: Decoder | TableDecoder) -> list[str]:
+    counted = cost(decoder)
+    by_pipe = [sum(counted[name] for name, pipe in set(PIPES.values()) if pipe == wanted) for wanted in PIPE_NAMES]
+    floors = ["", ""]
+    if decoder.code.is_linear:
+        normal = 2.0 ** (1 - EXPONENT_BIAS["f16"])
+        floors = [_short(normal / factor) if decoder.act == "f16" else "" for factor in decoder.factors]
+    numbers = [f"{count / 4:g}" for count in (*by_pipe, counted.total())]
+    pairs = [decoder.factors, decoder.offsets]
+    return [
+        *numbers,
+        f"{counted.total() / 32:.2f}",
+        *(_both([_short(x) for x in pair]) for pair in pairs),
+        _both(floors),
+    ]
+
+
+def _short(number: float) -> str:
+    """A power of two, or 0, that may be small."""
+    return f"{number:g}" if number >= 1 or number == 0 else f"2^{round(math.log2(number))}"
+
+
+def _both(texts: list[str]) -> str:
+    return " ".join(dict.fromkeys(texts))
 
 
 class _Counting:

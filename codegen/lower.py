@@ -130,6 +130,8 @@ class Lowering:
         if (source.name, target.name) not in CASTS:
             known = ", ".join(f"{a} to {b}" for a, b in CASTS)
             raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"go by f32; casts are {known}")
+        if target == dtypes.bf16 and "bf16" not in self.state.target.mma_dtypes:
+            raise _unsupported(op, f"a cast to bf16 on {self.state.target.name}", "use f16 or f32, or sm_80 and later")
         b, name = self.state.builder, CASTS[source.name, target.name]
         values = self.state.values[op.operands[0]]
         if source.name == "bf16":  # the upper half of an f32; `cvt` needs a newer PTX than sm_80's

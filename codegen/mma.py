@@ -23,7 +23,7 @@ from lowbitvm.codegen.pipeline import CHUNK_K, UNIT_K, DenseTile, GroupRows, Pip
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
 from lowbitvm.ir import Op
-from lowbitvm.targets import ldmatrix_addresses
+from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 
 ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
@@ -53,6 +53,8 @@ class Dot:
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
         assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
+        half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
+        self.instruction = self.atom if self.atom.runs_on(state.target) else half
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
@@ -219,15 +221,16 @@ class Dot:
         return registers
 
     def _mma(self, weights: list[str], activations: list[str], accumulators: list[str] | None) -> list[str]:
+        """Emits the products of one k16 step: one instruction, or two of half the depth before sm_80."""
         b = self.state.builder
         results = accumulators or [b.register("f") for _ in range(4)]
-        b.do(
-            self.atom.mnemonic,
-            vector(results),
-            vector(weights),
-            vector(activations),
-            vector(accumulators or [self.zero] * 4),
-        )
+        parts = [(weights, activations)]
+        if self.instruction.k < self.atom.k:
+            parts = [(weights[:2], activations[:1]), (weights[2:], activations[1:])]
+        for a_registers, b_registers in parts:
+            operands = (a_registers, b_registers, accumulators or [self.zero] * 4)
+            b.do(self.instruction.mnemonic, *(f"{{{', '.join(registers)}}}" for registers in (results, *operands)))
+            accumulators = results
         return results
 
     def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:

@@ -4,7 +4,8 @@ A unit is what one wait, one barrier and one set of copies serve: one or more st
 units of an iteration are unrolled, one per slot of shared memory, so that every address inside the loop is a register
 that changes once per iteration, or never, plus a constant. Every staged tile is cut into 16-byte pieces; each thread
 copies the same few pieces of every unit with cp.async. One barrier per unit serves both directions: after it, the
-copies of this unit are visible, and the slot read in the previous unit may be overwritten.
+copies of this unit are visible, and the slot read in the previous unit may be overwritten. Where the target has no
+cp.async, a unit's pieces go through registers, all loads before all stores.
 """
 
 import functools
@@ -15,7 +16,7 @@ from operator import or_, xor
 
 from lowbitvm import dtypes
 from lowbitvm.chunk import blocks
-from lowbitvm.codegen.ptx import Operand, memory, vector
+from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative, size_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -26,6 +27,7 @@ PIECE = 16  # bytes of one cp.async
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
+SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 SCALES = ("f16", "bf16", "f32")
 NEVER = -(2**31)  # the limit of pieces outside the array
 SWIZZLE_BITS = 3  # the eight rows of an 8 x 8 matrix go to eight different 16-byte columns of the banks
@@ -87,15 +89,28 @@ class Staged:
         """
         b = self.state.builder
         pointers = {pointer: self.source(pointer, k) for pointer in dict.fromkeys(p.pointer for p in self.pieces)}
+        loaded = []
         for piece in self.pieces:
-            b.do(
-                f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global",
-                memory(piece.base, slot + self.offset + piece.offset),
-                memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number)),
-                piece.bytes,
-                piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit),
-                when=piece.active,
-            )
+            target = memory(piece.base, slot + self.offset + piece.offset)
+            source = memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number))
+            outside = piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit)
+            if self.state.target.has_async_copies:
+                name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
+                b.do(name, target, source, piece.bytes, outside, when=piece.active)
+            else:
+                loaded.append((piece, target, self._loaded(piece, source, outside)))
+        for piece, target, words in loaded:
+            b.do(f"st.shared{vector_suffix(words)}.b32", target, vector(words), when=piece.active)
+
+    def _loaded(self, piece: Piece, source: str, outside: str) -> list[str]:
+        """Emits the load of a piece into registers, zeros where it is outside."""
+        b = self.state.builder
+        words = [b.op("mov.b32", "r", 0) for _ in range(piece.bytes // 4)]
+        if piece.active is not None:
+            inside = b.op("not.pred", "p", outside)
+            outside = b.op("not.pred", "p", b.op("and.pred", "p", inside, piece.active))
+        b.do(f"ld.global.nc{vector_suffix(words)}.b32", vector(words), source, when=f"!{outside}")
+        return words
 
     @property
     def needs_k(self) -> bool:
@@ -463,7 +478,8 @@ class Pipeline:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
         for each in range(self.unit.together):
             self._fetch(number + each)
-        self.state.builder.do("cp.async.commit_group")
+        if self.state.target.has_async_copies:
+            self.state.builder.do("cp.async.commit_group")
 
     def _fetch(self, number: int) -> None:
         """Emits the copies of the unit that is `number` units from the iteration's first."""
@@ -484,7 +500,8 @@ class Pipeline:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
         b, unit = self.state.builder, self.unit
         if number % unit.together == 0:
-            b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
+            if self.state.target.has_async_copies:
+                b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
             b.do("bar.sync", 0)
             self._fetch_group(number + unit.ahead)
         self.slot = self.base + number * self.slot_bytes
@@ -497,7 +514,7 @@ class Pipeline:
 
     def drain(self) -> None:
         """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
-        if not self.unit.exact:
+        if self.state.target.has_async_copies and not self.unit.exact:
             self.state.builder.do("cp.async.wait_all")
 
 
@@ -562,7 +579,8 @@ def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
 def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
     """Takes steps together up to UNIT_K, where it saves additions of scaled products to the accumulators.
 
-    For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments.
+    For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments; two such units
+    must fit the target's shared memory.
     """
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
@@ -571,7 +589,9 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
-    merges = pure and whole and roomy and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
+    bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
+    fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
+    merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
     exact = whole and divisor(start) % k == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % k == 0

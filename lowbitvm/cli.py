@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lowbitvm import dtypes, emulate
+from lowbitvm import emulate
 from lowbitvm.bench import ours, static
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -25,7 +25,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
-from lowbitvm.targets import TARGETS
+from lowbitvm.targets import TARGETS, get
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
 
@@ -123,7 +123,7 @@ def compile_command(
 ) -> None:
     """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
     fmt = Format(weights, int(group) if group.isdigit() else group, None if zero == "none" else zero, scale)
-    tile = chosen_tile(fmt, **parts)
+    tile = chosen_tile(fmt, get(target), **parts)
     shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
     epilogue = {"bias": bias, "gate": gate, "residual": residual, "activation": activation, "out": out}
     also = [str(value) if isinstance(value, str) else part for part, value in epilogue.items() if value]
@@ -203,7 +203,7 @@ def emulate_command(
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8x128x64 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
-@click.option("--weights", multiple=True, type=click.Choice(list(dtypes.CODE_TYPES)), help="All that there are.")
+@click.option("--weights", multiple=True, type=click.Choice(ours.WEIGHTS), help="All that there are.")
 @click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
 @click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))

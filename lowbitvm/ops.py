@@ -1,6 +1,8 @@
 """torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; using `lb.linear` does too."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,34 +18,73 @@ from lowbitvm.targets import get
 _library = torch.library.Library("lowbitvm", "DEF")
 _library.define(
     "linear(Tensor x, Tensor words, Tensor scales, Tensor? zeros, Tensor? bias, str format, int out_features,"
-    " int in_features, Tensor? table=None, Tensor? outer=None, Tensor? outer_zeros=None, Tensor? permutation=None)"
-    " -> Tensor"
+    " int in_features, Tensor? table=None, Tensor? outer=None, Tensor? outer_zeros=None, Tensor? permutation=None,"
+    " Tensor[]? gate=None, Tensor? residual=None, *, str? activation=None, ScalarType? dtype=None,"
+    " bool batch_invariant=False) -> Tensor"
 )
+OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
+ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda x: x,
+    "relu": torch.relu,
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+}
 
 
-def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (..., in_features) in f16 or bf16 times the weight, transposed, plus bias (out_features): (..., out_features).
+def linear(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    gate: PackedWeight | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual, in one kernel: (..., out_features).
 
-    CUDA tensors run on their GPU, on the current stream. CPU tensors are multiplied and summed in float64 and
-    rounded once; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) they go through PTX and the emulator instead.
-    Raises DTYPE_MISMATCH, SHAPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH; a backward pass through it raises
-    GRADIENT_UNSUPPORTED.
+    x: (..., in_features), f16 or bf16. weight, gate: what `lb.pack` or `lb.quantize` returns, of one format and shape.
+    bias: (out_features), of x's dtype. activation: f, "relu", "silu", "gelu" (by erf) or None. residual: shaped like
+    the result, f16, bf16 or f32. dtype: of the result, f16, bf16 or f32, by default x's. batch_invariant: the bits of a
+    row do not depend on the other rows, nor on how many there are; without it they may depend on how many.
+
+    CUDA tensors run on their GPU, on the current stream. CPU tensors are computed in float64 and rounded once; with
+    LOWBITVM_DEVICE=emulator:sm_80 (or another target) they go through PTX and the emulator instead.
+    Raises DTYPE_MISMATCH, SHAPE_MISMATCH, ARGUMENT_INVALID, FORMAT_UNSUPPORTED, TENSOR_NOT_CONTIGUOUS,
+    DEVICE_MISMATCH; a backward pass through it raises GRADIENT_UNSUPPORTED.
     """
-    if not isinstance(weight, PackedWeight):
-        raise LowbitvmError(
-            "ARGUMENT_INVALID", f"the weight is a {type(weight).__name__}", "pass what lb.pack or lb.quantize returns"
-        )
-    if not dtypes.is_tensor(weight.words):
-        raise LowbitvmError("DEVICE_MISMATCH", "the weight holds numpy arrays", "pack torch tensors")
-    _check(x, weight, bias)
+    for name, value in (("weight", weight), *([] if gate is None else [("gate", gate)])):
+        if not isinstance(value, PackedWeight):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"the {name} is a {type(value).__name__}",
+                "pass what lb.pack or lb.quantize returns",
+            )
+        if not dtypes.is_tensor(value.words):
+            raise LowbitvmError("DEVICE_MISMATCH", f"the {name} holds numpy arrays", "pack torch tensors")
+    dtype = x.dtype if dtype is None else dtype
+    _check(x, weight, bias, gate, activation, residual, dtype)
     operator = torch.ops.lowbitvm.linear
     parts = (weight.words, weight.scales, weight.zeros)
     more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
-    result: torch.Tensor = operator(x, *parts, bias, str(weight.format), *weight.shape, *more)
+    epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
+    gates = None if gate is None else list(gate.arrays.values())
+    result: torch.Tensor = operator(
+        x, *parts, bias, str(weight.format), *weight.shape, *more, gates, residual, **epilogue
+    )
     return result
 
 
-def _check(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> None:
+def _check(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    gate: PackedWeight | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> None:
     if x.dtype not in (torch.float16, torch.bfloat16):
         raise LowbitvmError("DTYPE_MISMATCH", f"x is {x.dtype}", "cast it to float16 or bfloat16")
     if x.dim() == 0 or x.shape[-1] != weight.in_features:
@@ -58,20 +99,40 @@ def _check(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> 
             f"bias is {bias.dtype} of shape {tuple(bias.shape)}, x is {x.dtype}, out_features {weight.out_features}",
             "pass a bias (out_features) in the dtype of x",
         )
-    tensors = {"x": x, **weight.arrays, **({} if bias is None else {"bias": bias})}
-    devices = {str(tensor.device) for tensor in tensors.values()}
+    if gate is not None and (gate.format, gate.shape) != (weight.format, weight.shape):
+        raise LowbitvmError(
+            "SHAPE_MISMATCH" if gate.format == weight.format else "FORMAT_UNSUPPORTED",
+            f"the gate is {gate.format} of shape {gate.shape}, the weight {weight.format} of shape {weight.shape}",
+            "pack both alike",
+        )
+    if activation not in ACTIVATIONS:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"there is no activation function {activation!r}", f"use one of {list(ACTIVATIONS)}"
+        )
+    shape = (*x.shape[:-1], weight.out_features)
+    if residual is not None and residual.shape != shape:
+        raise LowbitvmError(
+            "SHAPE_MISMATCH", f"the residual has shape {tuple(residual.shape)}, the result {shape}", "make both equal"
+        )
+    for name, given in (("the result", dtype), *([] if residual is None else [("the residual", residual.dtype)])):
+        if given not in OUTPUTS:
+            raise LowbitvmError("DTYPE_MISMATCH", f"{name} is {given}", "use float16, bfloat16 or float32")
+    tensors = {"x": x, "bias": bias, "residual": residual, **weight.arrays}
+    tensors |= {} if gate is None else {f"gate {name}": tensor for name, tensor in gate.arrays.items()}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    devices = {str(tensor.device) for tensor in present.values()}
     if len(devices) > 1:
         raise LowbitvmError(
             "DEVICE_MISMATCH", f"tensors on {sorted(devices)}", "move all to one device with .to(device)"
         )
-    for name, tensor in tensors.items():
+    for name, tensor in present.items():
         if not tensor.is_contiguous():
             raise LowbitvmError(
                 "TENSOR_NOT_CONTIGUOUS", f"{name} has strides {tensor.stride()}", "call .contiguous() on it"
             )
 
 
-def _linear_cpu(
+def _linear(
     x: torch.Tensor,
     words: torch.Tensor,
     scales: torch.Tensor,
@@ -80,57 +141,83 @@ def _linear_cpu(
     fmt: str,
     out_features: int,
     in_features: int,
-    *more: torch.Tensor | None,
+    table: torch.Tensor | None = None,
+    outer: torch.Tensor | None = None,
+    outer_zeros: torch.Tensor | None = None,
+    permutation: torch.Tensor | None = None,
+    gate: list[torch.Tensor] | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor:
+    """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
+    more = (table, outer, outer_zeros, permutation)
     weight = PackedWeight(words, scales, zeros, Format.parse(fmt), out_features, in_features, *more)
-    _check(x, weight, bias)
+    arrays: dict[str, Any] = {} if gate is None else dict(zip(weight.arrays, gate, strict=True))
+    gates = replace(weight, **arrays) if arrays else None
+    dtype = x.dtype if dtype is None else dtype
+    _check(x, weight, bias, gates, activation, residual, dtype)
+    target = driver.device_target(x.device.index) if x.is_cuda else _emulated()
+    if target is None:
+        return _reference(x, weight, bias, gates, activation, residual, dtype)
+    y = x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
+    rows = x.numel() // in_features if in_features else y.numel() // max(1, out_features)
+    run_linear(
+        x.view(rows, in_features),
+        weight,
+        bias,
+        y.view(rows, out_features),
+        target,
+        gate=gates,
+        activation=activation,
+        residual=None if residual is None else residual.view(rows, out_features),
+        batch_invariant=batch_invariant,
+    )
+    return y
+
+
+def _emulated() -> str | None:
+    """The target that CPU tensors are emulated on. Raises DEVICE_UNAVAILABLE for another LOWBITVM_DEVICE."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
     if not device:
-        return _reference(x, weight, bias)
+        return None
     if not device.startswith("emulator:"):
         raise LowbitvmError(
             "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or unset it"
         )
-    return _run(x, weight, bias, get(device.removeprefix("emulator:")).name)
+    return get(device.removeprefix("emulator:")).name
 
 
-def _linear_cuda(
+def _reference(
     x: torch.Tensor,
-    words: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor | None,
+    weight: PackedWeight,
     bias: torch.Tensor | None,
-    fmt: str,
-    out_features: int,
-    in_features: int,
-    *more: torch.Tensor | None,
+    gate: PackedWeight | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    weight = PackedWeight(words, scales, zeros, Format.parse(fmt), out_features, in_features, *more)
-    _check(x, weight, bias)
-    return _run(x, weight, bias, driver.device_target(x.device.index))
-
-
-def _run(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, target: str) -> torch.Tensor:
-    y = x.new_empty((*x.shape[:-1], weight.out_features))
-    rows = x.numel() // weight.in_features if weight.in_features else y.numel() // max(1, weight.out_features)
-    run_linear(x.view(rows, weight.in_features), weight, bias, y.view(rows, weight.out_features), target)
-    return y
-
-
-def _reference(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """The product, summed in float64 and rounded to x's dtype."""
+    """The result in float64, rounded once to `dtype`."""
     exact: torch.Tensor = x.double() @ weight.dequantize().double().T
     if bias is not None:
         exact = exact + bias.double()
-    return _rounded(exact, x.dtype)
+    function = ACTIVATIONS[activation]
+    exact = function(exact) if gate is None else function(x.double() @ gate.dequantize().double().T) * exact
+    if residual is not None:
+        exact = exact + residual.double()
+    return _rounded(exact, dtype)
 
 
 def _rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """float64 to f16 or bf16, to nearest even, once: torch goes by float32, which is rounded to odd here.
+    """float64 to f16, bf16 or f32, to nearest even, once: torch goes by float32, which is rounded to odd here.
 
     Rounding to odd keeps on which side of every midpoint a number lies (Boldo and Melquiond, IEEE TC 2008).
     """
     nearest = exact.float()
+    if dtype == torch.float32:
+        return nearest
     beyond = nearest.double().abs() > exact.abs()
     bits = nearest.view(torch.int32) - (beyond & nearest.isfinite()).int()  # toward zero
     odd = torch.where(nearest.double() == exact, bits, bits | 1)
@@ -146,9 +233,11 @@ def _linear_fake(
     fmt: str,
     out_features: int,
     in_features: int,
-    *more: torch.Tensor | None,
+    *more: Any,
+    dtype: torch.dtype | None = None,
+    **epilogue: Any,
 ) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], out_features))
+    return x.new_empty((*x.shape[:-1], out_features), dtype=dtype or x.dtype)
 
 
 def _backward(context: Any, *gradients: torch.Tensor) -> None:
@@ -159,7 +248,7 @@ def _backward(context: Any, *gradients: torch.Tensor) -> None:
     )
 
 
-_library.impl("linear", _linear_cpu, "CPU")
-_library.impl("linear", _linear_cuda, "CUDA")
+_library.impl("linear", _linear, "CPU")
+_library.impl("linear", _linear, "CUDA")
 torch.library.register_fake("lowbitvm::linear", _linear_fake, lib=_library)
 torch.library.register_autograd("lowbitvm::linear", _backward, lib=_library)

@@ -11,8 +11,8 @@ NATIVE = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 REGISTERS = 16
 
 
-def kernel(decoder, threads, target="sm_80"):
-    """PTX of entry "decode": words u32[threads, bits] -> fragments u32[threads, 16]; a codebook's table comes third."""
+def kernel(decoder, threads, target="sm_80", entry="decode"):
+    """PTX of an entry: words u32[threads, bits] -> fragments u32[threads, 16]; a codebook's table comes third."""
     b = Builder()
     tid = b.op("mov.u32", "r", "%tid.x")
     names = ["words", "fragments", "table"][: 3 if isinstance(decoder, TableDecoder) else 2]
@@ -27,7 +27,7 @@ def kernel(decoder, threads, target="sm_80"):
     target_address = b.op("mad.wide.u32", "rd", tid, 4 * REGISTERS, fragments)
     for i in range(0, REGISTERS, 4):
         b.do("st.global.v4.b32", memory(target_address, 4 * i), vector(registers[i : i + 4]))
-    return b.module("decode", targets.get(target), [f".u64 {name}" for name in names], threads)
+    return b.module(entry, targets.get(target), [f".u64 {name}" for name in names], threads)
 
 
 def _fill(b, decoder, tid, threads, table):

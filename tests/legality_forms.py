@@ -15,6 +15,7 @@ FORMS = r"""
 (add|sub|mul.lo|mul.hi|div|rem|min|max).{t} $t, $t, $t | t=u16 s16 u32 s32 u64 s64
 (add|sub).sat.s32 $s32, $s32, $s32
 (add|min|max).{t} $b32, $b32, $b32 | t=u16x2 s16x2
+add.sat.{t} $b32, $b32, $b32 | t=u32 u16x2 s16x2
 (min|max).relu.{t} $t, $t, $t | t=s32
 (min|max).relu.s16x2 $b32, $b32, $b32
 (add|sub)(.cc|).{t} $t, $t, $t | t=u32 s32 u64 s64
@@ -39,6 +40,34 @@ bmsk.(clamp|wrap).b32 $b32, $b32, $b32
 szext.(clamp|wrap).{t} $t, $t, $u32 | t=u32 s32
 dp4a.(u32|s32).(u32|s32) $b32, $b32, $b32, $b32
 dp2a.(lo|hi).(u32|s32).(u32|s32) $b32, $b32, $b32, $b32
+# video: selectors follow the registers
+(vadd|vsub|vabsdiff|vmin|vmax).(u32|s32).(u32|s32).(u32|s32)(|.sat) $u32, $b32, $s32
+(vadd|vmin).s32.u32.s32(|.sat).(add|min|max) $u32, $u32.b0, $u32.h1, $u32
+(vsub|vmax).u32.s32.u32(|.sat) $u32.(b0|b3|h1), $u32.(b2|h0), $u32.(b1|b3), $u32
+vadd.s32.u32.s32 $u32, $u32, (5|-3|1.5|$f32|$b16)
+vadd.s32.u32.s32 (_|$b64), $u32, $u32
+vadd.s32.u32.s32(|.add) $u32(|.h0), $u32, $u32(|, $u32|, 9|, $u32.b0)
+vadd.s32.u32.s32 $u32.(h10|b4|h2), $u32, $u32, $u32
+vadd.s32.u32.s32 $u32, $u32.(h10|b4|h2|b10), $u32
+vadd.(b32|s16).u32.s32 $u32, $u32, $u32
+(vshl|vshr).u32.s32.(u32|s32)(|.sat)(|.clamp|.wrap) $u32, $u32.b0, $u32.h1
+(vshl|vshr).u32.s32.u32.clamp(|.add|.max) $u32(|.b2), $u32, $u32, $u32
+vset.(u32|s32).(u32|s32).(eq|ne|lt|le|gt|ge) $u32, $u32.b0, $u32.h1
+vset.s32.u32.lt(|.sat|.add|.min|.max) $u32(|.h1), $u32, $u32, $u32
+vset.s32.u32.ltu $u32, $u32, $u32
+vmad.(u32|s32).(u32|s32).(u32|s32)(|.po)(|.sat)(|.shr7|.shr15) $u32, $u32.b0, $u32.h1, $u32
+vmad.s32.s32.u32(|.po) $u32, (|-)$u32, (|-)$u32.h0, (|-)$u32
+vmad.s32.s32.u32 $u32(|.b0), $u32, 7, (-7|$u32.b0)
+vmad.s32.s32.u32 $u32, $u32, $u32
+(vadd|vsub|vavrg|vabsdiff|vmin|vmax)(2|4).(u32|s32).u32.s32(|.sat|.add) $u32, $u32, $u32, $u32
+vadd(2|4).s32.u32.s32.(sat.add|min) $u32, $u32, $u32, $u32
+vadd(2|4).s32.u32.s32 $u32, $u32, ($u32|5|$f32|$u32, 5|$u32, $b64)
+vadd2.s32.u32.s32 $u32.(h0|h1|h10|h01|b0|h2), $u32, $u32, $u32
+vsub2.s32.u32.s32 $u32, $u32.(h00|h01|h32|h31|h44|h0|b10), $u32.h20, $u32
+vset2.s32.u32.(eq|ge)(|.add|.sat|.min) $u32.h1, $u32.h01, $u32.h33, $u32
+vadd4.s32.u32.s32 $u32.(b0|b2|b10|b31|b32|b210|b320|b3210|b01|b00|b4|h0|b0123), $u32, $u32, $u32
+vmin4.s32.u32.s32 $u32, $u32.(b0000|b7654|b0123|b321|b8000|h10), $u32.b2222, $u32
+vset4.s32.u32.(eq|ge)(|.add|.max) $u32.b31, $u32.b7041, $u32.b3333, $u32
 # logic and shifts
 (and|or|xor).{t} $t, $t, $t | t=pred b16 b32 b64
 (not|cnot).{t} $t, $t | t=b16 b32 b64
@@ -162,10 +191,19 @@ cvt.rs(|.relu)(|.satfinite).(f16x2|bf16x2).f32 $b32, $f32, $f32, $b32
 cvt.rna(|.satfinite).tf32.f32 $b32, $f32
 cvt.(rn|rz)(|.relu)(|.satfinite).tf32.f32 $b32, $f32
 cvt.rn.satfinite(|.relu).(e4m3x2|e5m2x2|e2m3x2|e3m2x2).f32 $b16, $f32, $f32
-cvt.rn.satfinite(|.relu).(e4m3x2|e5m2x2).f16x2 $b16, $b32
+cvt.rn.satfinite(|.relu).(e4m3x2|e5m2x2|e2m3x2|e3m2x2).(f16x2|bf16x2) $b16, $b32
 cvt.rn(|.relu).f16x2.(e4m3x2|e5m2x2|e2m3x2|e3m2x2) $b32, $b16
 cvt.rn.satfinite(|.relu).e2m1x2.f32 $b8, $f32, $f32
+cvt.rn.satfinite(|.relu).e2m1x2.(f16x2|bf16x2) $b8, $b32
 cvt.rn(|.relu).f16x2.e2m1x2 $b32, $b8
+cvt.rn(|.satfinite)(|.relu).bf16x2.(e4m3x2|e5m2x2|e2m3x2|e3m2x2|s2f6x2) $b32, $b16
+cvt.rn(|.satfinite)(|.relu).scaled::n2::ue8m0.bf16x2.(e4m3x2|e5m2x2|e2m3x2|e3m2x2|s2f6x2) $b32, $b16, $b16
+cvt.rn(|.satfinite)(|.relu).bf16x2.e2m1x2 $b32, $b8
+cvt.rn(|.satfinite)(|.relu).scaled::n2::ue8m0.bf16x2.e2m1x2 $b32, $b8, $b16
+cvt.rn.satfinite(|.relu).s2f6x2.f32 $b16, $f32, $f32
+cvt.rn.satfinite(|.relu).s2f6x2.bf16x2 $b16, $b32
+cvt.rn.satfinite(|.relu).scaled::n2::ue8m0.s2f6x2.f32 $b16, $f32, $f32, $b16
+cvt.rn.satfinite(|.relu).scaled::n2::ue8m0.s2f6x2.bf16x2 $b16, $b32, $b16
 cvt.(rz|rp)(|.satfinite).ue8m0x2.f32 $b16, $f32, $f32
 cvt.(rz|rp)(|.satfinite).ue8m0x2.bf16x2 $b16, $b32
 cvt.rn.bf16x2.ue8m0x2 $b32, $b16

@@ -21,7 +21,7 @@ VARIANTS = [
 @pytest.mark.parametrize("rows", [8, 16, 32, 64])
 def test_nothing_spills_on_any_target(target, rows):
     for number, variant in enumerate(VARIANTS):
-        act = ("f16", "bf16")[number % 2]
+        act = ("f16", "bf16")[number % 2 if target != "sm_75" else 0]
         kernel = lb.compile_linear("u4", act=act, target=target, bm=rows, cache=False, **variant)
         assert kernel.spills == 0, (target, rows, variant)
         assert 32 <= kernel.registers <= 255

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import lowbitvm as lb
 from lowbitvm.codegen import convert
 from lowbitvm.codegen.convert import TableDecoder, decoder
 from lowbitvm.dtypes import CODE_TYPES
@@ -122,3 +123,22 @@ def check(decode, stored, fragments, table=None):
 def test_floats_that_f16_cannot_hold_are_refused(name):
     with pytest.raises(LowbitvmError, match=r"FORMAT_UNSUPPORTED.*bf16"):
         decoder(CODE_TYPES[name], "f16")
+
+
+def test_the_table_of_costs_has_every_code_type_and_the_counts_of_the_decodes():
+    lines = lb.explain_decode().splitlines()
+    head, rows = lines[0].split(), [line.split() for line in lines[1:]]
+    assert head[:2] == ["weights", "act"]
+    named = {name: row for row in rows for name in row[: row.index("f16" if "f16" in row else "bf16")]}
+    assert set(named) == set(CODE_TYPES)
+    assert "u3 i3 bp3          f16   6.25      0     0       6.25   0.78        2^-19 2^-16  0       32 4" in lines
+    for name, act in HELD:
+        row = next(row for row in rows if name in row and act in row)
+        instructions = row[row.index(act) + 4]
+        assert float(instructions) == sum(convert.cost(decoder(CODE_TYPES[name], act)).values()) / 4
+    assert len(lb.explain_decode("f6e5m0").splitlines()) == 3 and "not held" in lb.explain_decode("f6e5m0")
+
+
+def test_the_table_of_costs_names_the_code_types_there_are():
+    with pytest.raises(LowbitvmError, match=r"DTYPE_MISMATCH.*u1, u2"):
+        lb.explain_decode("u9")

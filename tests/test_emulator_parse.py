@@ -149,8 +149,7 @@ def test_indirect_calls_reach_the_function_that_the_register_holds(declaration):
 @pytest.mark.parametrize(
     ("head", "body", "what"),
     [
-        (".func f() { call f; ret; }", "call f;", "recursion is not implemented: f -> f"),
-        (".func g(); .func f() { call g; ret; } .func g() { call f; ret; }", "call f;", "f -> g -> f"),
+        (".func f(.reg .u32 x) { call f, (x, x); ret; }", "call f, (%r1);", "f has 1 arguments, the call 2"),
         (".func f();", "call f;", "the function f has no body here"),
         ("", "call f;", "the function f is not declared"),
         (".func f(.reg .u32 x) { ret; }", "call f, (%r1, %r2);", "f has 1 arguments, the call 2"),
@@ -173,6 +172,288 @@ def test_calls_that_multiply_are_refused_rather_than_expanded():
     assert "expand to more than" in problem(module("call f29;", head))
     chain = ".func f0() { ret; }\n" + "\n".join(f".func f{n}() {{ call f{n - 1}; ret; }}" for n in range(1, 2000))
     assert "deep" in problem(module("call f1999;", chain))
+
+
+# -- recursion ---------------------------------------------------------------------------------------------------------
+
+FIBONACCI = """
+.func (.reg .u32 r) f(.reg .u32 x)
+{
+    .reg .u32 a, b;
+    .reg .pred p;
+    mov.u32 r, x;
+    setp.lt.u32 p, x, 2;
+    @p ret;
+    sub.u32 a, x, 1;
+    call (a), f, (a);
+    sub.u32 b, x, 2;
+    call (b), f, (b);
+    add.u32 r, a, b;
+}
+"""
+# Hofstadter's sequences: F(n) = n - M(F(n-1)), M(n) = n - F(M(n-1)).
+HOFSTADTER = """
+.func (.reg .u32 r) male(.reg .u32 x);
+.func (.reg .u32 r) female(.reg .u32 x)
+{
+    .reg .pred p;
+    mov.u32 r, 1;
+    setp.eq.u32 p, x, 0;
+    @p bra DONE;
+    sub.u32 r, x, 1;
+    call (r), female, (r);
+    call (r), male, (r);
+    sub.u32 r, x, r;
+DONE:
+    ret;
+}
+.func (.reg .u32 r) male(.reg .u32 x)
+{
+    .reg .pred p;
+    mov.u32 r, 0;
+    setp.ne.u32 p, x, 0;
+    @p sub.u32 r, x, 1;
+    @p call (r), male, (r);
+    @p call (r), female, (r);
+    @p sub.u32 r, x, r;
+    ret;
+}
+"""
+ACKERMANN = """
+.func (.param .b32 r) f(.param .b32 m, .param .b64 n)
+{
+    .reg .b32 %r<4>;
+    .reg .b64 %n;
+    .reg .pred p;
+    ld.param.b32 %r1, [m];
+    ld.param.b64 %n, [n];
+    cvt.u32.u64 %r2, %n;
+    add.u32 %r3, %r2, 1;
+    setp.eq.u32 p, %r1, 0;
+    @p bra DONE;
+    mov.b64 %n, 1;
+    setp.eq.u32 p, %r2, 0;
+    @p bra OUTER;
+    {
+    .param .b32 one; .param .b64 two; .param .b32 result;
+    sub.u32 %r2, %r2, 1;
+    cvt.u64.u32 %n, %r2;
+    st.param.b32 [one], %r1;
+    st.param.b64 [two], %n;
+    call.uni (result), f, (one, two);
+    ld.param.b32 %r3, [result];
+    }
+    cvt.u64.u32 %n, %r3;
+OUTER:
+    sub.u32 %r1, %r1, 1;
+    call.uni (%r3), f, (%r1, %n);
+DONE:
+    st.param.b32 [r], %r3;
+    ret;
+}
+"""
+
+
+def value_of(call: str) -> str:
+    return f"{call} cvt.u64.u32 %rd2, %r1; st.global.u64 [%rd0], %rd2;"
+
+
+def fibonacci(n: int) -> int:
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+
+def female(n: int) -> int:
+    return n - male(female(n - 1)) if n else 1
+
+
+def male(n: int) -> int:
+    return n - female(male(n - 1)) if n else 0
+
+
+def ackermann(m: int, n: int) -> int:
+    if m == 0:
+        return n + 1
+    return ackermann(m - 1, ackermann(m, n - 1) if n else 1)
+
+
+def test_diverged_lanes_recurse_each_to_its_depth():
+    body = "rem.u32 %r2, %r0, 13;" + value_of("call (%r1), f, (%r2);")
+    assert run(body, FIBONACCI).tolist() == [fibonacci(t % 13) for t in range(32)]
+
+
+def test_functions_that_call_each_other_recurse():
+    body = value_of("call (%r1), female, (%r0); call (%r2), male, (%r0); mad.lo.u32 %r1, %r1, 1000, %r2;")
+    assert run(body, HOFSTADTER).tolist() == [1000 * female(t) + male(t) for t in range(32)]
+
+
+def test_what_recursive_calls_pass_in_param_variables_belongs_to_each_level():
+    body = "and.b32 %r2, %r0, 1; shr.u32 %r3, %r0, 2; cvt.u64.u32 %rd1, %r3;" + value_of("call (%r1), f, (%r2, %rd1);")
+    assert run(body, ACKERMANN, 16).tolist() == [ackermann(t % 2, t // 4) for t in range(16)]
+    body = "mov.b32 %r2, 2; cvt.u64.u32 %rd1, %r0;" + value_of("call (%r1), f, (%r2, %rd1);")
+    assert run(body, ACKERMANN, 5).tolist() == [ackermann(2, t) for t in range(5)]
+
+
+def test_local_variables_of_each_level_of_a_recursion_are_its_own():
+    head = """
+    .func (.reg .u32 r) f(.reg .u32 x)
+    {
+        .local .b32 kept[2];
+        .reg .u32 t;
+        .reg .pred p;
+        st.local.u32 [kept+4], x;
+        mov.u32 r, 0;
+        setp.eq.u32 p, x, 0;
+        @!p sub.u32 t, x, 1;
+        @!p call (r), f, (t);
+        ld.local.u32 t, [kept+4];
+        mad.lo.u32 r, r, 3, t;
+        ret;
+    }
+    """
+
+    def f(x: int) -> int:
+        return 3 * f(x - 1) + x if x else 0
+
+    assert run(value_of("rem.u32 %r1, %r0, 11; call (%r1), f, (%r1);"), head).tolist() == [f(t % 11) for t in range(32)]
+
+
+def test_gaps_of_structures_may_be_passed_unwritten_to_recursive_functions():
+    head = """
+    .func (.param .align 8 .b8 r[16]) f(.param .align 8 .b8 x[16])
+    {
+        .reg .b32 n;
+        .reg .b64 sum;
+        .reg .pred p;
+        ld.param.b32 n, [x];
+        ld.param.b64 sum, [x+8];
+        setp.eq.u32 p, n, 0;
+        @p bra DONE;
+        {
+        .param .align 8 .b8 less[16]; .param .align 8 .b8 result[16];
+        mad.wide.u32 sum, n, n, sum;
+        sub.u32 n, n, 1;
+        st.param.b32 [less], n;
+        st.param.b64 [less+8], sum;
+        call (result), f, (less);
+        ld.param.b64 sum, [result+8];
+        }
+    DONE:
+        st.param.b64 [r+8], sum;
+        ret;
+    }
+    """
+    body = """
+    { .param .align 8 .b8 x[16]; .param .align 8 .b8 r[16];
+    mov.b64 %rd2, 5;
+    st.param.b32 [x], %r0;
+    st.param.b64 [x+8], %rd2;
+    call (r), f, (x);
+    ld.param.b64 %rd2, [r+8]; }
+    st.global.u64 [%rd0], %rd2;
+    """
+    assert run(body, head).tolist() == [5 + sum(n * n for n in range(t + 1)) for t in range(32)]
+
+
+@pytest.mark.parametrize(
+    "declaration", ["L: .calltargets even, odd;", "L: .callprototype (.reg .u32 _) _ (.reg .u32 _);"]
+)
+def test_functions_recurse_through_their_addresses(declaration):
+    head = """
+    .func (.reg .u32 r) odd(.reg .u32 x);
+    .func (.reg .u32 r) even(.reg .u32 x)
+    {
+        .reg .u64 to;
+        .reg .pred p;
+        mov.u32 r, 1;
+        setp.eq.u32 p, x, 0;
+        @p ret;
+        sub.u32 x, x, 1;
+        mov.u64 to, odd;
+        DECLARATION
+        call (r), to, (x), L;
+        ret;
+    }
+    .func (.reg .u32 r) odd(.reg .u32 x)
+    {
+        .reg .u64 to;
+        .reg .pred p;
+        mov.u32 r, 0;
+        setp.ne.u32 p, x, 0;
+        @!p ret;
+        sub.u32 x, x, 1;
+        mov.u64 to, even;
+        DECLARATION
+        call (r), to, (x), L;
+        ret;
+    }
+    """.replace("DECLARATION", declaration)
+    assert run(value_of("call (%r1), even, (%r0);"), head).tolist() == [1 - t % 2 for t in range(32)]
+
+
+def test_recursion_within_recursion_and_from_two_places_is_each_its_own():
+    head = (
+        FIBONACCI
+        + """
+    .func (.reg .u32 r) g(.reg .u32 x)
+    {
+        .reg .u32 t;
+        .reg .pred p;
+        call (r), f, (x);
+        setp.eq.u32 p, x, 0;
+        @p ret;
+        sub.u32 t, x, 1;
+        call (t), g, (t);
+        mad.lo.u32 r, t, 2, r;
+        ret;
+    }
+    """
+    )
+
+    def g(x: int) -> int:
+        return 2 * g(x - 1) + fibonacci(x) if x else 0
+
+    body = "rem.u32 %r1, %r0, 7;" + value_of("call (%r2), g, (%r1); call (%r1), f, (%r1); add.u32 %r1, %r1, %r2;")
+    assert run(body, head).tolist() == [g(t % 7) + fibonacci(t % 7) for t in range(32)]
+
+
+def test_lanes_that_recursed_to_different_depths_meet_again_after_the_call():
+    body = """
+    rem.u32 %r1, %r0, 9;
+    call (%r1), f, (%r1);
+    shfl.sync.bfly.b32 %r1, %r1, 1, 31, -1;
+    bar.sync 0;
+    """
+    expected = [fibonacci((t ^ 1) % 9) for t in range(32)]
+    assert run(body + value_of(""), FIBONACCI).tolist() == expected
+
+
+def test_a_recursion_deeper_than_its_copies_stops_the_kernel():
+    head = """
+    .func (.reg .u32 r) f(.reg .u32 x)
+    {
+        .reg .pred p;
+        setp.eq.u32 p, x, 1;
+        mov.u32 r, 1;
+        @p ret;
+        sub.u32 r, x, 1;
+        call (r), f, (r);
+        add.u32 r, r, 1;
+        ret;
+    }
+    """
+    body = value_of("add.u32 %r1, %r0, 33; call (%r1), f, (%r1);")
+    assert run(body, head).tolist() == list(range(33, 65))
+    report = emulator.load(module(body, head)).launch("k", (1,), (33,), [np.zeros(33, np.uint64)], on_finding="collect")
+    assert [finding.kind for finding in report.findings] == ["trap"]
+    assert "the recursion is deeper than the levels" in report.findings[0].message
+    assert (report.findings[0].thread[0], report.findings[0].text.strip()) == (32, "call (r), f, (r);")
+
+
+def test_a_recursion_that_never_ends_is_a_trap_not_a_hang():
+    report = emulator.load(module("call f;", ".func f() { call f; ret; }")).launch(
+        "k", (1,), (1,), [np.zeros(1, np.uint64)], on_finding="collect"
+    )
+    assert [finding.kind for finding in report.findings] == ["trap"]
 
 
 # -- local memory, printf, assertions ----------------------------------------------------------------------------------
@@ -664,6 +945,23 @@ def test_deeply_nested_blocks_are_no_problem():
 def test_a_kernel_with_too_many_registers_is_refused():
     body = "\n".join(f"ld.global.v2.u64 {{%x{n}, %x{n + 1}}}, [%rd0];" for n in range(0, 33_000, 2))
     assert "register slots" in problem(module(f".reg .b64 %x<33000>;\n{body}"))
+
+
+def test_a_kernel_that_must_be_launched_in_clusters_sees_that_it_is():
+    text = module("mov.pred %p1, %is_explicit_cluster; selp.u64 %rd2, 5, 3, %p1; st.global.u64 [%rd0], %rd2;")
+    text = text.replace(".target sm_80", ".target sm_90")
+    for directive, value in ((".explicitcluster", 5), ("", 3)):
+        out = np.zeros(40, np.uint64)
+        emulator.load(text.replace("{\n", directive + "\n{\n", 1)).launch("k", (1,), (40,), [out])
+        assert out.tolist() == [value] * 40
+
+
+def test_kernels_that_ask_for_clusters_of_several_blocks_are_refused():
+    text = module("").replace("{\n", ".reqnctapercluster {}\n{\n", 1).replace(".target sm_80", ".target sm_90")
+    emulator.load(text.replace("{}", "1, 1, 1"))
+    emulator.load(text.replace("{}", "1"))
+    for size in ("2", "1, 2, 1", "0"):  # a launch has clusters of one block
+        assert problem(text.replace("{}", size)) == "clusters of more than one block are not implemented"
 
 
 def test_block_sizes_beyond_maxntid_are_refused():

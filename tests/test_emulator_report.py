@@ -84,6 +84,8 @@ def test_instructions_are_counted_by_class() -> None:
         ("setp.ge.f32", "float"),
         ("and.pred", "predicate"),
         ("lop3.b32", "integer"),
+        ("vabsdiff4.u32.u32.u32.add", "integer"),
+        ("vmad.s32.u32.s32", "integer"),
         ("cvt.rn.f16.f32", "conversion"),
         ("bar.warp.sync", "barrier"),
         ("ex2.approx.ftz.f16x2", "special"),

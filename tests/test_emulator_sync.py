@@ -14,7 +14,7 @@ SCHEDULES = ("random", "round_robin", "adversarial")
 WAYS = [{"seed": seed, "schedule": schedule} for seed, schedule in itertools.product(range(20), SCHEDULES)]
 
 
-def module(params: str, body: str) -> emulator.Module:
+def module(params: str, body: str, header: str = HEADER) -> emulator.Module:
     declared = ", ".join(f".param .{param.strip()}" for param in params.split(","))
     loads = "".join(
         f"ld.param.{kind} %d{10 + n}, [{name}];\n"
@@ -22,7 +22,7 @@ def module(params: str, body: str) -> emulator.Module:
         if kind == "u64"
     )
     start = "mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x; setp.eq.u32 %p1, %r1, 0; setp.eq.u32 %p2, %r2, 0;\n"
-    return emulator.load(f"{HEADER}.visible .entry k({declared})\n{{\n{REGISTERS}\n{loads}{start}{body}\nret;\n}}\n")
+    return emulator.load(f"{header}.visible .entry k({declared})\n{{\n{REGISTERS}\n{loads}{start}{body}\nret;\n}}\n")
 
 
 def kinds(loaded: emulator.Module, grid: int, block: int, args: list[Any], **options: Any) -> set[str]:
@@ -291,6 +291,97 @@ def test_local_memory_belongs_to_each_thread() -> None:
         "out_of_bounds_local",
         "uninitialised_local",
     }
+
+
+# Each thread writes its word of shared memory and reads another warp's.
+EXCHANGE = """
+    .shared .b32 words[64];
+    mov.u32 %r3, words; shl.b32 %r4, %r1, 2; xor.b32 %r5, %r4, 128; add.u32 %r4, %r4, %r3; add.u32 %r5, %r5, %r3;
+    add.u32 %r6, %r1, 100;
+    st.shared.u32 [%r4], %r6;
+    {arrive}
+    barrier.cluster.wait;
+    ld.shared.u32 %r7, [%r5];
+    mul.wide.u32 %d1, %r1, 4; add.s64 %d1, %d10, %d1; st.global.u32 [%d1], %r7;
+"""
+
+
+def of_cluster(body: str) -> emulator.Module:
+    return module("u64 x", body, ".version 8.6\n.target sm_90\n.address_size 64\n")
+
+
+@pytest.mark.parametrize(
+    ("arrive", "found"),
+    [
+        ("barrier.cluster.arrive;", set()),
+        ("barrier.cluster.arrive.release.aligned; add.u32 %r8, %r8, 1;", set()),
+        (
+            "setp.lt.u32 %p3, %r1, 7; @%p3 bra L; barrier.cluster.arrive; bra M; L: barrier.cluster.arrive; M:",
+            set(),
+        ),
+        ("fence.acq_rel.cluster; barrier.cluster.arrive.relaxed;", set()),
+        ("fence.release.sync_restrict::shared::cta.cluster; barrier.cluster.arrive.relaxed;", set()),
+        ("barrier.cluster.arrive.relaxed;", {"race_shared"}),
+        ("barrier.cluster.arrive; st.shared.u32 [%r4], %r6;", {"race_shared"}),
+    ],
+)
+def test_the_barrier_of_a_cluster_orders_what_came_before_its_arrival(arrive: str, found: set[str]) -> None:
+    x = np.zeros(64, np.uint32)
+    loaded = of_cluster(EXCHANGE.format(arrive=arrive))
+    always(loaded, 1, 64, found)
+    assert kinds(loaded, 1, 64, [x]) == found
+    assert (x == (np.arange(64) ^ 32) + 100).all()
+
+
+def test_the_barrier_of_a_cluster_waits_for_warps_that_have_not_exited() -> None:
+    early = "@!%p1 bra GO; exit; GO: setp.lt.u32 %p3, %r1, 32; @%p3 exit; barrier.cluster.arrive; barrier.cluster.wait;"
+    always(of_cluster(early), 1, 96, set())
+    never = "setp.lt.u32 %p3, %r1, 32; @%p3 bra L; barrier.cluster.arrive; barrier.cluster.wait; L: bar.sync 0;"
+    always(of_cluster(never), 1, 64, {"barrier_deadlock"})
+
+
+def test_the_barrier_of_a_cluster_takes_one_arrival_and_one_wait_at_a_time() -> None:
+    phases = "barrier.cluster.arrive; barrier.cluster.wait;"
+    always(of_cluster(3 * phases), 1, 64, set())
+    always(of_cluster(phases + "barrier.cluster.wait;"), 1, 64, {"barrier_invalid"})
+    twice = "setp.lt.u32 %p3, %r1, 32; @%p3 barrier.cluster.arrive; @%p3 barrier.cluster.arrive; bar.sync 0;"
+    always(of_cluster(twice + "@!%p3 barrier.cluster.arrive; barrier.cluster.wait;"), 1, 64, {"barrier_invalid"})
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        "mapa.shared::cluster.u32 %r6, %r4, {rank}; st.shared::cluster.u32 [%r6], %r1;",
+        "cvt.u64.u32 %d1, %r4; mapa.shared::cluster.u64 %d1, %d1, {rank}; st.shared::cluster.u32 [%d1], %r1;",
+        "cvt.u64.u32 %d1, %r4; cvta.shared.u64 %d1, %d1; mapa.u64 %d1, %d1, {rank}; st.u32 [%d1], %r1;",
+    ],
+)
+def test_addresses_of_a_cluster_are_the_block_s_own_or_out_of_bounds(mapping: str) -> None:
+    start = """
+    .shared .b32 words[64];
+    mov.u32 %r3, words; shl.b32 %r4, %r1, 2; add.u32 %r4, %r4, %r3; cvt.u64.u32 %d2, %r4;
+    getctarank.shared::cluster.u32 %r7, %r4; getctarank.shared::cluster.u64 %r8, %d2;
+    cvta.shared.u64 %d2, %d2; getctarank.u64 %r9, %d2; or.b32 %r7, %r7, %r8; or.b32 %r7, %r7, %r9;
+    """
+    end = """
+    ld.shared.u32 %r5, [%r4]; mad.lo.u32 %r5, %r7, 1000, %r5;
+    mul.wide.u32 %d1, %r1, 4; add.s64 %d1, %d10, %d1; st.global.u32 [%d1], %r5;
+    """
+    x = np.zeros(64, np.uint32)
+    assert kinds(of_cluster(start + mapping.format(rank="%r7") + end), 1, 64, [x]) == set()
+    assert (x == np.arange(64)).all()
+    assert "out_of_bounds_shared" in kinds(of_cluster(start + mapping.format(rank=1) + end), 1, 64, [x])
+
+
+def test_no_address_is_that_of_a_texture() -> None:
+    body = """
+    mov.u32 %r3, 0;
+    istypep.texref %p3, %d10; istypep.samplerref %p4, %d10; istypep.surfref %p5, 5;
+    @%p3 add.u32 %r3, %r3, 1; @%p4 add.u32 %r3, %r3, 2; @%p5 add.u32 %r3, %r3, 4; st.global.u32 [%d10], %r3;
+    """
+    x = np.full(1, 9, np.uint32)
+    assert kinds(module("u64 x", body), 1, 1, [x]) == set()
+    assert x[0] == 0
 
 
 def test_a_policy_for_caches_is_taken_and_changes_nothing() -> None:

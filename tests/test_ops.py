@@ -8,6 +8,7 @@ import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ops import _rounded  # and with it, torch.ops.lowbitvm
+from tests.weights import QUANTIZABLE, float_weight, tensors
 
 
 def weight_of(n: int, k: int, fmt: lb.Format, seed: int = 0) -> lb.PackedWeight:
@@ -118,6 +119,55 @@ def test_the_operator_compiles_without_a_graph_break():
     assert torch.equal(compiled(x), operator(x, weight) + 1)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_follows_the_product_agrees_with_torch(monkeypatch, activation, gated):
+    fmt = lb.Format("u4", group=64, zero="int")
+    weight, gate = weight_of(40, 128, fmt), weight_of(40, 128, fmt, seed=1) if gated else None
+    x, bias, residual = torch.randn(2, 3, 128).half(), torch.randn(40).half(), torch.randn(2, 3, 40)
+    function = {None: lambda v: v, "relu": torch.relu, "silu": torch.nn.SiLU(), "gelu": torch.nn.GELU()}[activation]
+    exact = x.double() @ weight.dequantize().double().T + bias.double()
+    exact = function(exact) if gate is None else function(x.double() @ gate.dequantize().double().T) * exact
+    exact = exact + residual.double()
+    options = {"gate": gate, "activation": activation, "residual": residual, "dtype": torch.float32}
+    assert torch.equal(lb.linear(x, weight, bias, **options), exact.float())
+    monkeypatch.setenv("LOWBITVM_DEVICE", "emulator:sm_80")
+    emulated = lb.linear(x, weight, bias, **options)
+    assert emulated.dtype == torch.float32
+    size = x.abs().double() @ weight.dequantize().double().abs().T + 4  # of the terms; sums of them err by f32's steps
+    size = size if gate is None else size * (x.abs().double() @ gate.dequantize().double().abs().T + 4)
+    assert ((emulated.double() - exact).abs() <= 128 * 2.0**-23 * size).all()
+
+
+def test_rows_of_a_batch_invariant_layer_do_not_depend_on_the_batch(monkeypatch):
+    monkeypatch.setenv("LOWBITVM_DEVICE", "emulator:sm_80")
+    weight, x = weight_of(24, 2304, lb.Format("u4", zero="int")), torch.randn(40, 2304).half()
+    together = lb.linear(x, weight, batch_invariant=True)
+    for row in (0, 7, 39):
+        assert torch.equal(lb.linear(x[row], weight, batch_invariant=True), together[row])
+
+
+def test_the_operator_passes_torchs_own_checks_with_all_that_may_follow():
+    fmt = lb.Format("u4", group=64, zero="int")
+    weight, gate = weight_of(24, 128, fmt), weight_of(24, 128, fmt, seed=1)
+    x, residual = torch.randn(2, 128).half(), torch.randn(2, 24).half()
+    arguments = (x, *parts(weight), None, str(fmt), 24, 128, None, None, None, None, list(parts(gate)), residual)
+    options = {"activation": "silu", "dtype": torch.float32, "batch_invariant": True}
+    torch.library.opcheck(torch.ops.lowbitvm.linear, arguments, options)
+
+
+def test_a_gated_layer_compiles_without_a_graph_break():
+    fmt = lb.Format("i4", group=64)
+    weight, gate = weight_of(24, 128, fmt), weight_of(24, 128, fmt, seed=1)
+    x = torch.randn(3, 128).half()
+    operands = (*parts(weight), None, str(fmt), 24, 128, None, None, None, None, list(parts(gate)[:2]))
+
+    def layer(t):
+        return torch.ops.lowbitvm.linear(t, *operands, activation="silu") * 2
+
+    assert torch.equal(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+
+
 def test_a_gradient_through_it_is_a_clear_error():
     weight = weight_of(16, 64, lb.Format("i4", group=64))
     y = lb.linear(torch.randn(2, 64).half().requires_grad_(), weight)
@@ -145,6 +195,24 @@ def test_bad_input_is_refused(code, x, bias):
         lb.linear(x, WEIGHT, bias)
 
 
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("ARGUMENT_INVALID", {"activation": "tanh"}),
+        ("ARGUMENT_INVALID", {"gate": torch.zeros(16, 64)}),
+        ("FORMAT_UNSUPPORTED", {"gate": weight_of(16, 64, lb.Format("u4", group=64, zero="int"))}),
+        ("SHAPE_MISMATCH", {"gate": weight_of(24, 64, lb.Format("i4", group=64))}),
+        ("SHAPE_MISMATCH", {"residual": torch.zeros(2, 15)}),
+        ("DTYPE_MISMATCH", {"residual": torch.zeros(2, 16).double()}),
+        ("DTYPE_MISMATCH", {"dtype": torch.float64}),
+        ("TENSOR_NOT_CONTIGUOUS", {"residual": torch.zeros(16, 2).T}),
+    ],
+)
+def test_what_cannot_follow_the_product_is_refused(code, options):
+    with pytest.raises(LowbitvmError, match=code):
+        lb.linear(torch.zeros(2, 64).half(), WEIGHT, **options)
+
+
 def test_a_weight_of_numpy_arrays_is_refused():
     weight = lb.quantize(np.zeros((16, 64), np.float32), lb.Format("i4", group=64))
     with pytest.raises(LowbitvmError, match="DEVICE_MISMATCH"):
@@ -165,3 +233,14 @@ def test_a_weight_cannot_move_to_a_gpu_that_is_not_there():
         with pytest.raises(LowbitvmError, match="DEVICE_UNAVAILABLE"):
             WEIGHT.to("cuda")
     assert torch.equal(WEIGHT.to("cpu").words, WEIGHT.words)
+
+
+@pytest.mark.parametrize("fmt", np.random.default_rng(0).choice(np.array(QUANTIZABLE), 40).tolist(), ids=str)
+def test_every_format_runs_on_the_cpu(fmt: lb.Format) -> None:
+    permutation = torch.randperm(256, generator=torch.Generator().manual_seed(1)) if fmt.zero is None else None
+    weight = lb.quantize(**tensors(float_weight(fmt, 24, 256, seed=1)), permutation=permutation)
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    exact = x.double() @ weight.dequantize().double().T
+    y = lb.linear(x, weight)
+    assert y.dtype == x.dtype and y.shape == (3, 24)
+    assert ((y.double() - exact).abs() <= exact.abs() * 2.0**-8).all()

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"lowbitvm": ROOT / "lowbitvm", "lowbitvm.codegen": ROOT / "codegen", "lowbitvm.runtime": ROOT / "runtime"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 IMPORT_NAMES = {"cuda-bindings": "cuda", "ml-dtypes": "ml_dtypes"}  # where they differ from the distribution's name
-NOT_IMPORTED = {"nvidia-nvjitlink", "nvidia-cuda-nvdisasm"}  # a shared library and a program
+# shared libraries, headers and programs
+NOT_IMPORTED = {"nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "nvidia-cuda-cccl", "nvidia-cuda-nvcc"}
 
 
 def sources() -> dict[str, Path]:

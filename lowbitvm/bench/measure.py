@@ -1,21 +1,20 @@
 """From a kernel's machine code to a row of the static table; docs/bench.md says what the columns mean."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lowbitvm import targets
 from lowbitvm.bench.loops import Nest, main_nest, read_ptx, read_sass
-from lowbitvm.bench.pipes import PIPES, cycles, kind_of, multiply_adds
+from lowbitvm.bench.pipes import PIPES, SUB_CORES, cycles, kind_of, multiply_adds
+from lowbitvm.runtime import emulator
 from lowbitvm.targets import Target
 
-if TYPE_CHECKING:
-    from lowbitvm.runtime.emulator import Report
-
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
-EMULATED_K = 1024  # in_features of the block that the emulator runs
+EMULATED_K = 1024  # in_features that the bank conflicts of a block are counted for
 LATENCY_NS = 800  # of DRAM: what the bytes in flight must cover
+MEMORY = "memory"  # the name of the DRAM's cycles among those of the pipes
 DIGITS = 4  # of the fractions in a row
 
 
@@ -32,12 +31,14 @@ class Kernel:
     tile: tuple[int, ...]  # bm, bn, bk
     warps: int
     stages: int
+    ahead: int  # k of the weights that are on their way while a stage is multiplied
     bits: int  # of one stored weight
     sass: str = field(repr=False)
     registers: int
     spills: int
     shared: int  # bytes per block
     bank_conflicts: int | None = None  # None: not measured
+    producers: int = 0  # of the warps: those that only load
     # weights that one matrix instruction and warp stands for, where not all of them multiply weights (else None)
     weights_per_matrix: float | None = None
 
@@ -75,11 +76,11 @@ def measure(kernel: Kernel) -> Row:
     nest = main_nest(read_sass(kernel.sass))
     per_matrix = kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0])
     weights = nest.matrix * per_matrix  # of a warp and turn
-    loop = nest.counts(trips(weights * kernel.warps, kernel.tile))
+    loop = nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile))
     total = _sum(loop, lambda name: 1)
     threads = 32 * kernel.warps
     blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
-    stage_bytes = kernel.tile[1] * kernel.tile[2] * kernel.bits // 8
+    ahead_bytes = kernel.tile[1] * kernel.ahead * kernel.bits // 8
 
     def per_weight(value: float) -> float:
         return round(value / (weights / 32), DIGITS)
@@ -100,11 +101,14 @@ def measure(kernel: Kernel) -> Row:
         spills=kernel.spills,
         shared=kernel.shared,
         bank_conflicts=kernel.bank_conflicts,
-        bytes_in_flight=(kernel.stages - 1) * stage_bytes * blocks,
+        bytes_in_flight=ahead_bytes * blocks,
         occupancy=round(blocks * kernel.warps / target.warps_per_sm, DIGITS),
         warps=kernel.warps,
         stages=kernel.stages,
-        cycles_per_weight={pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+        cycles_per_weight={
+            **{pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+            MEMORY: round(memory_cycles(kernel.bits, target), DIGITS),
+        },
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
     )
 
@@ -126,16 +130,32 @@ def bytes_needed(target: str) -> int:
     return round(gpu.dram_gbs * LATENCY_NS / gpu.sms)
 
 
+def memory_cycles(bits: int, target: Target) -> float:
+    """Cycles in which an SM's share of the DRAM bandwidth brings a code for each of the 128 lanes of its sub-cores."""
+    bytes_per_cycle = target.gpu.dram_gbs / target.gpu.boost_ghz / target.gpu.sms
+    return 32 * SUB_CORES * bits / 8 / bytes_per_cycle
+
+
 def _weights_per_matrix(nest: Nest, rows: int) -> float:
     """Weights per matrix instruction where all of them multiply weights with `rows` rows of activations."""
     made = [multiply_adds(instruction.name) for instruction in nest.levels[0] if instruction.is_matrix]
     return sum(made) / len(made) / rows
 
 
-def main_loop_conflicts(report: "Report", ptx: str) -> int:
+def main_loop_conflicts(report: emulator.Report, ptx: str) -> int:
     """Wavefronts beyond the fewest possible that the shared-memory accesses of the PTX's main loop took."""
     lines = {instruction.line for instruction in main_nest(read_ptx(ptx)).levels[0]}
     return sum(line.bank_conflicts for line in report.lines if line.line in lines)
+
+
+def emulated_conflicts(ptx: str, entry: str, threads: int, args: Sequence[Any], shared: int, target: str) -> int | None:
+    """`main_loop_conflicts` of one block of any tool's PTX; None where it has instructions that the emulator lacks."""
+    try:
+        module = emulator.load(ptx)
+    except emulator.PtxError:
+        return None
+    report = module.launch(entry, (1, 1, 1), (threads, 1, 1), list(args), shared=shared, arch=target, checks="none")
+    return main_loop_conflicts(report, ptx)
 
 
 def _cycles(loop: "Counter[str]", pipe: str, target: Target) -> float:

@@ -3,7 +3,9 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -13,17 +15,27 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lowbitvm import dtypes, targets
-from lowbitvm.bench.measure import LATENCY_NS, Row, bytes_needed, measure
-from lowbitvm.bench.ours import TILES, Variant, build, variants
+from lowbitvm import targets
+from lowbitvm.bench.measure import LATENCY_NS, MEMORY, Row, bytes_needed, measure
+from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.linear import INPUTS
 
-PEERS = {"Triton": ("triton", "lowbitvm.bench.triton_peer")}  # name -> (package, module with `rows`)
+PEERS = {  # name -> (package, module with `rows`)
+    "Triton": ("triton", "lowbitvm.bench.triton_peer"),
+    "TileLang": ("tilelang", "lowbitvm.bench.tilelang_peer"),
+}
 # Codes of errors that say that there is no such kernel; such a combination stands below the table, not in it.
 REFUSALS = frozenset(
-    ("FORMAT_INVALID", "FORMAT_UNSUPPORTED", "KERNEL_UNSUPPORTED", "SHARED_MEMORY_EXCEEDED", "TILE_INVALID")
+    (
+        "FORMAT_INVALID",
+        "FORMAT_UNSUPPORTED",
+        "DTYPE_MISMATCH",
+        "KERNEL_UNSUPPORTED",
+        "SHARED_MEMORY_EXCEEDED",
+        "TILE_INVALID",
+    )
 )
 NOT_INSTALLED = "not installed"
 TEXTS = ("tool", "weights", "act", "group", "zero", "tile")
@@ -46,32 +58,36 @@ def collect(
 ) -> tuple[list[Row], dict[str, str], dict[str, str]]:
     """(rows, versions of the other tools, refused variants) of all combinations of what is chosen.
 
-    Where nothing is chosen: TARGETS, every code type, f16 and bf16 activations, all TILES, integer zero points where
-    the format has them; with `quick` sm_80, f16 and QUICK_TILES.
+    Where nothing is chosen: TARGETS, every code type and named format, f16 and bf16 activations, all TILES, integer
+    zero points where the format has them; with `quick` sm_80, f16 and QUICK_TILES.
     """
     target_names = target_names or (TARGETS[:1] if quick else TARGETS)
     acts = acts or (INPUTS[:1] if quick else INPUTS)
     tiles = tiles or (QUICK_TILES if quick else list(TILES))
     with Progress(transient=True) as progress:
-        rows, refused = our_rows(
-            variants(target_names, weights or list(dtypes.CODE_TYPES), acts, zeros, tiles, group), progress
-        )
+        rows, refused = our_rows(variants(target_names, weights or WEIGHTS, acts, zeros, tiles, group), progress)
         others, versions = peer_rows(target_names, weights, acts, tiles, progress) if peers else ([], {})
     return [*rows, *others], versions, refused
 
 
 def our_rows(variants: Iterable[Variant], progress: Progress) -> tuple[list[Row], dict[str, str]]:
     """The rows of the variants that exist, and for the others why they do not."""
-    rows: list[Row] = []
-    refused: dict[str, str] = {}
-    for variant in progress.track(list(variants), description="lowbitvm"):
-        try:
-            rows.append(measure(build(variant)))
-        except LowbitvmError as error:
-            if error.code not in REFUSALS:
-                raise
-            refused[str(variant)] = f"{error.code}: {error.problem}"
+    wanted = list(variants)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time goes to nvdisasm, which is another process
+        made = list(progress.track(pool.map(_attempt, wanted), total=len(wanted), description="lowbitvm"))
+    rows = [row for row in made if isinstance(row, Row)]
+    refused = {str(variant): reason for variant, reason in zip(wanted, made, strict=True) if isinstance(reason, str)}
     return rows, refused
+
+
+def _attempt(variant: Variant) -> Row | str:
+    """The variant's row, or why there is none."""
+    try:
+        return measure(build(variant))
+    except LowbitvmError as error:
+        if error.code not in REFUSALS:
+            raise
+        return f"{error.code}: {error.problem}"
 
 
 def peer_rows(
@@ -106,10 +122,17 @@ def show(rows: Sequence[Row], versions: dict[str, str], refused: dict[str, str],
         console.print(_table(target, list(group)))
     for name, version in versions.items():
         console.print(f"{name}: {version}")
-    for variant, reason in refused.items():
-        console.print(f"no kernel {variant}: {reason}", highlight=False)
+    for (weights, _), refusals in groupby(sorted(refused.items(), key=_weights_and_code), key=_weights_and_code):
+        (variant, reason), *others = refusals
+        more = f" (and {len(others)} more of {weights})" if others else ""
+        console.print(f"no kernel {variant}{more}: {reason}", highlight=False)
     if unknown := sorted({name for row in rows for name in row.unknown}):
         console.print(f"mnemonics that no pipe is known of: {', '.join(unknown)}")
+
+
+def _weights_and_code(refusal: tuple[str, str]) -> tuple[str, str]:
+    variant, reason = refusal
+    return variant.partition(" ")[0], reason.partition(":")[0]
 
 
 def _table(target: str, rows: list[Row]) -> Table:
@@ -121,7 +144,7 @@ def _table(target: str, rows: list[Row]) -> Table:
     )
     for column in TEXTS:
         table.add_column(column, no_wrap=True)
-    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in PIPES)):
+    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in (*PIPES, MEMORY))):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -135,6 +158,6 @@ def _table(target: str, rows: list[Row]) -> Table:
             str(row.bytes_in_flight),
             f"{row.bytes_in_flight / needed:.2f}",
             f"{row.occupancy:.0%}",
-            *(f"{row.cycles_per_weight[pipe]:.2f}" for pipe in PIPES),
+            *(f"{cycles:.2f}" for cycles in row.cycles_per_weight.values()),
         )
     return table

@@ -2,6 +2,9 @@
 
 The core knows neither. Every copy has registers, labels and local variables of its own; what a call passes in .param
 variables lies in local memory, where the caller's variable and the function's parameter are the same bytes.
+
+Functions that can reach themselves get one copy for every level of the recursion instead, which all calls of the level
+above enter; a register of the copy says which of them to go back to. The calls of the last level stop the kernel.
 """
 
 from dataclasses import dataclass, field
@@ -26,9 +29,13 @@ MOST_INSTRUCTIONS = 1 << 18
 MOST_COPIES = 1 << 13
 MOST_LOCAL = 512 << 10  # bytes of local memory that a thread may have
 DEEPEST = 64  # calls in one another
+# Levels of a recursion: as many as fit into so many instructions.
+FEWEST_LEVELS, MOST_LEVELS, LEVELS_INSTRUCTIONS = 4, 64, 1 << 14
 # Functions of the CUDA runtime: the types of what they take and return.
 RUNTIME = {"vprintf": (("b64", "b64"), ("b32",)), "__assertfail": (("b64", "b64", "b32", "b64", "b64"), ())}
-AFTER, RETURN = ".after", ".return"  # labels that no PTX name can clash with
+# Labels and registers that no PTX name can clash with.
+AFTER, RETURN, ENTRY = ".after", ".return", ".entry"
+SITE, HIT = ".site", ".hit"
 
 
 @dataclass
@@ -43,7 +50,7 @@ class Expansion:
 
 
 def expand(syntax: Syntax, kernel: Kernel) -> Expansion:
-    """Raises PtxError for recursion and for functions without a body."""
+    """Raises PtxError for functions without a body and for calls that expand to too much."""
     return _Expander(syntax, kernel).expansion
 
 
@@ -58,6 +65,31 @@ class _Call:
     values: int = field(default=0)  # registers of that scope
 
 
+@dataclass
+class _Copy:
+    """The body of a function at one level of a recursion."""
+
+    function: Kernel
+    level: int
+    scopes: dict[Scope, Scope]
+    sites: list[tuple[_Call, str]] = field(default_factory=list)  # calls that enter it, their labels to go back to
+
+    @property
+    def root(self) -> Scope:
+        return self.scopes[self.function.scopes[0]]
+
+
+@dataclass
+class _Recursion:
+    """Functions that reach each other, entered by one call from outside."""
+
+    members: frozenset[Kernel]
+    levels: int
+    level: int = 0  # of the body that is being copied
+    copies: dict[tuple[Kernel, int], _Copy] = field(default_factory=dict)
+    waiting: list[_Copy] = field(default_factory=list)
+
+
 class _Expander:
     def __init__(self, syntax: Syntax, kernel: Kernel) -> None:
         self.syntax, self.kernel = syntax, kernel
@@ -68,6 +100,8 @@ class _Expander:
         self.reached = [kernel]
         self.copies = 0  # of functions' bodies
         self.path: list[Kernel] = [kernel]
+        self.reach: dict[Kernel, set[Kernel]] = {}  # the functions that a function may call, those that these call, ...
+        self.recursion: _Recursion | None = None
         self.instruction = Instruction("exit", (), (), None, False, kernel.end, kernel.scopes[0])
         if syntax.locals:
             self.places[kernel.scopes[0]] = {v.name: self.allocate(v, "local") for v in syntax.locals}
@@ -170,10 +204,10 @@ class _Expander:
         if targets is None:
             raise self.error(f"{name} is no list of labels")
         scope = self.guarded(instruction, around)
-        scope.registers[".hit"] = "pred"
+        scope.registers[HIT] = "pred"
         for number, target in enumerate(targets):
-            self.emit("setp.eq.u32", scope, Name(".hit"), index, Immediate(number))
-            self.emit("bra", scope, Name(target), guard=".hit")
+            self.emit("setp.eq.u32", scope, Name(HIT), index, Immediate(number))
+            self.emit("bra", scope, Name(target), guard=HIT)
         self.emit("trap", scope, Group((Immediate(1),)))
         self.labels[scope][AFTER] = len(self.out)
 
@@ -188,8 +222,27 @@ class _Expander:
     # Calls
 
     def call(self, instruction: Instruction, around: Scope) -> None:
+        if not set(instruction.qualifiers) <= {"uni"}:
+            raise self.error(f"the instruction {instruction.name} is not implemented")
+        results, target, args, listed = self.parts(instruction)
+        scope = self.guarded(instruction, around)
+        call = _Call(instruction, results, target, args, listed, scope)
+        function = self.syntax.functions.get(target)
+        if around.register(target):
+            self.indirect(call)
+        elif function is not None and function.defined:
+            self.direct(call, function)
+        elif target in RUNTIME and function is not None:
+            self.runtime(call)
+        else:
+            state = "has no body here" if function else "is not declared"
+            raise self.error(f"the function {target} {state}")
+        self.labels[scope][AFTER] = len(self.out)
+
+    def parts(self, instruction: Instruction) -> tuple[tuple[Operand, ...], str, tuple[Operand, ...], str | None]:
+        """Results, target, arguments and list of targets of a call."""
         operands = list(instruction.operands)
-        results = operands.pop(0) if isinstance(operands[0], Group) else Group(())
+        results = operands.pop(0) if operands and isinstance(operands[0], Group) else Group(())
         target = operands.pop(0) if operands else None
         args = operands.pop(0) if operands and isinstance(operands[0], Group) else Group(())
         listed = operands.pop(0) if operands else None
@@ -198,105 +251,182 @@ class _Expander:
                 "a call takes (results), a function, (arguments), and the list or prototype of its targets"
             )
         assert isinstance(results, Group) and isinstance(args, Group)
-        if not set(instruction.qualifiers) <= {"uni"}:
-            raise self.error(f"the instruction {instruction.name} is not implemented")
-        scope = self.guarded(instruction, around)
-        last = listed.text if listed is not None else None
-        call = _Call(instruction, results.items, target.text, args.items, last, scope)
-        function = self.syntax.functions.get(target.text)
-        if around.register(target.text):
-            self.indirect(call)
-        elif function is not None and function.defined:
-            self.direct(call, function)
-        elif target.text in RUNTIME and function is not None:
-            self.runtime(call)
-        else:
-            state = "has no body here" if function else "is not declared"
-            raise self.error(f"the function {target.text} {state}")
-        self.labels[scope][AFTER] = len(self.out)
+        return results.items, target.text, args.items, listed.text if listed is not None else None
 
     def direct(self, call: _Call, function: Kernel) -> None:
-        if function in self.path:
-            names = " -> ".join(f.name for f in (*self.path[self.path.index(function) :], function))
-            raise self.error(f"recursion is not implemented: {names}")
-        if len(self.path) > DEEPEST:
-            raise self.error(f"calls more than {DEEPEST} deep are not implemented")
-        self.copies += 1
-        if function not in self.reached:
-            self.reached.append(function)
         for what, have, want in (
             ("arguments", call.args, function.params),
             ("results", call.results, function.results),
         ):
             if len(have) != len(want):
                 raise self.error(f"{function.name} has {len(want)} {what}, the call {len(have)}")
+        if function not in self.reached:
+            self.reached.append(function)
+        if self.recursion is not None and function in self.recursion.members:
+            self.enter(call, function, self.recursion)
+        elif function in self.reaches(function):
+            self.recurse(call, function)
+        else:
+            self.inline(call, function)
+
+    def scopes(self, function: Kernel) -> dict[Scope, Scope]:
+        """The blocks of a new copy of a function, by the function's."""
+        self.copies += 1
         scopes: dict[Scope, Scope] = {}
         for old in function.scopes:
             parent = scopes[old.parent] if old.parent is not None else None
             scopes[old] = Scope(parent, old.registers, old.ranges, {}, old.variables, old.lists, old.prototypes)
+        self.places[scopes[function.scopes[0]]] = {}
+        return scopes
+
+    def inline(self, call: _Call, function: Kernel) -> None:
+        if len(self.path) > DEEPEST:
+            raise self.error(f"calls more than {DEEPEST} deep are not implemented")
+        scopes = self.scopes(function)
         root = scopes[function.scopes[0]]
-        self.places[root] = {}
-        for formal, actual in zip(function.params, call.args, strict=True):
-            self.pass_in(call, root, formal, actual)
-        returned = [
-            self.pass_out(call, root, formal, actual)
-            for formal, actual in zip(function.results, call.results, strict=True)
-        ]
+        pairs = [*zip(function.params, call.args, strict=True), *zip(function.results, call.results, strict=True)]
+        for formal, actual in pairs:
+            place = self.find(actual, call.scope)
+            if formal.space == "param":
+                self.places[root][formal.name] = place or self.allocate(formal, "local")
+        self.pass_in(call, root, function)
         self.locals(function, scopes)
         self.path.append(function)
         self.body(function, scopes)
         self.path.pop()
         self.instruction = call.instruction
-        for name, operands in (move for move in returned if move):
-            self.emit(name, call.scope, *operands)
+        self.pass_out(call, root, function)
 
-    def shared_bytes(self, call: _Call, root: Scope, formal: Variable, actual: Operand) -> Place | None:
-        """The place of a .param variable that the caller gives for a .param of the function, which gets it too."""
+    # Recursion
+
+    def reaches(self, function: Kernel) -> set[Kernel]:
+        """The functions that a call of `function` may lead to."""
+        if function not in self.reach:
+            self.reach[function] = set()
+            waiting = [function]
+            while waiting:
+                new = self.callees(waiting.pop()) - self.reach[function]
+                self.reach[function] |= new
+                waiting.extend(new)
+        return self.reach[function]
+
+    def callees(self, function: Kernel) -> set[Kernel]:
+        before, found = self.instruction, set()
+        for instruction in function.instructions:
+            if instruction.mnemonic == "call":
+                self.instruction = instruction
+                _, target, _, listed = self.parts(instruction)
+                if instruction.scope.register(target):
+                    found |= set(self.candidates(target, listed, instruction.scope))
+                elif target in self.syntax.functions:
+                    found.add(self.syntax.functions[target])
+        self.instruction = before
+        return found
+
+    def recurse(self, call: _Call, function: Kernel) -> None:
+        """A call from outside: all levels of the recursion follow it."""
+        members = frozenset(f for f in self.reaches(function) if function in self.reaches(f))
+        size = sum(len(f.instructions) for f in self.reaches(function))
+        levels = max(FEWEST_LEVELS, min(MOST_LEVELS, LEVELS_INSTRUCTIONS // size))
+        around, self.recursion = self.recursion, _Recursion(members, levels)
+        recursion = self.recursion
+        self.enter(call, function, recursion)
+        self.emit("bra", call.scope, Name(AFTER))
+        while recursion.waiting:
+            copy = recursion.waiting.pop(0)  # by level: all calls that enter it are known
+            recursion.level = copy.level
+            start = len(self.out)
+            self.path.append(copy.function)
+            self.body(copy.function, copy.scopes)
+            self.path.pop()
+            self.labels[copy.root][ENTRY] = start
+            self.go_back(copy)
+        self.recursion, self.instruction = around, call.instruction
+
+    def enter(self, call: _Call, function: Kernel, recursion: _Recursion) -> None:
+        level = recursion.level + 1
+        if level > recursion.levels:
+            self.emit("trap", call.scope, Group((Immediate(3),)))
+            return
+        copy = recursion.copies.get((function, level))
+        if copy is None:
+            copy = recursion.copies[function, level] = _Copy(function, level, self.scopes(function))
+            copy.root.registers = {**copy.root.registers, SITE: "u32", HIT: "pred"}
+            for formal in (*function.params, *function.results):
+                if formal.space == "param":
+                    self.places[copy.root][formal.name] = self.allocate(formal, "local")
+            self.locals(function, copy.scopes)
+            recursion.waiting.append(copy)
+        self.pass_in(call, copy.root, function)
+        self.emit("mov.u32", call.scope, self.alias(call, copy.root, SITE), Immediate(len(copy.sites)))
+        self.emit("bra", copy.root, Name(ENTRY))
+        back = f".back{len(self.out)}"
+        copy.sites.append((call, back))
+        self.labels[call.scope][back] = len(self.out)
+        self.pass_out(call, copy.root, function)
+
+    def go_back(self, copy: _Copy) -> None:
+        """After a body: a chain of branches to the calls that may have entered it."""
+        last = len(copy.sites) - 1
+        for number, (call, back) in enumerate(copy.sites):
+            if number < last:
+                self.emit("setp.eq.u32", copy.root, Name(HIT), Name(SITE), Immediate(number))
+            guard = self.alias(call, copy.root, HIT).text if number < last else None
+            self.emit("bra", call.scope, Name(back), guard=guard)
+
+    # What a call passes
+
+    def alias(self, call: _Call, root: Scope, name: str) -> Name:
+        """A name in the call's scope for a register of the function."""
+        call.values += 1
+        call.scope.aliases[f".{call.values}"] = root, name
+        return Name(f".{call.values}")
+
+    def given(self, call: _Call, formal: Variable, actual: Operand) -> Place | None:
+        """The place of a .param variable that a call names."""
         place = self.find(actual, call.scope)
         if place is not None and place.size < formal.size:
             raise self.error(f"{formal.name} has {formal.size} bytes, what the call gives {place.size}")
-        if formal.space == "param":
-            self.places[root][formal.name] = place or self.allocate(formal, "local")
         return place
 
-    def alias(self, call: _Call, root: Scope, formal: Variable) -> Name:
-        """A name in the call's scope for a register of the function."""
-        call.values += 1
-        call.scope.aliases[f".{call.values}"] = root, formal.name
-        return Name(f".{call.values}")
-
-    def pass_in(self, call: _Call, root: Scope, formal: Variable, actual: Operand) -> None:
-        place = self.shared_bytes(call, root, formal, actual)
-        kind = f"b{TYPE_BITS[formal.type]}" if formal.type != "pred" else "pred"
-        if formal.space == "reg":
-            register = self.alias(call, root, formal)
-            if place is None:
-                self.emit(f"mov.{kind}", call.scope, register, actual)
+    def pass_in(self, call: _Call, root: Scope, function: Kernel) -> None:
+        for formal, actual in zip(function.params, call.args, strict=True):
+            place, own = self.given(call, formal, actual), self.places[root].get(formal.name)
+            if own is None:
+                register = self.alias(call, root, formal.name)
+                self.move(call, formal, register, actual if place is None else place)
             else:
-                self.emit(f"ld.param::func.{kind}", call.scope, register, _at(place))
-        elif place is None:
-            self.emit(f"st.param::func.{kind}", call.scope, _at(self.places[root][formal.name]), actual)
+                self.move(call, formal, own, actual if place is None else place)
 
-    def pass_out(
-        self, call: _Call, root: Scope, formal: Variable, actual: Operand
-    ) -> tuple[str, tuple[Operand, Operand]] | None:
-        """The move that brings a result to where the call wants it, after the body."""
-        place = self.shared_bytes(call, root, formal, actual)
+    def pass_out(self, call: _Call, root: Scope, function: Kernel) -> None:
+        for formal, actual in zip(function.results, call.results, strict=True):
+            place, own = self.given(call, formal, actual), self.places[root].get(formal.name)
+            if actual != Name("_"):
+                source = self.alias(call, root, formal.name) if own is None else own
+                self.move(call, formal, actual if place is None else place, source)
+
+    def move(self, call: _Call, formal: Variable, to: Operand | Place, source: Operand | Place) -> None:
+        """Copies a parameter's value between registers and places, unless they are the same."""
         kind = f"b{TYPE_BITS[formal.type]}" if formal.type != "pred" else "pred"
-        if actual == Name("_"):
-            return None
-        if formal.space == "reg":
-            register = self.alias(call, root, formal)
-            if place is None:
-                return f"mov.{kind}", (actual, register)
-            return f"st.param::func.{kind}", (_at(place), register)
-        if place is None:
-            return f"ld.param::func.{kind}", (actual, _at(self.places[root][formal.name]))
-        return None
+        if not isinstance(to, Place):
+            if isinstance(source, Place):
+                self.emit(f"ld.param::func.{kind}", call.scope, to, _at(source))
+            else:
+                self.emit(f"mov.{kind}", call.scope, to, source)
+        elif not isinstance(source, Place):
+            self.emit(f"st.param::func.{kind}", call.scope, _at(to), source)
+        elif to.address != source.address:
+            # One byte at a time where the bytes between a structure's members may have no value.
+            size = formal.size if formal.size <= 8 and not formal.extents else 1
+            value = self.temporary(call, f"b{max(16, 8 * size)}")
+            for offset in range(0, formal.size, size):
+                self.emit(f"ld.param::func.b{8 * size}", call.scope, value, _at(source, offset))
+                self.emit(f"st.param::func.b{8 * size}", call.scope, _at(to, offset), value)
 
     def indirect(self, call: _Call) -> None:
         """A chain of comparisons with the addresses of the functions that may be meant."""
-        candidates, addresses = self.candidates(call), function_addresses(self.syntax)
+        candidates = self.candidates(call.target, call.listed, call.scope)
+        addresses = function_addresses(self.syntax)
         call.scope.registers[".other"] = "pred"
         for n, function in enumerate(candidates):
             address = Immediate(addresses[function.name])
@@ -307,19 +437,19 @@ class _Expander:
             self.labels[call.scope][f".next{n}"] = len(self.out)
         self.emit("trap", call.scope, Group((Immediate(2),)))
 
-    def candidates(self, call: _Call) -> list[Kernel]:
-        for scope in call.scope.outward():
-            if call.listed in scope.lists:
-                names = scope.lists[call.listed]
+    def candidates(self, target: str, listed: str | None, scope: Scope) -> list[Kernel]:
+        for around in scope.outward():
+            if listed in around.lists:
+                names = around.lists[listed]
                 unknown = [n for n in names if n not in self.syntax.functions or not self.syntax.functions[n].defined]
                 if unknown:
                     raise self.error(f"the function {unknown[0]} is not defined")
                 return [self.syntax.functions[name] for name in names]
-            if call.listed in scope.prototypes:
-                signature, taken = scope.prototypes[call.listed], self.taken()
+            if listed in around.prototypes:
+                signature, taken = around.prototypes[listed], self.taken()
                 functions = self.syntax.functions.values()
                 return [f for f in functions if f.defined and f.name in taken and f.signature == signature]
-        raise self.error(f"a call through {call.target} needs the list or the prototype of its targets")
+        raise self.error(f"a call through {target} needs the list or the prototype of its targets")
 
     def taken(self) -> set[str]:
         """The functions whose address the module uses as a value."""
@@ -358,5 +488,5 @@ class _Expander:
         return Name(f".{call.values}")
 
 
-def _at(place: Place) -> Address:
-    return Address(Immediate(place.address), 0)
+def _at(place: Place, offset: int = 0) -> Address:
+    return Address(Immediate(place.address + offset), 0)

@@ -17,7 +17,7 @@ BY_MNEMONIC = {
     "copy": "cp",
     "atomic": "atom red multimem",
     "conversion": "cvt szext",
-    "move": "mov selp slct cvta isspacep mapa getctarank createpolicy",
+    "move": "mov selp slct cvta isspacep istypep mapa getctarank createpolicy",
     "special": "rcp sqrt rsqrt sin cos lg2 ex2 tanh",
 }
 _BY_MNEMONIC = {mnemonic: kind for kind, mnemonics in BY_MNEMONIC.items() for mnemonic in mnemonics.split()}

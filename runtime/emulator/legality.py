@@ -65,7 +65,8 @@ class Rule:
     """Instructions of one of `mnemonics` with all `words` among their qualifiers need one of `targets` and `version`.
 
     A target `89@8.1` counts from that version on. A word `a|b` is either of the two, `!a` is the absence of one;
-    `operands=4` is the number of operands and `operand=pred` a last operand that is a predicate.
+    `operands=4` is the number of operands, `operand=pred` a last operand that is a predicate, `to=f16x2` what a cvt
+    converts to.
     """
 
     mnemonics: str
@@ -74,10 +75,10 @@ class Rule:
     version: float
 
     def matches(self, words: frozenset[str]) -> bool:
-        return all(_has(words, word) for word in self.words.split())
+        return all(has_words(words, word) for word in self.words.split())
 
 
-def _has(words: frozenset[str], word: str) -> bool:
+def has_words(words: frozenset[str], word: str) -> bool:
     if word.startswith("!"):
         return word[1:] not in words
     return not words.isdisjoint(word.split("|"))
@@ -92,6 +93,7 @@ MINI_FLOATS = "e3m2|e2m3|e2m1"
 RULES = (
     # integers, logic, comparison
     Rule("add min max", "u16x2|s16x2", "90", 8.0),
+    Rule("add", "sat u32|u16x2|s16x2", "107f 120f", 9.2),
     Rule("min max", "relu", "90", 8.0),
     Rule("bmsk szext", "", ANY, 7.6),
     Rule("lop3", "and|or", ANY, 8.2),
@@ -127,6 +129,10 @@ RULES = (
     Rule("cvt", "tf32 !rna satfinite", "100", 8.6),
     Rule("cvt", "e4m3x2|e5m2x2", "90 89@8.1", 7.8),
     Rule("cvt", "e2m3x2|e3m2x2|e2m1x2|ue8m0x2", BLACKWELL, 8.6),
+    Rule("cvt", "to=e4m3x2|to=e5m2x2 bf16x2", BLACKWELL, 9.1),
+    Rule("cvt", "to=e2m3x2|to=e3m2x2|to=e2m1x2 f16x2|bf16x2", BLACKWELL, 9.1),
+    Rule("cvt", "to=bf16x2 e4m3x2|e5m2x2|e2m3x2|e3m2x2|e2m1x2", BLACKWELL, 9.2),
+    Rule("cvt", "s2f6x2", "100a 103a 110a 120a 121a", 9.1),
     Rule("cvt", "rs", "100a 103a", 8.7),
     # exchange within a warp
     Rule("redux", "", "80", 7.0),
@@ -234,6 +240,8 @@ def illegal(
     words = (*instruction.qualifiers, f"operands={len(operands)}")
     if instruction.mnemonic == "cp" and operands and is_predicate(operands[-1]):
         words = (*words, "operand=pred")
+    if instruction.mnemonic == "cvt" and len(instruction.qualifiers) > 1:
+        words = (*words, f"to={instruction.qualifiers[-2]}")
     for operand in operands:
         name = operand.text.split(".")[0] if isinstance(operand, Name) else ""
         if name in SPECIAL_REGISTERS and (lacking := _lacking(*SPECIAL_REGISTERS[name], target, version)):

@@ -44,7 +44,7 @@ def ordering(rows: "list[Row]", constants: dict[int, int]) -> Ordering:
             float_red |= atomic and (row.mod[1] >= FIRST_FLOAT or row.mod[0] not in (4, 8))
         elif row.op == "fence":
             exact, blocks = True, blocks or bool(row.mod[0])
-        elif row.op.startswith("mbarrier") or row.op == "cp_arrive":
+        elif row.op.startswith(("mbarrier", "cluster")) or row.op == "cp_arrive":
             exact = True
         elif row.op in COLLECTIVE:
             exact |= known.get(row.operands[-1][0]) != FULL

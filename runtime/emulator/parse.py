@@ -322,6 +322,10 @@ class _Parser:
                 kernel.required_block = (x, y, z)
             elif directive == ".maxntid":
                 kernel.most_block = (x, y, z)
+            elif directive == ".explicitcluster":
+                kernel.explicit_cluster = True
+            elif directive == ".reqnctapercluster" and (x, y, z) != (1, 1, 1):
+                raise Malformed("clusters of more than one block are not implemented", position)
 
 
 class _Body:

@@ -39,7 +39,7 @@ KINDS = (
     ("limit", "{endless}"),
     ("out_of_bounds_local", "{size} bytes at local address {address:#x} are outside the thread's local memory"),
     ("uninitialised_local", "read of {size} bytes at local address {address:#x} that the thread has not written"),
-    ("barrier_invalid", "barrier {address}: {invalid_barrier}"),
+    ("barrier_invalid", "{invalid_barrier}"),
     ("mask_invalid", "the member mask {size:#010x} names the lanes {context:#010x}, which do not execute it (none: the "
                      "executing lane is not in its own mask)"),
     ("mbarrier_invalid", "the mbarrier at shared address {address:#x}: {invalid_mbarrier}"),
@@ -49,14 +49,17 @@ KINDS = (
     ("metadata_invalid", "{metadata}"),
     ("beyond_bound", ""),  # not of the core: see results.py
 )  # fmt: skip
+WAITING = {16: "in a loop", 17: "at the cluster's barrier"}  # barriers are 0 to 15
 ENDLESS = (
     "the emulator's limit of {size} is reached (an endless loop?)",
     "the loop waits for what no other thread will do: all of them wait",
 )
 INVALID_BARRIER = (
-    "there are 16 barriers, 0 to 15",
-    "{size} threads, which is no positive multiple of 32",
-    "{size} threads, other warps wait there for another number",
+    "barrier {address}: there are 16 barriers, 0 to 15",
+    "barrier {address}: {size} threads, which is no positive multiple of 32",
+    "barrier {address}: {size} threads, other warps wait there for another number",
+    "the cluster's barrier: the warp arrives again before the barrier completes",
+    "the cluster's barrier: the warp waits without having arrived since it last waited",
 )
 INVALID_MBARRIER = (
     "it was not initialised",
@@ -73,6 +76,7 @@ TRAPS = (
     "the kernel stops itself",
     "the index of brx.idx is beyond its list",
     "the register holds the address of none of the functions that the call names",
+    "the recursion is deeper than the levels that the emulator expands it to",
 )
 
 # Names for `checks`; what a GPU traps on (bounds, alignment, deadlock) is always checked. "shift" is not part of "all".

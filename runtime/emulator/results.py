@@ -17,6 +17,7 @@ from lowbitvm.runtime.emulator.report import (
     INVALID_METADATA,
     KINDS,
     TRAPS,
+    WAITING,
     ArrayKey,
     ArrayTraffic,
     Counters,
@@ -185,11 +186,11 @@ def _finding(
     line, _, text = syntax.place(program.positions[pc])
     facts = {"address": address, "where": _where(buffers, address), "size": size, "context": context}
     facts |= {"shared": launch.shared, "access": "write" if context else "read"}
-    facts["waiting"] = f"at barrier {address}" if address < 16 else "in a loop"
+    facts["waiting"] = WAITING.get(address, f"at barrier {address}")
     if name == "limit":
         facts["endless"] = ENDLESS[context].format(size=size)
     if name == "barrier_invalid":
-        facts["invalid_barrier"] = INVALID_BARRIER[context].format(size=size)
+        facts["invalid_barrier"] = INVALID_BARRIER[context].format(address=address, size=size)
     if name == "trap":
         facts["trap"] = assertion or TRAPS[context]
     if name == "mbarrier_invalid":

@@ -69,7 +69,14 @@ class Not:
     name: Name
 
 
-Operand = Name | Immediate | Address | Vector | Group | Pair | Not
+@dataclass(frozen=True)
+class Negated:
+    """`-r`, of a video instruction."""
+
+    name: Name
+
+
+Operand = Name | Immediate | Address | Vector | Group | Pair | Not | Negated
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class Kernel:
     scopes: list[Scope] = field(default_factory=list)  # parents before children; the first is the body
     required_block: tuple[int, int, int] | None = None
     most_block: tuple[int, int, int] | None = None  # .maxntid
+    explicit_cluster: bool = False
     mnemonics: set[str] = field(default_factory=set)
     start: int = 0  # positions of the body
     end: int = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -266,14 +267,16 @@ def test_two_floats_become_a_pair_of_small_floats(kind: str, relu: str) -> None:
 
 
 @pytest.mark.parametrize("relu", ["", ".relu"])
-@pytest.mark.parametrize("kind", ["e4m3", "e5m2"])
-def test_a_pair_of_halves_becomes_a_pair_of_fp8(kind: str, relu: str) -> None:
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_pair_of_halves_becomes_a_pair_of_small_floats(kind: str, half: str, relu: str) -> None:
     halves = np.arange(0, 1 << 16, 29).astype(np.uint32)
-    a = halves << np.uint32(16) | halves[::-1]
-    (got,) = evaluate(f"cvt.rn.satfinite{relu}.{kind}x2.f16x2 {{x}}, {{a}};", [a], "16", "sm_89")
-    oracle = narrow(kind, bool(relu), FORMATS["f16"])
+    a, width = halves << np.uint32(16) | halves[::-1], SMALL[kind]
+    needs = ("sm_89", "8.1") if half == "f16" and kind in ("e4m3", "e5m2") else ("sm_120f", "9.1")
+    (got,) = evaluate(f"cvt.rn.satfinite{relu}.{kind}x2.{half}x2 {{x}}, {{a}};", [a], str(2 * width), *needs)
+    oracle = narrow(kind, bool(relu), FORMATS[half])
     for n, x in enumerate(a.tolist()):
-        assert got[n] == oracle(x >> 16) << 8 | oracle(x & 0xFFFF), (hex(x), hex(got[n]))
+        assert got[n] == oracle(x >> 16) << width | oracle(x & 0xFFFF), (hex(x), hex(got[n]))
 
 
 @pytest.mark.parametrize("relu", ["", ".relu"])
@@ -289,6 +292,107 @@ def test_a_pair_of_small_floats_becomes_a_pair_of_halves(kind: str, relu: str) -
     mask = (1 << form.bits) - 1
     check(f"upper {kind}", half, [(a >> width) & mask], got >> np.uint32(16), oracle)
     check(f"lower {kind}", half, [a & mask], got & np.uint32(0xFFFF), oracle)
+
+
+def factors(count: int) -> Array:
+    """Pairs of scale factors: all of ue8m0, where 255 is NaN."""
+    one = np.arange(count) % 256
+    return (one << 8 | np.random.default_rng(5).permutation(one)).astype(np.uint16)
+
+
+def scaled_by(number: Number, exponent: int) -> Number:
+    return number if not number.finite else Number(number.negative, number.magnitude * power(exponent))
+
+
+def scaled_up(form: Format, flags: str, code: int, factor: int) -> int:
+    """A small float in bf16, times a power of two; factor 127 is 1."""
+    bf16, number = FORMATS["bf16"], form.decode(code)
+    if factor == 255 or number.nan:
+        return bf16.canonical_nan
+    if "relu" in flags and number.negative:
+        return 0
+    return bf16.encode(scaled_by(number, factor - 127), saturate="satfinite" in flags)
+
+
+@pytest.mark.parametrize("flags", ["", ".relu", ".satfinite", ".satfinite.relu"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_floats_become_bf16_times_a_factor(kind: str, flags: str) -> None:
+    form, width = FORMATS[kind], SMALL[kind]
+    low = np.tile(np.arange(1 << form.bits), 1 << max(0, 9 - form.bits))
+    codes, mask = low << width | np.roll(low, 77), (1 << form.bits) - 1
+    a = codes.astype(UNSIGNED[2 * width // 8])
+    if form.bits < 6:
+        a, codes = np.tile(a, 32), np.tile(codes, 32)
+    scales = factors(len(a))
+    (plain,) = evaluate(f"cvt.rn{flags}.bf16x2.{kind}x2 {{x}}, {{a}};", [a], "32", "sm_100a", "9.2")
+    text = f"cvt.rn{flags}.scaled::n2::ue8m0.bf16x2.{kind}x2 {{x}}, {{a}}, {{b}};"
+    (got,) = evaluate(text, [a, scales], "32", "sm_120f", "9.2")
+    bf16, shift = FORMATS["bf16"], np.uint32(16)
+    oracle = partial(scaled_up, form, flags)
+    check(text, bf16, [codes >> width & mask, scales >> 8], got >> shift, oracle)
+    check(text, bf16, [codes & mask, scales & 255], got & np.uint32(0xFFFF), oracle)
+    check(text, bf16, [codes >> width & mask], plain >> shift, partial(oracle, factor=127))
+    check(text, bf16, [codes & mask], plain & np.uint32(0xFFFF), partial(oracle, factor=127))
+
+
+def fixed_point(source: Format, relu: bool, code: int, factor: int) -> int:
+    """s2f6, the 8-bit two's complement integer nearest to 64 times the value; NaN becomes the largest."""
+    number = source.decode(code)
+    if number.nan or factor == 255:
+        return 127
+    if number.infinite:
+        whole = -128 if number.negative else 127
+    else:
+        whole = min(max(to_integer(scaled_by(number, 6 - (factor - 127)), "rn"), -128), 127)
+    return max(whole, 0) & 255 if relu else whole & 255
+
+
+@pytest.mark.parametrize("relu", ["", ".relu"])
+@pytest.mark.parametrize("source", ["f32", "bf16"])
+def test_floats_divided_by_a_factor_become_fixed_point(source: str, relu: str) -> None:
+    form, rng = FORMATS[source], np.random.default_rng(8)
+    values = rng.integers(-600, 600, 1000) / 256  # over the range and a little beyond, with ties
+    near = values.astype(np.float32).view(np.uint32) >> np.uint32(32 - form.bits)
+    a = np.concatenate([near, draw(form, 6), draw(form, 7)]).astype(UNSIGNED[form.bits // 8])
+    b, scales = rng.permutation(a), np.full(len(a), 0x7F7F, np.uint16)
+    scales[:500] = rng.integers(120, 135, 500) << 8 | rng.integers(120, 135, 500)
+    scales[1000:] = factors(len(a) - 1000)
+    if source == "f32":
+        inputs, named = [a, b], "{a}, {b}"
+    else:
+        inputs, named = [a.astype(np.uint32) << np.uint32(16) | b], "{a}"
+    modifiers, letter = f"cvt.rn.satfinite{relu}", "abc"[len(inputs)]
+    types = f"s2f6x2.{source if source == 'f32' else 'bf16x2'}"
+    (plain,) = evaluate(f"{modifiers}.{types} {{x}}, {named};", inputs, "16", "sm_120a", "9.1")
+    text = f"{modifiers}.scaled::n2::ue8m0.{types} {{x}}, {named}, {{{letter}}};"
+    (got,) = evaluate(text, [*inputs, scales], "16", "sm_100a", "9.1")
+    oracle = partial(fixed_point, form, bool(relu))
+    for x, y, scale, word, unscaled in zip(*(z.tolist() for z in (a, b, scales, got, plain)), strict=True):
+        assert word == oracle(x, scale >> 8) << 8 | oracle(y, scale & 255), (hex(x), hex(y), hex(scale), hex(word))
+        assert unscaled == oracle(x, 127) << 8 | oracle(y, 127), (hex(x), hex(y), hex(unscaled))
+
+
+@pytest.mark.parametrize("flags", ["", ".relu", ".satfinite", ".satfinite.relu"])
+def test_fixed_point_becomes_bf16_times_a_factor(flags: str) -> None:
+    low = np.tile(np.arange(256), 8)
+    a = (low << 8 | np.roll(low, 300)).astype(np.uint16)
+    scales, bf16 = factors(len(a)), FORMATS["bf16"]
+    (plain,) = evaluate(f"cvt.rn{flags}.bf16x2.s2f6x2 {{x}}, {{a}};", [a], "32", "sm_120a", "9.1")
+    text = f"cvt.rn{flags}.scaled::n2::ue8m0.bf16x2.s2f6x2 {{x}}, {{a}}, {{b}};"
+    (got,) = evaluate(text, [a, scales], "32", "sm_100a", "9.1")
+
+    def oracle(code: int, factor: int = 127) -> int:
+        value = Fraction(signed(code, 8), 64)
+        if factor == 255:
+            return bf16.canonical_nan
+        if "relu" in flags and value < 0:
+            return 0
+        return bf16.encode(scaled_by(Number(value < 0, abs(value)), factor - 127), saturate="satfinite" in flags)
+
+    check(text, bf16, [a >> np.uint16(8), scales >> np.uint16(8)], got >> np.uint32(16), oracle)
+    check(text, bf16, [a & np.uint16(255), scales & np.uint16(255)], got & np.uint32(0xFFFF), oracle)
+    check(text, bf16, [a >> np.uint16(8)], plain >> np.uint32(16), oracle)
+    check(text, bf16, [a & np.uint16(255)], plain & np.uint32(0xFFFF), oracle)
 
 
 def power_of_two(number: Number, mode: str, satfinite: bool) -> int:

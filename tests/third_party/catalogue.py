@@ -206,11 +206,14 @@ ATOMS = {
 CUDA_TARGETS = {
     "arithmetic": ("sm_75", "sm_80", "sm_120"),
     "atomics": ("sm_75", "sm_80"),
+    "cluster": ("sm_90", "sm_120a"),
     "dequantise": ("sm_80", "sm_89"),
     "language": ("sm_75", "sm_80"),
     "narrow": ("sm_80", "sm_89", "sm_120a"),
     "pipeline": ("sm_75", "sm_80", "sm_89"),
+    "recursion": ("sm_75", "sm_90"),
     "reductions": ("sm_75", "sm_80"),
+    "simd": ("sm_75", "sm_90"),
     "wmma": ("sm_75", "sm_80", "sm_89"),
 }
 

@@ -1,7 +1,9 @@
 """CUDA code as people write it, compiled here by nvcc, against numpy and exact integers."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -889,3 +891,123 @@ def test_pairs_of_halves_convert_to_narrow_floats(arch: str) -> None:
         np.testing.assert_array_equal(first, e4m3.view(np.uint16)[:, 0])
         np.testing.assert_array_equal(second, e5m2.view(np.uint16)[:, 0])
         np.testing.assert_array_equal(back, e4m3.astype(np.float16))
+
+
+# ---- simd.cu
+
+SIMD_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "absdiff": lambda a, b: abs(a - b),
+    "sad": lambda a, b: abs(a - b),
+    "avg": lambda a, b: (a + b + (a + b >= 0)) >> 1,  # a half is rounded away from zero
+    "hadd": lambda a, b: (a + b) >> 1,
+    "max": np.maximum,
+    "min": np.minimum,
+}
+SIMD_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+}
+
+
+# What it does, its type, whether it saturates, elements.
+SIMD_NAME = re.compile(r"__v(add|sub|absdiff|sad|avg|hadd|max|min|cmp\w\w|set\w\w)([us]?)(s?)([24])")
+
+
+def simd(name: str, x: Any, y: Any) -> Any:
+    """What the CUDA Math API says of an intrinsic, on the elements of words."""
+    match = SIMD_NAME.fullmatch(name)
+    assert match, name
+    what, kind, saturated, elements = match.groups()
+    dtype = np.dtype(f"{'i' if kind == 's' else 'u'}{4 // int(elements)}")
+    a, b = x.view(dtype).astype(np.int64), y.view(dtype).astype(np.int64)
+    if what[:3] in ("cmp", "set"):
+        value = SIMD_COMPARISONS[what[3:]](a, b) * (-1 if what[:3] == "cmp" else 1)
+    else:
+        value = SIMD_ARITHMETIC[what](a, b)
+    if what == "sad":
+        return value.reshape(len(x), -1).sum(1).astype(np.uint32)
+    if saturated:
+        value = np.clip(value, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return value.astype(dtype).view(np.uint32)
+
+
+@targets("simd")
+def test_intrinsics_work_on_bytes_and_halves(arch: str) -> None:
+    text = (Path(__file__).parent / "cuda" / "simd.cu").read_text()
+    names = re.findall(r"apply\((__v\w+)\)", text)
+    n = 500
+    x, y = words(1, n), words(2, n)
+    for *_, out, _ in run(
+        "simd", arch, "every_intrinsic", (4,), (128,), x, y, empty(len(names), n, dtype=np.uint32), n
+    ):
+        for name, got in zip(names, out, strict=True):
+            np.testing.assert_array_equal(got, simd(name, x, y), err_msg=name)
+    assert re.search(r"\bvabsdiff4\.", cuda("simd", arch).compile().ptx)
+
+
+# ---- recursion.cu
+
+MOVES = np.dtype([("count", np.int32), ("digits", np.int64)], align=True)
+
+
+def hanoi(discs: int, start: int, end: int) -> list[int]:
+    """The moves that carry a tower, as start * 3 + end of each."""
+    if discs == 0:
+        return []
+    other = 3 - start - end
+    return [*hanoi(discs - 1, start, other), 3 * start + end, *hanoi(discs - 1, other, end)]
+
+
+@targets("recursion")
+def test_recursive_functions_take_and_return_structures(arch: str) -> None:
+    for (out,) in run("recursion", arch, "towers", (1,), (64,), empty(64, dtype=MOVES)):
+        for thread, got in enumerate(out):
+            moves = hanoi(thread % 5, thread % 3, (thread + 1) % 3)
+            assert got["count"] == len(moves)
+            assert got["digits"] == int("".join(map(str, moves)) or "0")
+
+
+@targets("recursion")
+def test_recursive_functions_sort_arrays_in_local_memory(arch: str) -> None:
+    rows = integers(0, 40, 24, low=0, high=50, dtype=np.int32)
+    for got, _ in run("recursion", arch, "sorted", (1,), (40,), rows, 24):
+        np.testing.assert_array_equal(got, np.sort(rows, axis=1))
+
+
+def expression(random: np.random.Generator, depth: int) -> str:
+    if depth == 0:
+        return str(random.integers(10))
+    left, right = (expression(random, int(random.integers(depth))) for _ in range(2))
+    return f"({left}{random.choice(['+', '*'])}{right})" if random.integers(2) else f"{left}+{right}"
+
+
+@targets("recursion")
+def test_functions_that_call_each_other_parse_expressions(arch: str) -> None:
+    random = np.random.default_rng(3)
+    texts = [expression(random, 1 + n % 4) for n in range(48)]
+    width = max(map(len, texts)) + 1
+    given = np.array(texts, f"S{width}").view(np.uint8)
+    expected = [eval(text) for text in texts]
+    for _, _, got in run("recursion", arch, "calculator", (1,), (48,), given, width, empty(48, dtype=np.int32)):
+        np.testing.assert_array_equal(got, expected)
+
+
+# ---- cluster.cu
+
+
+@targets("cluster")
+def test_a_cluster_of_one_block_meets_at_its_barrier(arch: str) -> None:
+    x = integers(0, 2, 160)
+    expected = np.stack([x[:, ::-1] + n for n in range(3)])
+    for _, y, facts in run(
+        "cluster", arch, "reversed", (2,), (160,), x, empty(3, 2, 160, dtype=np.int32), empty(2, 4, dtype=np.uint32)
+    ):
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(facts, [[1, 0, 0, 161]] * 2)
+    assert "barrier.cluster.arrive" in cuda("cluster", arch).compile().ptx

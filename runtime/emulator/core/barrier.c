@@ -1,4 +1,4 @@
-/* Barriers of the block: bar and barrier, sync, arrive and red. */
+/* Barriers of the block: bar and barrier, sync, arrive and red; and of the cluster, which is one block. */
 #include "core.h"
 
 enum { SYNC, ARRIVE, POPC, AND, OR };
@@ -11,6 +11,8 @@ u32 warp_threads(const Machine *m, u32 warp) {
 void barriers_reset(Block *b) {
     for (u32 n = 0; n < BARRIERS; n++) clock_release(b->barrier[n].known);
     memset(b->barrier, 0, sizeof b->barrier);
+    clock_release(b->cluster.known), clock_release(b->cluster.completed);
+    memset(&b->cluster, 0, sizeof b->cluster);
 }
 
 static u32 all_threads(const Machine *m) { return (m->threads + LANES - 1) / LANES * LANES; }
@@ -48,10 +50,25 @@ static bool complete(const Block *b, const Barrier *bar) {
     return !bar->counted && !(live_warps(b) & ~bar->arrived);
 }
 
+/* Ends a phase of the cluster's barrier if all warps have arrived in it or exited. */
+static void cluster_complete(Block *b) {
+    ClusterBarrier *c = &b->cluster;
+    if (!c->arrived || live_warps(b) & ~c->arrived) return;
+    clock_release(c->completed);
+    c->completed = c->known, c->known = NULL;
+    EACH(c->waiting, n) {
+        b->warp[n].state = RUNNING;
+        sync_learn(b->warp + n, b->warp[n].live, c->completed);
+    }
+    c->passed |= c->arrived & ~c->waiting;
+    c->arrived = c->waiting = 0;
+}
+
 /* Threads that have exited count as arrived where no number of threads was given. */
 void barriers_at_exit(Block *b) {
     for (u32 n = 0; n < BARRIERS; n++)
         if (b->barrier[n].arrived && complete(b, b->barrier + n)) release(b, b->barrier + n);
+    cluster_complete(b);
 }
 
 static bool same_in_all(const Warp *w, const Insn *i, u32 operand, u32 active) {
@@ -100,6 +117,39 @@ static void barrier(Warp *w, const Insn *i, u32 active) {
 /* The second takes lanes that have arrived at several instructions, as barrier.sync without .aligned may. */
 static void barrier_of_threads(Warp *w, const Insn *i, u32 active) { barrier(w, i, active); }
 
+/* mod: whether it is relaxed, so that it tells what the last fence did. All live lanes of the warp have arrived. */
+static void cluster_arrive(Warp *w, const Insn *i, u32 active) {
+    ClusterBarrier *c = &w->b->cluster;
+    const u32 warp = 1u << w->index;
+    if (c->arrived & warp) report(w, i, F_BARRIER_INVALID, (u32)__builtin_ctz(active), 0, 0, 3);
+    if (w->m->stop) return;
+    if (i->mod[0]) EACH(active, l) clock_join(w->m, &c->known, w->mind[l].fenced[1]);
+    else sync_arrive(w, &c->known);
+    c->arrived |= warp, c->passed &= ~warp;
+    cluster_complete(w->b);
+}
+
+static void cluster_wait(Warp *w, const Insn *i, u32 active) {
+    ClusterBarrier *c = &w->b->cluster;
+    const u32 warp = 1u << w->index;
+    if (c->passed & warp) {
+        c->passed &= ~warp;
+        sync_learn(w, w->live, c->completed);
+    } else if (c->arrived & warp) {
+        c->waiting |= warp;
+        w->state = WAITING, w->barrier = CLUSTER_BARRIER, w->waiting_at = i;
+    } else {
+        report(w, i, F_BARRIER_INVALID, (u32)__builtin_ctz(active), 0, 0, 4);
+    }
+}
+
+static void cluster_arrive_of_threads(Warp *w, const Insn *i, u32 active) { cluster_arrive(w, i, active); }
+static void cluster_wait_of_threads(Warp *w, const Insn *i, u32 active) { cluster_wait(w, i, active); }
+
 const Opcode barrier_ops[] = {{"barrier", barrier, OWN_UNDEFINED | ALIGNED},
                               {"barrier_of_threads", barrier_of_threads, OWN_UNDEFINED | ALIGNED | ANYWHERE},
+                              {"cluster_arrive", cluster_arrive, OWN_UNDEFINED | ALIGNED},
+                              {"cluster_arrive_of_threads", cluster_arrive_of_threads, OWN_UNDEFINED | ALIGNED | ANYWHERE},
+                              {"cluster_wait", cluster_wait, OWN_UNDEFINED | ALIGNED},
+                              {"cluster_wait_of_threads", cluster_wait_of_threads, OWN_UNDEFINED | ALIGNED | ANYWHERE},
                               {0}};

@@ -176,18 +176,35 @@ static u32 random_bits(u32 word, u32 element, u32 kind) {
     }
 }
 
+/* The fixed-point format s2f6: two's complement, 64 is 1. It saturates, NaN to the largest value. */
+#define S2F6 FORMATS
+static u64 encode_fixed(double d, u32 flags) {
+    const double n = d != d || d >= 2 ? 127 : d < -2 ? -128 : nearbyint(d * 64);
+    return (u8)(i32)(n > 127 ? 127 : flags & RECTIFY && n < 0 ? 0 : n);
+}
+
+/* d with a factor of the format ue8m0. */
+static double scale_by(double d, u32 factor, bool divide) {
+    const int exponent = (int)factor - 127;
+    return factor == 255 ? (double)NAN : ldexp(d, divide ? -exponent : exponent);
+}
+
 /* Several elements at once. mod[0]: source format | destination format << 8 | elements << 16 | bits of a destination
  * element << 24; mod[1]: rounding | flags << 8; mod[2]: bits of a source element, 0 where each has a register of its
- * own (the first is the highest element). The last operand are the random bits of .rs. */
+ * own (the first is the highest element); | 1 << 8: the result is multiplied by a factor, 2 << 8: the source is divided by
+ * it. The last operand are the random bits of .rs, or a factor for each element. */
 static void cvt_packed(Warp *w, const Insn *i, u32 active) {
     const u32 from = i->mod[0] & 255, to = i->mod[0] >> 8 & 255, count = i->mod[0] >> 16 & 255, width = i->mod[0] >> 24;
-    const u32 rounding = i->mod[1] & 255, flags = i->mod[1] >> 8;
+    const u32 rounding = i->mod[1] & 255, flags = i->mod[1] >> 8, spacing = i->mod[2] & 255, scaled = i->mod[2] >> 8;
     EACH(active, l) {
-        const u32 random = rounding == STOCHASTIC ? (u32)get_lane(w, i, i->srcs, l) : 0;
+        const u32 last = rounding == STOCHASTIC || scaled ? (u32)get_lane(w, i, i->srcs, l) : 0;
         u64 result = 0;
         for (u32 n = 0; n < count; n++) {
-            const u64 bits = i->mod[2] ? get_lane(w, i, 1, l) >> i->mod[2] * n : get_lane(w, i, count - n, l);
-            result |= encode_float(decode_float(bits, from), to, rounding, flags, random_bits(random, n, to)) << width * n;
+            const u64 bits = spacing ? get_lane(w, i, 1, l) >> spacing * n : get_lane(w, i, count - n, l);
+            double d = from == S2F6 ? (i8)bits / 64.0 : decode_float(bits, from);
+            if (scaled) d = scale_by(d, last >> 8 * n & 255, scaled == 2);
+            if (to == S2F6) result |= encode_fixed(d, flags) << width * n;
+            else result |= encode_float(d, to, rounding, flags, scaled ? 0 : random_bits(last, n, to)) << width * n;
         }
         set_lane(w, i, 0, l, result);
     }
@@ -197,11 +214,10 @@ static void cvt_packed(Warp *w, const Insn *i, u32 active) {
  * signed. */
 static void cvt_pack(Warp *w, const Insn *i, u32 active) {
     const u32 bits = i->mod[0];
-    u32 *d = SLOT(0);
     EACH(active, l) {
         const u64 a = (u64)clamp((i32)get_lane(w, i, 1, l), bits, i->mod[1]), b = (u64)clamp((i32)get_lane(w, i, 2, l), bits, i->mod[1]);
         const u64 c = i->srcs > 2 ? get_lane(w, i, 3, l) : 0;
-        d[l] = (u32)(c << 2 * bits | zero_extend(a, bits) << bits | zero_extend(b, bits));
+        set_lane(w, i, 0, l, (u32)(c << 2 * bits | zero_extend(a, bits) << bits | zero_extend(b, bits)));
     }
 }
 

@@ -24,6 +24,7 @@ typedef int64_t i64;
 #define LANES 32
 #define FULL 0xFFFFFFFFu
 #define SLOT_BYTES 128
+#define CACHE_LINE 64 /* a vector that lies in two is slow */
 #define NO_GUARD 0xFFFF
 #define MAX_OPERANDS 36
 #define MAX_WARPS 32
@@ -161,6 +162,7 @@ struct Warp {
 /* A block's shared memory starts here, as on a GPU that keeps the first KB: no variable of a kernel has address 0. */
 #define SHARED_BASE 1024
 #define LOCAL_BASE 16
+#define OTHER_BLOCK ((u64)1 << 28) /* added to an address in shared memory: that of another block of the cluster */
 
 typedef struct Page Page;
 typedef struct Merged Merged;
@@ -186,6 +188,14 @@ typedef struct {
     u32 present; /* threads that gave one */
     Clock *known; /* what the warps that have arrived knew, where not all of the block take part */
 } Barrier;
+
+/* The barrier of the cluster, which is this block alone. All three are masks of warps. */
+typedef struct {
+    u32 arrived, waiting; /* in the phase that is not over */
+    u32 passed;           /* their phase is over, they have not waited for it */
+    Clock *known, *completed; /* what the warps that have arrived knew; and those of the last phase that is over */
+} ClusterBarrier;
+#define CLUSTER_BARRIER (BARRIERS + 1) /* of a warp that waits there, as the number of a barrier */
 
 /* Findings: what, where, and one number of context. */
 enum {
@@ -248,6 +258,7 @@ struct Block {
     u8 *registers;
     u32 *masks;
     Barrier barrier[BARRIERS];
+    ClusterBarrier cluster;
     struct Mbarrier *mbarriers; /* mbarrier.c */
     u32 mbarrier_count, mbarrier_capacity;
     u32 epoch;     /* what its threads did up to this time is known to all of them */
@@ -321,6 +332,12 @@ struct Machine {
         }                                                           \
     }
 #define EACH(mask, l) for (u32 rest_ = (mask), l; rest_ && (l = (u32)__builtin_ctz(rest_), 1); rest_ &= rest_ - 1)
+
+/* The same for a body that is worth a loop of its own where the lanes are all. */
+#define LANES_OF(mask, l, ...)                                     \
+    if ((mask) == FULL) {                                          \
+        for (u32 l = 0; l < LANES; l++) { __VA_ARGS__ }            \
+    } else EACH(mask, l) { __VA_ARGS__ }
 
 static inline void set_undefined(Warp *w, u32 slot, u32 active, u32 undefined) {
     w->undefined[slot] = (w->undefined[slot] & ~active) | (undefined & active);
@@ -472,6 +489,6 @@ u64 place_of(const Warp *w, const Access *a, u32 lane);
 u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 access);
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size);
 extern const Opcode barrier_ops[], mbarrier_ops[], atomic_ops[], integer_ops[], float_ops[], convert_ops[], memory_ops[];
-extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], sparse_ops[], matrix_ops[], wmma_ops[], print_ops[];
+extern const Opcode copy_ops[], control_ops[], warp_ops[], mma_ops[], sparse_ops[], matrix_ops[], wmma_ops[], print_ops[], video_ops[];
 
 #endif

@@ -7,7 +7,7 @@
 
 static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops,  memory_ops, atomic_ops, copy_ops,   control_ops,
                                        barrier_ops, warp_ops,    mbarrier_ops, mma_ops,    sparse_ops, matrix_ops, wmma_ops,
-                                       print_ops};
+                                       print_ops,  video_ops};
 #define TABLES (sizeof tables / sizeof *tables)
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */

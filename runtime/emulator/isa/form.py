@@ -11,6 +11,7 @@ from lowbitvm.runtime.emulator.syntax import (
     Immediate,
     Instruction,
     Name,
+    Negated,
     Not,
     Operand,
     Pair,
@@ -58,6 +59,7 @@ KINDS: dict[str, tuple[Callable[[Operand], bool], str]] = {
     "T": (lambda x: isinstance(x, Name | Pair), "a register or d|p"),
     "V": (lambda x: isinstance(x, Name | Vector), "a register or a vector"),
     "S": (_is_value, "a register or constant"),
+    "M": (lambda x: isinstance(x, Negated) or _is_value(x), "a register, negated or not, or a constant"),
     "W": (lambda x: isinstance(x, Vector) or _is_value(x), "a register, constant or vector"),
     "P": (lambda x: isinstance(x, Name | Not | Immediate), "a predicate"),
     "X": (lambda x: isinstance(x, Not) or _is_value(x), "a register, constant or predicate"),
@@ -126,6 +128,11 @@ def expect_operands(decoder: Decoder, *counts: int) -> None:
     if have not in counts:
         wanted = " or ".join(map(str, counts))
         raise decoder.error(f"{decoder.instruction.mnemonic} takes {wanted} operands, not {have}")
+
+
+def expect_pattern(decoder: Decoder, *patterns: str) -> None:
+    """The operands that one form of a mnemonic has, of those that the mnemonic may have."""
+    check_operands(decoder, decoder.instruction, patterns)
 
 
 def qualifiers_of(decoder: Decoder, instruction: Instruction) -> Qualifiers:
