@@ -40,12 +40,15 @@ def rejected(instructions: Sequence[str], target: str, version: float) -> dict[s
 
     ptxas stops at a syntax error and at what it calls fatal; those are taken out and the rest asked again. An error at
     the end of the module keeps it from generating code for thousands of kernels: what it checks of single instructions
-    comes before that.
+    comes before that. An error in what ptxas expands some instructions to does not say of which: halves find out.
     """
     found: dict[str, str] = {}
     left = list(instructions)
     while True:
-        messages = _messages(module(left, target, version) + ".visible .entry last() { bogus.u32 %r1; }\n", target)
+        log = _log(module(left, target, version) + ".visible .entry last() { bogus.u32 %r1; }\n", target)
+        if "<builtin>" in log:
+            return found | _rejected_of_halves(left, target, version, log)
+        messages = _messages(log)
         stopping = set()
         for line, severity, message in messages:
             number = (line - HEADER.count("\n") - 1) // KERNEL.count("\n")
@@ -59,12 +62,19 @@ def rejected(instructions: Sequence[str], target: str, version: float) -> dict[s
         left = [instruction for instruction in left if instruction not in stopping]
 
 
+def _rejected_of_halves(instructions: Sequence[str], target: str, version: float, log: str) -> dict[str, str]:
+    if len(instructions) == 1:
+        return {instructions[0]: log}
+    middle = len(instructions) // 2
+    return rejected(instructions[:middle], target, version) | rejected(instructions[middle:], target, version)
+
+
 def assembles(text: str, target: str) -> bool:
     return not _log(text, target)
 
 
-def _messages(text: str, target: str) -> list[tuple[int, str, str]]:
-    found = re.findall(r"line (\d+); (error|fatal)\s*: (.*)", _log(text, target))
+def _messages(log: str) -> list[tuple[int, str, str]]:
+    found = re.findall(r"line (\d+); (error|fatal)\s*: (.*)", log)
     return [(int(line), severity, message) for line, severity, message in found]
 
 

@@ -39,6 +39,9 @@ MNEMONICS = sorted({re.split("[. ]", form)[0] for form in IMPLEMENTED})
 OVERSIGHTS = (
     r".*\{([^}]*, )?%p\d",
     r"(movmatrix|mma)\b.* %p\d",
+    r"v\w+\.\S+ 7, ",
+    r"cvt\.\S+\.bf16x2 %c1, (%p1|%f1|\{%r1\})",
+    r"mma\.sp\..*, \{%r5, %r5\}, 0",
     r"(addc|subc)\.sat\.",
     r"rcp\.ftz\.rn\.f64 ",
     r"testp\.(f32|f64) ",
@@ -119,11 +122,13 @@ def test_a_changed_instruction_loads_if_and_only_if_ptxas_takes_it(mnemonic: str
     assert [mutant for mutant in oversights if problem(mutant, target) is None] == []
 
 
-def test_ptxas_still_takes_what_the_emulator_calls_an_oversight() -> None:
-    sample = [mutant for mnemonic in MNEMONICS for mutant in mutants(mnemonic, "sm_100a")]
+def test_ptxas_takes_what_the_emulator_calls_an_oversight() -> None:
     for pattern in OVERSIGHTS:
-        found = [mutant for mutant in sample if re.match(pattern, mutant)]
-        assert set(found) - set(rejected(found, "sm_100a", NEWEST)), pattern
+        start = re.match(r"\w*", pattern)
+        mnemonics = [mnemonic for mnemonic in MNEMONICS if not start or mnemonic.startswith(start[0])]
+        sample = [mutant for mnemonic in mnemonics for mutant in mutants(mnemonic, "sm_100a")]
+        verdicts = rejected(sample, "sm_100a", NEWEST)
+        assert any(mutant not in verdicts for mutant in sample if re.match(pattern, mutant)), pattern
 
 
 @pytest.mark.parametrize(
