@@ -6,6 +6,7 @@ from lowbitvm import targets
 from lowbitvm.codegen.assign import assign_layouts
 from lowbitvm.codegen.lower import Lowering
 from lowbitvm.codegen.state import State
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.ir import Program, walk
 from lowbitvm.verify import verify
 
@@ -28,7 +29,14 @@ def compile_kernel(program: Program, target_name: str, warps: int) -> Ptx:
     """
     verify(program)
     target = targets.get(target_name)
-    atom = targets.MMA_ATOMS[f"m16n8k16.{_activation(program)}"]
+    act = _activation(program)
+    if act not in target.mma_dtypes:
+        raise LowbitvmError(
+            "KERNEL_UNSUPPORTED",
+            f"a dot of {act} on {target.name}, whose tensor cores take {', '.join(target.mma_dtypes)}",
+            f"use {target.mma_dtypes[0]} activations, or sm_80 and later",
+        )
+    atom = targets.MMA_ATOMS[f"m16n8k16.{act}"]
     layouts = assign_layouts(program, atom, warps)
     state = State(program, target, atom, warps, layouts)
     Lowering(state).block(program.body)

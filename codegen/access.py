@@ -7,7 +7,7 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.codegen.assign import AXES
 from lowbitvm.codegen.exchange import BITS, in_register, owner_predicate
-from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
+from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector, vector_suffix
 from lowbitvm.codegen.state import State, divisor, size_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ir import Array, Op, Program, walk
@@ -89,7 +89,7 @@ class Access:
             bits = 32 if packed else BITS[kind]
             for register in registers:
                 b.do(f"mov.b{bits}", register, immediate(other, self.dtype, pair=packed))
-            b.do(f"{name}{_vector_suffix(registers)}.b{bits}", vector(registers), memory(pointer, offset), when=mask)
+            b.do(f"{name}{vector_suffix(registers)}.b{bits}", vector(registers), memory(pointer, offset), when=mask)
             result += _split(state, registers) if packed else registers
         return result
 
@@ -104,7 +104,7 @@ class Access:
             if packed:
                 pairs = zip(registers[::2], registers[1::2], strict=True)
                 registers = [b.op("mov.b32", "r", vector([low, high])) for low, high in pairs]
-            name = f"st.global{_vector_suffix(registers)}.b{32 if packed else BITS[kind]}"
+            name = f"st.global{vector_suffix(registers)}.b{32 if packed else BITS[kind]}"
             b.do(name, memory(pointer, offset), vector(registers), when=mask)
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -226,10 +226,6 @@ def immediate(value: float, dtype: dtypes.DType, pair: bool = False) -> Operand:
         return float_immediate(value)
     bits = int(np.array(value, dtype.numpy).view(np.uint16))
     return bits << 16 | bits if pair else bits
-
-
-def _vector_suffix(registers: list[str]) -> str:
-    return f".v{len(registers)}" if len(registers) > 1 else ""
 
 
 def _split(state: State, words: list[str]) -> list[Operand]:

@@ -1,66 +1,359 @@
-"""In-register decode: a 32-bit word of eight 4-bit codes to the four registers of an MMA A fragment.
+"""In-register decode: the p words of a lane's chunk to the 16 registers of its A fragments.
 
-A masked code is put into the mantissa of a float whose last mantissa bit is worth 1 (or, for codes 4 bits further up,
-1/16), so that one LOP3 makes `magic + code` and one fused multiply-add makes the exact small integer `code - zero`.
-Register r of the fragment belongs to row g for even r, to row g + 8 for odd r (`lowbitvm.targets.STORED_4BIT`).
+A rotation brings codes to a place of a register's halves where one mask leaves, without any arithmetic, a float:
+
+f16, integers: patterns 0 .. 2047 are exactly pattern * 2**-24 (subnormals and the first binade), so a code that starts
+    at bit s is q * 2**(s - 24). A register's row class (g or g + 8) has one start, its factor goes into the scale.
+f16, floats: sign and magnitude fall on the f16's sign and on the last bits of its exponent and the first of its
+    mantissa, which gives the value times a power of two, subnormals included.
+bf16, integers: the code's bits below the exponent 0 give 1 + q * 2**(s - 7); the offset is taken off the accumulators.
+bf16, 8-bit integers and floats: as for f16, in bf16 subnormals and the numbers next to them, which one exact
+    multiplication moves to where products with activations cannot underflow.
+codebooks: an index, of as many codes as 128 bytes hold for 32 lanes, into a table in shared memory.
 """
 
+import functools
+import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from lowbitvm.codegen.ptx import Builder
+import ml_dtypes
+import numpy as np
 
-ONE_F16 = 0x3C003C00  # for which an addition does; bf16 has none before sm_90
-MASK_OR = 0xEA  # lop3 truth table of (a & b) | c
+from lowbitvm import chunk
+from lowbitvm.chunk import Layout, Part, Run
+from lowbitvm.codegen.ptx import Operand, memory, vector
+from lowbitvm.dtypes import CODE_TYPES, NAN_PATTERNS, CodeType
+from lowbitvm.errors import LowbitvmError
+
+F16_STARTS = {1: (9, 10), 2: (7, 9), 3: (5, 8), 4: (3, 7), 5: (1, 6), 6: (1, 5), 7: (0, 4), 8: (0, 0)}
+BF16_STARTS = {1: (5, 6), 2: (3, 5), 3: (1, 4), 4: (3, 3), 5: (1, 1), 6: (1, 1), 7: (0, 0), 8: (0, 0)}
+# of floats with one exponent bit: sign and an integer, so that f16 and bf16 can have it at the same place
+E1_STARTS = {1: 6, 2: 4, 3: 3, 4: 1, 5: 0, 6: 0}
+MANTISSA = {"f16": 10, "bf16": 7}
+EXPONENT_BIAS = {"f16": 15, "bf16": 127}
+SIGN_PLACE = 15
+F16_EXPONENT = 5
+ONE_BF16 = 0x3F80
+MINUS_ZERO = 0x8000
+ROW_BYTES = 256  # of a codebook's table
+LARGEST_SHIFT = 127  # the largest power of two that bf16 has
+
+SELECT, AND, AND_OR = 0xCA, 0xC0, 0xEA  # lop3 truth tables of a ? b : c, a & b, (a & b) | c
+PIPES = {  # PTX operation -> (SASS, pipe)
+    "shf.r.wrap.b32": ("SHF", "integer"),
+    "lop3.b32": ("LOP3", "integer"),
+    "and.b32": ("LOP3", "integer"),
+    "or.b32": ("LOP3", "integer"),
+    "prmt.b32": ("PRMT", "integer"),
+    "fma.rn.bf16x2": ("HFMA2", "half"),
+    "ld.shared.b32": ("LDS", "shared"),
+    "ld.shared.v2.b32": ("LDS", "shared"),
+    "ld.shared.v4.b32": ("LDS", "shared"),
+}
+
+PIPE_NAMES = ("integer", "half", "shared")
+
+
+class Emitter(Protocol):
+    """What a decode emits into: `lowbitvm.codegen.ptx.Builder`, or something that counts or computes."""
+
+    def op(self, name: str, kind: str, *operands: Operand) -> str: ...
+    def do(self, name: str, *operands: Operand) -> None: ...
+    def register(self, kind: str) -> str: ...
 
 
 @dataclass(frozen=True)
-class Field:
-    """How one register is decoded: value = scale * ((word >> shift & mask) | magic) - (origin + zero)."""
+class Decoder:
+    """The decode of numbers: fragment value = factor * (q + offset) for linear types, q the stored pattern, and
+    factor * value for floats, with one (factor, offset) per row class: (g, g + 8).
 
-    shift: int
-    mask: int
-    magic: int  # the float pattern of `origin / scale`, in both halves
-    origin: int
-    scale: int  # the pattern of the factor, in both halves
-
-
-FIELDS: dict[str, tuple[Field, Field, Field, Field]] = {
-    "f16": (
-        Field(0, 0x000F000F, 0x64006400, 1024, 0x3C003C00),  # 1024 + q
-        Field(0, 0x00F000F0, 0x64006400, 64, 0x2C002C00),  # (1024 + 16 q) / 16
-        Field(8, 0x000F000F, 0x64006400, 1024, 0x3C003C00),
-        Field(8, 0x00F000F0, 0x64006400, 64, 0x2C002C00),
-    ),
-    "bf16": (  # the mantissa has 7 bits: codes fit at its low end only
-        Field(0, 0x000F000F, 0x43004300, 128, 0x3F803F80),  # 128 + q
-        Field(4, 0x000F000F, 0x43004300, 128, 0x3F803F80),
-        Field(8, 0x000F000F, 0x43004300, 128, 0x3F803F80),
-        Field(12, 0x000F000F, 0x43004300, 128, 0x3F803F80),
-    ),
-}
-ORIGINS = {act: (fields[0].origin, fields[1].origin) for act, fields in FIELDS.items()}  # of rows g and g + 8
-
-
-def factors(act: str) -> list[int]:
-    """The patterns that a decode multiplies with."""
-    scales = dict.fromkeys(field.scale for field in FIELDS[act])
-    return [scale for scale in scales if act != "f16" or scale != ONE_F16]
-
-
-def decode(b: Builder, word: str, addends: tuple[str, str], multipliers: dict[int, str], act: str) -> list[str]:
-    """Emits the decode of one word.
-
-    `addends` hold -(origin + zero) for rows g and g + 8, in both halves; `multipliers` maps `factors(act)` to their
-    registers.
+    merges, pairs: the parts of which words and fragment registers are put together; a source from `code.bits` on is a
+    merge. magic: what is added to the parts of a register, by row class, in both halves. multiplier: what a register is
+    multiplied with at last, a power of two.
     """
-    shifted = {0: word}
-    registers = []
-    for r, field in enumerate(FIELDS[act]):
-        if field.shift not in shifted:
-            shifted[field.shift] = b.op("shr.u32", "r", word, field.shift)
-        placed = b.op("lop3.b32", "r", shifted[field.shift], field.mask, field.magic, MASK_OR)
-        if field.scale in multipliers:
-            registers.append(b.op(f"fma.rn.{act}x2", "r", placed, multipliers[field.scale], addends[r % 2]))
-        else:
-            registers.append(b.op(f"add.rn.{act}x2", "r", placed, addends[r % 2]))
-    return registers
+
+    code: CodeType
+    act: str
+    factors: tuple[float, float]
+    offsets: tuple[float, float]
+    merges: tuple[tuple[Part, ...], ...]
+    pairs: tuple[tuple[Part, ...], ...]
+    magic: int | None = None
+    multiplier: int | None = None
+
+    def constants(self, b: Emitter) -> list[str]:
+        """Emits what stays in registers."""
+        patterns = [self.magic] if self.magic is not None else []
+        if self.multiplier is not None:
+            patterns = [self.multiplier, MINUS_ZERO]
+        return [b.op("mov.b32", "r", pattern * 0x10001) for pattern in patterns]
+
+    def emit(self, b: Emitter, words: list[str], constants: list[str]) -> list[list[str]]:
+        """Emits the decode of a chunk's words: the 4 registers of the A fragment of each of the 4 k16 steps."""
+        views: dict[tuple[int, int], str] = {}
+        sources = list(words)
+
+        def view(part: Part) -> str:
+            key = (part.source, part.rotation)
+            if key not in views:
+                word = sources[part.source]
+                views[key] = b.op("shf.r.wrap.b32", "r", word, word, part.rotation) if part.rotation else word
+            return views[key]
+
+        for parts in self.merges:
+            merged = view(parts[0])
+            for part in parts[1:]:
+                merged = b.op("lop3.b32", "r", part.mask * 0x10001, view(part), merged, SELECT)
+            sources.append(merged)
+        alone = Counter((part.source, part.rotation) for parts in (*self.merges, *self.pairs) for part in parts)
+        registers = []
+        for parts in self.pairs:
+            register = constants[0] if self.magic is not None else ""
+            for part in parts:
+                selector = _BYTES.get((part.rotation, part.mask))
+                if register:
+                    register = b.op("lop3.b32", "r", view(part), part.mask * 0x10001, register, AND_OR)
+                elif selector is not None and alone[part.source, part.rotation] == 1:
+                    register = b.op("prmt.b32", "r", sources[part.source], 0, selector)
+                else:
+                    register = b.op("and.b32", "r", view(part), part.mask * 0x10001)
+            if self.multiplier is not None:
+                register = b.op("fma.rn.bf16x2", "r", register, *constants)
+            registers.append(register)
+        return [registers[4 * step : 4 * step + 4] for step in range(4)]
+
+
+def _selector(rotation: int, mask: int) -> int:
+    """The selector of a prmt of a word and zero that rotates by whole bytes and masks whole bytes."""
+    kept = [(i + rotation // 8) % 4 if mask >> 8 * (i % 2) & 1 else 4 for i in range(4)]
+    return sum(byte << 4 * i for i, byte in enumerate(kept))
+
+
+_BYTES = {(r, mask): _selector(r, mask) for r in (8, 16, 24) for mask in (0x00FF, 0xFF00)}
+
+
+@dataclass(frozen=True)
+class TableDecoder:
+    """The decode of codebooks: fragment value = table[q], in the activations' dtype.
+
+    The table lies in shared memory, a row of 256 bytes per index: one byte of a word and the lane's offset make an
+    address with one PRMT. The first half of a row has the entry once for each lane, or for each of the lanes that
+    shared memory serves at a time, so that there are no bank conflicts. An entry has the registers of `span` pairs of
+    codes. From 5 bits on it is one code: the low half of a register here, the high half in the second half of the row.
+    """
+
+    code: CodeType
+    act: str
+    factors: tuple[float, float] = (1.0, 1.0)
+    offsets: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def span(self) -> int:
+        """Pairs of codes that one index has; 0 where every code has its own."""
+        return {1: 4, 2: 2, 3: 1, 4: 1}.get(self.code.bits, 0)
+
+    @property
+    def index_bits(self) -> int:
+        return self.code.bits * max(1, 2 * self.span)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table in shared memory."""
+        return ROW_BYTES << self.index_bits
+
+    def table(self, values: Any) -> Any:
+        """The u32[2**index_bits, 64] of the table in shared memory, from the 2**bits values, rounded to `act`."""
+        native = np.dtype(np.float16) if self.act == "f16" else np.dtype(ml_dtypes.bfloat16)
+        patterns = np.asarray(values, np.float64).astype(native).view(np.uint16).astype(np.uint32)
+        index = np.arange(1 << self.index_bits)[:, None]
+        code = np.arange(max(1, 2 * self.span)) * self.code.bits
+        entries = patterns[index >> code & ((1 << self.code.bits) - 1)]
+        if not self.span:
+            return np.repeat(np.concatenate([entries, entries << 16], 1), ROW_BYTES // 8, axis=1)
+        registers = entries[:, ::2] | entries[:, 1::2] << 16
+        return np.tile(registers, ROW_BYTES // 4 // self.span)
+
+    def constants(self, b: Emitter, lane: str, table: str) -> list[str]:
+        """Emits what stays in registers, from the registers of the lane's number and of the table's address."""
+        width = max(1, self.span)
+        copy = b.op("and.b32", "r", lane, 32 // width - 1) if width > 1 else lane
+        return [b.op("shl.b32", "r", copy, 1 + width.bit_length()), table]
+
+    def emit(self, b: Emitter, words: list[str], constants: list[str]) -> list[list[str]]:
+        """Emits the decode of a chunk's words: the 4 registers of the A fragment of each of the 4 k16 steps."""
+        lane, table = constants
+        loaded: list[str] = []
+        for index in range(chunk.CODES * self.code.bits // self.index_bits):
+            if self.index_bits == 8:
+                word, byte = divmod(index + chunk.INDEX_PLACE // 8, 4)
+                offset = b.op("prmt.b32", "r", words[word % len(words)], lane, 0x5504 | byte << 4)
+            else:
+                word, shift = divmod(index * self.index_bits, 32)
+                following = words[(word + 1) % len(words)]
+                placed = b.op("shf.r.wrap.b32", "r", words[word], following, shift) if shift else words[word]
+                mask = ((1 << self.index_bits) - 1) << chunk.INDEX_PLACE
+                offset = b.op("lop3.b32", "r", placed, mask, lane, AND_OR)
+            address = b.op("add.s32", "r", offset, table)
+            entry = [b.register("r") for _ in range(max(1, self.span))]
+            second = not self.span and index % 2
+            width = {1: "", 2: ".v2", 4: ".v4"}[len(entry)]
+            b.do(f"ld.shared{width}.b32", vector(entry), memory(address, ROW_BYTES // 2 * second))
+            loaded += entry
+        if not self.span:
+            loaded = [b.op("or.b32", "r", *both) for both in zip(loaded[::2], loaded[1::2], strict=True)]
+        return [loaded[4 * step : 4 * step + 4] for step in range(4)]
+
+
+@functools.cache
+def decoder(code: CodeType, act: str) -> Decoder | TableDecoder:
+    """The decode of a code type's chunks (`lowbitvm.chunk`) for "f16" or "bf16" activations.
+
+    Raises FORMAT_UNSUPPORTED for floats that f16 cannot hold.
+    """
+    if code.kind == "table":
+        return TableDecoder(code, act)
+    return layout_decoder(code, act, chunk.layouts(chunk.shape(code), code.bits))
+
+
+def layout_decoder(code: CodeType, act: str, layout: Layout) -> Decoder:
+    """The decode of chunks in any layout."""
+    rows = places(code, act)
+    pairs = tuple(_parts(runs, rows[pair % 2]) for pair, runs in enumerate(layout.pairs))
+    zero = (0.0, 0.0)
+    # what bit 0 of each row's code is worth as a pattern, which is linear in the subnormals and the first binade
+    units = [2.0 ** (row[0].place - MANTISSA[act] - EXPONENT_BIAS[act] + 1) for row in rows]
+    if code.is_linear and act == "bf16" and code.bits <= MANTISSA["bf16"]:
+        low, high = (2.0 ** (row[0].place - MANTISSA[act]) for row in rows)
+        return Decoder(code, act, (low, high), (1 / low, 1 / high), layout.merges, pairs, magic=ONE_BF16)
+    step = 1.0 if code.is_linear else 2.0 ** (2 - (1 << (code.exponent - 1)) - code.mantissa)
+    low, high = (unit / step for unit in units)
+    if act == "f16":
+        return Decoder(code, act, (low, high), zero, layout.merges, pairs)
+    up = min(LARGEST_SHIFT, -round(math.log2(low)))
+    factors = (low * 2.0**up, high * 2.0**up)
+    return Decoder(code, act, factors, zero, layout.merges, pairs, multiplier=_power(up))
+
+
+class Bits(NamedTuple):
+    """Bits `bit` .. `bit + length - 1` of a code, and where they stand in a register's half."""
+
+    bit: int
+    length: int
+    place: int
+
+
+def places(code: CodeType, act: str) -> tuple[tuple[Bits, ...], tuple[Bits, ...]]:
+    """Where the bits of a code stand in a register, for the row classes g and g + 8: bit 0 first, a sign last."""
+    if code.kind != "float":
+        starts = (F16_STARTS if act == "f16" else BF16_STARTS)[code.bits]
+        return (Bits(0, code.bits, starts[0]),), (Bits(0, code.bits, starts[1]),)
+    if not held_by(code, act):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"{code} reaches {code.largest:g} with {code.exponent} exponent bits, f16 activations have {F16_EXPONENT}",
+            "use bf16 activations, or a type with 4 exponent bits",
+        )
+    start = E1_STARTS[code.mantissa] if code.exponent == 1 else MANTISSA[act] - code.mantissa
+    row = (Bits(0, code.bits - 1, start), Bits(code.bits - 1, 1, SIGN_PLACE))
+    return row, row
+
+
+def held_by(code: CodeType, act: str) -> bool:
+    """Whether an activation dtype has all values of a float type: f16 reads its largest exponent as infinity or NaN."""
+    return (
+        act == "bf16" or code.exponent < F16_EXPONENT or (code.exponent == F16_EXPONENT and code.name in NAN_PATTERNS)
+    )
+
+
+def _power(exponent: int) -> int:
+    """The bf16 pattern of a power of two."""
+    return (exponent + EXPONENT_BIAS["bf16"]) << MANTISSA["bf16"]
+
+
+def _parts(runs: tuple[Run, ...], row: tuple[Bits, ...]) -> tuple[Part, ...]:
+    """What brings the runs of a pair to their places: its parts, with those of one rotation joined."""
+    place_of = {bits.bit + i: bits.place + i for bits in row for i in range(bits.length)}
+    masks: dict[tuple[int, int], int] = {}
+    for run in runs:
+        for i in range(run.length):
+            place = place_of[run.bit + i]
+            key = (run.source, (run.position + i - place) % 32)
+            masks[key] = masks.get(key, 0) | 1 << place
+    return tuple(Part(source, rotation, mask) for (source, rotation), mask in masks.items())
+
+
+def cost(decoder: Decoder | TableDecoder, words: int | None = None) -> Counter[str]:
+    """SASS instructions of the decode of a chunk (32 codes of a lane), or of `words` words of one, by mnemonic."""
+    counting = _Counting()
+    decoder.emit(counting, [""] * (words or decoder.code.bits), ["", ""])
+    return counting.done
+
+
+def explain_decode(weights: str | None = None) -> str:
+    """A table of what decoding costs, for one code type (a key of `dtypes.CODE_TYPES`) or for all of them.
+
+    Instructions are SASS per 8 codes of a thread, one k16 step, by pipe. A fragment holds factor * (q + offset) of the
+    stored pattern q, or factor * value, for the row classes g and g + 8. Tensor cores align products to the largest of
+    a step and cut them there 24 bits further down, and align small codes as if they were `floor`, in steps of a code:
+    a step of 8 of k loses less than 9 * 2**-24 * largest |x| * max(|q + offset|, floor).
+    Raises DTYPE_MISMATCH for a name that is no code type.
+    """
+    if weights is not None and weights not in CODE_TYPES:
+        raise LowbitvmError("DTYPE_MISMATCH", f"{weights!r} is no code type", f"use one of {', '.join(CODE_TYPES)}")
+    shapes: dict[str, list[CodeType]] = {}
+    for code in [CODE_TYPES[weights]] if weights is not None else CODE_TYPES.values():
+        shapes.setdefault(chunk.shape(code), []).append(code)
+    rows: list[tuple[str, ...]] = [("weights", "act", *PIPE_NAMES, "all", "per weight", "factor", "offset", "floor")]
+    for codes in shapes.values():
+        for act in ("f16", "bf16"):
+            names = " ".join(code.name for code in codes)
+            held = codes[0].kind != "float" or held_by(codes[0], act)
+            rows.append((names, act, *_row(decoder(codes[0], act))) if held else (names, act, "not held", *[""] * 7))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(decoder: Decoder | TableDecoder) -> list[str]:
+    counted = cost(decoder)
+    by_pipe = [sum(counted[name] for name, pipe in set(PIPES.values()) if pipe == wanted) for wanted in PIPE_NAMES]
+    floors = ["", ""]
+    if decoder.code.is_linear:
+        normal = 2.0 ** (1 - EXPONENT_BIAS["f16"])
+        floors = [_short(normal / factor) if decoder.act == "f16" else "" for factor in decoder.factors]
+    numbers = [f"{count / 4:g}" for count in (*by_pipe, counted.total())]
+    pairs = [decoder.factors, decoder.offsets]
+    return [
+        *numbers,
+        f"{counted.total() / 32:.2f}",
+        *(_both([_short(x) for x in pair]) for pair in pairs),
+        _both(floors),
+    ]
+
+
+def _short(number: float) -> str:
+    """A power of two, or 0, that may be small."""
+    return f"{number:g}" if number >= 1 or number == 0 else f"2^{round(math.log2(number))}"
+
+
+def _both(texts: list[str]) -> str:
+    return " ".join(dict.fromkeys(texts))
+
+
+class _Counting:
+    """An Emitter that counts SASS instructions."""
+
+    def __init__(self) -> None:
+        self.done: Counter[str] = Counter()
+
+    def op(self, name: str, kind: str, *operands: Operand) -> str:
+        self.do(name, *operands)
+        return self.register(kind)
+
+    def do(self, name: str, *operands: Operand) -> None:
+        if name in PIPES:
+            self.done[PIPES[name][0]] += 1
+
+    def register(self, kind: str) -> str:
+        return "%"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from lowbitvm import dtypes
 from lowbitvm.codegen import exchange
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, unordered_arrays
-from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout
+from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -26,6 +26,7 @@ FLOAT_INSTRUCTIONS = {
     "max": "max.f32",
     "min": "min.f32",
 }
+SCALAR_KINDS = ("program_id", "dimension", "constant", "add", "sub", "mul", "div", "floordiv", "mod", "max", "min")
 LOG2_E = 1.4426950408889634
 
 
@@ -128,6 +129,8 @@ class Lowering:
         if (source.name, target.name) not in CASTS:
             known = ", ".join(f"{a} to {b}" for a, b in CASTS)
             raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"go by f32; casts are {known}")
+        if target == dtypes.bf16 and "bf16" not in self.state.target.mma_dtypes:
+            raise _unsupported(op, f"a cast to bf16 on {self.state.target.name}", "use f16 or f32, or sm_80 and later")
         b, name = self.state.builder, CASTS[source.name, target.name]
         values = self.state.values[op.operands[0]]
         if source.name == "bf16":  # the upper half of an f32; `cvt` needs a newer PTX than sm_80's
@@ -255,34 +258,85 @@ class Lowering:
         state, b = self.state, self.state.builder
         start, stop = (self.scalar(bound) for bound in op.operands)
         affine = self._affine_accesses(op, start)
-        pipeline = build_pipeline(state, op, {access: starts for access, (starts, _) in affine.items()})
+        starts = {access: offsets for access, (offsets, _) in affine.items()}
+        pure = self._only_adds_dots(op)
+        pipeline = build_pipeline(state, op, starts, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
-            pipeline.prologue(start)
-            for dot in (inner for inner in op.body if inner.kind == "dot"):
-                self.dots[dot] = Dot(state, pipeline, dot)
+            pipeline.prologue(start, stop)
+            changed = self._make_dots(op, pipeline, pure)
         hoisted = self._hoist(op, affine)
-        index = b.op("mov.b32", "r", start)
-        state.values[op] = [index]
+        if pipeline is None or not pure:
+            state.values[op] = [b.op("mov.b32", "r", start)]
         done, again = b.label("done"), b.label("loop")
-        b.do("bra", done, when=b.op("setp.ge.s32", "p", index, stop))
+        b.do("bra", done, when=b.op("setp.ge.s32", "p", start, stop))
         b.place(again)
         state.loop_depth += 1
-        if pipeline is not None:
-            pipeline.begin_iteration()
-        self.block(op.body)
-        b.locate(op.location)
-        if pipeline is not None:
-            pipeline.end_iteration()
-        for access in hoisted:
-            access.advance()
+        if pipeline is None:
+            self._pass(op, hoisted)
+            (index,) = state.values[op]
+            left = b.op("sub.s32", "r", stop, index)  # unsigned and above 0, where the next index may overflow
+            b.do("add.s32", index, index, op.integer("step"))
+            b.do("bra", again, when=b.op("setp.gt.u32", "p", left, op.integer("step")))
+        else:
+            self._units(op, pipeline, hoisted, again, done)
         state.loop_depth -= 1
-        left = b.op("sub.s32", "r", stop, index)  # unsigned and above 0, where the next index may overflow
-        b.do("add.s32", index, index, op.integer("step"))
-        b.do("bra", again, when=b.op("setp.gt.u32", "p", left, op.integer("step")))
         b.place(done)
         if pipeline is not None:
             pipeline.drain()
+            for dot, registers in changed.items():
+                dot.leave(registers)
+
+    def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot, list[str]]:
+        """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
+        targets = [op.operands[0] for op in loop.body if op in self.accumulated]
+        self.dots.update((op, Dot(self.state, pipeline, op)) for op in loop.body if op.kind == "dot")
+        changed: dict[Dot, list[str]] = {}
+        for assign in loop.body:
+            if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
+                dot = self.dots[self.accumulated[assign]]
+                changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
+                dot.enter(changed[dot] if self._may_hold_numbers(assign.operands[0], loop) else [])
+        return changed
+
+    def _may_hold_numbers(self, tile: Op, loop: Op) -> bool:
+        """Whether a tile may be other than zero before a loop."""
+        inside = set(loop.body)
+        changes = [op for op in walk(self.state.program.body) if op.kind == "assign" and op.operands[0] is tile]
+        return tile.kind != "full" or _number(tile) != 0 or self.state.loop_depth > 0 or not inside.issuperset(changes)
+
+    def _units(self, op: Op, pipeline: Pipeline, hoisted: list[Access], again: str, done: str) -> None:
+        """Emits one iteration of a pipelined loop: its units, each with a copy of the body, and the branches."""
+        state, b, unit = self.state, self.state.builder, pipeline.unit
+        first = state.shared_bytes
+        most = first
+        for number in range(unit.slots):
+            state.shared_bytes = first  # the copies of the body run one after the other
+            pipeline.begin_unit(number)
+            self._pass(op, hoisted)
+            most = max(most, state.shared_bytes)
+            for index in state.values.get(op, ()):
+                b.do("add.s32", index, index, unit.k)
+            if number < unit.slots - 1:
+                b.do("bra.uni", done, when=b.op("setp.le.s32", "p", pipeline.left, (number + 1) * unit.k))
+        state.shared_bytes = most
+        pipeline.end_iteration()
+        b.do("bra.uni", again, when=b.op("setp.gt.s32", "p", pipeline.left, 0))
+
+    def _pass(self, op: Op, hoisted: list[Access]) -> None:
+        """Emits the body of a loop once, and the moves of the accesses that follow the index."""
+        self.block(op.body)
+        self.state.builder.locate(op.location)
+        for access in hoisted:
+            access.advance()
+
+    def _only_adds_dots(self, loop: Op) -> bool:
+        """Whether a loop does nothing but add dots to tiles, so that it may add several steps' at once."""
+        staged = staged_tiles(loop.body)
+        return all(
+            op in staged or op in self.absorbed or op in self.accumulated or (not op.shape and op.kind in SCALAR_KINDS)
+            for op in loop.body
+        )
 
     def when(self, op: Op) -> None:
         b = self.state.builder

@@ -1,36 +1,46 @@
-"""`dot` on staged tiles: decode, mma.sync, and the scales applied to the accumulators once per group.
+"""`dot` on staged tiles: decode, mma.sync, and the scales and zero points applied to the accumulators once per group.
 
-Weights are the M side (Y^T = W X^T). Of each group segment of a stage the products with the integer codes go to fresh
-accumulators P, which are then added as s * P to the tile's own, rounded to nearest. Float zero points and offsets need
-the row sums X of the activations as well; an MMA with a fragment of ones gives them in the accumulators' own layout.
+Weights are the M side (Y^T = W X^T). Of each segment of k, at most UNIT_K and inside one group, the products with the
+decoded fragments go to fresh accumulators P, and the row sums of the activations, from an MMA with a fragment of ones,
+to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + m that makes
+
+    sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
+
+added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. Where
+nothing else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import or_
 
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import ORIGINS, decode, factors
-from lowbitvm.codegen.pipeline import CHUNK_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
+from lowbitvm.codegen.convert import Decoder, decoder
+from lowbitvm.codegen.pipeline import CHUNK_K, UNIT_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
 from lowbitvm.ir import Op
-from lowbitvm.targets import ldmatrix_addresses
+from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 
 ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
+
+Pair = tuple[str, str]  # of row classes g and g + 8
+
 
 @dataclass
 class Scaling:
-    """What one row tile's accumulators are scaled with in one segment: per row class (g, g + 8)."""
+    """What one row tile's sums of one segment are scaled with, f32 registers."""
 
-    scales: tuple[str, str]
-    offsets: tuple[str, str] | None  # multiplied with the activations' row sums
-    addends: tuple[str, str]  # of the decode
+    scales: Pair
+    zeros: Pair | None  # -zero, multiplied with X
+    offsets: Pair | None  # m, multiplied with X
 
 
 class Dot:
@@ -40,46 +50,86 @@ class Dot:
         a, b = op.operands
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
-        activations, words, scales = tiles[a, "tile"], tiles[codes, "tile"], tiles[codes, "scales"]
-        zeros = tiles.get((codes, "zeros"))
-        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and isinstance(scales, GroupRows)
-        assert zeros is None or isinstance(zeros, GroupRows)
-        assert a.dtype is not None
-        self.state, self.slot, self.atom = state, pipeline.slot, state.atom
-        self.activations, self.words, self.scales, self.zeros = activations, words, scales, zeros
+        activations, words = tiles[a, "tile"], tiles[codes, "tile"]
+        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and a.dtype is not None
+        self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
+        half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
+        self.instruction = self.atom if self.atom.runs_on(state.target) else half
+        self.activations, self.words = activations, words
+        self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
         self.act = a.dtype.name
+        self.decoder = decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
-        self.segment = codes.shape[1] // scales.segments
+        self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
         self.lane = self._lane_offsets()
         self._emit_constants()
 
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
-        b, zero = self.state.builder, self.format.zero
-        addends = [_pattern(-(origin + self.format.bias), self.act) for origin in ORIGINS[self.act]]
-        if zero == "int" and self.act == "bf16":
-            addends = []  # these are computed from the zero points in f32
-        self.constant_addends = tuple(b.op("mov.b32", "r", addend) for addend in addends)
-        self.factors = {scale: b.op("mov.b32", "r", scale) for scale in factors(self.act)}
+        b, code = self.state.builder, self.format.code
+        assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
+        self.decode_constants = self.decoder.constants(b)
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
-        self.ones = b.op("mov.b32", "r", ONES[self.act]) if zero in ("float", "offset") else ""
+        factors = self.decoder.factors
+        step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
+        self.units = [factor / step for factor in factors]
+        # -zero = slope * z + constant
+        self.slopes = [-factor / step for factor in factors]
+        self.constants = [-f * (o + bias / step) for f, o in zip(factors, self.decoder.offsets, strict=True)]
+        self.fixed_zeros: Pair | None = None
+        if self.format.zero in (None, "offset") and any(self.constants):
+            low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
+            self.fixed_zeros = (low, high)
+        self.sums = self.fixed_zeros is not None or self.format.zero is not None
+        turned = self.sums and self.segment >= SHORTEST_TURN
+        self.ones = self._ones(2 if turned else 4) if self.sums else []
+        self.row_lanes: list[Operand] = []
+        if turned:  # the lanes that have rows 2 q and 2 q + 1: 8 q and 8 q + 4
+            first = self.state.linear(self.state.tid, [8, 16])
+            self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
 
-    def _lane_offsets(self) -> dict[int, Operand]:
-        """Byte offsets of the lane's ldmatrix address in the activation tile, one per pattern of swizzled k bits."""
-        tile = self.activations
+    def _ones(self, count: int) -> list[str]:
+        """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
+
+        All are a constant and the sign of a size, which is 0 but not known to be.
+        """
+        b = self.state.builder
+        sign = b.op("shr.s32", "r", self.state.size(self.pipeline.unit.dimension), 31)
+        return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")[:count]]
+
+    def _lane_offsets(self) -> dict[int, str]:
+        """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits."""
+        tile, state = self.activations, self.state
         lanes = ldmatrix_addresses(4).rename(outs={"matrix": "chunk"})  # matrix j is chunk j of k
         first = tile.layout.slice(chunk=2, row=3)
         images = [image["byte"] for image in lanes.compose(first).bases["lane"]]
-        base = self.state.linear(self.state.tid, images)
+        base = state.linear(state.tid, images)
         self.swizzled = functools.reduce(or_, images)
-        offsets: dict[int, Operand] = {}
+        offsets: dict[int, str] = {}
         for k in range(0, tile.columns, LDMATRIX_K):
             pattern = k * 2 & self.swizzled
             if pattern not in offsets:
-                offsets[pattern] = self.state.builder.op("xor.b32", "r", base, pattern) if pattern else base
+                place: Operand = state.builder.op("xor.b32", "r", base, pattern) if pattern else base
+                offsets[pattern] = str(state.scalar("add", state.smem, place))
         return offsets
+
+    def enter(self, accumulators: list[str]) -> None:
+        """Emits the change of a tile's numbers to the units that they have until `leave`: the scales need none then.
+
+        Only for tiles to which nothing but this dot is added meanwhile.
+        """
+        self.alone = True
+        self._multiply(accumulators, self.units)
+
+    def leave(self, accumulators: list[str]) -> None:
+        """Emits the change back."""
+        self._multiply(accumulators, [1 / unit for unit in self.units])
+
+    def _multiply(self, accumulators: list[str], factors: list[float]) -> None:
+        for number, register in enumerate(accumulators):
+            self.state.builder.do("mul.rn.f32", register, register, float_immediate(factors[number % 4 // 2]))
 
     def emit(self, accumulators: list[str]) -> None:
         """Emits accumulators += the product of the current slot's tiles.
@@ -87,33 +137,27 @@ class Dot:
         ptxas starts as many loads as the registers of a thread allow and then spills; it moves nothing across a
         bar.warp.sync, which costs no more than a NOP here.
         """
-        b = self.state.builder
-        columns, slot = self.columns, self.slot
-        self.lane_bases = {pattern: b.op("add.s32", "r", slot, base) for pattern, base in self.lane.items()}
-        self.word_base = b.op("add.s32", "r", slot, self.words.base)
-        self.scale_base = b.op("add.s32", "r", slot, self.scales.base)
-        self.zero_base = b.op("add.s32", "r", slot, self.zeros.base) if self.zeros is not None else ""
-        words: dict[tuple[int, int], list[str]] = {}
-        for segment in range(self.scales.segments):
-            scalings = [self._scaling(segment, t) for t in range(self.row_tiles)]
-            weights = [self._weights(segment, t, scaling, words) for t, scaling in enumerate(scalings)]
+        columns = self.columns
+        decoded: dict[tuple[int, int], list[list[str]]] = {}
+        for segment in range(self.pipeline.unit.k // self.segment):
+            loaded = [rows.load(self.pipeline.slot, segment * self.segment) for rows in self.groups]
+            scalings = [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
+            weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
-                if (segment * columns + j) and j % between == 0 and columns > between:
-                    b.do("bar.warp.sync", 0xFFFFFFFF)
+                if (segment * columns + j) and j % between == 0 and columns > max(2, between):
+                    self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 self._column(accumulators, segment, j, scalings, weights)
 
-    def _weights(
-        self, segment: int, t: int, scaling: Scaling, words: dict[tuple[int, int], list[str]]
-    ) -> list[list[str]]:
-        """Emits the decode of row tile t: the A fragments of the segment's k16 steps."""
+    def _weights(self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]]) -> list[list[str]]:
+        """The A fragments of row tile t in the segment's k16 steps; emits the decode of those not in `decoded`."""
         fragments = []
         for k in range(segment * self.segment, (segment + 1) * self.segment, self.atom.k):
             place = (t, k // CHUNK_K)
-            if place not in words:
-                words[place] = self.words.words(self.word_base, *place)
-            word = words[place][k % CHUNK_K // self.atom.k]
-            fragments.append(decode(self.state.builder, word, scaling.addends, self.factors, self.act))
+            if place not in decoded:
+                words = self.words.words(self.pipeline.slot, *place)
+                decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
+            fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
 
     def _column(
@@ -130,18 +174,33 @@ class Dot:
         """
         b = self.state.builder
         first = segment * self.segment
-        loads = [self._activations(j, k) for k in range(first, first + self.segment, LDMATRIX_K)]
+        aligned = first // LDMATRIX_K * LDMATRIX_K  # a segment of 16 is half of what one ldmatrix loads
+        loads = [self._activations(j, k) for k in range(aligned, first + self.segment, LDMATRIX_K)]
         activations = [pair for load in loads for pair in (load[:2], load[2:])]
-        sums = None
-        if scalings[0].offsets is not None:
-            sums = self._chain([[self.ones] * 4] * len(activations), activations)
+        activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
+        sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
-            products = self._chain(weights[t], activations)
-            for i, product in enumerate(products):
+            for i, product in enumerate(self._chain(weights[t], activations)):
                 register = accumulators[4 * (j + self.columns * t) + i]
+                if sums is not None and scaling.zeros is not None:
+                    product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
                 b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
                 if sums is not None and scaling.offsets is not None:
                     b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
+
+    def _row_sums(self, loads: list[list[str]], activations: list[list[str]]) -> list[str]:
+        """Emits the sums X of an n8 tile's rows in the accumulators' layout, over the segment.
+
+        With the weights' side all ones an MMA serves 16 of k, and its result is in place. The four registers of an
+        ldmatrix taken as the weights' side serve 32 of k; then row g of the result has a half of row g's sum and row
+        g + 8 the other, and the columns, which are lanes, are to be exchanged for rows.
+        """
+        if not self.row_lanes:
+            return self._chain([self.ones] * len(activations), activations)
+        b = self.state.builder
+        halves = self._chain(loads, [self.ones] * len(loads))
+        total = b.op("add.rn.f32", "f", halves[0], halves[2])
+        return [b.op("shfl.sync.idx.b32", "f", total, lane, 31, 0xFFFFFFFF) for lane in self.row_lanes] * 2
 
     def _chain(self, weights: list[list[str]], activations: list[list[str]]) -> list[str]:
         """Emits the MMAs of one accumulator tile over consecutive k16 steps, from zero."""
@@ -156,54 +215,57 @@ class Dot:
         tile, b = self.activations, self.state.builder
         byte = k * 2
         pattern = byte & self.swizzled
-        place = memory(self.lane_bases[pattern], tile.offset + j * 8 * tile.pitch + (byte ^ pattern))
+        place = self.pipeline.slot + tile.offset + j * 8 * tile.pitch + (byte ^ pattern)
         registers = [b.register("r") for _ in range(4)]
-        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), place)
+        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), memory(self.lane[pattern], place))
         return registers
 
     def _mma(self, weights: list[str], activations: list[str], accumulators: list[str] | None) -> list[str]:
+        """Emits the products of one k16 step: one instruction, or two of half the depth before sm_80."""
         b = self.state.builder
         results = accumulators or [b.register("f") for _ in range(4)]
-        b.do(
-            self.atom.mnemonic,
-            vector(results),
-            vector(weights),
-            vector(activations),
-            vector(accumulators or [self.zero] * 4),
-        )
+        parts = [(weights, activations)]
+        if self.instruction.k < self.atom.k:
+            parts = [(weights[:2], activations[:1]), (weights[2:], activations[1:])]
+        for a_registers, b_registers in parts:
+            operands = (a_registers, b_registers, accumulators or [self.zero] * 4)
+            b.do(self.instruction.mnemonic, *(f"{{{', '.join(registers)}}}" for registers in (results, *operands)))
+            accumulators = results
         return results
 
-    def _scaling(self, segment: int, t: int) -> Scaling:
-        scales = self._as_floats(self.scales.pair(self.scale_base, segment, t), self.scales.dtype)
-        if self.zeros is None:
-            return Scaling(scales, None, (self.constant_addends[0], self.constant_addends[1]))
-        loaded = self.zeros.pair(self.zero_base, segment, t)
-        if self.format.zero == "int":
-            return Scaling(scales, None, self._addends(loaded[0]))
-        offsets = self._as_floats(loaded, self.zeros.dtype)
-        if self.format.zero == "float":
-            b = self.state.builder
-            negated = [b.op("neg.f32", "f", scale) for scale in scales]
-            pair = [b.op("mul.rn.f32", "f", n, z) for n, z in zip(negated, offsets, strict=True)]
-            offsets = (pair[0], pair[1])
-        return Scaling(scales, offsets, (self.constant_addends[0], self.constant_addends[1]))
+    def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
+        """Emits the conversions of a row tile's scales and zeros."""
+        b, fmt = self.state.builder, self.format
+        scales = self._as_floats(loaded["scales"], fmt.scale_dtype)
+        if not self.alone:
+            scales = self._times(scales, [1 / unit for unit in self.units])
+        if fmt.zero_dtype is None:
+            return Scaling(scales, self.fixed_zeros, None)
+        if fmt.zero == "offset":
+            offsets = self._as_floats(loaded["zeros"], fmt.zero_dtype)
+            return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
+        if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
+            return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
+        terms = zip(self._as_floats(loaded["zeros"], fmt.zero_dtype), self.slopes, self.constants, strict=True)
+        zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
+        return Scaling(scales, zeros, None)
 
-    def _addends(self, pair: str) -> tuple[str, str]:
-        """-(origin + bias + z) in both halves, for the f16 zero points of rows g and g + 8."""
+    def _times(self, numbers: Pair, factors: list[float]) -> Pair:
+        b, terms = self.state.builder, zip(numbers, factors, strict=True)
+        return _pair(b.op("mul.rn.f32", "f", number, float_immediate(factor)) for number, factor in terms)
+
+    def _zeros_in_f16(self, pair: str) -> str:
+        """-zero of both rows, for a pair of f16 zero points, where that is exact: half the instructions."""
         b = self.state.builder
-        if self.act == "f16":
-            low, high = (b.op("prmt.b32", "r", pair, 0, selector) for selector in (0x1010, 0x3232))
-            return (
-                b.op("sub.rn.f16x2", "r", self.constant_addends[0], low),
-                b.op("sub.rn.f16x2", "r", self.constant_addends[1], high),
-            )
-        results = []
-        for zero, origin in zip(self._as_floats([pair], dtypes.f16), ORIGINS[self.act], strict=True):
-            addend = b.op("sub.rn.f32", "f", float_immediate(-(origin + self.format.bias)), zero)
-            results.append(b.op("cvt.rn.bf16x2.f32", "r", addend, addend))
-        return (results[0], results[1])
+        if not any(self.constants):
+            return b.op("mul.rn.f16x2", "r", pair, self._halves(self.slopes))
+        return b.op("fma.rn.f16x2", "r", pair, self._halves(self.slopes), self._halves(self.constants))
 
-    def _as_floats(self, loaded: list[str], dtype: dtypes.DType) -> tuple[str, str]:
+    def _halves(self, values: list[float]) -> str:
+        low, high = np.array(values, np.float16).view(np.uint16)
+        return self.state.builder.op("mov.b32", "r", int(high) << 16 | int(low))
+
+    def _as_floats(self, loaded: list[str], dtype: dtypes.DType) -> Pair:
         """The two numbers of a `GroupRows.pair` as f32 registers."""
         b = self.state.builder
         if dtype == dtypes.f32:
@@ -216,7 +278,15 @@ class Dot:
         return (b.op("cvt.f32.f16", "f", halves[0]), b.op("cvt.f32.f16", "f", halves[1]))
 
 
-def _pattern(value: int, act: str) -> int:
-    """The 16-bit pattern of a small integer, in both halves."""
-    bits = int(np.array(value, dtypes.get(act).numpy).view(np.uint16))
-    return bits << 16 | bits
+def _pair(registers: Iterable[str]) -> Pair:
+    low, high = registers
+    return (low, high)
+
+
+def _exact_in_f16(bits: int, slopes: list[float], constants: list[float]) -> bool:
+    """Whether slope * z + constant is an f16 for every integer zero point of `bits` bits."""
+    z = np.arange(-(1 << bits), 1 << bits)
+    values = np.multiply.outer(slopes, z) + np.reshape(constants, (2, 1))
+    with np.errstate(over="ignore"):
+        stored = [np.asarray(numbers).astype(np.float16) for numbers in (slopes, constants, values)]
+    return all(np.array_equal(a, b) for a, b in zip(stored, (slopes, constants, values), strict=True))

@@ -85,6 +85,11 @@ def vector(registers: list[str]) -> str:
     return registers[0] if len(registers) == 1 else f"{{{', '.join(registers)}}}"
 
 
+def vector_suffix(registers: list[str]) -> str:
+    """What an access by a vector of registers is called: vector_suffix(["%r1", "%r2"]) -> ".v2"; "" for one."""
+    return f".v{len(registers)}" if len(registers) > 1 else ""
+
+
 def float_immediate(value: float) -> str:
     """An f32 immediate in PTX's exact hexadecimal form: 1.0 -> "0f3F800000"."""
     return f"0f{struct.unpack('<I', struct.pack('<f', value))[0]:08X}"

@@ -1,7 +1,9 @@
 """lowbitvm: matrix multiplication at any bit width on NVIDIA GPUs, compiled from a Python DSL to PTX."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from lowbitvm.codegen.convert import explain_decode
 from lowbitvm.dsl import (
     Kernel,
     Packed,
@@ -38,6 +40,8 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
 if TYPE_CHECKING:
+    from lowbitvm.foreign import from_foreign as from_foreign
+    from lowbitvm.foreign import to_foreign as to_foreign
     from lowbitvm.ops import linear as linear
 
 __version__ = "0.1.0"
@@ -51,6 +55,8 @@ def __getattr__(name: str) -> Any:
             fix = "pip install 'lowbitvm[torch]'"
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
         return linear
+    if name in ("from_foreign", "to_foreign"):  # imported when they are first used: many tables, and rarely needed
+        return getattr(importlib.import_module("lowbitvm.foreign"), name)
     raise AttributeError(f"module 'lowbitvm' has no attribute {name!r}")
 
 
@@ -70,8 +76,10 @@ __all__ = [
     "dot",
     "exp",
     "expand_dims",
+    "explain_decode",
     "f16",
     "f32",
+    "from_foreign",
     "full",
     "i4",
     "i32",
@@ -90,6 +98,7 @@ __all__ = [
     "sqrt",
     "store",
     "sum",
+    "to_foreign",
     "u4",
     "when",
     "zeros",

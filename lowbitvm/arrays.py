@@ -1,5 +1,9 @@
 """What numpy arrays and torch tensors do alike, under one name each."""
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -73,3 +77,44 @@ def first(mask: Array) -> tuple[int, ...] | None:
     if not bool(flat.any()):
         return None
     return tuple(int(i) for i in np.unravel_index(int((flat * 1).argmax()), tuple(mask.shape)))
+
+
+def host(array: Array) -> Array:
+    """The numpy array over the memory of a CPU tensor, bit for bit; other arrays as they are."""
+    if not is_tensor(array) or array.device.type != "cpu":
+        return array
+    dtype = dtypes.of(array).numpy
+    return bits(detached(array)).numpy().view(dtype) if dtype.kind not in "biu" else array.numpy()
+
+
+def tensor(array: "np.ndarray[Any, Any]") -> Array:
+    """The CPU tensor over the memory of a numpy array, u32 as i32."""
+    torch: Any = dtypes.torch()
+    signed = array.view(np.int32) if array.dtype == np.uint32 else array
+    dtype = dtypes.of(signed)
+    if not array.size:
+        return torch.zeros(array.shape, dtype=dtype.torch())
+    return torch.from_numpy(bits(signed)).view(dtype.torch()) if dtype.is_float else torch.from_numpy(signed)
+
+
+def for_each_block(
+    like: Array, shape: tuple[int, ...], limit: int, work: Callable[[tuple[slice, slice]], None]
+) -> None:
+    """Calls `work` with slices of each block of about `limit` items of a matrix: in threads, so `work` may be called
+    at the same time for several. All at once where `like` is a tensor, whose library has threads of its own."""
+    rows, columns = shape
+    step_k = max(1, min(columns, limit))
+    step_n = max(1, limit // step_k)
+    if is_tensor(like):
+        step_n, step_k = max(1, rows), max(1, columns)
+    blocks = [
+        (slice(n, min(n + step_n, rows)), slice(k, min(k + step_k, columns)))
+        for n, k in product(range(0, rows, step_n), range(0, columns, step_k))
+    ]
+    if len(blocks) < 2:
+        for block in blocks:
+            work(block)
+        return
+    with ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1, 16)) as pool:
+        for _ in pool.map(work, blocks):
+            pass

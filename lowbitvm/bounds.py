@@ -1,15 +1,16 @@
 """How far a kernel's result may lie from the exact one, derived from its arithmetic.
 
-`linear` adds s * P + m * X to an f32 accumulator, for every segment of k inside one group and one pipeline stage;
-P = sum x (q - z) and X = sum x come from tensor-core MMAs, m stands for float zero points and offsets.
+For every segment of k, at most UNIT_K and inside one group, `linear` gets P = sum x f from the tensor cores, f being a
+factor times (q + offset) for a code q, and X = sum x; it adds s / factor * (P - factor * z * X) + m * X to an f32
+accumulator, where z stands for everything that is subtracted from the codes and m for offsets.
 
 An MMA multiplies exactly, aligns the terms of one step to the largest exponent, truncates them to F fractional bits and
 truncates their sum to f32 (Fasi et al., PeerJ CS 330, and later models). A step of 8 of k with F = 24 (Ampere, Ada)
 loses less than 9 * 2^-24 times the largest term and 2^-23 of its result; a step of 16 with F = 25 (Hopper, Blackwell)
-less than 17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |q - z| so far, so every |x_k| |q_k - z|
-counts once per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest
-exponent, hence the floor of |x|. Each fused multiply-add rounds an accumulator that is at most the sum of all terms so
-far, hence `adds`.
+less than 17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |f| so far, so every |x_k| |f_k| counts
+once per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest exponent,
+hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. One fused multiply-add rounds P - z X;
+one each adds it and m X to an accumulator that is at most the sum of all terms so far, hence `adds`.
 """
 
 from typing import Any
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.convert import Decoder, decoder
+from lowbitvm.codegen.pipeline import UNIT_K
 from lowbitvm.pack import PackedWeight
+from lowbitvm.words import TILE_N
 
 STEP = 8
 MMA_LOSS = 11 * 2.0**-24  # of one step, relative to the sum of the terms' magnitudes
@@ -34,7 +38,7 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 def linear_bound(x: Any, weight: PackedWeight, bias: Any | None = None, bk: int = 64) -> Matrix:
     """The largest |y - exact| of `lowbitvm.linear` per element, float64 (m, out_features).
 
-    x (m, in_features) f16 or bf16, bias (out_features): numpy or CPU torch. bk: in_features per stage of the kernel.
+    x (m, in_features) f16 or bf16, bias (out_features): numpy or CPU torch. bk: in_features per step of the kernel.
     Infinite where the result or a partial sum may overflow, and in rows with a non-finite activation.
     """
     act = dtypes.of(x).name
@@ -58,31 +62,57 @@ def agrees(y: Any, exact: Matrix, bound: Matrix) -> np.ndarray[Any, np.dtype[np.
 
 
 def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: int) -> Matrix:
-    fmt = weight.format
-    k = weight.in_features
-    codes, scales, zeros = weight.unpack()
-    groups = np.arange(k) // max(1, fmt.group_size(k))
-    scale = np.abs(_per_k(scales, weight, groups))
-    centred = _wide(codes)
-    shift = np.zeros_like(centred)  # |m|
-    if fmt.zero == "int":
-        centred = centred - _per_k(zeros, weight, groups)
-    shifted = fmt.zero in ("float", "offset")
-    if shifted:
-        shift = np.abs(_per_k(zeros, weight, groups)) * (scale if fmt.zero == "float" else 1.0)
-    length = min(bk, fmt.group_size(k)) or 1
-    position, segment = np.arange(k) % length, np.arange(k) // length
-    steps = (length - position + STEP - 1) // STEP
-    adds = (2 if shifted else 1) * ((k - 1) // length - segment + 1)
-    loss = MMA_LOSS * steps + F32_ROUNDING * (adds + shifted)  # shifted: m itself may be a rounded product
-    terms = scale * np.maximum(np.abs(centred), 1.0) + shift
+    fmt, k = weight.format, weight.in_features
+    values, scale, zero, offset = _parts(weight)
+    factor, shift, floor = _fragments(weight, act)
+    fragments = np.maximum(np.abs(values + shift), floor)  # what the MMAs see, in units of values
+    taken = np.abs(zero + shift)
+    group = fmt.group_size(k)
+    longest, shortest = min(UNIT_K, group) or 1, min(UNIT_K, group, bk) or 1
+    steps = -(-(longest - np.arange(k) % longest) // STEP)
+    adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1)
+    loss = MMA_LOSS * steps
+    inside = loss * (fragments + taken) + 2 * F32_ROUNDING * (np.abs(values - zero) + taken)
+    terms = scale * np.abs(values - zero) + offset
     magnitude = np.maximum(np.abs(x), SMALLEST_NORMAL[act])
+    error = magnitude @ (scale * inside + offset * loss + terms * F32_ROUNDING * adds).T
     largest = magnitude @ terms.T + bias  # of all partial sums
-    error = (magnitude @ (terms * loss).T + F32_ROUNDING * largest) * SECOND_ORDER
+    inner = magnitude @ np.maximum((fragments + taken) * factor, 1.0).T  # of P, z X and X
+    error = (error + F32_ROUNDING * largest) * SECOND_ORDER
     result = np.abs(x @ _wide(weight.dequantize()).T) + bias + error
     rounding = ROUNDING[act] * np.maximum(result, SMALLEST_NORMAL[act])
-    bounded: Matrix = np.where((result <= LARGEST[act]) & (largest <= F32_LARGEST), error + rounding, np.inf)
+    fits = (result <= LARGEST[act]) & (np.maximum(largest, inner) <= F32_LARGEST)
+    bounded: Matrix = np.where(fits & ((scale / factor).max(1, initial=0) <= F32_LARGEST), error + rounding, np.inf)
     return bounded
+
+
+def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+    """(values, |scales|, zeros, |offsets|), each (N, K): the weights are scale * (value - zero) + offset."""
+    fmt = weight.format
+    codes, scales, zeros = weight.unpack()
+    groups = np.arange(weight.in_features) // max(1, fmt.group_size(weight.in_features))
+    code = fmt.code
+    values = _wide(codes) if code.is_linear else code.decode(np.asarray(codes))
+    scale = np.abs(_per_k(scales, weight, groups))
+    nothing = np.zeros_like(values)
+    if zeros is None:
+        return values, scale, nothing, nothing
+    given = _per_k(zeros, weight, groups)
+    return (values, scale, nothing, np.abs(given)) if fmt.zero == "offset" else (values, scale, given, nothing)
+
+
+def _fragments(weight: PackedWeight, act: str) -> tuple[Matrix, Matrix, Matrix]:
+    """How the kernel's MMAs see the weights: fragment = factor * (value + shift), aligned at no less than the floor.
+
+    Each (N, 1): they depend on the row of the 16-row tile. The floor is in units of values.
+    """
+    used, code = decoder(weight.format.code, act), weight.format.code
+    assert isinstance(used, Decoder), "no kernel reads codebooks"
+    step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
+    rows = np.arange(weight.out_features)[:, None] % TILE_N // (TILE_N // 2)
+    factor = np.array(used.factors)[rows] / step
+    shift = np.array(used.offsets)[rows] * step + bias
+    return factor, shift, SMALLEST_NORMAL[act] / factor
 
 
 def _per_k(values: Any, weight: PackedWeight, groups: np.ndarray[Any, Any]) -> Matrix:

@@ -9,7 +9,6 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
-from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.foreign import NAMES, Foreign, from_foreign, unpack
+from lowbitvm.pack import PackedWeight
 
 try:
     import gguf
@@ -26,22 +25,6 @@ except ModuleNotFoundError as missing:
     raise LowbitvmError(
         "TOOL_MISSING", "GGUF files are read with the library gguf, which is not installed", "pip install gguf"
     ) from missing
-
-Q4_1_FORMAT = Format("u4", group=32, zero="offset", scale="f16")  # q * d + m
-Q4_0_FORMAT = Format("i4", group=32, zero=None, scale="f16")  # (q - 8) * d, whose codes are i4 in offset binary
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A quantised matrix as its file has it.
-
-    codes: integers (out_features, in_features); scales: f16 (out_features, groups); zeros: as `scales`, or None.
-    """
-
-    codes: NDArray[Any]
-    scales: NDArray[np.float16]
-    zeros: NDArray[np.float16] | None
-    format: Format
 
 
 class GgufFile:
@@ -96,14 +79,40 @@ class GgufFile:
                 "convert the file to another quantisation",
             ) from error
 
-    def quantized(self, name: str) -> Quantized:
-        """Codes, scales and minima of a Q4_0 or Q4_1 matrix, bit for bit. Raises FORMAT_UNSUPPORTED for other types."""
-        tensor = self._tensor(name)
-        kind = tensor.tensor_type.name
-        if kind not in ("Q4_0", "Q4_1"):
+    def quantized(self, name: str) -> Foreign:
+        """Codes, scales and minima of a matrix, bit for bit. Raises FORMAT_UNSUPPORTED for other types of tensors."""
+        packing, tensors = self.stored(name)
+        return unpack(packing, tensors)
+
+    def quantized_8bit(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+        """Codes (out_features, in_features) and scales (out_features, groups of 32) of a Q8_0 matrix, bit for bit.
+
+        Raises FORMAT_UNSUPPORTED for other types.
+        """
+        kind = self.quantization(name)
+        if kind != "Q8_0":
             raise LowbitvmError(
                 "FORMAT_UNSUPPORTED",
-                f"tensor {name} is stored as {kind}; Q4_0 and Q4_1 can be packed",
+                f"tensor {name} is stored as {kind}; Q8_0 matrices have 8-bit codes",
+                f"read it as floats with GgufFile.floats({name!r})",
+            )
+        matrix = self.quantized(name)
+        return matrix.codes, matrix.scales
+
+    def packed(self, name: str) -> PackedWeight:
+        """The matrix in this package's stored order, as numpy arrays. Raises FORMAT_UNSUPPORTED, see `quantized`."""
+        packing, tensors = self.stored(name)
+        return from_foreign(packing, tensors)
+
+    def stored(self, name: str) -> tuple[str, dict[str, NDArray[np.uint8]]]:
+        """What lowbitvm.foreign calls the tensor's type, and the tensor as it takes it. Raises FORMAT_UNSUPPORTED."""
+        tensor = self._tensor(name)
+        kind = tensor.tensor_type.name
+        if f"gguf_{kind.lower()}" not in NAMES:
+            known = [name[5:].upper() for name in NAMES if name.startswith("gguf_")]
+            raise LowbitvmError(
+                "FORMAT_UNSUPPORTED",
+                f"tensor {name} is stored as {kind}; {', '.join(known)} can be packed",
                 f"read it as floats with GgufFile.floats({name!r})",
             )
         if tensor.data.ndim != 2:
@@ -112,38 +121,7 @@ class GgufFile:
                 f"tensor {name} has {tensor.data.ndim} dimensions; a packed weight has 2",
                 f"read it as floats with GgufFile.floats({name!r})",
             )
-        # A block is 32 codes: f16 scale, f16 minimum (Q4_1 only), 16 bytes; byte j holds codes j (low) and j + 16.
-        header = 4 if kind == "Q4_1" else 2
-        blocks = np.ascontiguousarray(tensor.data).reshape(len(tensor.data), -1, header + 16)
-        halves = np.ascontiguousarray(blocks[..., :header]).view(np.float16)
-        packed = blocks[..., header:]
-        codes = np.concatenate((packed & 15, packed >> 4), axis=-1).reshape(len(blocks), -1)
-        if kind == "Q4_0":
-            return Quantized(codes.astype(np.int8) - np.int8(8), halves[..., 0].copy(), None, Q4_0_FORMAT)
-        return Quantized(codes, halves[..., 0].copy(), halves[..., 1].copy(), Q4_1_FORMAT)
-
-    def quantized_8bit(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-        """Codes (out_features, in_features) and scales (out_features, groups of 32) of a Q8_0 matrix, bit for bit.
-
-        Raises FORMAT_UNSUPPORTED for other types.
-        """
-        tensor = self._tensor(name)
-        kind = tensor.tensor_type.name
-        if kind != "Q8_0" or tensor.data.ndim != 2:
-            raise LowbitvmError(
-                "FORMAT_UNSUPPORTED",
-                f"tensor {name} is stored as {kind}; Q8_0 matrices have 8-bit codes",
-                f"read it as floats with GgufFile.floats({name!r})",
-            )
-        blocks = np.ascontiguousarray(tensor.data).reshape(len(tensor.data), -1, 2 + 32)  # f16 scale, 32 codes
-        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
-        codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(len(blocks), -1)
-        return codes, scales.copy()
-
-    def packed(self, name: str) -> PackedWeight:
-        """The matrix in this package's stored order, as numpy arrays. Raises FORMAT_UNSUPPORTED, see `quantized`."""
-        matrix = self.quantized(name)
-        return pack(matrix.codes, matrix.scales, matrix.zeros, matrix.format)
+        return f"gguf_{kind.lower()}", {"data": np.asarray(tensor.data)}
 
     def _tensor(self, name: str) -> gguf.ReaderTensor:
         if name not in self._tensors:

@@ -4,19 +4,51 @@ A packed tile is 16 out_features x 64 in_features. Each of its 32 lanes (lane = 
 exactly p words, in which any permutation of the bits is allowed; it is chosen together with the decode sequence.
 Code c = 8 s + 2 r + half of a lane is feature n = g + 8 (r & 1) at k = 16 s + 2 q + half + 8 (r >> 1): half `half` of
 register r of the A fragment of k16 step s (PTX ISA, "Matrix fragments for mma.m16n8k16").
+
+Codes of numbers lie in pairs, codes 2 i and 2 i + 1: bit x of a word for the first and bit x + 16 (mod 32) for the
+second, so that one rotation and one mask bring both into a fragment register. Indices into codebooks lie one after the
+other instead.
 """
 
 import functools
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbitvm.dtypes import DType
+from lowbitvm.dtypes import CodeType
 
 LANES = 32
 CODES = 32  # of a lane in one tile
 PAIRS = CODES // 2  # registers of A fragments: pair 4 s + r
+INDEX_PLACE = 8  # bit of a word where the first index into a codebook starts; a row of a table has 256 bytes
+
+
+class Run(NamedTuple):
+    """Bits `bit` .. `bit + length - 1` of a pair: in `source` from bit `position`, of the second code 16 further."""
+
+    source: int  # a word of the chunk, or bits + i for merge i
+    position: int
+    bit: int
+    length: int
+
+
+class Part(NamedTuple):
+    """The bits of `mask`, in both halves of a register, of `source` rotated right by `rotation`."""
+
+    source: int
+    rotation: int
+    mask: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a chunk's pairs are. A merge is a word that the decode puts together from parts of others, with
+    complementary masks, so that pairs that were spread over the words can be taken out of it."""
+
+    merges: tuple[tuple[Part, ...], ...]
+    pairs: tuple[tuple[Run, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +59,60 @@ class Order:
     positions: np.ndarray[Any, np.dtype[np.int64]]
 
 
+def shape(code: CodeType) -> str:
+    """What decides the order: "linear3", "e3m2" or "table4"."""
+    if code.kind == "float":
+        return f"e{code.exponent}m{code.mantissa}"
+    return f"{'table' if code.kind == 'table' else 'linear'}{code.bits}"
+
+
 @functools.cache
-def order(dtype: DType) -> Order:
+def order(code: CodeType) -> Order:
     """The stored order of a code type; the same for every target, activation dtype and tile."""
-    code, bit = np.arange(CODES)[:, None], np.arange(dtype.bits)
-    place = dtype.bits * (code >> 1) + bit  # on the circles of 16 places that the words' halves share
-    positions = place // 16 * 32 + place % 16 + 16 * (code & 1)
+    positions = np.zeros((CODES, code.bits), np.int64)
+    if code.kind == "table":
+        positions[...] = np.arange(CODES)[:, None] * code.bits + np.arange(code.bits)
+        positions = (positions + INDEX_PLACE) % (CODES * code.bits)
+    else:
+        layout = layouts(shape(code), code.bits)
+        for pair, runs in enumerate(layout.pairs):
+            for run in runs:
+                for i in range(run.length):
+                    for half in range(2):
+                        place = _trace(layout, code.bits, run.source, (run.position + i + 16 * half) % 32)
+                        positions[2 * pair + half, run.bit + i] = place
     positions.flags.writeable = False
     return Order(positions)
+
+
+def _trace(layout: Layout, bits: int, source: int, bit: int) -> int:
+    """The stored bit that is bit `bit` of a word or merge."""
+    while source >= bits:
+        part = next(part for part in layout.merges[source - bits] if part.mask >> bit % 16 & 1)
+        source, bit = part.source, (bit + part.rotation) % 32
+    return 32 * source + bit
+
+
+@functools.cache
+def layouts(shape: str, bits: int) -> Layout:
+    """The layout of a shape, from LAYOUTS.
+
+    Its text has a merge "=" and its parts (source > rotation & mask, in hexadecimal), or a pair, in each word. The runs
+    of a pair are source and position in base 32 and, where more runs follow, ":" and the length.
+    """
+    merges, pairs = [], []
+    for word in LAYOUTS[shape].split():
+        if word[0] == "=":
+            parts = (re.split("[>&]", part) for part in word[1:].split("+"))
+            merges.append(tuple(Part(int(s, 32), int(r, 32), int(mask, 16)) for s, r, mask in parts))
+        else:
+            bit, runs = 0, []
+            for text in word.split("+"):
+                length = int(text[3:]) if text[2:] else bits - bit
+                runs.append(Run(int(text[0], 32), int(text[1], 32), bit, length))
+                bit += length
+            pairs.append(tuple(runs))
+    return Layout(tuple(merges), tuple(pairs))
 
 
 def blocks(bits: int) -> tuple[int, ...]:
@@ -53,3 +131,101 @@ def word_place(bits: int, word: int) -> tuple[int, int, int]:
             return start, width, word - first
         first, start = first + width, start + LANES * width
     raise IndexError(f"word {word} of a chunk of {bits} words")
+
+
+# Written by lowbitvm.codegen.synthesis, which tests run again.
+LAYOUTS: dict[str, str] = {
+    "linear1": "09 0a 0b 0c 0d 0e 0f 0g 0h 0i 0j 0k 05 06 0n 0o",
+    "linear2": "07 09 0b 0d 0f 0h 03 05 17 19 1b 1d 1f 1h 13 15",
+    "linear3": "=0>0&80+1>s&100 =2>0&80+3>2&60 0b 08 01 0e 15 04 1b 18 11 1e 2b 28 21 2e 45 24",
+    "linear4": "03 07 0b 0f 13 17 1b 1f 23 27 2b 2f 33 37 3b 3f",
+    "linear5": "=2>6&20+3>a&40 =0>6&20+1>a&40 =4>6&20+5>2&18+6>4&6 01 06 11 0c 1b 16 21 26 31 2c 3b 36 41 46 71 4c",
+    "linear6": """
+        =0>4&1818+2>0&780 =1>4&1818+6>2&7e6 =3>4&1818+5>0&780 =4>4&1818+8>2&7e6 01 09 11 19 21 2b 71 77 31 39 41
+        49 51 5b 91 97""",
+    "linear7": """
+        =2>4&808+6>0&180 =1>4&808+5>0&8080 =0>4&808+4>0&8080 =3>4&808+7>1&4c4+8>2&2222+9>3&1111 00 08 10 18 20 28
+        30 38 40 48 50 58 60 69 a0 a7""",
+    "linear8": "00 08 10 18 20 28 30 38 40 48 50 58 60 68 70 78",
+    "e1m1": """
+        =0>1&a00a+2>8&1540+1>9&aa0 06:2+0f 08:2+0h 0a:2+0j 0c:2+0l 16:2+1f 18:2+1h 1a:2+1j 1c:2+1l 26:2+2f
+        28:2+2h 2a:2+2j 2c:2+2l 36:2+3f 38:2+3h 3a:2+3j 3c:2+3l""",
+    "e2m0": """
+        =2>1&12c+1>5&c012+0>9&2c01 0a:2+0f 0d:2+0i 0g:2+0l 07:2+0c 1a:2+1f 1d:2+1i 1g:2+1l 17:2+1c 2a:2+2f
+        2d:2+2i 2g:2+2l 27:2+2c 3a:2+3f 3d:2+3i 3g:2+3l 3j:2+3o""",
+    "e1m2": """
+        00:3+0b 0o:3+03 04:3+0f 0s:3+07 10:3+1b 1o:3+13 14:3+1f 1s:3+17 20:3+2b 2o:3+23 24:3+2f 2s:3+27 30:3+3b
+        3o:3+33 34:3+3f 3s:3+37""",
+    "e2m1": """
+        00:3+0d 03:3+0c 06:3+0e 09:3+0f 10:3+1d 13:3+1c 16:3+1e 19:3+1f 20:3+2d 23:3+2c 26:3+2e 29:3+2f 30:3+3d
+        33:3+3c 36:3+3e 39:3+3f""",
+    "e3m0": """
+        00:3+09 03:3+0d 06:3+0e 0a:3+0f 10:3+19 13:3+1d 16:3+1e 1a:3+1f 20:3+29 23:3+2d 26:3+2e 2a:3+2f 30:3+39
+        33:3+3d 36:3+3e 3a:3+3f""",
+    "e1m3": """
+        00:4+0c 04:4+0d 08:4+0e 43:4+0f 10:4+1c 14:4+1d 18:4+1e 47:4+1f 20:4+2c 24:4+2d 28:4+2e 4b:4+2f 30:4+3c
+        34:4+3d 38:4+3e 4f:4+3f""",
+    "e2m2": """
+        00:4+0c 04:4+0e 08:4+0f 40:4+0d 10:4+1c 14:4+1e 18:4+1f 44:4+1d 20:4+2c 24:4+2e 28:4+2f 48:4+2d 30:4+3c
+        34:4+3e 38:4+3f 4c:4+3d""",
+    "e3m1": """
+        00:4+0c 04:4+0d 08:4+0e 41:4+0f 10:4+1c 14:4+1d 18:4+1e 45:4+1f 20:4+2c 24:4+2d 28:4+2e 49:4+2f 30:4+3c
+        34:4+3d 38:4+3e 4d:4+3f""",
+    "e4m0": """
+        00:4+08 04:4+09 0a:4+0f 42:4+0e 10:4+18 14:4+19 1a:4+1f 46:4+1e 20:4+28 24:4+29 2a:4+2f 4a:4+2e 30:4+38
+        34:4+39 3a:4+3f 4e:4+3e""",
+    "e1m4": """
+        =2>8&8160+1>4&1608+0>c&816 =5>8&8160+4>4&1608+3>c&816 01:5+0f 08:5+0m 11:5+1f 18:5+1m 21:5+2f 28:5+2m
+        61:5+6f 68:5+6m 31:5+3f 38:5+3m 41:5+4f 48:5+4m 51:5+5f 58:5+5m 71:5+7f 78:5+7m""",
+    "e2m3": """
+        00:5+0f 05:5+2a 0a:5+2c 10:5+1f 15:5+2e 1a:5+2f 20:5+2b 25:5+2d 30:5+3f 35:5+5a 3a:5+5c 40:5+4f 45:5+5e
+        4a:5+5f 50:5+5b 55:5+5d""",
+    "e3m2": """
+        =2>2&1818+1>4&606+0>6&8181 08:5+0f 0g:5+0n 18:5+1f 1g:5+1n 28:5+2f 2g:5+2n 68:5+6f 6g:5+6n 35:5+3f
+        3a:5+5b 30:5+5d 45:5+4f 4a:5+5e 40:5+5f 50:5+5a 55:5+5c""",
+    "e4m1": """
+        00:5+0e 05:4+1a:1+1c 09:5+0f 10:5+1b 15:5+1e 25:4+1d:1+1f 20:5+2e 29:5+2f 30:5+3e 35:4+4a:1+4c 39:5+3f
+        40:5+4b 45:5+4e 55:4+4d:1+4f 50:5+5e 59:5+5f""",
+    "e5m0": """
+        00:5+0f 05:5+2b 0a:5+2c 10:5+1f 15:5+2e 1a:5+2f 20:5+2a 25:5+2d 30:5+3f 35:5+5b 3a:5+5c 40:5+4f 45:5+5e
+        4a:5+5f 50:5+5a 55:5+5d""",
+    "e1m5": """
+        00:6+0f 0n:6+06 0d:2+1d:2+2d:2+3d 10:6+1f 1n:6+16 20:6+2f 2n:6+26 30:6+3f 3n:6+36 4d:2+5d:2+6d:2+3e
+        40:6+4f 4n:6+46 50:6+5f 5n:6+56 60:6+6f 6n:6+66""",
+    "e2m4": """
+        00:6+0c 06:6+0f 0d:2+1d:2+2d:2+3d 10:6+1c 16:6+1f 20:6+2c 26:6+2f 30:6+3c 36:6+3f 4d:2+5d:2+6d:2+3e
+        40:6+4c 46:6+4f 50:6+5c 56:6+5f 60:6+6c 66:6+6f""",
+    "e3m3": """
+        00:6+0f 06:6+0e 0c:2+1t:2+2c:2+3d 10:6+16 17:6+1f 20:6+2f 26:6+2e 30:6+3c 36:6+3e 4c:2+5t:2+6c:2+3f
+        40:6+4f 46:6+4e 50:6+56 57:6+5f 60:6+6f 66:6+6e""",
+    "e4m2": """
+        00:6+0e 06:2+16:2+26:2+36 08:6+0f 10:6+1e 18:6+1f 20:6+2e 28:6+2f 30:6+37 38:6+3f 46:2+56:2+66:2+3e
+        40:6+4e 48:6+4f 50:6+5e 58:6+5f 60:6+6e 68:6+6f""",
+    "e5m1": """
+        00:6+0c 06:6+0f 0d:2+1d:2+2d:2+3d 10:6+1c 16:6+1f 20:6+2c 26:6+2f 30:6+3c 36:6+3f 4d:2+5d:2+6d:2+3e
+        40:6+4c 46:6+4f 50:6+5c 56:6+5f 60:6+6c 66:6+6f""",
+    "e6m0": """
+        00:6+0f 06:6+0e 0c:2+1c:2+2c:2+3d 10:6+1f 16:6+1e 20:6+2f 26:6+2e 30:6+3c 36:6+3e 4c:2+5c:2+6c:2+3f
+        40:6+4f 46:6+4e 50:6+5f 56:6+5e 60:6+6f 66:6+6e""",
+    "e1m6": """
+        00:7+0f 08:7+0n 10:7+1f 18:7+1n 20:7+2f 28:7+2n 30:7+3f 38:7+3n 40:7+4f 48:7+4n 50:7+5f 58:7+5n 60:7+6f
+        68:7+6n 70:7+7f 78:7+7n""",
+    "e2m5": """
+        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
+        67:7+6f 70:7+7e 77:7+7f""",
+    "e3m4": """
+        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
+        67:7+6f 70:7+7e 77:7+7f""",
+    "e4m3": """
+        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
+        67:7+6f 70:7+7e 77:7+7f""",
+    "e5m2": """
+        08:7+0f 0g:7+0n 18:7+1f 1g:7+1n 28:7+2f 2g:7+2n 38:7+3f 3g:7+3n 48:7+4f 4g:7+4n 58:7+5f 5g:7+5n 68:7+6f
+        6g:7+6n 78:7+7f 7g:7+7n""",
+    "e6m1": """
+        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
+        67:7+6f 70:7+7e 77:7+7f""",
+    "e7m0": """
+        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
+        67:7+6f 70:7+7e 77:7+7f""",
+}

@@ -25,7 +25,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
-from lowbitvm.targets import TARGETS
+from lowbitvm.targets import TARGETS, get
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
 
@@ -123,7 +123,7 @@ def compile_command(
 ) -> None:
     """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
     fmt = Format(weights, int(group) if group.isdigit() else group, None if zero == "none" else zero, scale)
-    tile = chosen_tile(fmt, **parts)
+    tile = chosen_tile(fmt, get(target), **parts)
     shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
     epilogue = {"bias": bias, "gate": gate, "residual": residual, "activation": activation, "out": out}
     also = [str(value) if isinstance(value, str) else part for part, value in epilogue.items() if value]

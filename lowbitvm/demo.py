@@ -24,7 +24,8 @@ from lowbitvm import targets
 from lowbitvm.bounds import linear_bound
 from lowbitvm.checkpoint import GgufFile, Tokenizer, smollm2_path
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.foreign import from_foreign
+from lowbitvm.pack import PackedWeight
 from lowbitvm.plan import linear_tile
 from lowbitvm.runtime import driver
 from lowbitvm.targets import TARGETS
@@ -73,9 +74,8 @@ def load_block(file: GgufFile, index: int, device: str) -> Block:
         return torch.from_numpy(file.floats(f"blk.{index}.{name}.weight").copy()).to(device)
 
     def linear(name: str) -> PackedWeight:
-        matrix = file.quantized(f"blk.{index}.{name}.weight")
-        zeros = None if matrix.zeros is None else torch.from_numpy(matrix.zeros)
-        packed = pack(torch.from_numpy(matrix.codes), torch.from_numpy(matrix.scales), zeros, matrix.format)
+        packing, stored = file.stored(f"blk.{index}.{name}.weight")
+        packed = from_foreign(packing, {tensor: torch.from_numpy(array.copy()) for tensor, array in stored.items()})
         return packed.to(device)
 
     return Block(norm("attn_norm"), norm("ffn_norm"), {name: linear(name) for name in LAYERS})
@@ -249,7 +249,7 @@ def lowbitvm_backend(device: str) -> Backend:
             return lb.linear(x, weight)
 
     def compile_layer(weight: PackedWeight, tokens: int, target: str) -> Compiled:
-        tile = asdict(linear_tile(tokens, weight.format))
+        tile = asdict(linear_tile(tokens, weight.format, targets.get(target)))
         return lb.compile_linear(weight.format, act="f16", target=target, cache=False, **tile)
 
     def bound(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:

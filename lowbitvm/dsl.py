@@ -344,7 +344,7 @@ def load(source: Tensor | Packed, offsets: tuple[Value | int, ...], shape: tuple
     """
     _expect(source, (Tensor, Packed), "lb.load reads a parameter of the kernel")
     array = source.array
-    dtype = source.dtype if isinstance(source, Tensor) else dtypes.get(source.format.dtype)
+    dtype = source.dtype if isinstance(source, Tensor) else source.format.code
     return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other)
 
 

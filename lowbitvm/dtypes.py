@@ -115,21 +115,54 @@ class CodeType(DType):
     def encode(self, values: Array, table: Array | None = None) -> Array:
         """The pattern of the value nearest to each of `values`, u8: floats, numpy or torch, computed in float64.
 
-        Ties go to the even pattern, in a table and a bipolar type to the larger value; what lies beyond the largest
-        value, or is infinite, to that. -0.0 keeps its sign where the type has it. NaN becomes NaN in e4m3 and e5m2,
-        elsewhere the largest value. Of equal values in a table the first pattern is taken. `table`: the 2**bits values
-        of a type that takes them from data.
+        Ties go to the even code (of a float, the even pattern), in a table and a bipolar type to the larger value; what
+        lies beyond the largest value, or is infinite, to that. -0.0 keeps its sign where the type has it. NaN becomes
+        NaN in e4m3 and e5m2, elsewhere the largest value. Of equal values in a table the first pattern is taken.
+        `table`: the 2**bits values of a type that takes them from data.
         """
         exact: Array = values.double() if is_tensor(values) else np.asarray(values, np.float64)
-        if self.kind != "float":
-            bounds, patterns = _nearest(self) if table is None else thresholds(table)
-            return _select(exact, bounds, patterns)
-        bounds, patterns = _nearest(self)
-        magnitudes = _select(abs(exact), bounds, patterns)
-        negative = exact.signbit() if is_tensor(exact) else np.signbit(exact)
-        negative &= exact == exact  # a NaN has no sign
-        sign = negative.to(magnitudes.dtype) if is_tensor(exact) else negative.astype(np.uint8)
-        return magnitudes | sign << (self.bits - 1)
+        if self.kind == "table":
+            return _select(exact, *(_nearest(self) if table is None else thresholds(table)))
+        invalid = exact != exact
+        finite = _filled(exact, invalid, 0.0)
+        stored = self._encode_integer(finite) if self.is_linear else self._encode_float(finite)
+        return _filled(stored, invalid, NAN_PATTERNS.get(self.name, (self.top,))[-1])
+
+    @property
+    def has_specials(self) -> bool:
+        """Whether some patterns are NaN or infinite."""
+        return self.name in NAN_PATTERNS
+
+    @functools.cached_property
+    def top(self) -> int:
+        """The pattern of the largest value of an integer or float type."""
+        values = self.values
+        assert values is not None
+        return int(np.where(np.isfinite(values[: self.used]), values[: self.used], -np.inf).argmax())
+
+    def _encode_integer(self, exact: Array) -> Array:
+        clipped = exact.clip(self.low, self.high)
+        # of a bipolar type the odd number above an even one; two floors, for half of the least subnormal rounds to 0
+        nearest = clipped.round() if self.step == 1 else (_floor(_floor(clipped) / 2) * 2 + 1).clip(max=self.high)
+        return _integers((nearest + self.bias) / self.step, u8)
+
+    def _encode_float(self, exact: Array) -> Array:
+        """Counts in units of the last place: a carry out of the mantissa is the next exponent's pattern."""
+        bits = exact.view(i64.torch() if is_tensor(exact) else np.int64)
+        magnitude = abs(exact).clip(max=self.largest)
+        lowest = 2 - (1 << (self.exponent - 1))  # exponent of the smallest normal number
+        exponent = (magnitude.view(bits.dtype) >> 52).clip(min=lowest + 1023)
+        unit = ((2046 + self.mantissa - exponent) << 52).view(exact.dtype)
+        places = magnitude * unit  # exact: a power of two
+        if self.mantissa:
+            count = _integers(places.round(), i64)
+            patterns = count + ((exponent - (lowest + 1023)) << self.mantissa)
+        else:  # the pattern's last bit is the exponent's: of 1.5, half-way from 1 to 2, it decides
+            exponent = exponent - (lowest + 1023)
+            up = (places > 1.5) | ((places == 1.5) & (exponent & 1 == 0)) | ((places > 0.5) & (places < 1))
+            patterns = exponent + _integers(places >= 1, i64) + _integers(up, i64)
+        sign = (bits >> 63) & 1
+        return _integers(patterns | sign << (self.bits - 1), u8)
 
     def decode(self, stored: Array) -> Array:
         """The exact float64 values of patterns, an integer numpy array or torch tensor."""
@@ -162,38 +195,39 @@ def _values(code: CodeType) -> np.ndarray[Any, np.dtype[np.float64]] | None:
 
 @functools.cache
 def _nearest(code: CodeType) -> tuple[Any, Any]:
-    """The thresholds of a code type: for floats those of the magnitudes, NaN above all of them."""
-    values = code.values
-    assert values is not None, f"{code} takes its values from data"
-    if code.kind != "float":
-        return thresholds(values[: code.used], even=code.step == 1 and code.is_linear)
-    magnitudes = values[: 1 << (code.bits - 1)]
-    finite = np.isfinite(magnitudes)
-    bounds, patterns = thresholds(magnitudes[finite], even=True)
-    nan = NAN_PATTERNS.get(code.name)
-    # the index beyond the last finite value is that of NaN alone: it compares above infinity in a sorted search
-    return np.append(bounds, np.nan), np.append(patterns, nan[-1] if nan else patterns[-1]).astype(np.uint8)
+    """The thresholds of a table that is no data."""
+    assert code.values is not None, f"{code} takes its values from data"
+    return thresholds(code.values)
 
 
-def thresholds(values: Array, even: bool = False) -> tuple[Any, Any]:
-    """(bounds, patterns): the nearest of `values` to x is patterns[number of bounds <= x].
-
-    Half-way cases go to the larger value, or with `even` to the even pattern.
-    """
+def thresholds(values: Array) -> tuple[Any, Any]:
+    """(bounds, patterns): the nearest of `values` to x is patterns[number of bounds <= x], the larger of two."""
     exact = np.asarray(values.cpu() if is_tensor(values) else values).astype(np.float64)
     ordered, patterns = np.unique(exact, return_index=True)
-    middle = (ordered[:-1] + ordered[1:]) / 2
-    up = np.ones(len(middle), bool) if not even else patterns[1:] % 2 == 0
-    return np.where(up, middle, np.nextafter(middle, np.inf)), patterns.astype(np.uint8)
+    return (ordered[:-1] + ordered[1:]) / 2, patterns.astype(np.uint8)
 
 
 def _select(exact: Array, bounds: Any, patterns: Any) -> Array:
     """patterns[number of bounds <= x] for every x of a float64 array; a NaN counts as the largest number."""
     if not is_tensor(exact):
         return patterns[np.searchsorted(bounds, exact, side="right")]
-    finite = bounds[~np.isnan(bounds)]  # torch orders NaN too, but promises it nowhere
-    index = torch().bucketize(exact, as_tensor(finite, exact), right=True)
+    index = torch().bucketize(exact, as_tensor(bounds, exact), right=True)
     return as_tensor(patterns, exact)[index.masked_fill(exact.isnan(), len(bounds))]
+
+
+def _filled(values: Array, mask: Array, value: float) -> Array:
+    """`values` with `value` where the mask says so; as they are where it nowhere does."""
+    if not bool(mask.any()):
+        return values
+    return values.masked_fill(mask, value) if is_tensor(values) else np.where(mask, values.dtype.type(value), values)
+
+
+def _floor(exact: Array) -> Array:
+    return exact.floor() if is_tensor(exact) else np.floor(exact)
+
+
+def _integers(values: Array, dtype: DType) -> Array:
+    return values.to(dtype.torch()) if is_tensor(values) else values.astype(dtype.numpy)
 
 
 def as_tensor(array: Any, like: Array) -> Array:
@@ -298,6 +332,11 @@ def get(name: str) -> DType:
             f"use one of {', '.join([*ARRAY_TYPES, *CODE_TYPES])}",
         )
     return dtype
+
+
+def of_numpy(dtype: np.dtype[Any]) -> DType:
+    """The DType of numpy arrays of `dtype`, which has one."""
+    return _OF_NUMPY[dtype]
 
 
 def is_tensor(value: object) -> bool:

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lowbitvm import arrays, dtypes
-from lowbitvm.dtypes import Array, CodeType, DType
+from lowbitvm.dtypes import Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.words import TILE_N, pack_words, unpack_words, words_shape
+from lowbitvm.words import TILE_N, check_codes, pack_codes, unpack_codes, unpack_patterns, words_shape
 
 OPTIONAL_PARTS = ("zeros", "table", "outer", "outer_zeros", "permutation")
 # of the numbers of a scale dtype: bits of the significand, exponent of the smallest
@@ -64,7 +64,7 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         _check_wanted({name: getattr(self, name) for name in OPTIONAL_PARTS}, self.format)
-        _check_one_device(self.arrays)
+        check_one_device(self.arrays)
         shapes = _stored_shapes(self.format, *self.shape)
         for name, array in self.arrays.items():
             dtype = _part_dtype(name, self.format)
@@ -101,9 +101,8 @@ class PackedWeight:
         A "tensor" scale of a weight without output features is stored nowhere and comes back as 0.
         """
         fmt = self.format
-        stored = restored(unpack_words(self.words, self.shape, fmt.code), self.permutation)
+        codes = restored(unpack_codes(self.words, self.shape, fmt.code), self.permutation)
         zeros = None if self.zeros is None else self._given(self.zeros)
-        codes = arrays.cast(fmt.code.codes(arrays.cast(stored, dtypes.i16)), fmt.code)
         return codes, self._given(self.scales), arrays.cast(zeros, fmt.code) if fmt.zero == "int" else zeros
 
     def arguments(self) -> dict[str, Any]:
@@ -167,7 +166,7 @@ class PackedWeight:
     def _values(self, wide: DType) -> Array:
         """The value of each code (N, K), in the stored order of the columns."""
         fmt, (out_features, in_features) = self.format, self.shape
-        stored = unpack_words(self.words, self.shape, fmt.code)
+        stored = unpack_patterns(self.words, self.shape, fmt.code)
         table = self._given_table()
         if table is None:
             assert fmt.code.values is not None
@@ -250,9 +249,9 @@ def pack(
     fmt = as_format(fmt)
     optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
     _check_wanted(optional, fmt)
-    given = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}
-    given = {name: arrays.detached(array) for name, array in given.items() if array is not None}
-    _check_one_device(given)
+    parts = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}
+    given = {name: arrays.detached(array) for name, array in parts.items() if array is not None}
+    check_one_device(given)
     _check_integer("codes", codes)
     if codes.ndim != 2:
         refuse_shape("codes", codes, "(out_features, in_features)", "as torch.nn.Linear has them")
@@ -261,9 +260,8 @@ def pack(
         if name in given:
             _check_part(name, given[name], fmt)
             _check_shape(name, given[name], wanted, f"for {fmt} with codes {shape}")
-    _check_codes("codes", codes, fmt.code, fmt.code.step)
     if fmt.zero == "int":
-        _check_codes("zeros", given["zeros"], fmt.code, 1)
+        check_codes("zeros", given["zeros"], fmt.code, 1)
         given["zeros"] = arrays.cast(given["zeros"], dtypes.f16)
     if permutation is not None:
         check_permutation(given["permutation"], in_features)
@@ -278,7 +276,7 @@ def pack(
         for name, array in given.items()
         if name in OPTIONAL_PARTS or name == "scales"
     }
-    words = pack_words(_stored_codes(given["codes"], fmt.code), fmt.code)
+    words = pack_codes(given["codes"], fmt.code)
     return PackedWeight(
         words, stored.pop("scales"), stored.pop("zeros", None), fmt, out_features, in_features, **stored
     )
@@ -392,36 +390,6 @@ def _folded(given: dict[str, Array], fmt: Format) -> dict[str, Array]:
     return folded
 
 
-def _check_codes(name: str, codes: Array, code: CodeType, step: int) -> None:
-    """Raises CODES_OUT_OF_RANGE for the first integer that is no code of the type, every `step`-th from its lowest."""
-    low, high = code.low, code.high
-    wide = codes
-    if dtypes.of(codes).kind == "uint":  # torch compares no unsigned integers but u8; u64 beyond i64 wraps to negative
-        low = max(low, 0)
-        wide = arrays.cast(codes, dtypes.i64) if dtypes.is_tensor(codes) else codes
-    if not math.prod(codes.shape):
-        return
-    bad = (wide < low) | (wide > high) if not low <= int(wide.min()) <= int(wide.max()) <= high else None
-    if bad is None and step > 1:
-        bad = (wide & 1) == 0
-    at = None if bad is None else arrays.first(bad)
-    if at is not None:
-        every = "" if step == 1 else f", every {step}nd number"
-        raise LowbitvmError(
-            "CODES_OUT_OF_RANGE",
-            f"{name}{list(at)} is {codes[at].item()}, {code} has {code.low} .. {code.high}{every}",
-            f"quantise to the range of {code} first",
-        )
-
-
-def _stored_codes(codes: Array, code: CodeType) -> Array:
-    """The patterns of codes in range as u8; both steps wrap modulo 256, the result fits."""
-    halved = codes >> 1 if code.step == 2 else codes  # (q + bias) / 2 = floor(q / 2) + (bias + 1) / 2 for odd q, bias
-    patterns = arrays.cast(halved, dtypes.u8)
-    bias = (code.bias + code.step - 1) // code.step
-    return patterns + bias if bias else patterns
-
-
 def _by_feature(given: Array, out_features: int) -> Array:
     """[G, ceil(N/16), 8, 2, ...] from (N, G, ...), or from (1, G, ...) repeated for every feature; moves bits only."""
     tiles_n, (_, groups, *rest) = -(-out_features // TILE_N), given.shape
@@ -486,7 +454,7 @@ def _check_wanted(optional: dict[str, Array | None], fmt: Format) -> None:
             )
 
 
-def _check_one_device(parts: dict[str, Array]) -> None:
+def check_one_device(parts: dict[str, Array]) -> None:
     places = {name: arrays.device(array) for name, array in parts.items()}
     if len(set(places.values())) > 1:
         where = ", ".join(f"{name} on {place}" for name, place in places.items())

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.targets import Gpu
+from lowbitvm.targets import Target
 
+STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -30,27 +31,41 @@ SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' wa
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
-def linear_plan(m: int, n: int, k: int, fmt: Format, gpu: Gpu, batch_invariant: bool = False) -> Tile:
+def linear_plan(m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False) -> Tile:
     """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt)
+    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target)
     blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
-    return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, gpu.sms // max(1, blocks))))
+    return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // max(1, blocks))))
 
 
-def linear_tile(m: int, fmt: Format) -> Tile:
+def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
     """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
+    Two stages are as good as more where the target has no asynchronous copies to fill them.
     """
+    stages = 4 if target is None or target.has_async_copies else 2
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
-    return Tile(bm, bn=128, bk=64, stages=4, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def chosen_tile(fmt: Format, **parts: int | None) -> Tile:
+def _stages(tile: Tile, fmt: Format) -> int:
+    """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency.
+
+    Where groups are longer than a stage, the kernel then takes 128 of k at a time, and waits once for two such units.
+    """
+    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
+    longer = isinstance(fmt.group, str) or fmt.group > tile.bk
+    fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
+    return next(iter(fits), tile.stages)
+
+
+def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
@@ -59,7 +74,7 @@ def chosen_tile(fmt: Format, **parts: int | None) -> Tile:
     odd = {name: part for name, part in given.items() if type(part) is not int or part < 1}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
-    tile = replace(linear_tile(given.get("bm", 16), fmt), **given)
+    tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
     limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
     problems = {
@@ -68,7 +83,7 @@ def chosen_tile(fmt: Format, **parts: int | None) -> Tile:
         f"bn {tile.bn} is no power of two from 16 x {tile.warps} warps on": tile.bn < 16 * tile.warps
         or tile.bn & (tile.bn - 1),
         f"bk {tile.bk} is not 64, 128 or 256": tile.bk not in (64, 128, 256),
-        f"stages {tile.stages} is not 2 to 5": not 2 <= tile.stages <= 5,
+        f"stages {tile.stages} is not 2 to 8": not 2 <= tile.stages <= 8,
         f"splits {tile.splits} is not 1 to {MOST_SPLITS}": tile.splits > MOST_SPLITS,
         f"bm {tile.bm} x bn {tile.bn} are {accumulators} accumulators per thread, {fmt} has registers for {limit}": (
             accumulators > limit

@@ -5,7 +5,9 @@ A group is one row of a matrix here: (groups of all output features, codes of a 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +15,16 @@ from lowbitvm import arrays, dtypes
 from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
-from lowbitvm.pack import PackedWeight, as_format, check_permutation, pack, refuse_shape, restored
+from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
-SHRINKS = tuple(2.0 ** (-i / 16) for i in range(65))  # scales that "mse" tries, relative to that of "rtn"
-E8M0_SHRINKS = (1.0, 2.0, 0.5, 0.25, 0.125)
+# Scales that "mse" tries, relative to that of "rtn": first these, then those around the best of them.
+COARSE = tuple(2.0 ** (-i / 4) for i in range(17))
+FINE = tuple(2.0 ** (i / 16) for i in (-2, -1, 1, 2))
+E8M0_COARSE = (1.0, 2.0, 0.5, 0.25, 0.125)
 LARGEST_SCALE = {"e4m3": 448.0, "i8": 127.0}
 E4M3_LIMIT = 464.0  # from here on e4m3 would need a number above its largest
+BLOCK_WEIGHTS = 12 << 10  # rounded at a time on a CPU: float64 arrays below 128 KB, which malloc keeps and reuses
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,23 @@ class _Fit:
     patterns: Array  # u8 (groups, size)
     scales: Array  # as stored
     zeros: Array | None
+    shrink: Array | float  # the scale, relative to that of "rtn"
+    error: Array | None  # sum of squares
+    grid: Array | None = None  # which of several
 
 
-@np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
+@dataclass(frozen=True)
+class _Rounded:
+    """Some rows of a weight, rounded, as `pack` takes them."""
+
+    codes: Array
+    scales: Array
+    zeros: Array | None
+    table: Array | None
+    outer: Array | None
+    outer_zeros: Array | None
+
+
 def quantize(
     weight: Array,
     fmt: Format | str,
@@ -86,77 +105,165 @@ def quantize(
     far the grid can end short of lo or hi. A group whose scale rounds to 0 (all zero, constant for "offset", or below
     the scale dtype's smallest number) gets s = 0. Ties are as in `CodeType.encode`.
 
-    method: "rtn" as above, or "mse": of 65 scales from s to s / 16 (for "offset" around the middle; with e8m0, of 2 s
-        to s / 8) the one with the least sum of squared errors in each group, the largest of equals.
+    method: "rtn" as above, or "mse": for each group the scale with the least sum of squared errors of 17 from s to
+        s / 16 and then of 4 between its neighbours (for "offset" around the middle); with e8m0 of 2 s, s, ..., s / 8.
     table: for the dtypes "c1".."c8", floats that are rounded to f16: the tables as `pack` takes them, or one of E
         numbers for table="tensor", or (T, E) for table="group", of which each group takes the one with the least error.
     input_scale: floats (K). What is rounded is the weight that multiplies x as this one multiplies x * input_scale.
     permutation: as `pack` takes it; weight keeps its own order.
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
-    overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH and
-    GROUP_INDIVISIBLE as `pack`.
+    overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,
+    DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
     """
     fmt = as_format(fmt)
     if method not in METHODS:
         raise LowbitvmError("ARGUMENT_INVALID", f"the method is {method!r}", f"use one of {', '.join(METHODS)}")
-    exact = _exact(weight, fmt, input_scale)
-    shape = out_features, in_features = (int(exact.shape[0]), int(exact.shape[1]))
-    rows, groups = scales_shape = fmt.scales_shape(*shape)
+    given = {"weight": weight, "table": table, "input_scale": input_scale, "permutation": permutation}
+    check_one_device({name: array for name, array in given.items() if array is not None})
+    _check_weight(weight, input_scale)
+    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    fmt.scales_shape(*shape), fmt.outer_shape(*shape)  # raise where groups do not divide in_features
     if permutation is not None:
-        check_permutation(permutation, in_features)
-        exact = exact[:, arrays.cast(permutation, dtypes.i64)]
-    members = exact.reshape(rows * groups, fmt.group_size(in_features) * (out_features if fmt.group == "tensor" else 1))
-    tables = _tables(table, fmt, shape, members)
-    grids = _grids(fmt, shape, tables, members)
-    lo, hi = _ends(members, include_zero=fmt.zero != "offset")
-    levels = _second_level(fmt, shape, grids[0], lo, hi)
-    best, choice = _best(members, lo, hi, fmt, grids, [_by_scale(level, scales_shape) for level in levels], method)
-    if tables is not None and choice is not None:
-        tables = tables.reshape(-1, 1 << fmt.bits)[choice].reshape(fmt.table_shape(*shape))
-    outer, outer_zeros = levels
-    codes = fmt.code.codes(arrays.cast(best.patterns, dtypes.i16)).reshape(shape)
-    return pack(
-        restored(codes, permutation),
-        best.scales.reshape(scales_shape),
-        None if best.zeros is None else best.zeros.reshape(scales_shape),
-        fmt,
-        table=tables,
-        outer=outer,
-        outer_zeros=outer_zeros if fmt.zero == "offset" else None,
-        permutation=permutation,
-    )
+        check_permutation(permutation, shape[1])
+    tables = _tables(table, fmt, shape)
+    # the tensors of a CPU are rounded as numpy arrays, block by block
+    job = _Job(fmt, method, *(arrays.host(array) for array in (weight, tables, input_scale, permutation)))
+    parts = {name: array for name, array in vars(job.run()).items() if array is not None}
+    if dtypes.is_tensor(weight) and not dtypes.is_tensor(parts["codes"]):
+        parts = {name: arrays.tensor(array) for name, array in parts.items()}
+    return pack(**{"zeros": None, **parts}, fmt=fmt, permutation=permutation)
 
 
-def _exact(weight: Array, fmt: Format, input_scale: Array | None) -> Array:
-    """The weight in float64, times the input_scale. Raises for weights that cannot be rounded."""
+def _check_weight(weight: Array, input_scale: Array | None) -> None:
     if not dtypes.of(weight).is_float:
         raise LowbitvmError(
             "DTYPE_MISMATCH", f"the weight is {dtypes.of(weight)}, quantize takes floats", "use pack for integer codes"
         )
     if weight.ndim != 2:
         refuse_shape("weight", weight, "(out_features, in_features)", "as torch.nn.Linear has it")
-    exact = arrays.cast(arrays.detached(weight), dtypes.f64) + 0.0  # -0.0 becomes 0.0: libraries differ in minima
     if input_scale is not None:
         if not dtypes.of(input_scale).is_float:
             raise LowbitvmError("DTYPE_MISMATCH", f"input_scale is {dtypes.of(input_scale)}", "convert it to f32")
         if tuple(input_scale.shape) != (weight.shape[1],):
             refuse_shape("input_scale", input_scale, f"({weight.shape[1]},)", "for as many in_features")
-        exact = exact * arrays.cast(arrays.detached(input_scale), dtypes.f64) + 0.0
-    _refuse_weights(exact, ~(abs(exact) < math.inf), "is not finite", "remove NaN and infinity first")
-    if fmt.zero is None and fmt.code.kind == "uint":
-        fix = f'use "{"i" if fmt.bits > 1 else "bp"}{fmt.bits}" or a zero kind'
-        _refuse_weights(exact, exact < 0, f"is negative and {fmt} has no zero point", fix)
-    return exact
 
 
-def _refuse_weights(weights: Array, bad: Array, problem: str, fix: str) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """One call of `quantize`; rows that share nothing are rounded block by block."""
+
+    fmt: Format
+    method: str
+    weight: Array
+    tables: Array | None
+    input_scale: Array | None
+    permutation: Array | None
+
+    def run(self) -> _Rounded:
+        out_features, in_features = self.weight.shape
+        limit = max(1, BLOCK_WEIGHTS // max(1, in_features)) if self.fmt.group != "tensor" else out_features
+        if self.fmt.table == "block":
+            limit = -(-limit // BLOCK) * BLOCK
+        levels: tuple[Array | None, Array | None] | None = None
+        if self.fmt.outer == "tensor":
+            ends = self._in_blocks(limit, self._second_level)
+            outer, outer_zeros = (_joined([end[i] for end in ends]) for i in range(2))
+            if outer is not None and outer_zeros is not None:
+                levels = outer.max().reshape(1, 1), outer_zeros.max().reshape(1, 1)
+        done = self._in_blocks(limit, lambda rows: self._round(rows, levels))
+        if not done:
+            return self._round(slice(0, out_features), levels)
+        whole = {name: _joined([getattr(part, name) for part in done]) for name in vars(done[0])}
+        if self.fmt.outer == "tensor":
+            whole["outer"], whole["outer_zeros"] = done[0].outer, done[0].outer_zeros
+        if self.fmt.table == "tensor":
+            whole["table"] = self.tables
+        return _Rounded(**whole)
+
+    def _in_blocks(self, limit: int, work: Callable[[slice], Any]) -> list[Any]:
+        """What `work` returns for each slice of rows, in their order."""
+        done: dict[int, Any] = {}
+
+        @np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
+        def one(block: tuple[slice, slice]) -> None:
+            done[block[0].start] = work(block[0])
+
+        arrays.for_each_block(self.weight, (self.weight.shape[0], 1), limit, one)
+        return [done[start] for start in sorted(done)]
+
+    def _members(self, rows: slice) -> tuple[Array, list[_Grid], tuple[int, int]]:
+        """(groups, size) weights of some rows, what their codes can stand for, and the rows' shape."""
+        fmt = self.fmt
+        exact = self._exact(rows)
+        shape = int(exact.shape[0]), int(exact.shape[1])
+        if self.permutation is not None:
+            exact = exact[:, arrays.cast(self.permutation, dtypes.i64)]
+        groups = math.prod(fmt.scales_shape(*shape))
+        members = exact.reshape(groups, fmt.group_size(shape[1]) * (shape[0] if fmt.group == "tensor" else 1))
+        tables = self.tables
+        if tables is not None and fmt.table == "block":
+            tables = tables[rows.start // BLOCK : -(-rows.stop // BLOCK)]
+        elif tables is not None and tables.ndim == 3 and fmt.group != "tensor":
+            tables = tables[rows]
+        return members, _grids(fmt, shape, tables, members), shape
+
+    def _exact(self, rows: slice) -> Array:
+        """Weights in float64, times the input_scale. Raises for those that cannot be rounded."""
+        exact = arrays.cast(arrays.detached(self.weight)[rows], dtypes.f64) + 0.0  # -0.0 + 0.0 is 0.0: minima differ
+        if self.input_scale is not None:
+            exact = exact * arrays.cast(arrays.detached(self.input_scale), dtypes.f64) + 0.0
+        _refuse_weights(rows.start, exact, ~(abs(exact) < math.inf), "is not finite", "remove NaN and infinity first")
+        if self.fmt.zero is None and self.fmt.code.kind == "uint":
+            fix = f'use "{"i" if self.fmt.bits > 1 else "bp"}{self.fmt.bits}" or a zero kind'
+            _refuse_weights(rows.start, exact, exact < 0, f"is negative and {self.fmt} has no zero point", fix)
+        return exact
+
+    def _second_level(self, rows: slice) -> tuple[Array | None, Array | None]:
+        members, grids, shape = self._members(rows)
+        return _second_level(self.fmt, shape, grids[0], *_ends(members, include_zero=self.fmt.zero != "offset"))
+
+    def _round(self, rows: slice, levels: tuple[Array | None, Array | None] | None) -> _Rounded:
+        fmt = self.fmt
+        members, grids, shape = self._members(rows)
+        lo, hi = _ends(members, include_zero=fmt.zero != "offset")
+        outer, outer_zeros = levels or _second_level(fmt, shape, grids[0], lo, hi)
+        scales_shape = fmt.scales_shape(*shape)
+        by_scale = [_by_scale(level, scales_shape) for level in (outer, outer_zeros)]
+        best = _best(members, lo, hi, fmt, grids, by_scale, self.method)
+        table = self.tables
+        if table is not None and best.grid is not None:
+            table = table[best.grid].reshape(*scales_shape, -1)
+        elif table is not None and fmt.table == "block":
+            table = table[rows.start // BLOCK : -(-rows.stop // BLOCK)]
+        elif table is not None and fmt.table == "group" and fmt.group != "tensor":
+            table = table[rows]
+        codes = arrays.cast(fmt.code.codes(arrays.cast(best.patterns, dtypes.i16)), fmt.code).reshape(shape)
+        zeros = None if best.zeros is None else best.zeros.reshape(scales_shape)
+        return _Rounded(
+            restored(codes, self.permutation),
+            best.scales.reshape(scales_shape),
+            zeros,
+            table,
+            outer,
+            outer_zeros if fmt.zero == "offset" else None,
+        )
+
+
+def _joined(parts: Sequence[Array | None]) -> Array | None:
+    """Rows of blocks, one below the other."""
+    there = [part for part in parts if part is not None]
+    return None if not there else there[0] if len(there) == 1 else np.concatenate(there)  # tensors come in one block
+
+
+def _refuse_weights(first_row: int, weights: Array, bad: Array, problem: str, fix: str) -> None:
     at = arrays.first(bad)
     if at is not None:
-        raise LowbitvmError("ARGUMENT_INVALID", f"weight{list(at)} = {float(weights[at])} {problem}", fix)
+        where = [at[0] + first_row, at[1]]
+        raise LowbitvmError("ARGUMENT_INVALID", f"weight{where} = {float(weights[at])} {problem}", fix)
 
 
-def _tables(table: Array | None, fmt: Format, shape: tuple[int, int], members: Array) -> Array | None:
+def _tables(table: Array | None, fmt: Format, shape: tuple[int, int]) -> Array | None:
     """The given tables in f16, one tensor table as (1, E). Raises where they are missing, not wanted or of no size."""
     if (table is None) != (fmt.table is None):
         problem = f"table is None, {fmt} has tables" if table is None else f"a table was given, {fmt} has none"
@@ -266,32 +373,55 @@ def _by_scale(level: Array | None, scales_shape: tuple[int, int]) -> Array | Non
 
 def _best(
     members: Array, lo: Array, hi: Array, fmt: Format, grids: list[_Grid], levels: list[Array | None], method: str
-) -> tuple[_Fit, Array | None]:
-    """The rounding with the least error for each group, and which grid it took if there are several."""
-    shrinks = (1.0,) if method == "rtn" else E8M0_SHRINKS if fmt.scale == "e8m0" else SHRINKS
+) -> _Fit:
+    """The rounding with the least error for each group."""
+    chosen = len(grids) > 1 or (fmt.table == "group" and grids[0].rows is None)
+    compare = method == "mse" or chosen
+    middle = (lo + hi) / 2 if fmt.zero == "offset" else 0.0
+
+    def fit(grid: _Grid, shrink: Array | float) -> _Fit:
+        ends = middle + (lo - middle) * shrink, middle + (hi - middle) * shrink
+        return _fit(members, *ends, fmt, grid, levels, shrink, compare)
+
     best: _Fit | None = None
-    choice = least = None
-    for which, grid, shrink in ((which, grid, shrink) for which, grid in enumerate(grids) for shrink in shrinks):
-        middle = (lo + hi) / 2 if fmt.zero == "offset" else 0.0
-        fit = _fit(members, middle + (lo - middle) * shrink, middle + (hi - middle) * shrink, fmt, grid, levels)
-        if len(grids) == len(shrinks) == 1:
-            return fit, None
-        error = ((_weights(fit, fmt, grid, levels) - members) ** 2).sum(1)
-        if best is None or least is None:
-            best, least, choice = fit, error, arrays.numbers(error, error.shape[0]) * 0
-            continue
-        better = error < least
-        least = arrays.where(better, error, least)
-        choice = arrays.where(better, which, choice)
-        best.patterns[better] = fit.patterns[better]
-        arrays.bits(best.scales)[better] = arrays.bits(fit.scales)[better]
-        if best.zeros is not None and fit.zeros is not None:
-            arrays.bits(best.zeros)[better] = arrays.bits(fit.zeros)[better]
+    for which, grid in enumerate(grids):
+        found = fit(grid, 1.0)
+        if method == "mse":
+            for shrink in (E8M0_COARSE if fmt.scale == "e8m0" else COARSE)[1:]:
+                found = _better(found, fit(grid, shrink))
+            coarse = found.shrink
+            for factor in () if fmt.scale == "e8m0" else FINE:
+                found = _better(found, fit(grid, (coarse * factor).clip(max=1.0)))
+        if chosen:
+            found = replace(found, grid=arrays.numbers(lo, lo.shape[0]) * 0 + which)
+        best = found if best is None else _better(best, found)
     assert best is not None
-    return best, choice if len(grids) > 1 else None
+    return best
 
 
-def _fit(members: Array, lo: Array, hi: Array, fmt: Format, grid: _Grid, levels: list[Array | None]) -> _Fit:
+def _better(a: _Fit, b: _Fit) -> _Fit:
+    """For each group the rounding with the smaller error, `a` of equals; its arrays are those of `a`, changed."""
+    assert a.error is not None and b.error is not None
+    better = b.error < a.error
+    shrink = arrays.where(better, b.shrink, a.shrink)
+    for ours, theirs in ((a.patterns, b.patterns), (a.scales, b.scales), (a.zeros, b.zeros), (a.error, b.error)):
+        if ours is not None and theirs is not None:
+            arrays.bits(ours)[better] = arrays.bits(theirs)[better]
+    if a.grid is not None and b.grid is not None:
+        a.grid[better] = b.grid[better]
+    return replace(a, shrink=shrink)
+
+
+def _fit(
+    members: Array,
+    lo: Array,
+    hi: Array,
+    fmt: Format,
+    grid: _Grid,
+    levels: list[Array | None],
+    shrink: Array | float,
+    compare: bool,
+) -> _Fit:
     """Rounds scales, then zero points, then weights, for the ends lo and hi of the groups."""
     scales = _scales(lo, hi, fmt, grid, levels[0])
     s = _widened(scales, levels[0])
@@ -308,17 +438,15 @@ def _fit(members: Array, lo: Array, hi: Array, fmt: Format, grid: _Grid, levels:
     elif fmt.zero == "offset":
         zeros = _narrowed("offset", lo - grid.bottom * s, fmt, levels[1])
         places = (members - _widened(zeros, levels[1])[:, None]) / steps[:, None]
-    return _Fit(grid.nearest(places), scales, zeros)
-
-
-def _weights(fit: _Fit, fmt: Format, grid: _Grid, levels: list[Array | None]) -> Array:
-    """What the codes of a rounding stand for."""
-    values, s = grid.values(fit.patterns), _widened(fit.scales, levels[0])[:, None]
-    if fit.zeros is None:
-        return values * s
-    if fmt.zero == "offset":
-        return values * s + _widened(fit.zeros, levels[1])[:, None]
-    return (values - arrays.cast(fit.zeros, dtypes.f64)[:, None]) * s
+    patterns = grid.nearest(places)
+    error = None
+    if compare:
+        off = grid.values(patterns) * s[:, None] - members
+        if fmt.zero is not None and zeros is not None:
+            z = _widened(zeros, levels[1] if fmt.zero == "offset" else None)
+            off = off + (z if fmt.zero == "offset" else -z * s)[:, None]
+        error = (off * off).sum(1)
+    return _Fit(patterns, scales, zeros, shrink, error)
 
 
 def _scales(lo: Array, hi: Array, fmt: Format, grid: _Grid, level: Array | None) -> Array:
@@ -331,7 +459,7 @@ def _scales(lo: Array, hi: Array, fmt: Format, grid: _Grid, level: Array | None)
     else:
         largest = _reach(lo, hi, fmt, grid)
         mantissa, exponent = arrays.frexp(largest)
-        exponent = exponent - (mantissa == 0.5)
+        exponent = exponent - 1 * (mantissa == 0.5)
     exponent = arrays.where(largest > 0, exponent, -127)
     at = arrays.first(exponent > 127)
     if at is not None:

@@ -72,11 +72,20 @@ class Target:
         return min(by_registers, by_shared, self.warps_per_sm // warps, self.max_blocks_per_sm)
 
     @property
+    def has_async_copies(self) -> bool:
+        """Whether there is cp.async."""
+        return self.capability >= (8, 0)
+
+    @property
     def runs_on_newer_minor(self) -> bool:
         """Whether a cubin also runs on later GPUs of the same major version; an `a` target fits one GPU only."""
         return not self.name.endswith("a")
 
 
+_T4 = Gpu(
+    "T4", "NVIDIA T4 datasheet, 2018: 65 f16, 130 s8, 260 s4 T/s",
+    sms=40, boost_ghz=1.59, dram_gbs=320, l2_mb=4, f16=1024, s8=2048, s4=4096,
+)  # fmt: skip
 _A100 = Gpu(
     "A100-80", "A100 Tensor Core GPU Architecture, 2020: 312 f16, 624 s8, 1248 s4, 4992 b1 T/s",
     sms=108, boost_ghz=1.41, dram_gbs=2039, l2_mb=40, f16=2048, s8=4096, s4=8192, b1=32768,
@@ -106,6 +115,7 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         # name, capability, PTX ISA, shared per SM, per block, warps
+        Target("sm_75", (7, 5), "6.5", 64 * KIB, 64 * KIB, 32, _T4, mma_dtypes=("f16",)),
         Target("sm_80", (8, 0), "7.0", 164 * KIB, 163 * KIB, 64, _A100),
         Target("sm_86", (8, 6), "7.1", 100 * KIB, 99 * KIB, 48, _RTX_3090, max_blocks_per_sm=16),
         Target("sm_89", (8, 9), "7.8", 100 * KIB, 99 * KIB, 48, _RTX_4090, max_blocks_per_sm=24),
@@ -186,6 +196,10 @@ class MmaAtom:
     b: Layout
     c: Layout
 
+    def runs_on(self, target: Target) -> bool:
+        """Whether the target has it: bf16 and a depth of 16 came with sm_80."""
+        return target.capability >= (8, 0) or (self.operand in target.mma_dtypes and self.k == 8)
+
 
 def _mma(k: int, operand: str) -> MmaAtom:
     return MmaAtom(
@@ -226,19 +240,3 @@ def ldmatrix_addresses(count: int) -> Layout:
     (lane: row0 row1 row2 matrix0 matrix1) -> (row 3, matrix 2) for .x4. Source: PTX ISA, "ldmatrix".
     """
     return Layout.identity("lane", 3, "row") * Layout.identity("lane", count.bit_length() - 1, "matrix")
-
-
-# -- packed weights ----------------------------------------------------------------------------------------------------
-
-# One 16 (n) x 64 (k) tile of packed 4-bit weights: `code` is the index of a nibble in the 16 bytes (4 words) of a lane,
-# low bits first. Word s holds k = 16 s .. 16 s + 15; inside it, nibble 4 * half + r is half `half` of register r of the
-# m16n8k16 A fragment: one mask leaves both halves of a register, ready as a pair of f16. Weights are the m-side
-# operand, hence n where the fragment says m.
-STORED_4BIT = Layout.from_function(
-    lambda code, lane: {
-        "n": (lane >> 2) + 8 * (code & 1),
-        "k": 16 * (code >> 3) + 2 * (lane & 3) + (code >> 2 & 1) + 8 * (code >> 1 & 1),
-    },
-    {"code": 5, "lane": 5},
-    {"n": 4, "k": 6},
-)

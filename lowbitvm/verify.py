@@ -18,7 +18,7 @@ from lowbitvm.ir import Array, Op, Program
 MAX_TILE_ELEMENTS = 1 << 20
 MAX_RANK = 3
 ARITHMETIC = (dtypes.f32, dtypes.i32)
-STAGES = range(2, 6)
+STAGES = range(2, 9)
 RESERVED_NAMES = ("_", "WARP_SZ", "smem")  # PTX's own, and the generated code's shared memory
 
 Check = Callable[[Op], str | None]  # what is wrong with an op, or None

@@ -6,21 +6,19 @@ shifted pairs, the same for all lanes and tiles, so packing is a transposition o
 """
 
 import functools
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 import numpy as np
 
-from lowbitvm import chunk, dtypes
+from lowbitvm import arrays, chunk, dtypes
 from lowbitvm.dtypes import Array, CodeType
+from lowbitvm.errors import LowbitvmError
 
 TILE_N, TILE_K, LANES = 16, 64, 32
 PAIRS = 16  # of a lane in a tile: code c is half c & 1 of pair c >> 1
-BLOCK_CODES = 1 << 19  # packed at a time on a CPU: the pairs and the words of a block stay in its cache
+BLOCK_TILES = 512  # packed at a time on a CPU: the pairs and the words of a block stay in its cache
 
 
 @dataclass(frozen=True)
@@ -49,32 +47,85 @@ def words_shape(out_features: int, in_features: int, bits: int) -> tuple[int, in
     return (-(-out_features // TILE_N), -(-in_features // TILE_K), LANES * bits)
 
 
-def pack_words(stored: Array, code: CodeType) -> Array:
-    """The words from stored codes u8 (N, K), each below 2**bits: u32 for numpy, i32 for torch."""
-    if dtypes.is_tensor(stored) and stored.device.type == "cpu":
-        return _tensor(pack_words(stored.numpy(), code))
-    words = _empty(stored, words_shape(stored.shape[0], stored.shape[1], code.bits), dtypes.u32)
-    _for_each_block(words, lambda tiles: _pack_block(stored, words[tiles], code, tiles))
+def pack_codes(codes: Array, code: CodeType) -> Array:
+    """The words of codes (N, K), integers of any dtype: u32 for numpy, i32 for torch.
+
+    Raises CODES_OUT_OF_RANGE for the first code that the type does not have.
+    """
+    if dtypes.is_tensor(codes) and codes.device.type == "cpu":
+        return arrays.tensor(pack_codes(codes.numpy(), code))
+    words = _empty(codes, words_shape(codes.shape[0], codes.shape[1], code.bits), dtypes.u32)
+    arrays.for_each_block(codes, words.shape[:2], BLOCK_TILES, lambda tiles: _pack_block(codes, words, code, tiles))
     return words
 
 
-def unpack_words(words: Array, shape: tuple[int, int], code: CodeType) -> Array:
-    """The stored codes u8 (N, K) of words; inverse of `pack_words`."""
+def unpack_codes(words: Array, shape: tuple[int, int], code: CodeType) -> Array:
+    """The codes (N, K) of words, in the dtype of the code type; inverse of `pack_codes`."""
+    return _unpack(words, shape, code, patterns=False)
+
+
+def unpack_patterns(words: Array, shape: tuple[int, int], code: CodeType) -> Array:
+    """The bit patterns u8 (N, K) of words."""
+    return _unpack(words, shape, code, patterns=True)
+
+
+def check_codes(name: str, codes: Array, code: CodeType, step: int, within: Array | None = None) -> None:
+    """Raises CODES_OUT_OF_RANGE for the first integer that is no code of the type, every `step`-th from its lowest.
+
+    NaN and infinities of e4m3 and e5m2 count as none: no decode in registers keeps them.
+    within: the array that `codes` is a part of, which is searched for the first one.
+    """
+    if math.prod(codes.shape) and _beyond(codes, code, step) is not None:
+        whole = codes if within is None else within
+        at = arrays.first(_beyond(whole, code, step))
+        every = "" if step == 1 else f", every {step}nd number"
+        every = f" but for its NaN and infinities, from {code.top + 1} on" if code.has_specials else every
+        raise LowbitvmError(
+            "CODES_OUT_OF_RANGE",
+            f"{name}{list(at or ())} is {whole[at].item()}, {code} has {code.low} .. {code.high}{every}",
+            f"quantise to the range of {code} first",
+        )
+
+
+def _beyond(codes: Array, code: CodeType, step: int) -> Array | None:
+    """Which integers are no codes; None where all are."""
+    low, high = code.low, code.high
+    if dtypes.of(codes).kind == "uint":  # torch compares no unsigned integers but u8; u64 beyond i64 wraps to negative
+        low = max(low, 0)
+        codes = arrays.cast(codes, dtypes.i64) if dtypes.is_tensor(codes) and codes.itemsize > 1 else codes
+    bad = None
+    if int(codes.min()) < low or int(codes.max()) > high:
+        bad = (codes < low) | (codes > high)
+    other = None
+    if step == 2:
+        other = (codes & 1) == 0
+    elif code.has_specials:
+        other = (codes & (high >> 1)) > code.top
+    if other is not None and (bad is not None or bool(other.any())):
+        bad = other if bad is None else bad | other
+    return bad
+
+
+def _unpack(words: Array, shape: tuple[int, int], code: CodeType, patterns: bool) -> Array:
     if dtypes.is_tensor(words) and words.device.type == "cpu":
-        return _tensor(unpack_words(words.numpy().view(np.uint32), shape, code))
-    stored = _empty(words, shape, dtypes.u8)
-    _for_each_block(words, lambda tiles: _unpack_block(words[tiles], stored, code, tiles))
-    return stored
+        return arrays.tensor(_unpack(words.numpy().view(np.uint32), shape, code, patterns))
+    codes = _empty(words, shape, dtypes.u8 if patterns else dtypes.of_numpy(code.numpy))
+    arrays.for_each_block(
+        words, words.shape[:2], BLOCK_TILES, lambda tiles: _unpack_block(words[tiles], codes, code, tiles, patterns)
+    )
+    return codes
 
 
-def _pack_block(stored: Array, words: Array, code: CodeType, tiles: tuple[slice, slice]) -> None:
+def _pack_block(codes: Array, words: Array, code: CodeType, tiles: tuple[slice, slice]) -> None:
+    words = words[tiles]
     tiles_n, tiles_k = words.shape[:2]
     rows, columns = (slice(s.start * size, s.stop * size) for s, size in zip(tiles, (TILE_N, TILE_K), strict=True))
-    part = stored[rows, columns]
-    halves = _empty(stored, (tiles_n * TILE_N, tiles_k * TILE_K), dtypes.u16)
+    part = codes[rows, columns]
+    check_codes("codes", part, code, code.step, within=codes)
+    halves = _empty(codes, (tiles_n * TILE_N, tiles_k * TILE_K), dtypes.u16)
     if tuple(part.shape) != tuple(halves.shape):
         halves[...] = 0
-    halves[: part.shape[0], : part.shape[1]] = part
+    halves[: part.shape[0], : part.shape[1]] = _patterns(part, code)
     # k = 64 tile + 16 step + 8 upper + 2 q + half, n = 16 tile + 8 high + g, and pair 4 step + 2 upper + high
     pairs = _as_u32(halves).reshape(tiles_n, 2, 8, tiles_k, 4, 2, 4)
     pairs = _transposed(pairs, (4, 5, 1, 0, 3, 2, 6)).reshape(PAIRS, tiles_n, tiles_k, LANES)
@@ -89,7 +140,17 @@ def _pack_block(stored: Array, words: Array, code: CodeType, tiles: tuple[slice,
         lanes[...] = total
 
 
-def _unpack_block(words: Array, stored: Array, code: CodeType, tiles: tuple[slice, slice]) -> None:
+def _patterns(codes: Array, code: CodeType) -> Array:
+    """The patterns of codes in range as u8; both steps wrap modulo 256, the result fits."""
+    halved = codes >> 1 if code.step == 2 else codes  # (q + bias) / 2 = floor(q / 2) + (bias + 1) / 2 for odd q, bias
+    patterns = arrays.cast(halved, dtypes.u8)
+    bias = (code.bias + code.step - 1) // code.step
+    return patterns + bias if bias else patterns
+
+
+def _unpack_block(
+    words: Array, codes: Array, code: CodeType, tiles: tuple[slice, slice], patterns: bool = False
+) -> None:
     tiles_n, tiles_k = words.shape[:2]
     pairs = _empty(words, (PAIRS, tiles_n, tiles_k, LANES), dtypes.u32)
     pairs[...] = 0
@@ -98,11 +159,11 @@ def _unpack_block(words: Array, stored: Array, code: CodeType, tiles: tuple[slic
         word = views[move.word]
         # the mask has no bit that a signed shift would fill
         pairs[move.pair] |= (word >> move.shift if move.shift >= 0 else word << -move.shift) & move.mask
-    halves = _transposed(pairs.reshape(4, 2, 2, tiles_n, tiles_k, 8, 4), (3, 2, 5, 4, 0, 1, 6))
-    codes = _as_u16(halves).reshape(tiles_n * TILE_N, tiles_k * TILE_K)
+    halves = _as_i16(_transposed(pairs.reshape(4, 2, 2, tiles_n, tiles_k, 8, 4), (3, 2, 5, 4, 0, 1, 6)))
     rows, columns = (slice(s.start * size, s.stop * size) for s, size in zip(tiles, (TILE_N, TILE_K), strict=True))
-    part = stored[rows, columns]
-    part[...] = codes[: part.shape[0], : part.shape[1]]
+    part = codes[rows, columns]
+    stored = halves.reshape(tiles_n * TILE_N, tiles_k * TILE_K)[: part.shape[0], : part.shape[1]]
+    part[...] = stored if patterns else code.codes(stored)
 
 
 def _word_views(words: Array, bits: int) -> Iterator[tuple[int, Array]]:
@@ -111,28 +172,6 @@ def _word_views(words: Array, bits: int) -> Iterator[tuple[int, Array]]:
         start, width, index = chunk.word_place(bits, word)
         vectors = words[..., start : start + LANES * width]
         yield word, vectors.reshape(*words.shape[:2], LANES, width)[..., index] if width > 1 else vectors
-
-
-def _for_each_block(words: Array, work: Callable[[tuple[slice, slice]], None]) -> None:
-    """Calls `work` with the tiles of each block: all at once on a GPU, in threads on a CPU."""
-    tiles_n, tiles_k = words.shape[:2]
-    if dtypes.is_tensor(words):
-        work((slice(0, tiles_n), slice(0, tiles_k)))
-        return
-    limit = BLOCK_CODES // (TILE_N * TILE_K)
-    step_k = max(1, min(tiles_k, limit))
-    step_n = max(1, limit // step_k)
-    blocks = [
-        (slice(n, min(n + step_n, tiles_n)), slice(k, min(k + step_k, tiles_k)))
-        for n, k in product(range(0, tiles_n, step_n), range(0, tiles_k, step_k))
-    ]
-    if len(blocks) < 2:
-        for block in blocks:
-            work(block)
-        return
-    with ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1, 16)) as pool:
-        for _ in pool.map(work, blocks):
-            pass
 
 
 def _transposed(array: Array, axes: tuple[int, ...]) -> Array:
@@ -155,16 +194,5 @@ def _as_u32(halves: Array) -> Array:
     return halves.view(dtypes.i32.torch() if dtypes.is_tensor(halves) else np.uint32)
 
 
-def _as_u16(pairs: Array) -> Array:
-    return pairs.view(dtypes.i16.torch() if dtypes.is_tensor(pairs) else np.uint16)
-
-
-def _tensor(array: "np.ndarray[Any, Any]") -> Array:
-    """A CPU tensor over the array's memory, u32 as i32."""
-    torch: Any = dtypes.torch()
-    signed = array.view(np.int32) if array.dtype == np.uint32 else array
-    return (
-        torch.from_numpy(signed).reshape(array.shape).contiguous()
-        if array.size
-        else torch.zeros(array.shape, dtype=torch.int32 if array.dtype == np.uint32 else torch.uint8)
-    )
+def _as_i16(pairs: Array) -> Array:
+    return pairs.view(dtypes.i16.torch() if dtypes.is_tensor(pairs) else np.int16)

@@ -13,7 +13,9 @@ REGISTER = {1: "%b", 2: "%h", 4: "%r", 8: "%d"}
 NUMPY = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-def apply(body: str, result: int, *sources: np.ndarray, checks: str | set[str] = "all") -> np.ndarray:
+def apply(
+    body: str, result: int, *sources: np.ndarray, checks: str | set[str] = "all", target: str = "sm_100a"
+) -> np.ndarray:
     """Run `body` on every element: A, B, C, D, E stand for the sources, Z for the result of `result` bytes."""
     count = sources[0].size
     lines, names = [], "ABCDE"
@@ -26,7 +28,7 @@ def apply(body: str, result: int, *sources: np.ndarray, checks: str | set[str] =
     params = ", ".join(f".param .u64 p{n}" for n in range(len(sources) + 1))
     text = f"""
     .version 9.2
-    .target sm_100a
+    .target {target}
     .address_size 64
     .visible .entry k({params}) {{
         .reg .pred %p<4>; .reg .b8 %b<10>; .reg .b16 %h<10>; .reg .b32 %r<10>; .reg .b64 %d<10>; .reg .b64 %q<3>;

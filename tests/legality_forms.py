@@ -15,6 +15,7 @@ FORMS = r"""
 (add|sub|mul.lo|mul.hi|div|rem|min|max).{t} $t, $t, $t | t=u16 s16 u32 s32 u64 s64
 (add|sub).sat.s32 $s32, $s32, $s32
 (add|min|max).{t} $b32, $b32, $b32 | t=u16x2 s16x2
+add.sat.{t} $b32, $b32, $b32 | t=u32 u16x2 s16x2
 (min|max).relu.{t} $t, $t, $t | t=s32
 (min|max).relu.s16x2 $b32, $b32, $b32
 (add|sub)(.cc|).{t} $t, $t, $t | t=u32 s32 u64 s64

@@ -55,6 +55,7 @@ def _operand_variants(operand: str) -> Iterator[str]:
     elif operand.startswith("["):
         yield operand[1:-1]
         yield operand[:-1] + "+4]"
+        yield from ("[smem]", "[table]", "[number]", "[frame]")
     elif re.fullmatch(r"%[rdhf]\d+", operand):
         yield "{" + operand + "}"
         yield "7"

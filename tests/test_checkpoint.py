@@ -30,7 +30,7 @@ def tokenizer(smollm2: GgufFile) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
-    """Tensors "q4_0", "q4_1", "q8_0", "q6_k" (5, 512), float ones, and "experts" with three dimensions."""
+    """Tensors "q4_0", "q4_1", "q8_0", "q6_k", "iq4_nl" (5, 512), float ones, and "experts" with three dimensions."""
     path = tmp_path_factory.mktemp("gguf") / "small.gguf"
     weight = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32)
     kinds = gguf.GGMLQuantizationType
@@ -40,6 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
     for kind in (kinds.Q4_0, kinds.Q4_1, kinds.Q8_0, kinds.BF16):
         writer.add_tensor(kind.name.lower(), gguf.quantize(weight, kind), raw_dtype=kind)
     writer.add_tensor("q6_k", np.zeros((5, 2 * 210), np.uint8), raw_dtype=kinds.Q6_K)
+    writer.add_tensor("iq4_nl", np.zeros((5, 16 * 18), np.uint8), raw_dtype=kinds.IQ4_NL)
     writer.add_tensor("experts", gguf.quantize(weight.reshape(5, 2, 256), kinds.Q4_0), raw_dtype=kinds.Q4_0)
     for dtype in (np.float16, np.float32, np.float64):
         writer.add_tensor(np.dtype(dtype).name, weight.astype(dtype))
@@ -91,11 +92,18 @@ def test_packing_leaves_codes_scales_and_minima_untouched(smollm2: GgufFile) -> 
 
 
 def test_other_quantised_types_are_refused_by_name_and_offered_as_floats(small: GgufFile) -> None:
-    for name in ("q8_0", "q6_k"):
+    for name in ("iq4_nl",):
         with pytest.raises(LowbitvmError, match=name.upper()) as error:
             small.packed(name)
         assert error.value.code == "FORMAT_UNSUPPORTED" and f"GgufFile.floats('{name}')" in error.value.fix
         assert small.floats(name).shape == (5, 512)
+    with pytest.raises(LowbitvmError, match="Q4_0"):
+        small.quantized_8bit("q4_0")
+
+
+def test_types_of_all_widths_can_be_packed(small: GgufFile) -> None:
+    assert str(small.packed("q6_k").format) == "i6,group=16,zero=none,scale=i8,outer=256"
+    np.testing.assert_array_equal(small.packed("q8_0").dequantize().astype(np.float32), small.floats("q8_0"))
 
 
 def test_float_tensors_come_as_float32(small: GgufFile) -> None:

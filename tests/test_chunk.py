@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from lowbitvm import chunk
+from lowbitvm.codegen import synthesis
 from lowbitvm.dtypes import CODE_TYPES
+
+SHAPES = {chunk.shape(code): code for code in CODE_TYPES.values() if code.kind != "table"}
 
 
 @pytest.mark.parametrize("name", CODE_TYPES)
@@ -25,3 +28,13 @@ def test_the_words_of_a_tile_lie_in_blocks_of_the_widest_vectors(bits):
     assert [width for _, width, _ in places] == [width for width in widths for _ in range(width)]
     with pytest.raises(IndexError):
         chunk.word_place(bits, bits)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_search_finds_the_layout_in_the_table(shape):
+    code = SHAPES[shape]
+    assert chunk.LAYOUTS[shape].split() == synthesis.text(synthesis.layout(code)).split()
+
+
+def test_the_table_has_no_other_layouts():
+    assert set(chunk.LAYOUTS) == set(SHAPES)

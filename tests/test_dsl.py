@@ -5,7 +5,9 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import NAMED
 from lowbitvm.kernels.linear import linear
+from tests.weights import ONE_OF_EACH_CODE, float_weight
 
 FMT = lb.Format("u4", group=128, zero="int")
 TILE = {"bm": 16, "bn": 128, "bk": 64, "stages": 4}
@@ -232,3 +234,15 @@ def test_a_constant_may_not_be_called_like_an_argument_of_compile():
 def test_a_declaration_that_is_none_is_refused():
     with pytest.raises(LowbitvmError, match="KERNEL_INVALID"):
         lb.kernel(x=("m",))
+
+
+@pytest.mark.parametrize("fmt", ONE_OF_EACH_CODE + list(NAMED.values()), ids=str)
+def test_the_interpreter_takes_every_format(fmt: lb.Format) -> None:
+    weight = lb.quantize(**float_weight(fmt, 20, 128, seed=2), permutation=np.random.default_rng(2).permutation(128))
+    x, y = np.random.default_rng(3).standard_normal((3, 128)).astype(np.float16), np.zeros((3, 20), np.float32)
+    program = linear.trace(x=lb.f16, w=fmt, y=lb.f32, bm=16, bn=16, bk=64, stages=2)
+    lb.interpret(program, (1, 2), {"x": x, "w": weight, "y": y})
+    terms = np.abs(x.astype(np.float64)) @ np.abs(weight.dequantize().astype(np.float64)).T
+    exact = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
+    # each of the two steps along k rounds its sum to f32, and so does their addition
+    assert (np.abs(y - exact) <= 4 * 2.0**-24 * terms).all()

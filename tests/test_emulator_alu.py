@@ -399,7 +399,7 @@ def test_the_high_half_plus_a_third_wraps(kind: str) -> None:
 def test_saturating_sums_stop_at_the_ends_of_the_range(name: str, kind: str) -> None:
     a, b = integers(32, seed=1), integers(32, seed=2)
     values = [clamp(BINARY[name](read(kind, int(x)), read(kind, int(y))), kind) for x, y in zip(a, b, strict=True)]
-    assert apply(f"{name}.sat.{kind} Z, A, B;", 4, a, b).tolist() == [v % 2**32 for v in values]
+    assert apply(f"{name}.sat.{kind} Z, A, B;", 4, a, b, target="sm_120a").tolist() == [v % 2**32 for v in values]
 
 
 def test_saturating_high_products_stop_at_the_ends_of_the_range() -> None:
@@ -453,7 +453,7 @@ def test_pairs_of_16_bits_work_half_by_half(name: str) -> None:
     sign, function = PAIRED[name]
     halves = [[integers(16, seed=s) for s in seeds] for seeds in ((1, 2), (3, 4))]  # low, high
     a, b = (high.astype(np.uint32) << 16 | low for low, high in zip(*halves, strict=True))
-    got = apply(f"{name} Z, A, B;", 4, a, b)
+    got = apply(f"{name} Z, A, B;", 4, a, b, target="sm_120a")
     for n, (x, y) in enumerate(halves):
         values = [
             function(read(sign + "16", int(i)), read(sign + "16", int(j))) % 2**16 for i, j in zip(x, y, strict=True)

@@ -10,30 +10,43 @@ from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
-from lowbitvm.formats import ZEROS
+from lowbitvm.codegen.convert import held_by
+from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.formats import GROUPS, ZEROS
 from lowbitvm.kernels.linear import linear
 from lowbitvm.plan import linear_tile
 from lowbitvm.runtime.compiled import launch_grid
 from lowbitvm.runtime.linear import run_linear
+from lowbitvm.targets import TARGETS
 
 FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 
 
+NUMBERS = [name for name, code in CODE_TYPES.items() if code.kind != "table"]
+
+
 def random_weight(rng: np.random.Generator, fmt: lb.Format, n: int, k: int) -> lb.PackedWeight:
-    low, high = fmt.code.low, fmt.code.high
-    codes = rng.integers(low, high + 1, (n, k), dtype=np.int8)
+    code = fmt.code
+    assert code.values is not None
+    patterns = np.flatnonzero(np.isfinite(code.values))[: code.used]
+    codes = code.codes(rng.choice(patterns, (n, k)).astype(np.int16)).astype(code.numpy)
     shape = fmt.scales_shape(n, k)
     scales = rng.uniform(0.25, 2.0, shape).astype(FLOATS[fmt.scale])
     zeros = None
     if fmt.zero == "int":
-        zeros = rng.integers(low, high + 1, shape, dtype=np.int8)
+        zeros = code.codes(rng.choice(patterns, shape).astype(np.int16)).astype(code.numpy)
     elif fmt.zero is not None:
         zeros = rng.normal(4.0 if fmt.zero == "float" else -2.0, 2.0, shape).astype(FLOATS[fmt.scale])
     return lb.pack(codes, scales, zeros, fmt)
 
 
-def random_activations(rng: np.random.Generator, act: str, m: int, k: int, kind: str) -> np.ndarray:
+def random_activations(
+    rng: np.random.Generator, act: str, m: int, k: int, kind: str, fmt: lb.Format | None = None
+) -> np.ndarray:
+    """Standard normal; smaller for a format with large values, so that results stay in f16's range."""
     x = rng.standard_normal((m, k)).astype(np.float32)
+    if fmt is not None:
+        x *= min(1.0, 64 / fmt.code.largest)
     if x.size and kind == "outlier":
         x[rng.integers(m), rng.integers(k)] *= 1000
     if x.size and kind == "not finite":
@@ -44,7 +57,7 @@ def random_activations(rng: np.random.Generator, act: str, m: int, k: int, kind:
 def check(fmt: lb.Format, act: str, m: int, n: int, k: int, *, kind="normal", bias=False, seed=0, target="sm_80"):
     """Runs one random problem on the interpreter and the emulator and compares both with float64."""
     rng = np.random.default_rng(seed)
-    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, act, m, k, kind)
+    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, act, m, k, kind, fmt)
     b = rng.standard_normal(n).astype(FLOATS[act]) if bias else None
     exact, bound = linear_exact(x, weight, b), linear_bound(x, weight, b)
     emulated = np.full((m, n), 7, FLOATS[act])
@@ -64,24 +77,27 @@ def check(fmt: lb.Format, act: str, m: int, n: int, k: int, *, kind="normal", bi
 
 @st.composite
 def problems(draw):
-    group = draw(st.sampled_from((32, 64, 128, "channel", "tensor")))
+    act = draw(st.sampled_from(["f16", "bf16"]))
+    code = CODE_TYPES[draw(st.sampled_from([name for name in NUMBERS if held_by(CODE_TYPES[name], act)]))]
+    group = draw(st.sampled_from(GROUPS))
     fmt = lb.Format(
-        draw(st.sampled_from(["u4", "i4"])),
+        code.name,
         group=group,
-        zero=draw(st.sampled_from(ZEROS)),
+        zero=draw(st.sampled_from([zero for zero in ZEROS if zero != "int" or code.is_linear])),
         scale=draw(st.sampled_from(["f16", "bf16", "f32"])),
     )
     groups = draw(st.integers(1, 20))
     k = groups * group if isinstance(group, int) else draw(st.integers(1, 700))
     return {
         "fmt": fmt,
-        "act": draw(st.sampled_from(["f16", "bf16"])),
+        "act": act,
         "m": draw(st.integers(1, 70)),
         "n": draw(st.integers(1, 300)),
         "k": k,
         "kind": draw(st.sampled_from(["normal", "outlier", "not finite"])),
         "bias": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**32 - 1)),
+        "target": draw(st.sampled_from(list(TARGETS))),
     }
 
 
@@ -89,6 +105,34 @@ def problems(draw):
 @given(problems())
 def test_interpreter_emulator_and_float64_agree_on_random_problems(problem):
     check(**problem)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_120f"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_format_runs_on_every_family_of_targets(name, target):
+    code = CODE_TYPES[name]
+    for number, act in enumerate(("f16", "bf16")):
+        zero = ("int" if code.is_linear else "float", None)[number]
+        if held_by(code, act):
+            check(lb.Format(name, group=(64, "channel")[number], zero=zero), act, m=5, n=24, k=192, target=target)
+        else:
+            with pytest.raises(lb.LowbitvmError, match="FORMAT_UNSUPPORTED"):
+                lb.compile_linear(name, act=act, target=target)
+
+
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        lb.Format("nf4"),
+        lb.Format("u4", scale="e4m3"),
+        lb.Format("u4", scale="e4m3", outer="tensor"),
+        lb.Format("c3", table="tensor"),
+    ],
+    ids=str,
+)
+def test_formats_without_a_kernel_are_refused_with_the_nearest_that_has_one(fmt):
+    with pytest.raises(lb.LowbitvmError, match=r"FORMAT_UNSUPPORTED.*use"):
+        lb.compile_linear(fmt)
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 16, 64), (3, 0, 64), (3, 16, 0), (0, 0, 0)])
@@ -117,13 +161,15 @@ def test_a_bias_and_an_output_need_no_alignment_but_a_weight_does():
         run_linear(x, replace(weight, words=shifted), bias, y, "sm_80")
 
 
-def test_a_wrong_result_is_outside_the_bound():
+@pytest.mark.parametrize("act", ["f16", "bf16"])
+@pytest.mark.parametrize("name", ["u1", "i2", "u4", "u7", "i8", "bp3", "ternary", "f4e2m1", "f6e3m2", "e4m3"])
+def test_a_wrong_result_is_outside_the_bound(name, act):
     rng = np.random.default_rng(1)
-    fmt = lb.Format("u4", group=64, zero="int")
-    weight, x = random_weight(rng, fmt, 40, 256), random_activations(rng, "f16", 9, 256, "normal")
+    fmt = lb.Format(name, group=64)
+    weight, x = random_weight(rng, fmt, 40, 256), random_activations(rng, act, 9, 256, "normal", fmt)
     exact, bound = linear_exact(x, weight), linear_bound(x, weight)
     codes, scales, zeros = weight.unpack()
-    codes[3, 100] ^= 1  # one step of one code
+    codes[3, 100] = next(code for code in codes[3] if code != codes[3, 100])  # one code
     assert not agrees(linear_exact(x, lb.pack(codes, scales, zeros, fmt)), exact, bound).all()
 
 
@@ -138,12 +184,16 @@ def test_a_wrong_result_is_outside_the_bound():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("scale", ["f16", "f32"])
-def test_no_bank_conflicts_and_every_weight_is_read_once_per_row_of_blocks(tile, scale):
+@pytest.mark.parametrize(
+    "fmt",
+    [lb.Format("u4", group=32, zero="offset", scale=scale) for scale in ("f16", "f32")]
+    + [lb.Format(name, zero="offset") for name in ("u1", "i2", "bp3", "f5e2m2", "f6e2m3", "u7", "e4m3")],
+    ids=str,
+)
+def test_no_bank_conflicts_and_every_weight_is_read_once_per_row_of_blocks(tile, fmt):
     rng = np.random.default_rng(0)
-    fmt = lb.Format("u4", group=32, zero="offset", scale=scale)
     m, n, k = 2 * tile["bm"], 256, 512
-    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, "f16", m, k, "normal")
+    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, "f16", m, k, "normal", fmt)
     kernel = lb.compile_linear(fmt, cache=False, **tile)
     y = np.zeros((m, n), np.float16)
     grid = launch_grid((m, n), (tile["bm"], tile.get("bn", 128)))

@@ -73,7 +73,7 @@ def problems(draw):
         "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
         "splits": draw(st.integers(1, 5)),
         "bm": draw(st.sampled_from([8, 16, 32])),
-        "target": draw(st.sampled_from(["sm_80", "sm_90a"])),
+        "target": draw(st.sampled_from(["sm_75", "sm_80", "sm_90a"])),
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
 
@@ -82,6 +82,8 @@ def problems(draw):
 @given(problems())
 def test_splits_and_epilogues_agree_with_float64(problem):
     m, n, k, act, out = (problem[name] for name in ("m", "n", "k", "act", "out"))
+    if problem["target"] == "sm_75":  # has no bf16
+        act, out = "f16", "f16" if out == "bf16" else out
     rng = np.random.default_rng(problem["seed"])
     w, gate = weight_of(rng, n, k), weight_of(rng, n, k) if problem["gated"] else None
     x = rng.standard_normal((m, k)).astype(FLOATS[act])
@@ -120,12 +122,12 @@ def test_functions_keep_what_is_not_finite_out_of_the_finite():
 
 
 def test_a_long_k_is_shared_out_only_where_blocks_are_fewer_than_sms():
-    gpu = targets.get("sm_80").gpu
-    assert linear_plan(8, 4096, 4096, FMT, gpu).splits == 3  # 32 tiles on 108 SMs
-    assert linear_plan(8, 4096, SHORTEST_SPLIT, FMT, gpu).splits == 1
-    assert linear_plan(8, 64 * 4096, 4096, FMT, gpu).splits == 1
-    assert linear_plan(4096, 4096, 4096, FMT, gpu).splits == 1
-    assert linear_plan(0, 4096, 4096, FMT, gpu).splits >= 1
+    target = targets.get("sm_80")
+    assert linear_plan(8, 4096, 4096, FMT, target).splits == 3  # 32 tiles on 108 SMs
+    assert linear_plan(8, 4096, SHORTEST_SPLIT, FMT, target).splits == 1
+    assert linear_plan(8, 64 * 4096, 4096, FMT, target).splits == 1
+    assert linear_plan(4096, 4096, 4096, FMT, target).splits == 1
+    assert linear_plan(0, 4096, 4096, FMT, target).splits >= 1
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_120f"])
@@ -167,6 +169,22 @@ def test_what_the_kernel_does_not_take_is_named(code, arguments):
     with pytest.raises(lb.LowbitvmError) as caught:
         Variant(FMT, Tile(8, 128, 64, 2, 4), **arguments)
     assert caught.value.code == code
+
+
+def test_bf16_is_refused_before_sm_80():
+    for options in ({"act": "bf16"}, {"out": "bf16"}):
+        with pytest.raises(lb.LowbitvmError, match=r"KERNEL_UNSUPPORTED.*bf16 on sm_75.*Fix: use f16"):
+            lb.compile_linear("u4", target="sm_75", cache=False, **options)
+
+
+@pytest.mark.parametrize("fmt", ["u8,group=channel,zero=float", "u3,group=64,zero=int", "f6e3m2,group=32", "bp1"])
+def test_a_target_without_asynchronous_copies_runs_every_kind_of_format(fmt):
+    rng, n, k = np.random.default_rng(0), 72, 640
+    w = lb.quantize(rng.standard_normal((n, k)).astype(np.float32), fmt)
+    for m in (1, 20, 64):
+        x, y = rng.standard_normal((m, k)).astype(np.float16), np.zeros((m, n), np.float16)
+        assert run_linear(x, w, None, y, "sm_75").findings == []
+        assert agrees(y, linear_exact(x, w), linear_bound(x, w)).all()
 
 
 def test_splits_out_of_range_and_gates_of_another_format_are_refused():

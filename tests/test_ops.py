@@ -8,6 +8,7 @@ import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ops import _rounded  # and with it, torch.ops.lowbitvm
+from tests.weights import QUANTIZABLE, float_weight, tensors
 
 
 def weight_of(n: int, k: int, fmt: lb.Format, seed: int = 0) -> lb.PackedWeight:
@@ -232,3 +233,14 @@ def test_a_weight_cannot_move_to_a_gpu_that_is_not_there():
         with pytest.raises(LowbitvmError, match="DEVICE_UNAVAILABLE"):
             WEIGHT.to("cuda")
     assert torch.equal(WEIGHT.to("cpu").words, WEIGHT.words)
+
+
+@pytest.mark.parametrize("fmt", np.random.default_rng(0).choice(np.array(QUANTIZABLE), 40).tolist(), ids=str)
+def test_every_format_runs_on_the_cpu(fmt: lb.Format) -> None:
+    permutation = torch.randperm(256, generator=torch.Generator().manual_seed(1)) if fmt.zero is None else None
+    weight = lb.quantize(**tensors(float_weight(fmt, 24, 256, seed=1)), permutation=permutation)
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    exact = x.double() @ weight.dequantize().double().T
+    y = lb.linear(x, weight)
+    assert y.dtype == x.dtype and y.shape == (3, 24)
+    assert ((y.double() - exact).abs() <= exact.abs() * 2.0**-8).all()

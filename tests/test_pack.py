@@ -1,5 +1,6 @@
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -24,6 +25,7 @@ from tests.weights import (
     finite_bits,
     in_features,
     random_arguments,
+    random_codes,
     same_bits,
     tensor,
     tensors,
@@ -60,7 +62,9 @@ def test_arguments_inverts_pack_for_every_format(fmt: Format, n: int, wish: int,
 def test_every_code_type_round_trips_at_odd_sizes(fmt: Format) -> None:
     for n, k in ((1, 32), (17, 96), (40, 288)):
         arguments = random_arguments(fmt, n, k, seed=n)
-        arguments["codes"].flat[: 1 << fmt.bits] = fmt.code.codes(np.arange(fmt.code.used or 1 << fmt.bits))[: n * k]
+        values = np.zeros(1 << fmt.bits) if fmt.code.values is None else fmt.code.values[: fmt.code.used]
+        every = fmt.code.codes(np.flatnonzero(np.isfinite(values)))[: n * k]
+        arguments["codes"].flat[: every.size] = every
         for given_parts in (arguments, tensors(arguments)):
             assert same_bits(pack(**given_parts).unpack()[0], arguments["codes"])
 
@@ -121,29 +125,38 @@ def test_words_hold_each_bit_where_the_stored_order_says(fmt: Format, n: int, k:
     np.testing.assert_array_equal(pack(**arguments).words, words_one_bit_at_a_time(arguments["codes"], fmt.code))
 
 
-@pytest.mark.parametrize("name", ["u3", "u4", "i7", "f6e3m2"])
+@pytest.mark.parametrize("name", ["u3", "i4", "bp7", "f6e3m2"])
 def test_words_of_many_blocks_are_those_of_each_tile_alone(name: str) -> None:
     code = dtypes.CODE_TYPES[name]
-    stored = np.random.default_rng(3).integers(0, 1 << code.bits, (16 * 40, 64 * 30 + 7), dtype=np.uint8)
-    packed = words.pack_words(stored, code)
-    assert stored.size > 2 * words.BLOCK_CODES
+    patterns = np.random.default_rng(3).integers(0, 1 << code.bits, (16 * 40, 64 * 30 + 7))
+    codes = code.codes(patterns).astype(code.numpy)
+    packed = words.pack_codes(codes, code)
+    assert packed.shape[0] * packed.shape[1] > 2 * words.BLOCK_TILES
     for tile_n, tile_k in ((0, 0), (13, 29), (39, 30), (39, 7)):
-        tile = stored[16 * tile_n : 16 * tile_n + 16, 64 * tile_k : 64 * tile_k + 64]
-        np.testing.assert_array_equal(packed[tile_n, tile_k], words.pack_words(tile, code)[0, 0])
-    np.testing.assert_array_equal(words.unpack_words(packed, stored.shape, code), stored)
+        tile = codes[16 * tile_n : 16 * tile_n + 16, 64 * tile_k : 64 * tile_k + 64]
+        np.testing.assert_array_equal(packed[tile_n, tile_k], words.pack_codes(tile, code)[0, 0])
+    np.testing.assert_array_equal(words.unpack_codes(packed, codes.shape, code), codes)
+    np.testing.assert_array_equal(words.unpack_patterns(packed, codes.shape, code), patterns)
+    codes[500, 1700] = 0 if code.step == 2 else code.high + 1
+    with pytest.raises(LowbitvmError, match=r"codes\[500, 1700\]"):
+        words.pack_codes(codes, code)
 
 
 @pytest.mark.parametrize("code", dtypes.CODE_TYPES.values(), ids=str)
 def test_the_tensor_operations_that_a_gpu_runs_give_the_same_words(code: dtypes.CodeType) -> None:
-    stored = np.random.default_rng(4).integers(0, 1 << code.bits, (37, 150), dtype=np.uint8)
-    expected = words.pack_words(stored, code)
+    codes = random_codes(
+        np.random.default_rng(4), ONE_OF_EACH_CODE[list(dtypes.CODE_TYPES).index(code.name)], (37, 150)
+    )
+    patterns = code.stored(codes.astype(np.int16)).astype(np.uint8)
+    expected = words.pack_codes(codes, code)
     tiles = (slice(0, expected.shape[0]), slice(0, expected.shape[1]))
     packed = torch.zeros(expected.shape, dtype=torch.int32)
-    words._pack_block(torch.from_numpy(stored), packed, code, tiles)
+    words._pack_block(torch.from_numpy(codes), packed, code, tiles)
     assert same_bits(packed, expected)
-    back = torch.zeros(stored.shape, dtype=torch.uint8)
-    words._unpack_block(packed, back, code, tiles)
-    assert same_bits(back, stored)
+    for wanted, as_patterns in ((codes, False), (patterns, True)):
+        back = torch.zeros_like(torch.from_numpy(wanted))
+        words._unpack_block(packed, back, code, tiles, as_patterns)
+        assert same_bits(back, wanted)
 
 
 @settings(max_examples=50)
@@ -430,3 +443,145 @@ def test_a_device_that_is_none_is_refused() -> None:
     weight = quantize(torch.ones(16, 64), Format("i4", "channel"))
     with pytest.raises(LowbitvmError, match="DEVICE_UNAVAILABLE"):
         weight.to("junk")
+
+
+# Codebooks, second levels, permutations
+
+
+def exactly(fmt: Format, given: dict[str, Any], n: int, k: int, columns: int) -> Fraction:
+    """What a code stands for, from the definition of the format."""
+    group = fmt.group if isinstance(fmt.group, int) else columns
+    row, at = 0 if fmt.group == "tensor" else n, k // group
+    q = int(given["codes"][n, k if given["permutation"] is None else given["permutation"][k]])
+    if fmt.table is None:
+        assert fmt.code.values is not None
+        value = fmt.code.values[fmt.code.stored(q)]
+    else:
+        index = {"tensor": (0,), "block": (n // 16,), "group": (row, at)}[fmt.table]
+        value = given["table"][index][q]
+
+    def level(name: str) -> Fraction:
+        if given[name] is None:
+            return Fraction(1)
+        block = (0, 0) if fmt.outer == "tensor" else (n, k // 256)
+        return Fraction(float(given[name][block]))
+
+    s = Fraction(float(given["scales"][row, at].astype(np.float64))) * level("outer")
+    z = None if given["zeros"] is None else Fraction(float(given["zeros"][row, at].astype(np.float64)))
+    if fmt.zero == "offset":
+        assert z is not None
+        return Fraction(float(value)) * s + z * level("outer_zeros")
+    return (Fraction(float(value)) - (z or 0)) * s
+
+
+@settings(max_examples=200)
+@given(formats, st.integers(1, 20), st.booleans(), seeds)
+def test_dequantize_is_the_float64_nearest_to_the_definition(fmt: Format, n: int, permuted: bool, seed: int) -> None:
+    given = random_arguments(fmt, n, 256, seed, permuted)
+    weights = pack(**given).dequantize()
+    rng = np.random.default_rng(seed)
+    for row, k in zip(rng.integers(0, n, 40).tolist(), rng.integers(0, 256, 40).tolist(), strict=True):
+        exact = exactly(fmt, given, row, k, 256)
+        got = float(weights[row, k if not permuted else given["permutation"][k]])
+        assert got == float(exact)
+        assert Fraction(got) == exact or fmt.zero in ("float", "offset")
+
+
+def test_columns_stand_in_groups_by_the_permutation() -> None:
+    # GPTQ: the scale of column k is that of group g_idx[k]
+    rng = np.random.default_rng(0)
+    g_idx = rng.permutation(np.repeat(np.arange(4), 64))
+    codes, scales = rng.integers(0, 16, (8, 256)), rng.integers(1, 9, (8, 4)).astype(np.float16)
+    weight = pack(codes, scales, None, Format("u4", 64), permutation=np.argsort(g_idx, kind="stable"))
+    np.testing.assert_array_equal(weight.dequantize(), codes * scales[:, g_idx].astype(np.float32))
+
+
+@given(formats, st.integers(1, 20), seeds)
+def test_a_scale_of_the_activations_by_powers_of_two_is_folded_exactly(fmt: Format, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    given = random_arguments(fmt, n, 256, seed)
+    for name in ("scales", "zeros", "outer_zeros"):  # numbers that a power of two keeps in every dtype
+        if given[name] is not None and not (name == "zeros" and fmt.zero == "int"):
+            given[name] = (2.0 ** rng.integers(2, 4, given[name].shape)).astype(given[name].dtype)
+    groups = given["scales"].shape[1]
+    factor = (2.0 ** rng.integers(-2, 3, groups)).repeat(256 // groups).astype(np.float32)
+    plain = pack(**given).dequantize()
+    for arguments in (given | {"input_scale": factor}, tensors(given | {"input_scale": factor})):
+        np.testing.assert_array_equal(np.asarray(pack(**arguments).dequantize()), plain * factor)
+
+
+NVFP4, K_QUANT = Format.parse("nvfp4"), Format("u4", 32, "offset", "i8", 256)
+MORE_ERRORS: dict[str, tuple[str, str, Format, dict[str, Any]]] = {
+    "no second level": ("ARGUMENT_INVALID", "outer are None", NVFP4, {"outer": None}),
+    "no second level of offsets": ("ARGUMENT_INVALID", "outer_zeros are None", K_QUANT, {"outer_zeros": None}),
+    "a second level too many": ("ARGUMENT_INVALID", "outer were given", FMT, {"outer": np.ones((1, 1), np.float32)}),
+    "a second level of another shape": ("SHAPE_MISMATCH", r"outer.*\(3, 1\)", NVFP4, {"outer": np.ones((3, 1), "f4")}),
+    "a second level in f16": ("DTYPE_MISMATCH", "outer are f16.*f32", NVFP4, {"outer": np.ones((1, 1), "f2")}),
+    "no table": ("ARGUMENT_INVALID", "table are None", Format("c3", table="block"), {"table": None}),
+    "a table for fixed values": ("ARGUMENT_INVALID", "table were given", FMT, {"table": np.ones((1, 16), "f2")}),
+    "a table of another size": (
+        "SHAPE_MISMATCH",
+        r"table.*\(1, 16\), not \(1, 8\)",
+        Format("c3", table="tensor"),
+        {"table": np.ones((1, 16), "f2")},
+    ),
+    "a table in f32": ("DTYPE_MISMATCH", "f32.*f16", Format("c1", table="tensor"), {"table": np.ones((1, 2), "f4")}),
+    "a permutation with a number twice": (
+        "ARGUMENT_INVALID",
+        r"0 \.\. 255 once",
+        FMT,
+        {"permutation": np.arange(256) // 2},
+    ),
+    "a short permutation": ("SHAPE_MISMATCH", r"\(4,\), not \(256,\)", FMT, {"permutation": np.arange(4)}),
+    "a permutation of floats": ("DTYPE_MISMATCH", "permutation", FMT, {"permutation": np.arange(256.0)}),
+    "an even bipolar code": (
+        "CODES_OUT_OF_RANGE",
+        r"codes\[0, 0\] is 2.*-7 \.\. 7, every 2nd",
+        Format("bp3"),
+        {"codes": np.full((3, 256), 2)},
+    ),
+    "a NaN in e4m3": (
+        "CODES_OUT_OF_RANGE",
+        r"codes\[2, 7\] is 255, e4m3 has 0 \.\. 255 but for its NaN and infinities, from 127 on",
+        Format("e4m3"),
+        {"codes": with_value(np.zeros((3, 256), np.uint8), (2, 7), 255)},
+    ),
+    "an infinity in e5m2": (
+        "CODES_OUT_OF_RANGE",
+        r"is 124.*from 124 on",
+        Format("e5m2"),
+        {"codes": with_value(np.zeros((3, 256), np.uint8), (2, 7), 124)},
+    ),
+    "a third pattern of ternary": (
+        "CODES_OUT_OF_RANGE",
+        r"is 2.*-1 \.\. 1",
+        Format("ternary"),
+        {"codes": np.full((3, 256), 2)},
+    ),
+    "an input_scale that differs in a group": (
+        "ARGUMENT_INVALID",
+        "differs within a group.*quantize",
+        FMT,
+        {"input_scale": np.arange(1, 257).astype(np.float32)},
+    ),
+    "an input_scale whose products the scale cannot hold": (
+        "ARGUMENT_INVALID",
+        "not exact in f16",
+        FMT,
+        {"input_scale": np.full(256, 1.1, np.float32)},
+    ),
+    "an input_scale in f64": ("DTYPE_MISMATCH", "input_scale is f64", FMT, {"input_scale": np.ones(256)}),
+    "an input_scale of another length": ("SHAPE_MISMATCH", "input_scale", FMT, {"input_scale": np.ones(3, "f4")}),
+}
+
+
+@pytest.mark.parametrize("convert", [dict, tensors], ids=["numpy", "torch"])
+@pytest.mark.parametrize("case", MORE_ERRORS)
+def test_pack_refuses_parts_that_do_not_fit(case: str, convert: Callable[..., dict[str, Any]]) -> None:
+    code, named, fmt, change = MORE_ERRORS[case]
+    given = random_arguments(fmt, 3, 256, seed=1)
+    if fmt.scale == "f16":
+        given["scales"] = np.full_like(given["scales"], 1.5)
+    pack(**convert(given))
+    with pytest.raises(LowbitvmError, match=f"^{code}: .*{named}"):
+        pack(**convert(given | change))

@@ -2,17 +2,21 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
+import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import GROUPS, ZEROS, Format
-from lowbitvm.pack import pack
-from lowbitvm.quantize import quantize
+from lowbitvm.pack import PackedWeight, pack
+from lowbitvm.quantize import BLOCK_WEIGHTS, METHODS, _Job, quantize
+from tests.weights import QUANTIZABLE, float_weight, same_bits, tensors
+from tests.weights import in_features as every_in_features
 
 FORMATS = [Format(*parts) for parts in product(("u4", "i4"), GROUPS, ZEROS, ("f16", "bf16", "f32"))]
 LEVELS = 15
@@ -272,3 +276,308 @@ def test_ranges_beyond_the_scale_dtype_are_refused(
 def test_quantize_refuses(weight: Any, code: str, named: str) -> None:
     with pytest.raises(LowbitvmError, match=f"^{code}: .*{named}"):
         quantize(weight, Format("i4", 32))
+
+
+# Every format
+
+
+def grid_values(packed: PackedWeight) -> np.ndarray:
+    """(N, K, 2**bits): everything that the code of each weight could have stood for, in float64."""
+    given, (n, k) = packed.arguments(), packed.shape
+    columns = []
+    known = packed.format.code.values
+    patterns = np.arange(1 << packed.format.bits) if known is None else np.flatnonzero(np.isfinite(known))
+    for pattern in patterns[: packed.format.code.used].tolist():
+        code = packed.format.code.codes(pattern)
+        codes = np.full((n, k), code, packed.format.code.numpy)
+        columns.append(pack(**(given | {"codes": codes})).dequantize().astype(np.float64))
+    return np.stack(columns, -1)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(QUANTIZABLE), st.integers(1, 20), st.integers(1, 300), st.sampled_from(METHODS), seeds)
+def test_every_weight_gets_the_nearest_value_of_its_group(
+    fmt: Format, n: int, wish: int, method: str, seed: int
+) -> None:
+    assume(fmt.bits < 7 or wish < 80)
+    k = max(every_in_features(fmt, wish), every_in_features(fmt, 256) if every_in_features(fmt, wish) == 0 else 1)
+    given = float_weight(fmt, n, k, seed)
+    packed = quantize(**given, method=method)
+    values, weight = grid_values(packed), given["weight"]
+    with np.errstate(invalid="ignore"):
+        distances = np.abs(values - weight[..., None])
+    nearest = np.nanmin(np.where(np.isfinite(values), distances, np.nan), axis=-1)
+    # a place on the grid takes at most four float64 operations, each off by 2^-53 of numbers up to `reach`
+    reach = np.nanmax(np.where(np.isfinite(values), np.abs(values), np.nan), axis=-1) + np.abs(weight)
+    offset = 0 if fmt.zero != "float" else np.ptp(np.where(np.isfinite(values), values, 0), axis=-1)
+    assert (np.abs(packed.dequantize() - weight) <= nearest + (reach + offset) * 2.0**-48).all()
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(QUANTIZABLE), st.integers(1, 20), st.integers(1, 300), st.sampled_from(METHODS), seeds)
+def test_numpy_and_torch_quantize_every_format_bit_for_bit_alike(
+    fmt: Format, n: int, wish: int, method: str, seed: int
+) -> None:
+    given = float_weight(fmt, n, max(every_in_features(fmt, wish), every_in_features(fmt, 256), 1), seed)
+    ours, theirs = quantize(**given, method=method), quantize(**tensors(given), method=method)
+    assert ours.arrays.keys() == theirs.arrays.keys()
+    assert all(same_bits(ours.arrays[name], theirs.arrays[name]) for name in ours.arrays)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(QUANTIZABLE), st.integers(1, 20), st.integers(1, 300), st.sampled_from(METHODS), seeds)
+def test_the_tensor_operations_that_a_gpu_runs_round_alike(
+    fmt: Format, n: int, wish: int, method: str, seed: int
+) -> None:
+    given = float_weight(fmt, n, max(every_in_features(fmt, wish), every_in_features(fmt, 256), 1), seed)
+    permutation = np.random.default_rng(seed).permutation(given["weight"].shape[1])
+    both = []
+    for arrays, order in ((given, permutation), (tensors(given), torch.from_numpy(permutation))):
+        job = _Job(fmt, method, arrays["weight"], arrays.get("table"), None, order)
+        parts = {name: part for name, part in vars(job.run()).items() if part is not None}
+        both.append(pack(**{"zeros": None, **parts}, fmt=fmt, permutation=order))
+    ours, theirs = both
+    if method == "rtn":
+        assert all(same_bits(ours.arrays[name], theirs.arrays[name]) for name in ours.arrays)
+        return
+    # sums of squares are added in another order, so that "mse" may prefer another of two all but equal scales
+    rounded = quantize(**given, permutation=permutation)
+    errors = [np.square(np.asarray(packed.dequantize()) - given["weight"]).sum() for packed in (theirs, rounded)]
+    assert errors[0] <= errors[1] * (1 + 1e-9)
+
+
+def test_rows_of_many_blocks_are_rounded_as_each_block_alone() -> None:
+    weight = np.random.default_rng(8).standard_normal((16 * 20 + 5, 1024)).astype(np.float32)
+    assert weight.size > 2 * BLOCK_WEIGHTS
+    table = np.sort(np.random.default_rng(8).standard_normal((21, 8))).astype(np.float16)
+    for fmt in (Format("u4", 128, "int"), Format("c3", 64, table="block"), Format("i4", 32, None, "i8", 256)):
+        tables = {"table": table} if fmt.table else {}
+        whole = quantize(weight, fmt, **tables).arguments()
+        for rows in (slice(0, 16), slice(160, 176), slice(320, 325)):
+            alone = {"table": table[rows.start // 16 : -(-rows.stop // 16)]} if fmt.table else {}
+            for name, part in quantize(weight[rows], fmt, **alone).arguments().items():
+                if name in ("codes", "scales", "zeros", "outer") and part is not None:
+                    np.testing.assert_array_equal(whole[name][rows], part)
+    weight[300, 3] = np.nan
+    with pytest.raises(LowbitvmError, match=r"weight\[300, 3\] = nan"):
+        quantize(weight, Format("u4", 128, "int"))
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(QUANTIZABLE), st.integers(1, 4), seeds)
+def test_clipping_for_the_least_squares_is_never_worse_in_any_group(fmt: Format, n: int, seed: int) -> None:
+    given = float_weight(fmt, n, 256, seed)
+    rows, groups = fmt.scales_shape(n, 256)
+    rounded, clipped = (
+        np.square(quantize(**given, method=method).dequantize() - given["weight"]).reshape(rows * groups, -1).sum(1)
+        for method in METHODS
+    )
+    assert (clipped <= rounded * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "gain"), [("bp1", 0.5), ("ternary", 0.5), ("i2", 0.6), ("i3", 0.85), ("f4e2m1", 0.95), ("nf4", 0.95)]
+)
+def test_clipping_pays_at_few_bits(name: str, gain: float) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 1024))
+    errors = [
+        np.square(quantize(weight, Format(name), method=method).dequantize() - weight).sum() for method in METHODS
+    ]
+    assert errors[1] < gain * errors[0]
+
+
+def test_one_bit_of_sign_and_the_mean_is_found_for_two_values() -> None:
+    weight = np.random.default_rng(0).choice([-0.75, 0.75], (8, 128))
+    weight[0, 0] = 3.0  # an outlier that round-to-nearest makes the scale of its group
+    rounded, clipped = (quantize(weight, Format("bp1"), method=method).dequantize() for method in METHODS)
+    np.testing.assert_array_equal(clipped[1:], weight[1:])
+    assert rounded[0, 0] == 3 and abs(clipped[0, 0]) < 1
+
+
+# The block formats of OCP and NVIDIA, by their rules written another way
+
+MX_ELEMENTS = {  # ml_dtypes' element type, its largest exponent (OCP MX 1.0, table 1), its largest number
+    "mxfp4": (ml_dtypes.float4_e2m1fn, 2, 6.0),
+    "mxfp6e2m3": (ml_dtypes.float6_e2m3fn, 2, 7.5),
+    "mxfp6e3m2": (ml_dtypes.float6_e3m2fn, 4, 28.0),
+    "mxfp8e4m3": (ml_dtypes.float8_e4m3fn, 8, 448.0),
+    "mxfp8e5m2": (ml_dtypes.float8_e5m2, 15, 57344.0),
+}
+
+
+def blocks_of(seed: int, size: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((12, 8 * size)).astype(np.float32) * np.exp2(rng.integers(-40, 40, (12, 1)))
+    weight[3, :size], weight[4, 0] = 0, 2.0**20
+    return weight.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", MX_ELEMENTS)
+def test_mx_blocks_follow_the_rule_of_the_standard(name: str) -> None:
+    element, exponent, largest = MX_ELEMENTS[name]
+    weight = blocks_of(1, 32)
+    codes, scales, _ = quantize(weight, name).unpack()
+    for row, block in np.ndindex(scales.shape):
+        members = weight[row, 32 * block : 32 * block + 32].astype(np.float64)
+        top = np.abs(members).max()
+        shared = -127 if top == 0 else int(np.floor(np.log2(top))) - exponent
+        assert float(scales[row, block].astype(np.float32)) == 2.0**shared
+        expected = np.clip(members / 2.0**shared, -largest, largest).astype(np.float32).astype(element)
+        np.testing.assert_array_equal(codes[row, 32 * block : 32 * block + 32], expected.view(np.uint8))
+
+
+def test_mxint8_follows_the_rule_of_the_standard() -> None:
+    weight = blocks_of(2, 32)
+    codes, scales, _ = quantize(weight, "mxint8").unpack()
+    for row, block in np.ndindex(scales.shape):
+        members = weight[row, 32 * block : 32 * block + 32].astype(np.float64)
+        top = np.abs(members).max()
+        shared = -127 if top == 0 else int(np.floor(np.log2(top))) - 6  # elements are integers over 2^6
+        assert float(scales[row, block].astype(np.float32)) == 2.0**shared
+        expected = np.rint(members / 2.0**shared).clip(-128, 127)
+        np.testing.assert_array_equal(codes[row, 32 * block : 32 * block + 32], expected)
+
+
+def test_gguf_quantises_mxfp4_to_the_same_weights() -> None:
+    weight = blocks_of(3, 32)
+    raw = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.MXFP4)
+    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(quantize(weight, "mxfp4").dequantize(), theirs)
+
+
+@pytest.mark.parametrize(("name", "largest"), [("nvfp4", 6.0), ("nvint4", 7.0)])
+def test_nvidia_blocks_have_one_scale_per_tensor_and_e4m3_scales_below_it(name: str, largest: float) -> None:
+    weight = np.random.default_rng(4).standard_normal((12, 128)).astype(np.float32)
+    given = quantize(weight, name).arguments()
+    blocks = weight.reshape(12, 8, 16).astype(np.float64)
+    # nvint4's codes reach -8: the end that is farther from its code decides
+    ends = np.maximum(blocks.max(2) / largest, -blocks.min(2) / (8.0 if name == "nvint4" else largest))
+    overall = np.float32(ends.max() / 448)
+    assert given["outer"].shape == (1, 1) and given["outer"][0, 0] == overall
+    if name == "nvfp4":
+        assert overall == np.float32(np.abs(weight).max().astype(np.float64) / (6 * 448))
+    scales = (ends / overall).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    assert given["scales"].tobytes() == scales.tobytes()
+    places = blocks / (scales.astype(np.float64) * overall)[..., None]
+    if name == "nvfp4":
+        expected = np.clip(places, -6, 6).astype(np.float32).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+    else:
+        expected = np.rint(places).clip(-8, 7)
+    np.testing.assert_array_equal(given["codes"], expected.reshape(12, 128))
+
+
+@pytest.mark.parametrize("scale", ["i8", "e4m3"])
+@pytest.mark.parametrize("outer", ["tensor", 256])
+@pytest.mark.parametrize("zero", [None, "int", "offset"])
+def test_scales_of_two_levels_come_close_to_scales_of_one(scale: str, outer: Any, zero: str | None) -> None:
+    if zero == "offset" and scale == "e4m3":
+        return
+    weight = np.random.default_rng(5).standard_normal((32, 512))
+    one, two = (
+        np.square(quantize(weight, fmt).dequantize() - weight).sum()
+        for fmt in (Format("u4" if zero else "i4", 32, zero), Format("u4" if zero else "i4", 32, zero, scale, outer))
+    )
+    assert two < 1.35 * one
+
+
+# Codebooks, permutations, scales of the activations
+
+
+def test_each_group_takes_the_best_of_several_tables() -> None:
+    fp4 = dtypes.CODE_TYPES["f4e2m1"].values
+    assert fp4 is not None
+    choices = np.stack([np.where(np.arange(16) == 8, special, fp4) for special in (-5.0, 5.0, -8.0, 8.0)])
+    weight = np.random.default_rng(6).standard_normal((16, 512))
+    weight[2, 128:256] = np.where(np.arange(128) % 3 == 0, 5, 1.0)
+    weight[2, 128] = 6
+    fmt = Format("c4", 128, table="group")
+    packed = quantize(weight, fmt, table=choices)
+    table = packed.arguments()["table"]
+    assert table.shape == (16, 4, 16) and table[2, 1, 8] == 5
+    error = np.square(packed.dequantize() - weight).reshape(16, 4, 128).sum(-1)
+    alone = [
+        np.square(quantize(weight, Format("c4", 128, table="tensor"), table=one).dequantize() - weight)
+        for one in choices
+    ]
+    np.testing.assert_allclose(error, np.min([e.reshape(16, 4, 128).sum(-1) for e in alone], axis=0), rtol=1e-9)
+    on_torch = quantize(torch.from_numpy(weight), fmt, table=torch.from_numpy(choices))
+    assert same_bits(packed.words, on_torch.words) and same_bits(packed.table, on_torch.table)
+
+
+@given(st.sampled_from(QUANTIZABLE), seeds)
+def test_a_permutation_groups_other_columns_and_leaves_the_order_of_the_weight(fmt: Format, seed: int) -> None:
+    given = float_weight(fmt, 5, 256, seed)
+    permutation = np.random.default_rng(seed).permutation(256)
+    permuted = quantize(**given, permutation=permutation)
+    plain = quantize(**(given | {"weight": given["weight"][:, permutation]}))
+    np.testing.assert_array_equal(permuted.dequantize()[:, permutation], plain.dequantize())
+    assert all(same_bits(permuted.arrays[name], plain.arrays[name]) for name in plain.arrays)
+    assert same_bits(permuted.permutation, permutation.astype(np.int32))
+
+
+@given(st.sampled_from(QUANTIZABLE), seeds)
+def test_a_scale_of_the_activations_is_folded_before_rounding(fmt: Format, seed: int) -> None:
+    given = float_weight(fmt, 5, 256, seed)
+    scale = np.random.default_rng(seed).uniform(0.5, 2, 256).astype(np.float32)
+    folded = quantize(**given, input_scale=scale)
+    plain = quantize(**(given | {"weight": given["weight"] * scale}))
+    assert all(same_bits(folded.arrays[name], plain.arrays[name]) for name in plain.arrays)
+
+
+WEIGHT = np.ones((2, 64))
+REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "an unknown method": ("ARGUMENT_INVALID", "'best'.*rtn, mse", {"method": "best"}),
+    "no table": ("ARGUMENT_INVALID", "table is None", {"fmt": Format("c2", 32, table="tensor")}),
+    "a table too many": ("ARGUMENT_INVALID", "a table was given", {"table": np.ones(16)}),
+    "a table of another size": (
+        "SHAPE_MISMATCH",
+        r"table has shape \(5,\), not \(1, 4\)",
+        {"fmt": Format("c2", 32, table="tensor"), "table": np.ones(5)},
+    ),
+    "a table of integers": (
+        "DTYPE_MISMATCH",
+        "table is i64",
+        {"fmt": Format("c2", 32, table="tensor"), "table": np.ones(4, np.int64)},
+    ),
+    "an entry beyond f16": (
+        "ARGUMENT_INVALID",
+        "f16 has not",
+        {"fmt": Format("c2", 32, table="tensor"), "table": np.array([0, 1, 2, 1e6])},
+    ),
+    "an input_scale of another length": ("SHAPE_MISMATCH", r"\(3,\), not \(64,\)", {"input_scale": np.ones(3)}),
+    "an integer input_scale": ("DTYPE_MISMATCH", "input_scale is i64", {"input_scale": np.ones(64, np.int64)}),
+    "an infinite product": ("ARGUMENT_INVALID", "not finite", {"input_scale": np.full(64, np.inf)}),
+    "no permutation": ("ARGUMENT_INVALID", "0 .. 63 once", {"permutation": np.zeros(64, np.int64)}),
+    "a short permutation": ("SHAPE_MISMATCH", r"\(32,\), not \(64,\)", {"permutation": np.arange(32)}),
+    "a permutation of floats": ("DTYPE_MISMATCH", "permutation are f64", {"permutation": np.arange(64.0)}),
+    "an e4m3 scale that overflows": (
+        "ARGUMENT_INVALID",
+        "scale of 1000, beyond e4m3",
+        {"weight": WEIGHT * 7000, "fmt": Format("i4", 32, scale="e4m3")},
+    ),
+    "an e8m0 scale that overflows": (
+        "ARGUMENT_INVALID",
+        "beyond e8m0",
+        {"weight": WEIGHT * 1e300, "fmt": Format("i4", 32, scale="e8m0")},
+    ),
+}
+
+
+@pytest.mark.parametrize("convert", [dict, tensors], ids=["numpy", "torch"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_quantize_refuses_what_does_not_fit(case: str, convert: Any) -> None:
+    code, named, change = REFUSED[case]
+    given = convert({"weight": WEIGHT, "fmt": Format("i4", 32)} | change)
+    with pytest.raises(LowbitvmError, match=f"^{code}: .*{named}"), np.errstate(over="ignore"):
+        quantize(**given)
+
+
+@pytest.mark.parametrize(("name", "instead"), [("u1", "bp1"), ("u3", "i3"), ("u8", "i8")])
+def test_negative_weights_in_unsigned_codes_name_the_signed_ones(name: str, instead: str) -> None:
+    with pytest.raises(LowbitvmError, match=f'^ARGUMENT_INVALID: .*use "{instead}"'):
+        quantize(-WEIGHT, Format(name, 32))
+
+
+def test_what_is_given_must_lie_in_one_place() -> None:
+    with pytest.raises(LowbitvmError, match=r"^DEVICE_MISMATCH: .*weight on cpu, input_scale on numpy"):
+        quantize(torch.ones(2, 64), Format("i4", 32), input_scale=np.ones(64))

@@ -18,12 +18,15 @@ from lowbitvm.bench import measure, ours, pipes, static
 from lowbitvm.bench.loops import main_nest, natural_loops, read_ptx, read_sass
 from lowbitvm.bench.ours import Variant
 from lowbitvm.cli import main
+from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import NAMED
 from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.assemble import assemble, disassemble
 
 ROOT = Path(__file__).parent.parent
+INTEGERS = [*(f"u{n}" for n in range(1, 9)), *(f"i{n}" for n in range(2, 9)), *(f"bp{n}" for n in range(1, 9))]
 COLUMNS = [
     "tool", "weights", "act", "group", "zero", "target", "tile", "mac_per_instruction", "instructions_per_weight",
     "decode_per_weight", "tensor_share", "registers", "spills", "shared", "bank_conflicts", "bytes_in_flight",
@@ -183,29 +186,45 @@ def test_conflicts_are_those_of_the_main_loop_alone():
     assert measure.main_loop_conflicts(report, PTX) == 6
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    return lb.compile_linear("u4", zero="float", target="sm_80", bm=16)
+def test_every_instruction_of_our_loop_runs_once_per_turn_and_warp():
+    kernel = lb.compile_linear("u4", zero="float", target="sm_80", bm=16)
+    nest = main_nest(read_ptx(kernel.ptx))
+    weight = lb.quantize(np.ones((128, 2048), np.float32), lb.Format("u4", zero="float"))
+    x, y = np.zeros((16, 2048), np.float16), np.zeros((16, 128), np.float16)
+    counters = lb.launch(kernel, (1, 1), {"x": x, "w": weight, "y": y}).counters
+    turns, rest = divmod(counters.mma, nest.matrix)  # of all warps
+    warps = kernel.code.threads // 32
+    assert rest == 0 and turns > 2 * warps
+    lines = {instruction.line for instruction in nest.levels[0]}
+    assert lines == {line for line, count in counters.by_line.items() if count > warps}
+    # A loop may be left in the midst of its last turn.
+    assert all(turns - warps <= counters.by_line[line] <= turns for line in lines)
 
 
-def test_every_instruction_of_our_loop_runs_once_per_turn_and_warp(kernel):
-    level = main_nest(read_ptx(kernel.ptx)).levels[0]
-    k, bk, warps = 512, 64, 4
-    weight = lb.quantize(np.ones((128, k), np.float32), lb.Format("u4", zero="float"))
-    x, y = np.zeros((16, k), np.float16), np.zeros((16, 128), np.float16)
-    report = lb.launch(kernel, (1, 1), {"x": x, "w": weight, "y": y})
-    executed = {line: count for line, count in report.counters.by_line.items() if count == k // bk * warps}
-    assert {instruction.line for instruction in level} == set(executed)
+def test_weights_per_product_leave_out_the_row_sums_that_the_ptx_shows():
+    fmt = lb.Format("u4", zero="float")
+    kernel = lb.compile_linear(fmt, target="sm_80", bm=8)
+    run = ours.emulate(kernel, fmt, "f16", chosen_tile(fmt, bm=8))
+    # With 8 rows of activations a fragment of weights is multiplied once; one of ones again and again.
+    products = Counter(re.findall(r"mma\.sync\S+ \{[^}]*\}, \{([^}]*)\}", kernel.ptx))
+    sums = sum(count for count in products.values() if count > 1)
+    assert 0 < sums < products.total()
+    assert run.weights_per_matrix == pytest.approx(256 * (1 - sums / products.total()), rel=1e-12)
 
 
-def test_weights_per_product_leave_out_the_row_sums_that_the_ptx_shows(kernel):
-    tile = chosen_tile(lb.Format("u4", zero="float"), bm=16)
-    _, per_matrix = ours.emulate(kernel, lb.Format("u4", zero="float"), "f16", tile)
-    products = re.findall(r"mma\.sync\S+ \{[^}]*\}, \{([^}]*)\}", kernel.ptx)
-    sums = sum(len(set(fragment.split(", "))) == 1 for fragment in products)  # a fragment of ones is one register
-    assert 0 < sums < len(products)
-    # a product of 16 weights by 16 of k, and two of them for 16 rows of activations
-    assert per_matrix == pytest.approx(256 / 2 * (len(products) - sums) / len(products), rel=1e-12)
+def test_what_is_loaded_before_the_loop_is_ahead_of_the_products():
+    copy = "cp.async.cg.shared.global [%r1], [%rd1], 16;"
+    product = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0}, {%r1}, {%r2}, {%f0};"
+    waits = ["cp.async.commit_group;", "cp.async.wait_group 2;"]
+    turn = [copy, waits[0], product, copy, product, waits[1], product, product]  # 4 products, 2 copies
+    text = [".visible .entry k()", "{", *[copy] * 6, *waits, "loop:", *turn, "@%p1 bra loop;", copy, "ret;", "}"]
+    # A turn covers 4 x 16 of k, the copies before it three times as much.
+    assert ours.ahead("\n".join(text), 16.0) == 192
+    assert ours.ahead("\n".join(line for line in text if line != copy), 16.0) == 0
+    # Loads of other things before the loop do not count, unless the loop has no other copies.
+    load = "ld.global.nc.v4.b32 {%r1}, [%rd1];"
+    assert ours.ahead("\n".join([*text[:2], load, *text[2:]]), 16.0) == 192
+    assert ours.ahead("\n".join(line.replace(copy, load) for line in text), 16.0) == 192
 
 
 @pytest.mark.parametrize(("tile", "expected"), [("8x128x64", 256), ("16x128x64", 128), ("64x128x64", 32)])
@@ -213,8 +232,8 @@ def test_without_row_sums_a_product_stands_for_its_share_of_256_weights(tile, ex
     assert ours.build(Variant("u4", "f16", 128, "none", "sm_80", tile)).weights_per_matrix == expected
 
 
-def test_a_row_s_figures_are_those_counted_by_hand(kernel):
-    built = ours.build(Variant("u4", "f16", 128, "int", "sm_80", "16x128x64"))
+def test_a_row_s_figures_are_those_counted_by_hand():
+    built = ours.build(Variant("u4", "f16", 128, "none", "sm_80", "16x128x64"))
     row = measure.measure(built)
     text = built.sass.splitlines()
     last = next(at for at in reversed(range(len(text))) if "HMMA" in text[at])
@@ -222,15 +241,15 @@ def test_a_row_s_figures_are_those_counted_by_hand(kernel):
     label = re.search(r"\((\.L_x_\d+)\)", text[end])[1]
     loop = [line for line in text[text.index(f"{label}:") : end + 1] if "/*" in line]
     counts = Counter(re.sub(r"@!?U?P\d+ ", "", line).split()[1].split(".")[0] for line in loop)
-    weights = 128 * 64 / 4  # of a warp: a quarter of the tile
+    weights = 128 * counts["HMMA"]  # of a warp: 16 x 16 of them in two products, with 8 rows of activations each
     assert row.mac_per_instruction == pytest.approx(16 * weights / len(loop), rel=1e-4)
     assert row.instructions_per_weight == pytest.approx(len(loop) / (weights / 32), rel=1e-4)
     assert row.tensor_share == pytest.approx(counts["HMMA"] / len(loop), abs=1e-4)
     f16 = counts["HADD2"] + counts["HMUL2"] + counts["HFMA2"]
-    assert row.cycles_per_weight["f16"] == pytest.approx(f16 / (weights / 32), rel=1e-4)
+    assert row.cycles_per_weight["f16"] == pytest.approx(f16 / (weights / 32), abs=1e-4)
     assert row.cycles_per_weight["tensor"] == pytest.approx(8 * counts["HMMA"] / (weights / 32), rel=1e-4)
-    # three stages of 128 x 64 nibbles in flight in each of the blocks that an SM holds
-    assert row.bytes_in_flight == 3 * 128 * 64 // 2 * round(row.occupancy * 64 / 4)
+    assert built.ahead >= 64 and built.ahead % 64 == 0
+    assert row.bytes_in_flight == built.ahead * 128 // 2 * round(row.occupancy * 64 / 4)  # nibbles; 64 warps fit
     assert row.unknown == ()
 
 
@@ -293,6 +312,18 @@ def test_instructions_occupy_their_pipe_for_as_long_as_its_published_rate_says(n
     assert pipes.cycles(name, targets.get(target)) == cycles
 
 
+@pytest.mark.parametrize(
+    ("target", "bits", "cycles"),
+    [
+        ("sm_80", 4, 128 * 0.5 * 108 * 1.41 / 2039),
+        ("sm_80", 1, 128 / 8 * 108 * 1.41 / 2039),
+        ("sm_90a", 8, 128 * 132 * 1.83 / 3352),
+    ],
+)
+def test_the_memory_takes_as_long_as_its_bandwidth_says(target, bits, cycles):
+    assert measure.memory_cycles(bits, targets.get(target)) == pytest.approx(cycles, rel=1e-4)
+
+
 def test_a_mnemonic_outside_the_table_is_named_and_not_guessed():
     assert pipes.kind_of("NOVEL.OP") is None
     with pytest.raises(ValueError, match=r"the shape of HMMA\.NEW is not known"):
@@ -303,9 +334,20 @@ def run(*options: str):
     return CliRunner().invoke(main, ["bench", "--static", *options])
 
 
-def test_the_command_writes_a_row_with_the_agreed_columns_for_every_format_that_has_a_kernel(tmp_path):
+def test_every_code_type_and_named_format_is_asked_for_with_the_zero_points_that_it_has():
+    found = list(ours.variants(["sm_80"], ours.WEIGHTS, ["f16", "bf16"], [], list(ours.TILES), 128))
+    assert {variant.weights for variant in found} == {*CODE_TYPES, *NAMED}
+    assert len(found) == len(set(found)) == len({*CODE_TYPES, *NAMED}) * 2 * len(ours.TILES)
+    for variant in found:
+        assert variant.format.zero == ("int" if variant.weights in ("ternary", *INTEGERS) else None)
+    assert Variant("mxfp4", "f16", 128, "none", "sm_80", "16x128x64").format == lb.Format.parse("mxfp4")
+
+
+def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_there_is_none(tmp_path):
     file = tmp_path / "static.json"
-    result = run("--quick", "--tile", "16x128x64", "--no-peers", "--json", str(file))
+    asked = ["u1", "u4", "i4", "bp3", "ternary", "f6e3m2", "e4m3", "nf4", "c4", "mxfp4"]
+    weights = [option for name in asked for option in ("--weights", name)]
+    result = run("--quick", *weights, "--no-peers", "--json", str(file))
     assert result.exit_code == 0, result.output
     content = json.loads(file.read_text())
     for row in content["static"]:
@@ -314,11 +356,12 @@ def test_the_command_writes_a_row_with_the_agreed_columns_for_every_format_that_
             32 * int(row["tile"].split("x")[0]), rel=1e-3
         )
         assert row["spills"] == 0 and row["bank_conflicts"] == 0 and row["unknown"] == []
-        assert set(row["cycles_per_weight"]) == set(pipes.PIPES)
+        assert set(row["cycles_per_weight"]) == {*pipes.PIPES, "memory"}
         assert f" {row['tile']} " in result.output
-    found = [row["weights"] for row in content["static"]]
-    assert {"u4", "i4"} <= set(found)
-    assert sorted(found + [name.split()[0] for name in content["refused"]]) == sorted(ours.WEIGHTS)
+    found = [(row["weights"], row["tile"]) for row in content["static"]]
+    assert {"u4", "i4"} <= {name for name, _ in found}
+    refused = [(name.split()[0], name.split()[-1]) for name in content["refused"]]
+    assert sorted(found + refused) == sorted((name, tile) for name in asked for tile in static.QUICK_TILES)
     assert content["targets"] == {"sm_80": {"gpu": "A100-80", "bytes_needed": 15104}}  # 2039 GB/s x 800 ns / 108
 
 
@@ -340,10 +383,9 @@ def test_tools_that_are_installed_stand_in_the_table_with_products_for_all_weigh
     rows, versions, _ = static.collect(["sm_80"], ["u4"], ["f16"], tiles=["16x128x64"])
     assert versions[name] != static.NOT_INSTALLED
     assert [row.tool for row in rows] == [ours.TOOL, name]
-    our_row, peer = rows
+    _, peer = rows
     assert peer.mac_per_instruction * peer.instructions_per_weight == pytest.approx(32 * 16, rel=1e-3)
-    # 2 x 16 x 16 x 8 products per 256 weights, at 8 cycles each: the same for everybody
-    assert peer.cycles_per_weight["tensor"] == our_row.cycles_per_weight["tensor"] == 2
+    assert peer.cycles_per_weight["tensor"] == 2  # two products of 8 cycles for 16 x 16 weights, 8 a thread
     assert peer.unknown == () and peer.spills == 0 and peer.bank_conflicts is not None
 
 

@@ -8,6 +8,8 @@ import pycute
 import pytest
 
 from lowbitvm import targets
+from lowbitvm.chunk import order, word_place
+from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.layout import Layout
@@ -17,7 +19,7 @@ from lowbitvm.runtime.assemble import assemble
 every_target = pytest.mark.parametrize("name", targets.TARGETS)
 every_atom = pytest.mark.parametrize("atom", targets.MMA_ATOMS.values(), ids=targets.MMA_ATOMS)
 
-PTX_VERSIONS = ["6.5", *(f"7.{i}" for i in range(9)), *(f"8.{i}" for i in range(9)), "9.0"]
+PTX_VERSIONS = ["6.4", "6.5", *(f"7.{i}" for i in range(9)), *(f"8.{i}" for i in range(9)), "9.0"]
 
 # The strides of cute/atom/mma_traits_sm80.hpp and mma_traits_sm90_gmma.hpp: (lane, value) -> row + rows * column
 SM80_16X8_ROW = pycute.Layout(((4, 8), (2, 2)), ((32, 1), (16, 8)))
@@ -38,7 +40,7 @@ CUTE_WGMMA_A = pycute.Layout(((4, 8, 4), (2, 2, 2)), ((128, 1, 16), (64, 8, 512)
 def all_atoms_ptx(version, target):
     """A kernel with every MMA atom."""
     atoms = []
-    for atom in targets.MMA_ATOMS.values():
+    for atom in (atom for atom in targets.MMA_ATOMS.values() if atom.runs_on(targets.get(target))):
         a, b = "{%r0,%r1,%r2,%r3}" if atom.k == 16 else "{%r0,%r1}", "{%r0,%r1}" if atom.k == 16 else "{%r0}"
         atoms.append(f"{atom.mnemonic} {{%f0,%f1,%f2,%f3}}, {a}, {b}, {{%f0,%f1,%f2,%f3}};")
     return f"""
@@ -101,9 +103,10 @@ def test_limits_are_consistent(name):
     target = targets.get(name)
     major, minor = target.capability
     assert re.fullmatch(rf"sm_{major}{minor}[af]?", target.name)
-    assert target.shared_without_opt_in < target.shared_per_block == target.shared_per_sm - 1024
+    reserved = 1024 if target.capability >= (8, 0) else 0
+    assert target.shared_without_opt_in < target.shared_per_block == target.shared_per_sm - reserved
     assert target.warps_per_sm * 32 >= target.threads_per_block
-    assert {atom.operand for atom in targets.MMA_ATOMS.values()} == set(target.mma_dtypes)
+    assert {atom.operand for atom in targets.MMA_ATOMS.values() if atom.runs_on(target)} == set(target.mma_dtypes)
 
 
 @every_target
@@ -131,7 +134,7 @@ def test_unknown_targets_raise_and_list_the_known_ones():
     with pytest.raises(LowbitvmError, match=r"sm_80, sm_86, sm_89, sm_90a, sm_100a, sm_120f") as error:
         targets.get("sm_81")
     assert error.value.code == "TARGET_UNKNOWN"
-    for capability in ((7, 5), (9, 1), (10, 3), (13, 0)):
+    for capability in ((7, 0), (9, 1), (10, 3), (13, 0)):
         with pytest.raises(LowbitvmError, match="sm_120f") as error:
             targets.for_capability(*capability)
         assert error.value.code == "TARGET_UNKNOWN"
@@ -245,17 +248,21 @@ ORDERS = {  # how each atom's A fragments tile the weights of one or, for wgmma'
 }
 
 
-def test_the_stored_order_fills_a_tile_with_whole_sixteen_byte_loads():
-    assert targets.STORED_4BIT.is_bijective
-    assert targets.STORED_4BIT.ins == {"code": 5, "lane": 5} and targets.STORED_4BIT.outs == {"n": 4, "k": 6}
-    nibbles = Layout.identity("code", 5, "nibble") * Layout.identity("lane", 5, "nibble")  # the tile in memory
-    assert nibbles.vector_width("code", out_dim="nibble", element_bits=4) == 32
+# Which weight a lane's code c = 8 s + 2 r + half is (lowbitvm.chunk): half `half` of register r of k16 step s.
+CODES = Layout.from_function(
+    lambda code, lane: {
+        "n": (lane >> 2) + 8 * (code >> 1 & 1),
+        "k": 16 * (code >> 3) + 2 * (lane & 3) + (code & 1) + 8 * (code >> 2 & 1),
+    },
+    {"code": 5, "lane": 5},
+    {"n": 4, "k": 6},
+)
 
 
 @pytest.mark.parametrize(("a", "steps", "warps"), ORDERS.values(), ids=ORDERS)
 def test_the_stored_order_feeds_the_a_operand_without_shuffles(a, steps, warps):
     """Where each operand register's code comes from: its own lane, its own warp's tile, and one place in the chunk."""
-    stored = targets.STORED_4BIT * Layout.identity("tile", warps, "n")
+    stored = CODES * Layout.identity("tile", warps, "n")
     operand = a.rename(outs={"m": "n"}) * Layout.identity("step", steps, "k")
     source = operand.compose(stored.inverse())
     lanes = source.project("lane")
@@ -268,26 +275,29 @@ def test_the_stored_order_feeds_the_a_operand_without_shuffles(a, steps, warps):
     assert codes.is_bijective and source.project("code").rank == codes.rank
 
 
-def test_both_halves_of_an_operand_register_lie_sixteen_bits_apart_in_one_word():
-    """Codes at nibble r and r + 4 are the f16 pair of register r, and word s is k16 step s."""
+def test_neighbouring_codes_are_the_halves_of_an_operand_register():
     operand = targets.MMA_ATOMS["m16n8k16.f16"].a.rename(outs={"m": "n"}) * Layout.identity("step", 2, "k")
-    source = operand.compose(targets.STORED_4BIT.inverse())
-    for step, r, half in product(range(4), range(4), range(2)):
-        assert source(register=2 * r + half, step=step, lane=9) == {"code": 8 * step + 4 * half + r, "lane": 9}
+    source = operand.compose(CODES.inverse())
+    for step, element in product(range(4), range(8)):
+        assert source(register=element, step=step, lane=9) == {"code": 8 * step + element, "lane": 9}
 
 
-@pytest.mark.parametrize("dtype", ["u4", "i4"])
+@pytest.mark.parametrize("dtype", ["u1", "u4", "i5", "bp7", "f6e3m2", "nf4"])
 def test_pack_stores_codes_in_the_stored_order(dtype):
-    n, k, low = 40, 150, 0 if dtype == "u4" else -8
-    codes = np.random.default_rng(0).integers(low, low + 16, (n, k)).astype(np.int8)
-    packed = pack(codes, np.ones((n, 1), np.float16), None, Format(dtype, group="channel", zero=None, scale="f16"))
-    tile_n, tile_k, lane, code = np.indices((3, 3, 32, 32))
-    at = targets.STORED_4BIT.apply(lane=lane, code=code)
-    row, column = 16 * tile_n + at["n"], 64 * tile_k + at["k"]
-    nibbles = (
-        packed.words.reshape(3, 3, 32, 4)[tile_n, tile_k, lane, code >> 3] >> (4 * (code & 7)).astype(np.uint32) & 15
+    n, k, code_type = 40, 150, CODE_TYPES[dtype]
+    stored = np.random.default_rng(0).integers(0, 1 << code_type.bits, (n, k)).astype(np.uint8)
+    packed = pack(
+        code_type.codes(stored.astype(np.int16)), np.ones((n, 1), np.float16), None, Format(dtype, group="channel")
     )
+    assert packed.words.shape == (3, 3, 32 * code_type.bits)
+    positions = order(code_type).positions
+    tile_n, tile_k, lane, code, bit = np.indices((3, 3, 32, 32, code_type.bits))
+    position = positions[code, bit]
+    places = np.array([word_place(code_type.bits, word) for word in range(code_type.bits)])
+    start, width, index = np.moveaxis(places[position >> 5], -1, 0)
+    bits = packed.words[tile_n, tile_k, start + lane * width + index] >> (position & 31).astype(np.uint32) & 1
+    at = CODES.apply(lane=lane[..., 0], code=code[..., 0])
     padded = np.zeros((48, 192), np.int64)
-    padded[:n, :k] = codes.astype(np.int64) - low
-    assert packed.words.shape == (3, 3, 128)
-    assert (nibbles == padded[row, column]).all()
+    padded[:n, :k] = stored
+    found = (bits.astype(np.int64) << bit).sum(-1)
+    assert (found == padded[16 * tile_n[..., 0] + at["n"], 64 * tile_k[..., 0] + at["k"]]).all()

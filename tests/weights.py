@@ -27,6 +27,12 @@ EVERY_FORMAT = [
     for parts in product(GROUPS, ZEROS, SCALES, OUTERS, TABLES[1:] if code.values is None else TABLES[:1])
     if (fmt := legal(name, *parts))
 ]
+# float zero points of a few ExMy are beyond f16
+QUANTIZABLE = [
+    fmt
+    for fmt in EVERY_FORMAT
+    if fmt.zero != "float" or fmt.scale != "f16" or fmt.code.values is None or fmt.code.largest < 65504
+]
 ONE_OF_EACH_CODE = [Format(name, 32, table="group" if name[0] == "c" else None) for name in dtypes.CODE_TYPES]
 
 
@@ -45,7 +51,9 @@ def in_features(fmt: Format, wish: int) -> int:
 
 
 def random_codes(rng: np.random.Generator, fmt: Format, shape: tuple[int, int]) -> np.ndarray:
-    patterns = rng.integers(0, fmt.code.used or 1 << fmt.bits, shape)
+    values = fmt.code.values
+    patterns = np.arange(1 << fmt.bits) if values is None else np.flatnonzero(np.isfinite(values))[: fmt.code.used]
+    patterns = rng.choice(patterns, shape)
     return fmt.code.codes(patterns).astype(fmt.code.numpy)
 
 
@@ -69,6 +77,21 @@ def random_arguments(fmt: Format, n: int, k: int, seed: int, permuted: bool = Fa
         given["outer_zeros"] = rng.standard_normal(outer).astype(np.float32) if fmt.zero == "offset" else None
     if permuted:
         given["permutation"] = rng.permutation(k).astype(np.int32)
+    return given
+
+
+def float_weight(fmt: Format, n: int, k: int, seed: int) -> dict[str, Any]:
+    """What `quantize` takes: a weight and, where the format has codebooks, tables with values of both signs."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((n, k)) * np.exp2(rng.integers(-6, 3, (n, 1)))
+    weight[rng.random(weight.shape) < 0.1] = 0
+    if fmt.zero is None and fmt.code.kind == "uint":
+        weight = np.abs(weight)
+    given: dict[str, Any] = {"weight": weight, "fmt": fmt}
+    if fmt.table is not None:
+        table = rng.standard_normal(fmt.table_shape(n, k))
+        table[..., 0], table[..., -1] = -abs(table[..., 0]) - 0.1, abs(table[..., -1]) + 0.1
+        given["table"] = table.astype(np.float16)
     return given
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from lowbitvm import targets
 from lowbitvm.bench.loops import Nest, main_nest, read_ptx, read_sass
-from lowbitvm.bench.pipes import PIPES, cycles, kind_of, multiply_adds
+from lowbitvm.bench.pipes import PIPES, SUB_CORES, cycles, kind_of, multiply_adds
 from lowbitvm.runtime import emulator
 from lowbitvm.targets import Target
 
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
-EMULATED_K = 1024  # in_features of the block that the emulator runs
+EMULATED_K = 1024  # in_features that the bank conflicts of a block are counted for
 LATENCY_NS = 800  # of DRAM: what the bytes in flight must cover
+MEMORY = "memory"  # the name of the DRAM's cycles among those of the pipes
 DIGITS = 4  # of the fractions in a row
 
 
@@ -30,6 +31,7 @@ class Kernel:
     tile: tuple[int, ...]  # bm, bn, bk
     warps: int
     stages: int
+    ahead: int  # k of the weights that are on their way while a stage is multiplied
     bits: int  # of one stored weight
     sass: str = field(repr=False)
     registers: int
@@ -78,7 +80,7 @@ def measure(kernel: Kernel) -> Row:
     total = _sum(loop, lambda name: 1)
     threads = 32 * kernel.warps
     blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
-    stage_bytes = kernel.tile[1] * kernel.tile[2] * kernel.bits // 8
+    ahead_bytes = kernel.tile[1] * kernel.ahead * kernel.bits // 8
 
     def per_weight(value: float) -> float:
         return round(value / (weights / 32), DIGITS)
@@ -99,11 +101,14 @@ def measure(kernel: Kernel) -> Row:
         spills=kernel.spills,
         shared=kernel.shared,
         bank_conflicts=kernel.bank_conflicts,
-        bytes_in_flight=(kernel.stages - 1) * stage_bytes * blocks,
+        bytes_in_flight=ahead_bytes * blocks,
         occupancy=round(blocks * kernel.warps / target.warps_per_sm, DIGITS),
         warps=kernel.warps,
         stages=kernel.stages,
-        cycles_per_weight={pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+        cycles_per_weight={
+            **{pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
+            MEMORY: round(memory_cycles(kernel.bits, target), DIGITS),
+        },
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
     )
 
@@ -123,6 +128,12 @@ def bytes_needed(target: str) -> int:
     """Bytes per SM that must be in flight for the memory of the target's GPU to be busy: bandwidth x LATENCY_NS."""
     gpu = targets.get(target).gpu
     return round(gpu.dram_gbs * LATENCY_NS / gpu.sms)
+
+
+def memory_cycles(bits: int, target: Target) -> float:
+    """Cycles in which an SM's share of the DRAM bandwidth brings a code for each of the 128 lanes of its sub-cores."""
+    bytes_per_cycle = target.gpu.dram_gbs / target.gpu.boost_ghz / target.gpu.sms
+    return 32 * SUB_CORES * bits / 8 / bytes_per_cycle
 
 
 def _weights_per_matrix(nest: Nest, rows: int) -> float:

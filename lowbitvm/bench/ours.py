@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lowbitvm import dtypes
+from lowbitvm import dtypes, targets
+from lowbitvm.bench.loops import main_nest, read_ptx
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import NAMED, Format
@@ -18,6 +19,8 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
 TOOL = "lowbitvm"
+TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
+COPIES: tuple[str | tuple[str, ...], ...] = (("cp.async.ca", "cp.async.cg"), "ld.global")
 WEIGHTS = (*CODE_TYPES, *NAMED)
 TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan chooses the rest
     "8x128x64": {"bm": 8, "bn": 128, "bk": 64},
@@ -71,9 +74,9 @@ def build(variant: Variant) -> Kernel:
     Raises what `compile_linear` does for parts that the package does not take.
     """
     fmt, parts = variant.format, TILES[variant.tile]
-    tile = chosen_tile(fmt, **parts)
+    tile = chosen_tile(fmt, targets.get(variant.target), **parts)
     compiled = compile_linear(fmt, act=variant.act, target=variant.target, **asdict(tile))
-    conflicts, per_matrix = emulate(compiled, fmt, variant.act, tile)
+    run = emulate(compiled, fmt, variant.act, tile)
     return Kernel(
         TOOL,
         variant.weights,
@@ -84,37 +87,67 @@ def build(variant: Variant) -> Kernel:
         (tile.bm, tile.bn, tile.bk),
         tile.warps,
         tile.stages,
+        ahead(compiled.ptx, run.weights_per_matrix * tile.warps / tile.bn),
         fmt.bits,
         compiled.sass(),
         compiled.registers,
         compiled.spills,
         compiled.shared,
-        conflicts,
-        weights_per_matrix=per_matrix,
+        run.bank_conflicts,
+        weights_per_matrix=run.weights_per_matrix,
     )
 
 
-def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> tuple[int, float]:
-    """(bank conflicts in the main loop, weights per matrix instruction and warp) of one block over EMULATED_K.
+@dataclass(frozen=True)
+class Run:
+    """What the emulator counted in one block: conflicts in the main loop over EMULATED_K, weights per product."""
 
-    Some matrix instructions make row sums of the activations, and some formats take two for one product of weights:
+    bank_conflicts: int
+    weights_per_matrix: float
+
+
+def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
+    """Runs one block over a whole number of turns of any loop.
+
+    Some matrix instructions make row sums of the activations, and some formats may take two for one product of weights:
     what was executed says how many weights an average one stands for.
     """
+    k = TURN_K * tile.stages
     rng = np.random.default_rng(0)
-    values = rng.uniform(0.1, 1, (tile.bn, EMULATED_K)).astype(np.float32)
-    weight = quantize(values, fmt, table=_table(fmt, tile.bn))
+    values = rng.uniform(0.1, 1, (tile.bn, k)).astype(np.float32)
+    weight = quantize(values, fmt, table=_table(fmt, tile.bn, k))
     dtype = dtypes.get(act).numpy
-    x: Any = rng.standard_normal((tile.bm, EMULATED_K)).astype(dtype)
+    x: Any = rng.standard_normal((tile.bm, k)).astype(dtype)
     y: Any = np.zeros((tile.bm, tile.bn), dtype)
     grid = launch_grid((tile.bm, tile.bn), (tile.bm, tile.bn))
     report = launch(compiled, grid, {"x": x, "w": weight, "y": y}, checks="none")
     assert report is not None
-    return main_loop_conflicts(report, compiled.ptx), tile.bn * EMULATED_K / report.counters.mma
+    conflicts = main_loop_conflicts(report, compiled.ptx) * EMULATED_K // k
+    return Run(conflicts, tile.bn * k / report.counters.mma)
 
 
-def _table(fmt: Format, out_features: int) -> Any:
+def ahead(ptx: str, matrix_k: float) -> int:
+    """k of the weights that are on their way while a stage is multiplied: what is loaded before the main loop begins.
+
+    `matrix_k` is the k of the block that one matrix instruction of each of its warps stands for; so the products of a
+    turn say what k its copies cover, and their number before the loop what k those cover. Copies are cp.async, or
+    loads in a loop that has none.
+    """
+    code = read_ptx(ptx)
+    loop = main_nest(code).levels[0]
+    start = min(instruction.line for instruction in loop)
+    products = sum(instruction.is_matrix for instruction in loop)
+    for copy in COPIES:
+        inside = sum(instruction.name.startswith(copy) for instruction in loop)
+        before = sum(i.name.startswith(copy) for i in code.instructions if i.line < start)
+        if inside:
+            return round(products * matrix_k * before / inside)
+    return 0
+
+
+def _table(fmt: Format, out_features: int, in_features: int) -> Any:
     """Some codebook for a format that has one: which, the code does not depend on."""
     if fmt.table is None:
         return None
-    shape = fmt.table_shape(out_features, EMULATED_K)
+    shape = fmt.table_shape(out_features, in_features)
     return np.broadcast_to(np.linspace(-1, 1, shape[-1]).astype(np.float16), shape).copy()

@@ -3,7 +3,9 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -14,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.measure import LATENCY_NS, Row, bytes_needed, measure
+from lowbitvm.bench.measure import LATENCY_NS, MEMORY, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
@@ -70,16 +72,22 @@ def collect(
 
 def our_rows(variants: Iterable[Variant], progress: Progress) -> tuple[list[Row], dict[str, str]]:
     """The rows of the variants that exist, and for the others why they do not."""
-    rows: list[Row] = []
-    refused: dict[str, str] = {}
-    for variant in progress.track(list(variants), description="lowbitvm"):
-        try:
-            rows.append(measure(build(variant)))
-        except LowbitvmError as error:
-            if error.code not in REFUSALS:
-                raise
-            refused[str(variant)] = f"{error.code}: {error.problem}"
+    wanted = list(variants)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time goes to nvdisasm, which is another process
+        made = list(progress.track(pool.map(_attempt, wanted), total=len(wanted), description="lowbitvm"))
+    rows = [row for row in made if isinstance(row, Row)]
+    refused = {str(variant): reason for variant, reason in zip(wanted, made, strict=True) if isinstance(reason, str)}
     return rows, refused
+
+
+def _attempt(variant: Variant) -> Row | str:
+    """The variant's row, or why there is none."""
+    try:
+        return measure(build(variant))
+    except LowbitvmError as error:
+        if error.code not in REFUSALS:
+            raise
+        return f"{error.code}: {error.problem}"
 
 
 def peer_rows(
@@ -136,7 +144,7 @@ def _table(target: str, rows: list[Row]) -> Table:
     )
     for column in TEXTS:
         table.add_column(column, no_wrap=True)
-    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in PIPES)):
+    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in (*PIPES, MEMORY))):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -150,6 +158,6 @@ def _table(target: str, rows: list[Row]) -> Table:
             str(row.bytes_in_flight),
             f"{row.bytes_in_flight / needed:.2f}",
             f"{row.occupancy:.0%}",
-            *(f"{row.cycles_per_weight[pipe]:.2f}" for pipe in PIPES),
+            *(f"{cycles:.2f}" for cycles in row.cycles_per_weight.values()),
         )
     return table

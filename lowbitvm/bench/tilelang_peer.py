@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tilelang
@@ -25,16 +26,12 @@ def rows(target: str, weights: Sequence[str], acts: Sequence[str], tiles: Sequen
 
 
 def build(name: str, target: str) -> Kernel:
-    """Compiles the kernel of a tile for a target."""
+    """What the kernel of a tile costs on a target."""
     warps, stages = FOUR_BIT[name]
-    bm, bn, bk = tile = (*map(int, name.split("x")),)
-    with tvm.target.Target({"kind": "cuda", "arch": target}) as context:
-        program = tilelang_kernels.four_bit(bm, bn, bk, 32 * warps, stages, GROUP)
-        made = tilelang.lower(program, target=context)
-    ptx = bytes(nvcc.compile_cuda(made.kernel_source, "ptx", target, nvcc.default_compile_options())).decode()
+    tile = (*map(int, name.split("x")),)
+    made, ptx = compile_tile(name, target)
     assembly = assemble(ptx, target)
-    (function,) = made.device_mod.functions.values()
-    threads, shared = int(function.attrs["thread_extent"]["threadIdx.x"]), int(function.attrs["dyn_shared_memory_buf"])
+    threads, shared = resources(made)
     return Kernel(
         TOOL,
         "u4",
@@ -45,21 +42,43 @@ def build(name: str, target: str) -> Kernel:
         tile,
         threads // 32,  # on Hopper TileLang adds warps that load
         stages,
+        (stages - 1) * tile[2],
         4,
         disassemble(assembly.cubin),
         assembly.registers,
         assembly.spills,
         shared,
-        _conflicts(made.kernel_source, ptx, tile, threads, shared, target),
+        _conflicts(made, ptx, tile, target),
         threads // 32 - warps,
     )
 
 
-def _conflicts(source: str, ptx: str, tile: tuple[int, ...], threads: int, shared: int, target: str) -> int | None:
+def compile_tile(name: str, target: str) -> tuple[Any, str]:
+    """(what TileLang made, its PTX) of the kernel of a tile."""
+    warps, stages = FOUR_BIT[name]
+    bm, bn, bk = map(int, name.split("x"))
+    with tvm.target.Target({"kind": "cuda", "arch": target}) as context:
+        program = tilelang_kernels.four_bit(bm, bn, bk, 32 * warps, stages, GROUP)
+        made = tilelang.lower(program, target=context)
+    ptx = nvcc.compile_cuda(made.kernel_source, "ptx", target, nvcc.default_compile_options())
+    return made, bytes(ptx).decode()
+
+
+def resources(made: Any) -> tuple[int, int]:
+    """(threads, bytes of shared memory) of a block."""
+    (function,) = made.device_mod.functions.values()
+    return int(function.attrs["thread_extent"]["threadIdx.x"]), int(function.attrs["dyn_shared_memory_buf"])
+
+
+def parameters(made: Any) -> list[str]:
+    """The names of the kernel's parameters in their order."""
+    found = re.search(r"main_kernel\((.*?)\)", made.kernel_source)
+    assert found is not None
+    return [parameter.split()[-1] for parameter in found[1].split(",")]
+
+
+def _conflicts(made: Any, ptx: str, tile: tuple[int, ...], target: str) -> int | None:
     """Bank conflicts of the first block over EMULATED_K, rounded down; None for kernels that load by tensor maps."""
-    parameters = re.search(r"main_kernel\((.*?)\)", source)
-    assert parameters is not None
-    names = [parameter.split()[-1] for parameter in parameters[1].split(",")]
     groups = (tilelang_kernels.K // GROUP, tilelang_kernels.N)
     shapes = {
         "x": (tile[0], tilelang_kernels.K),
@@ -68,8 +87,10 @@ def _conflicts(source: str, ptx: str, tile: tuple[int, ...], threads: int, share
         "zeros": groups,
         "y": (tile[0], tilelang_kernels.N),
     }
+    names = parameters(made)
     if not set(names) <= set(shapes):
         return None
     args = [np.zeros(shapes[name], np.uint8 if name == "codes" else np.float16) for name in names]
+    threads, shared = resources(made)
     found = emulated_conflicts(ptx, "main_kernel", threads, args, shared, target)
     return None if found is None else found * EMULATED_K // tilelang_kernels.K

@@ -20,6 +20,7 @@ NUMPY = {"f16": "f2", "bf16": "u2", "i8": "i1", "u8": "u1", "i32": "i4"}
 FOUR_BIT = {"16x128x64": 4, "64x128x64": 4, "128x128x64": 8}  # tile -> warps
 STAGES = (4, 3, 2)  # the first that fits a target's shared memory
 INT8 = ((128, 128, 128), (8, 4))  # tile, warps
+SCRATCH = (0, 0)  # the last two arguments of all kernels: pointers of Triton's own that these do not use
 UNPACKINGS = {"shifted": "i32", "joined": "u8", "halved": "u8"}  # kernel -> type of its codes
 
 
@@ -48,9 +49,9 @@ def rows(target: str, weights: Sequence[str], acts: Sequence[str], tiles: Sequen
         for name, warps in FOUR_BIT.items():
             if name in tiles:
                 tile = (*map(int, name.split("x")),)
-                found.append([_four_bit(way, act, tile, warps) for way in UNPACKINGS])
+                found.append([four_bit(way, act, tile, warps) for way in UNPACKINGS])
     if (not weights or "i8" in weights) and list(FOUR_BIT)[-1] in tiles:
-        found.append([_int8(INT8[0], warps) for warps in INT8[1]])
+        found.append([int8(INT8[0], warps) for warps in INT8[1]])
     return [_best([build(job, target) for job in jobs]) for jobs in found]
 
 
@@ -59,25 +60,20 @@ def _best(kernels: list[Kernel]) -> Row:
     return max(map(measure, kernels), key=lambda row: (row.spills == 0, row.mac_per_instruction))
 
 
-def _four_bit(name: str, act: str, tile: tuple[int, ...], warps: int) -> Job:
+def four_bit(name: str, act: str, tile: tuple[int, ...], warps: int) -> Job:
+    """u4 with integer zero points in the way `name` of UNPACKINGS."""
     floats = dict.fromkeys(("x", "scales", "zeros", "y"), act)
     return Job(name, floats | {"codes": UNPACKINGS[name]}, "u4", act, 128, "int", tile, warps, 4)
 
 
-def _int8(tile: tuple[int, ...], warps: int) -> Job:
+def int8(tile: tuple[int, ...], warps: int) -> Job:
+    """i8 times i8."""
     return Job("int8", {"x": "i8", "codes": "i8", "y": "i32"}, "i8", "i8", "tensor", None, tile, warps, 8)
 
 
 def build(job: Job, target: str) -> Kernel:
-    """Compiles a kernel for a target; pointers, n and k are multiples of 16, m is not."""
-    function: Any = getattr(triton_kernels, job.function)
-    sizes = dict(zip(("BM", "BN", "BK"), job.tile, strict=True)) | {"GROUP": job.group}
-    constants = {name: size for name, size in sizes.items() if name in function.arg_names}
-    types = {name: POINTERS[kind] for name, kind in job.pointers.items()} | dict.fromkeys("MNK", "i32")
-    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
-    hints = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in types if name != "M"}
-    source = ASTSource(function, signature=signature, constexprs=constants, attrs=hints)
-    stages, made = _compile(source, job.warps, target)
+    """What a job's kernel costs on a target."""
+    stages, made = compile_job(job, target)
     assembly = assemble(made.asm["ptx"], target)
     return Kernel(
         TOOL,
@@ -89,37 +85,44 @@ def build(job: Job, target: str) -> Kernel:
         job.tile,
         job.warps,
         stages,
+        (stages - 1) * job.tile[2],
         job.bits,
         disassemble(assembly.cubin),
         assembly.registers,
         assembly.spills,
         made.metadata.shared,
-        _conflicts(made, job, [name for name in function.arg_names if name in types], target),
+        _conflicts(made, job, target),
     )
 
 
-def _compile(source: ASTSource, warps: int, target: str) -> tuple[int, Any]:
-    """(stages, what Triton made) with the first of STAGES that fits the target's shared memory, else with the last."""
+def compile_job(job: Job, target: str) -> tuple[int, Any]:
+    """(stages, what Triton made) with the first of STAGES that fits the target's shared memory, else with the last.
+
+    Pointers, n and k are multiples of 16, m is not.
+    """
+    function: Any = getattr(triton_kernels, job.function)
+    sizes = dict(zip(("BM", "BN", "BK"), job.tile, strict=True)) | {"GROUP": job.group}
+    constants = {name: size for name, size in sizes.items() if name in function.arg_names}
+    types = {name: POINTERS[kind] for name, kind in job.pointers.items()} | dict.fromkeys("MNK", "i32")
+    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+    hints = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in types if name != "M"}
+    source = ASTSource(function, signature=signature, constexprs=constants, attrs=hints)
     major, minor = targets.get(target).capability
     for stages in STAGES:
         # Triton's default of the last option changes with its next version.
-        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        options = {"num_warps": job.warps, "num_stages": stages, "enable_fp_fusion": True}
         made = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=options)
         if made.metadata.shared <= targets.get(target).shared_per_block:
             break
     return stages, made
 
 
-def _conflicts(made: Any, job: Job, names: Sequence[str], target: str) -> int | None:
+def _conflicts(made: Any, job: Job, target: str) -> int | None:
     m, n, _ = job.tile
-    sizes = {"M": m, "N": n, "K": EMULATED_K}
     elements = {"x": m * EMULATED_K, "y": m * n}  # of the others n * k is enough for any of the ways to pack
-    args = [
-        sizes[name] if name in sizes else np.zeros(elements.get(name, n * EMULATED_K), NUMPY[job.pointers[name]])
-        for name in names
-    ]
-    scratch = (0, 0)  # pointers of Triton's own that these kernels do not use
+    names = [name for name in getattr(triton_kernels, job.function).arg_names if name in job.pointers]
+    args = [np.zeros(elements.get(name, n * EMULATED_K), NUMPY[job.pointers[name]]) for name in names]
     metadata = made.metadata
     return emulated_conflicts(
-        made.asm["ptx"], metadata.name, 32 * job.warps, [*args, *scratch], metadata.shared, target
+        made.asm["ptx"], metadata.name, 32 * job.warps, [*args, m, n, EMULATED_K, *SCRATCH], metadata.shared, target
     )

@@ -1,6 +1,5 @@
 """Syntax to the core's instructions: register slots, constants, addresses, and one row per PTX instruction."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from lowbitvm.runtime.emulator.calls import expand
 from lowbitvm.runtime.emulator.flow import reconvergence
+from lowbitvm.runtime.emulator.kinds import KIND_BITS, RAW_BITS, element_kind, fits
 from lowbitvm.runtime.emulator.operands import immediate_bits
 from lowbitvm.runtime.emulator.order import Ordering, ordering
 from lowbitvm.runtime.emulator.syntax import (
@@ -224,6 +224,20 @@ class Decoder:
             return Place(self.functions[name], "function", 0, 1)
         return None
 
+    def register_bits(self, operand: Name) -> int:
+        """The width of a register, 0 for another name."""
+        declared = self.register_type(operand.text, self.instruction.scope)
+        return TYPE_BITS[declared[1]] if declared else 0
+
+    def declared_space(self, name: str) -> str | None:
+        """The state space that a variable or parameter is declared in; None for other names."""
+        scope = self.instruction.scope
+        if name in self.registers[scope] or scope.register(name):
+            return None
+        found = next((around.variables[name] for around in scope.outward() if name in around.variables), None)
+        found = found or self.param_names.get(name) or self.syntax.names.get(name)
+        return found.space if found else None
+
     def halves(self, operand: Operand) -> list[tuple[int, bool]]:
         """The two 64-bit operands that stand for a .b128 register, the low half first."""
         if operand == Name("_"):
@@ -251,15 +265,17 @@ class Decoder:
     def destination(self, operand: Operand, kind: str, loose: bool = False) -> tuple[int, bool]:
         """A register for a value of type `kind`; `loose` lets the register be wider than the type."""
         if operand == Name("_"):
-            return 0, TYPE_BITS[kind] == 64
+            return 0, KIND_BITS[kind] == 64
         slot, declared = self.register(operand)
         self.check_width(operand, declared, kind, loose)
         return slot, TYPE_BITS[declared] == 64
 
     def source(self, operand: Operand, kind: str, loose: bool = False) -> tuple[int, bool]:
         """A register, special register, number or variable's address, read as type `kind`."""
-        wide = TYPE_BITS[kind] == 64
+        wide = KIND_BITS[kind] == 64
         if isinstance(operand, Immediate):
+            if kind in RAW_BITS:
+                raise self.error(f"{self.instruction.name} takes a register, not a number")
             try:
                 return self.constant(immediate_bits(operand, kind), wide)
             except ValueError as problem:
@@ -275,13 +291,32 @@ class Decoder:
         self.check_width(operand, declared, kind, loose)
         return slot, TYPE_BITS[declared] == 64
 
+    def elements(
+        self, parts: tuple[Operand, ...], kind: str, written: bool, loose: bool = False
+    ) -> list[tuple[int, bool]]:
+        """The elements of a vector of values of type `kind`, which the instruction writes or reads."""
+        names = [part for part in parts if isinstance(part, Name) and part != Name("_")]
+        found = [self.register_type(name.text, self.instruction.scope) for name in names]
+        declared = [one[1] for one in found if one is not None]
+        widths = sorted({TYPE_BITS[one] for one in declared})
+        if len(widths) > 1:
+            raise self.error(f"the elements of a vector have {' and '.join(map(str, widths))} bits")
+        if set(parts) == {Name("_")}:
+            raise self.error("a vector of _ alone has no type")
+        common = element_kind(declared, kind)
+        if common is None:
+            raise self.error(f"the elements of a vector are .{' and .'.join(sorted(set(declared)))}")
+        if written:
+            return [self.destination(part, common, loose) for part in parts]
+        return [self.source(part, common if isinstance(part, Name) else kind, loose) for part in parts]
+
     def special(self, name: str, kind: str) -> tuple[int, bool]:
         """A special register that does not change while a kernel runs."""
         if self.instruction.mnemonic not in ("mov", "cvt"):
             raise self.error(f"{self.instruction.mnemonic} cannot read the special register {name}: move it first")
         value, widths = CONSTANT_SPECIALS.get(name, (0, (32,)))
-        bits = TYPE_BITS[kind]
-        if bits not in widths and (bits != 16 or 32 not in widths):
+        bits = KIND_BITS[kind]
+        if kind[0] == "f" or (bits not in widths and (bits != 16 or 32 not in widths)):
             raise self.error(f"{name} has {' or '.join(map(str, widths))} bits, the instruction takes .{kind}")
         if name == "%is_explicit_cluster" and self.kernel.explicit_cluster:
             value = 2**32 - 1  # of all lanes
@@ -292,7 +327,7 @@ class Decoder:
         return self.slots.specials[name], False
 
     def check_width(self, operand: Operand, declared: str, kind: str, loose: bool) -> None:
-        """The manual's "Operand Type Checking": same width (`loose`: or wider) and no integer as a float or reverse."""
+        """The register must be of the operand's class, and as wide; `loose`: or wider."""
         if not fits(declared, kind, loose):
             assert isinstance(operand, Name)
             raise self.error(f"{operand.text} is a .{declared} register, the instruction takes .{kind}")
@@ -322,27 +357,9 @@ class Decoder:
         if operand.scaled:
             raise self.error(f"{base.text} is no array")
         slot, declared = self.register(base)
-        if TYPE_BITS[declared] not in (32, 64) or declared[0] == "f":
-            raise self.error(f"{base.text} is a .{declared} register, an address takes an integer of 32 or 64 bits")
+        if TYPE_BITS[declared] not in (16, 32, 64) or declared[0] == "f":
+            raise self.error(f"{base.text} is a .{declared} register, an address takes an integer of 16 to 64 bits")
         return (slot, TYPE_BITS[declared] == 64), operand.offset, None
-
-
-@functools.cache
-def fits(declared: str, kind: str, loose: bool) -> bool:
-    """Whether a register of type `declared` takes a value of type `kind`; `loose` lets it be wider."""
-    have, need = TYPE_BITS[declared], TYPE_BITS[kind]
-    if len({_value_class(declared), _value_class(kind)} - {"b"}) > 1:
-        return False
-    if have == 1 or need == 1 or not loose:
-        return have == need
-    return have >= need
-
-
-def _value_class(kind: str) -> str:
-    """What agrees with what: bits with everything, integers with integers, each float type with itself alone."""
-    if kind[0] in "us":
-        return "i"
-    return kind if kind[0] == "f" else "b"
 
 
 def successors(rows: list[tuple[Row, Instruction]], targets: list[int]) -> list[list[int]]:

@@ -75,10 +75,10 @@ class Rule:
     version: float
 
     def matches(self, words: frozenset[str]) -> bool:
-        return all(_has(words, word) for word in self.words.split())
+        return all(has_words(words, word) for word in self.words.split())
 
 
-def _has(words: frozenset[str], word: str) -> bool:
+def has_words(words: frozenset[str], word: str) -> bool:
     if word.startswith("!"):
         return word[1:] not in words
     return not words.isdisjoint(word.split("|"))
@@ -93,6 +93,7 @@ MINI_FLOATS = "e3m2|e2m3|e2m1"
 RULES = (
     # integers, logic, comparison
     Rule("add min max", "u16x2|s16x2", "90", 8.0),
+    Rule("add", "sat u32|u16x2|s16x2", "107f 120f", 9.2),
     Rule("min max", "relu", "90", 8.0),
     Rule("bmsk szext", "", ANY, 7.6),
     Rule("lop3", "and|or", ANY, 8.2),

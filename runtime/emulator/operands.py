@@ -384,7 +384,7 @@ def immediate_bits(value: Immediate, kind: str) -> int:
     bits, content = TYPE_BITS[kind], value.value
     if kind == "pred" and isinstance(content, int):
         return 0xFFFFFFFF if content else 0
-    if kind in ("f32", "f64"):
+    if kind in ("f32", "f64") or (kind == "b64" and isinstance(content, float) and value.pattern is None):
         if isinstance(content, float):
             return value.pattern if value.pattern is not None and value.width == bits else _float_bits(content, kind)
     elif value.pattern is not None:
@@ -396,7 +396,7 @@ def immediate_bits(value: Immediate, kind: str) -> int:
 
 
 def _float_bits(value: float, kind: str) -> int:
-    code, size = ("<f", "<I") if kind == "f32" else ("<d", "<Q")
+    code, size = ("<f", "<I") if kind == "f32" else ("<d", "<Q")  # a decimal number has 64 bits
     try:
         packed = struct.pack(code, value)
     except OverflowError:  # beyond the largest float

@@ -214,11 +214,10 @@ static void cvt_packed(Warp *w, const Insn *i, u32 active) {
  * signed. */
 static void cvt_pack(Warp *w, const Insn *i, u32 active) {
     const u32 bits = i->mod[0];
-    u32 *d = SLOT(0);
     EACH(active, l) {
         const u64 a = (u64)clamp((i32)get_lane(w, i, 1, l), bits, i->mod[1]), b = (u64)clamp((i32)get_lane(w, i, 2, l), bits, i->mod[1]);
         const u64 c = i->srcs > 2 ? get_lane(w, i, 3, l) : 0;
-        d[l] = (u32)(c << 2 * bits | zero_extend(a, bits) << bits | zero_extend(b, bits));
+        set_lane(w, i, 0, l, (u32)(c << 2 * bits | zero_extend(a, bits) << bits | zero_extend(b, bits)));
     }
 }
 

@@ -41,7 +41,7 @@ static Copy *new_copy(Warp *w) {
 static void write_bytes(Warp *w, Copy *c, u32 lanes) {
     u8 *shared = w->b->shared;
     lanes &= ~c->landed;
-    if (c->size == 16) EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], 16);
+    if (c->size == 16) LANES_OF(lanes, l, memcpy(shared + c->address[l], c->data[l], 16);)
     else EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], c->size);
     if (w->b->tainted) EACH(lanes, l) taint(w->b, shared + c->address[l], c->size, false);
     c->landed |= lanes;
@@ -106,7 +106,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     const u32 size = i->mod[0];
     u32 undefined = 0, part, bytes[LANES];
     u64 shared_address[LANES];
-    Access a = {.lanes = 0};
+    Access a;
     Copy *copy;
     for (u32 s = 0; s < i->srcs; s++) undefined |= w->undefined[i->operand[s]] & active;
     if (undefined && m->checks & CHECK_UNDEFINED) {
@@ -122,9 +122,10 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     copy->lanes = active;
     for (u32 l = 0; l < LANES; l++) copy->address[l] = (u32)shared_address[l];
     memcpy(copy->group, w->group, sizeof copy->group);
+    a.lanes = a.shared = a.global = 0;
     if (active & ~part) resolve_addresses(w, i, active & ~part, size, GLOBAL, READ, &a);
     EACH(active & ~a.lanes, l) memset(copy->data[l], 0, 16);
-    if (size == 16) EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], 16);
+    if (size == 16) LANES_OF(a.lanes, l, memcpy(copy->data[l], a.bytes[l], 16);)
     else EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
     EACH(part, l) if (!read_part(w, i, l, a.address[l], bytes[l], copy->data[l]) || !bytes[l]) part &= ~(1u << l);
     if (part) count_global(tally_of(w, i), part, a.address, size);

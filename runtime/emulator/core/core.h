@@ -24,6 +24,7 @@ typedef int64_t i64;
 #define LANES 32
 #define FULL 0xFFFFFFFFu
 #define SLOT_BYTES 128
+#define CACHE_LINE 64 /* a vector that lies in two is slow */
 #define NO_GUARD 0xFFFF
 #define MAX_OPERANDS 36
 #define MAX_WARPS 32
@@ -331,6 +332,12 @@ struct Machine {
         }                                                           \
     }
 #define EACH(mask, l) for (u32 rest_ = (mask), l; rest_ && (l = (u32)__builtin_ctz(rest_), 1); rest_ &= rest_ - 1)
+
+/* The same for a body that is worth a loop of its own where the lanes are all. */
+#define LANES_OF(mask, l, ...)                                     \
+    if ((mask) == FULL) {                                          \
+        for (u32 l = 0; l < LANES; l++) { __VA_ARGS__ }            \
+    } else EACH(mask, l) { __VA_ARGS__ }
 
 static inline void set_undefined(Warp *w, u32 slot, u32 active, u32 undefined) {
     w->undefined[slot] = (w->undefined[slot] & ~active) | (undefined & active);

@@ -231,8 +231,15 @@ INLINE u32 permute_byte(u64 pair, u32 nibble) {
     return nibble & 8 ? sign & 255 : byte;
 }
 VECTOR static void prmt_b32(Warp *w, const Insn *i, u32 active) {
-    u32 *d = SLOT(0);
-    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3);
+    u32 *d = SLOT(0), others = 0;
+    const u32 *x = SLOT(1), *y = SLOT(2), *z = SLOT(3), s = z[0];
+    for (u32 l = 1; l < LANES; l++) others |= z[l] ^ s;
+    if (i->mod[0] == 0 && !others && !(s & 0x8888)) { /* the same bytes in all lanes, most often */
+        const u32 *b0 = s & 4 ? y : x, *b1 = s & 0x40 ? y : x, *b2 = s & 0x400 ? y : x, *b3 = s & 0x4000 ? y : x;
+        const u32 n0 = s % 4 * 8, n1 = s / 16 % 4 * 8, n2 = s / 256 % 4 * 8, n3 = s / 4096 % 4 * 8;
+        LANEWISE(d[l] = (b0[l] >> n0 & 255) | (b1[l] >> n1 & 255) << 8 | (b2[l] >> n2 & 255) << 16 | b3[l] >> n3 << 24;)
+        return;
+    }
     if (i->mod[0] == 0) {
         LANEWISE(u64 pair = (u64)y[l] << 32 | x[l]; u32 s = z[l];
                  d[l] = permute_byte(pair, s) | permute_byte(pair, s >> 4) << 8 | permute_byte(pair, s >> 8) << 16 |

@@ -116,16 +116,22 @@ static bool in_window(u64 address, u64 window) { return address - window < WINDO
 
 /* Lanes whose access is not inside [base, base + extent) and aligned. */
 VECTOR static u32 outside(const u64 *address, u64 base, u64 extent, u32 size) {
+    const u64 last = extent - size; /* far below 2^63 */
+    u64 any = 0;
     u32 lanes = 0;
     if (extent < size) return FULL;
-    for (int l = 0; l < LANES; l++) lanes |= (u32)(address[l] - base > extent - size || address[l] & (size - 1)) << l;
+    for (int l = 0; l < LANES; l++) {
+        const u64 offset = address[l] - base, sign = offset | (last - offset);
+        any |= sign >> 63 | (address[l] & (size - 1));
+    }
+    if (!any) return 0;
+    for (int l = 0; l < LANES; l++) lanes |= (u32)(address[l] - base > last || address[l] & (size - 1)) << l;
     return lanes;
 }
 
 /* Where the bytes are that legal lanes access; the array, or shared memory, begins at host byte `data` and at `base`. */
-static void point(Access *a, u32 lanes, u8 *data, u64 base) {
-    if (lanes == FULL) for (u32 l = 0; l < LANES; l++) a->bytes[l] = data + (a->address[l] - base);
-    else EACH(lanes, l) a->bytes[l] = data + (a->address[l] - base);
+VECTOR static void point(Access *a, u32 lanes, u8 *data, u64 base) {
+    LANES_OF(lanes, l, a->bytes[l] = data + (a->address[l] - base);)
 }
 
 static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, u32 access, Access *a) {

@@ -12,6 +12,11 @@ void take_c(Warp *w, const Insn *i, Product *p, u32 operand) {
     p->c_undefined[p->c_registers] = w->undefined[i->operand[operand]], p->c[p->c_registers++] = SLOT(operand);
 }
 
+static u32 take(Warp *w, const Insn *i, u32 from, u32 count, const u32 **registers, u32 *undefined) {
+    for (u32 r = 0; r < count; r++) registers[r] = SLOT(from + r), undefined[r] = w->undefined[i->operand[from + r]];
+    return count;
+}
+
 /* What to multiply. mod: k and m, types of a b c d, flags, block scales. */
 void start_product(const Insn *i, Product *p) {
     memset(p, 0, offsetof(Product, a));
@@ -24,12 +29,13 @@ void start_product(const Insn *i, Product *p) {
 
 /* And registers of A, B and C. */
 static void describe(Warp *w, const Insn *i, Product *p) {
-    u32 s = i->dsts, bs, as, cs;
+    const u32 first = i->dsts;
+    u32 as, bs, cs;
     start_product(i, p);
     bs = p->k * bits_of_type(p, p->b_type) / (p->b_type == F64 ? 256 : 128), as = bs * (p->m / 8), cs = p->c_type == F16 ? p->m / 8 : p->m / 4;
-    while (p->a_registers < as) take_a(w, i, p, s++);
-    while (p->b_registers < bs) take_b(w, i, p, s++);
-    while (p->c_registers < cs) take_c(w, i, p, s++);
+    p->a_registers = take(w, i, first, as, p->a, p->a_undefined);
+    p->b_registers = take(w, i, first + as, bs, p->b, p->b_undefined);
+    p->c_registers = take(w, i, first + as + bs, cs, p->c, p->c_undefined);
 }
 
 static u32 groups_of(u32 lanes) { /* bit g: a lane of 4g..4g+3 */
@@ -67,13 +73,16 @@ bool is_whole(Warp *w, const Insn *i, u32 active) {
     return !w->m->stop;
 }
 
-void finish_product(Warp *w, const Insn *i, const Product *p, Result d) {
+static void mark_undefined(Warp *w, const Insn *i, const Product *p) {
     u32 undefined[MAX_C];
-    if (w->m->checks & CHECK_UNDEFINED) {
-        spread_undefined(p, undefined);
-        for (u32 r = 0; r < p->c_registers; r++) w->undefined[i->operand[r]] = undefined[r];
-    }
+    if (!(w->m->checks & CHECK_UNDEFINED)) return;
+    spread_undefined(p, undefined);
+    for (u32 r = 0; r < p->c_registers; r++) w->undefined[i->operand[r]] = undefined[r];
+}
+
+void finish_product(Warp *w, const Insn *i, const Product *p, Result d) {
     for (u32 r = 0; r < p->c_registers; r++) memcpy(SLOT(r), d[r], sizeof d[r]);
+    mark_undefined(w, i, p);
 }
 
 static void mma_integer(Warp *w, const Insn *i, u32 active) {
@@ -85,13 +94,18 @@ static void mma_integer(Warp *w, const Insn *i, u32 active) {
     finish_product(w, i, &p, d);
 }
 
+void multiply_into_registers(Warp *w, const Insn *i, const Product *p) {
+    u32 *d[MAX_C];
+    for (u32 r = 0; r < p->c_registers; r++) d[r] = SLOT(r);
+    multiply_floats(w, i, p, d);
+    mark_undefined(w, i, p);
+}
+
 static void mma_float(Warp *w, const Insn *i, u32 active) {
     Product p;
-    Result d;
     if (!is_whole(w, i, active)) return;
     describe(w, i, &p);
-    multiply_floats(w, i, &p, d);
-    finish_product(w, i, &p, d);
+    multiply_into_registers(w, i, &p);
 }
 
 /* Scales: {data, byte, thread} of A, then of B, after C. Lanes 4g + 2t + {0, 1} hold the scales of rows g + {0, 8} of
@@ -113,12 +127,10 @@ void take_scales(Warp *w, const Insn *i, Product *p) {
 
 static void mma_scaled(Warp *w, const Insn *i, u32 active) {
     Product p;
-    Result d;
     if (!is_whole(w, i, active)) return;
     describe(w, i, &p);
     take_scales(w, i, &p);
-    multiply_floats(w, i, &p, d);
-    finish_product(w, i, &p, d);
+    multiply_into_registers(w, i, &p);
 }
 
 /* One rounding per multiplication and addition, in the order of k. A function of its own: the compiler knows no

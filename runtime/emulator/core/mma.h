@@ -53,21 +53,21 @@ void spread_undefined(const Product *p, u32 *undefined);
 void start_product(const Insn *i, Product *p);
 void take_scales(Warp *w, const Insn *i, Product *p);
 void finish_product(Warp *w, const Insn *i, const Product *p, Result d);
+void multiply_into_registers(Warp *w, const Insn *i, const Product *p);
 
 /* mma_integer.c */
 void multiply_integers(const Product *p, Result d);
 /* mma_float.c */
-void multiply_floats(Warp *w, const Insn *i, const Product *p, Result d);
+void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d); /* d: registers, which may be operands too */
 void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8], bool f16);
 /* mma_fast.c: false where the operands need the general way */
 typedef struct {
     u32 type, k, fraction_bits, kept; /* k: pieces of 16 bytes; kept: significant bits of an f32 result, 24 or 14; 11: an f16 */
     u32 a_least, b_least; /* exponent field of the subnormals: above 1 for types narrower than the f16 they come as */
+    bool f16; /* C's values are of f16: subnormals have its lowest exponent */
     const u32 *a[8], *b[4];
+    const void *c[4]; /* f32 in the order of C's fragment */
+    void *d[4]; /* which may be operands too */
 } Step;
-typedef struct {
-    float value[4][LANES];
-    u32 f16; /* the values are of f16: subnormals have its lowest exponent */
-} Sums;
-bool fused_step(const Step *s, Sums *c);
+bool fused_step(const Step *s);
 #endif

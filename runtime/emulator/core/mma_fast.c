@@ -94,14 +94,14 @@ INLINE void transpose_avx2(u32 *to, const u32 *from) {
 #include "mma_step.h"
 #pragma GCC pop_options
 
-bool fused_step(const Step *s, Sums *c) {
+bool fused_step(const Step *s) {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return step_avx512(s, c);
-    return __builtin_cpu_supports("avx2") && step_avx2(s, c);
+        return step_avx512(s);
+    return __builtin_cpu_supports("avx2") && step_avx2(s);
 }
 #else
-bool fused_step(const Step *s, Sums *c) {
-    (void)s, (void)c;
+bool fused_step(const Step *s) {
+    (void)s;
     return false;
 }
 #endif

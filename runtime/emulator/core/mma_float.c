@@ -67,11 +67,12 @@ typedef struct {
 
 static Unit native_unit(u32 arch, const Product *p) {
     const u32 bits = bits_of_type(p, p->a_type);
+    const u32 values = 128u >> __builtin_ctz(bits); /* in 16 bytes */
     if (p->scale_vector && bits == 4) return (Unit){35, MAX_TERMS, 24, false};
     if (bits == 8 && arch >= 90 && arch < 120) return (Unit){25, p->k / 2, 24, true};
-    if (arch >= 90) return (Unit){25, 256 / bits, 24, false};
+    if (arch >= 90) return (Unit){25, 2 * values, 24, false};
     if (bits == 8) return (Unit){13, 16, 14, false};
-    return (Unit){24, 128 / bits, 24, false};
+    return (Unit){24, values, 24, false};
 }
 static Unit unit_of(u32 arch, const Product *p) {
     Unit u = native_unit(arch, p);
@@ -240,8 +241,9 @@ static void note_bound(const Warp *w, u32 lane, Tally *t, double bound, double d
 }
 
 /* The general way: one output after another. */
-static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Unit *u, Result d) {
+static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Unit *u, u32 *const *d) {
     const u32 values = p->c_type == F16 ? 2 : 1;
+    Result sums;
     Operands o;
     Term terms[MAX_TERMS];
     u8 order[MAX_TERMS];
@@ -263,9 +265,10 @@ static void multiply_exactly(Warp *w, const Insn *i, const Product *p, const Uni
                 note_bound(w, l, tally_of(w, i), bound, fabs(number(p->c_type, rounded) - number(p->c_type, result)));
                 result = rounded;
             }
-            d[r][l] = shift ? d[r][l] | result << 16 : result;
+            sums[r][l] = shift ? sums[r][l] | result << 16 : result;
         }
     }
+    for (u32 r = 0; r < p->c_registers; r++) memcpy(d[r], sums[r], sizeof sums[r]);
 }
 
 /* m8n8k4, which only sm_75's tensor cores have. Later ones run f32 arithmetic: with an f32 result a chain of fused
@@ -319,20 +322,25 @@ VECTOR static void widen_register(u32 type, const u32 *lanes, u32 *low, u32 *hig
     else widen_bytes(lanes, low, high, 2, 2, 1, 0x1p126f, false);
 }
 
+/* f16 accumulators as f32, in which a unit adds them. */
+typedef struct {
+    _Alignas(CACHE_LINE) float value[4][LANES];
+} Sums;
+
 VECTOR static void widen_c(const Product *p, Sums *s) {
-    s->f16 = p->c_type == F16;
-    if (!s->f16) for (u32 r = 0; r < 4; r++) memcpy(s->value[r], p->c[r], sizeof s->value[r]);
+    if (p->c_type != F16) for (u32 r = 0; r < 4; r++) memcpy(s->value[r], p->c[r], sizeof s->value[r]);
     else for (u32 r = 0; r < 2; r++)
         for (u32 l = 0; l < LANES; l++) {
             s->value[2 * r][l] = f32_of_f16(p->c[r][l] & 0xFFFF);
             s->value[2 * r + 1][l] = f32_of_f16(p->c[r][l] >> 16);
         }
 }
-VECTOR static void round_to_f16(float *value) {
-    for (u32 l = 0; l < LANES; l++) value[l] = f32_of_f16(f16_of_f32(value[l]));
+VECTOR static void round_to_f16(Sums *s) {
+    for (u32 r = 0; r < 4; r++)
+        for (u32 l = 0; l < LANES; l++) s->value[r][l] = f32_of_f16(f16_of_f32(s->value[r][l]));
 }
-VECTOR static void store_c(const Sums *s, Result d) {
-    if (!s->f16) for (u32 r = 0; r < 4; r++) memcpy(d[r], s->value[r], sizeof d[r]);
+VECTOR static void store_c(const Product *p, const Sums *s, u32 *const *d) {
+    if (p->c_type != F16) for (u32 r = 0; r < 4; r++) memcpy(d[r], s->value[r], sizeof s->value[r]);
     else for (u32 r = 0; r < 2; r++)
         for (u32 l = 0; l < LANES; l++)
             d[r][l] = f16_of_f32(s->value[2 * r][l]) | f16_of_f32(s->value[2 * r + 1][l]) << 16;
@@ -342,15 +350,9 @@ VECTOR static void add_c(const Product *p, Sums *s) {
     widen_c(p, &c);
     for (u32 r = 0; r < 4; r++) {
         for (u32 l = 0; l < LANES; l++)
-            s->value[r][l] = s->f16 ? odd_sum_f32(c.value[r][l], s->value[r][l])
-                                    : f32_of_bits(canonical(c.value[r][l] + s->value[r][l]));
+            s->value[r][l] = p->c_type == F16 ? odd_sum_f32(c.value[r][l], s->value[r][l])
+                                              : f32_of_bits(canonical(c.value[r][l] + s->value[r][l]));
     }
-}
-
-static bool run_step(Step *s, Sums *c) {
-    if (!fused_step(s, c)) return false;
-    if (c->f16) for (u32 r = 0; r < 4; r++) round_to_f16(c->value[r]);
-    return true;
 }
 
 /* Bytes as f16: A's registers twice as many, and B's. Detached sums take all low halves first. */
@@ -371,29 +373,34 @@ static u32 least_field(u32 type, bool bytes, const Unit *u) {
 }
 
 /* By vectors, where operands and unit allow. Pieces of 16 bytes of A's rows: two registers each of A, one of B. */
-static bool multiply_fast(const Product *p, const Unit *u, Result d) {
-    const bool bytes = bits_of_type(p, p->a_type) == 8;
+static bool multiply_fast(const Product *p, const Unit *u, u32 *const *d) {
+    const bool bytes = bits_of_type(p, p->a_type) == 8, f16 = p->c_type == F16, in_place = !f16 && !u->detached;
     const u32 pieces = p->b_registers * (bytes ? 2 : 1), together = u->group * (bytes ? 16 : bits_of_type(p, p->a_type)) / 128;
     u32 wide[12][LANES];
-    Step s = {.type = bytes ? F16 : p->a_type, .fraction_bits = u->fraction_bits, .kept = p->c_type == F16 ? 11 : u->kept};
-    Sums c;
+    Step s; /* its arrays are filled as far as a step has use for them */
+    Sums sums;
     if (p->scale_vector || !together) return false;
+    s.type = bytes ? F16 : p->a_type, s.fraction_bits = u->fraction_bits, s.kept = f16 ? 11 : u->kept, s.f16 = f16;
     s.a_least = least_field(p->a_type, bytes, u), s.b_least = least_field(p->b_type, bytes, u);
     if (bytes) widen_operands(p, u->detached, wide);
-    widen_c(p, &c);
-    if (u->detached) memset(c.value, 0, sizeof c.value);
+    if (u->detached) memset(sums.value, 0, sizeof sums.value);
+    else if (f16) widen_c(p, &sums);
+    for (u32 r = 0; r < 4; r++) s.c[r] = in_place ? (const void *)p->c[r] : sums.value[r], s.d[r] = sums.value[r];
     for (u32 n = 0; n < pieces; n += s.k) {
         s.k = together < pieces - n ? together : pieces - n;
         for (u32 r = 0; r < 2 * s.k; r++) s.a[r] = bytes ? wide[2 * n + r] : p->a[2 * n + r];
         for (u32 r = 0; r < s.k; r++) s.b[r] = bytes ? wide[8 + n + r] : p->b[n + r];
-        if (!run_step(&s, &c)) return false;
+        for (u32 r = 0; r < 4 && in_place && n + s.k == pieces; r++) s.d[r] = d[r];
+        if (!fused_step(&s)) return false;
+        if (f16) round_to_f16(&sums);
+        for (u32 r = 0; r < 4; r++) s.c[r] = s.d[r];
     }
-    if (u->detached) add_c(p, &c);
-    store_c(&c, d);
+    if (u->detached) add_c(p, &sums);
+    if (!in_place) store_c(p, &sums, d);
     return true;
 }
 
-void multiply_floats(Warp *w, const Insn *i, const Product *p, Result d) {
+void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d) {
     const Unit u = unit_of(w->m->arch, p);
     if (w->m->numerics == HW && multiply_fast(p, &u, d)) return;
     multiply_exactly(w, i, p, &u, d);

@@ -50,10 +50,12 @@ static void multiply_row(Warp *w, const Insn *i, const Product *p, u32 row, u32 
     const u32 each = p->c_type == F16 ? 1 : 2; /* registers of a row */
     Product dense = *p;
     Result all;
+    u32 *registers[MAX_C];
+    for (u32 r = 0; r < MAX_C; r++) registers[r] = all[r];
     dense.k /= 2, dense.b_registers /= 2, dense.skipped = ~(1u << row);
     for (u32 r = 0; r < dense.b_registers; r++) dense.b[r] = picked[r];
     if (p->c_type == S32) multiply_integers(&dense, all);
-    else multiply_floats(w, i, &dense, all);
+    else multiply_floats(w, i, &dense, registers);
     for (u32 r = 0; r < each; r++)
         memcpy(d[row / 8 * each + r] + 4 * (row % 8), all[row / 8 * each + r] + 4 * (row % 8), 4 * sizeof(u32));
 }

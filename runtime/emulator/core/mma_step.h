@@ -17,12 +17,12 @@ typedef u8 STEP(Bytes) __attribute__((vector_size(4 * WIDTH)));
 #define Unsigned STEP(Unsigned)
 #define Words STEP(Words)
 #define Bytes STEP(Bytes)
+#define UNROLL _Pragma("GCC unroll 16")
 #define ALL(x) ((Ints){0} + (x))
 
 /* A value of k in a piece is 2q + h for 16-bit types, whose registers have two halves, else q. In a byte vector of A's or
  * of outputs, dword d of 16-byte lane n is of row n of vector d: four values of k, or the columns of one parity. */
 typedef struct {
-    Floats a[4][2][OUTPUTS]; /* piece, h */
     float b[4][2][2][2][2][4]; /* piece, h, q % 2, q / 2, parity; of the columns 2c + parity */
     Bytes a_code[8][BYTE_PARTS];  /* four values of k each */
     u32 b_code[4][16]; /* piece, code_index; one byte per column */
@@ -30,6 +30,12 @@ typedef struct {
 } STEP(Operands);
 
 INLINE u32 STEP(code_index)(u32 halves, u32 q, u32 h, u32 parity) { return q / 2 * 8 + parity * 4 + q % 2 * halves + h; }
+
+INLINE Unsigned STEP(row)(const Step *s, u32 p, u32 n) {
+    Unsigned x;
+    memcpy(&x, s->a[2 * p + n / PARTS] + WIDTH * (n % PARTS), sizeof x);
+    return x;
+}
 
 INLINE Floats STEP(value)(Unsigned x, u32 type, u32 high) {
     if (type == TF32) return (Floats)(x & 0xFFFFE000u);
@@ -71,14 +77,9 @@ INLINE bool STEP(encode)(Bytes *fields, u32 count, u32 type, i32 *base) {
 
 INLINE Bytes STEP(pack)(const Words *x) { return PACK_BYTES(PACK_WORDS(x[0], x[1]), PACK_WORDS(x[2], x[3])); }
 
-INLINE void STEP(load_a)(const Step *s, u32 type, u32 halves, u32 p, STEP(Operands) *o) {
+INLINE void STEP(encode_a)(const Step *s, u32 type, u32 halves, u32 p, STEP(Operands) *o) {
     Words field[OUTPUTS];
-    for (u32 n = 0; n < OUTPUTS; n++) {
-        Unsigned x;
-        memcpy(&x, s->a[2 * p + n / PARTS] + WIDTH * (n % PARTS), sizeof x);
-        for (u32 h = 0; h < halves; h++) o->a[p][h][n] = STEP(value)(x, type, h);
-        field[n] = STEP(fields)(x, type, s->a_least);
-    }
+    for (u32 n = 0; n < OUTPUTS; n++) field[n] = STEP(fields)(STEP(row)(s, p, n), type, s->a_least);
     for (u32 part = 0; part < BYTE_PARTS; part++) {
         const Words *x = field + 4 * part;
         if (halves == 1) o->a_code[p][part] = STEP(pack)(x);
@@ -112,11 +113,12 @@ INLINE void STEP(load_b)(const Step *s, u32 type, u32 halves, u32 p, STEP(Operan
 INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Operands) *o) {
     i32 a_base, b_base;
     Bytes b[sizeof o->b_code / sizeof(Bytes)];
-    for (u32 p = 0; p < pieces; p++) STEP(load_a)(s, type, halves, p, o), STEP(load_b)(s, type, halves, p, o);
+    for (u32 p = 0; p < pieces; p++) STEP(encode_a)(s, type, halves, p, o), STEP(load_b)(s, type, halves, p, o);
     memcpy(b, o->b_code, pieces * sizeof *o->b_code);
     if (!STEP(encode)(*o->a_code, pieces * halves * BYTE_PARTS, type, &a_base)) return false;
     if (!STEP(encode)(b, (u32)(pieces * sizeof *o->b_code / sizeof *b), type, &b_base)) return false;
     memcpy(o->b_code, b, pieces * sizeof *o->b_code);
+    __asm__("" : "+m"(o->b), "+m"(o->b_code)); /* in memory: a load spreads a value for nothing, an extraction does not */
     o->offset = a_base + b_base - 128 + 127 - (type == F16 ? 30 : 254);
     return o->offset + 254 <= 100 + 127; /* else products may be beyond f32 */
 }
@@ -125,7 +127,7 @@ INLINE bool STEP(load)(const Step *s, u32 type, u32 pieces, u32 halves, STEP(Ope
 INLINE void STEP(tops)(const STEP(Operands) *o, u32 pieces, u32 halves, Bytes (*top)[BYTE_PARTS]) {
     for (u32 part = 0; part < BYTE_PARTS; part++) {
         Bytes even = {0}, odd = {0};
-        for (u32 n = 0; n < 4 * halves * pieces; n++) {
+        UNROLL for (u32 n = 0; n < 4 * halves * pieces; n++) {
             const u32 p = n / (4 * halves), k = n % (4 * halves), q = k / halves, h = k % halves;
             const Bytes a = PICK_BYTES(o->a_code[n / 4][part], n % 4);
             even = MAX_BYTES(even, a + (Bytes)(Unsigned)ALL((i32)o->b_code[p][STEP(code_index)(halves, q, h, 0)]));
@@ -135,42 +137,39 @@ INLINE void STEP(tops)(const STEP(Operands) *o, u32 pieces, u32 halves, Bytes (*
     }
 }
 
-INLINE Unsigned STEP(sum_of)(const Sums *c, u32 n, u32 parity) {
-    Unsigned x;
-    memcpy(&x, c->value[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), sizeof x);
+INLINE Floats STEP(addend)(const Step *s, u32 n, u32 parity) {
+    Floats x;
+    memcpy(&x, (const u32 *)s->c[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), sizeof x);
     return x;
 }
 
-/* 2^(F - top) and 2^(top - F) of the outputs, by parity. False where the general way must do it. */
-INLINE bool STEP(units)(const STEP(Operands) *o, const Sums *c, u32 type, i32 F, Bytes (*top)[BYTE_PARTS],
-                        Floats (*scale)[OUTPUTS], Floats (*unit)[OUTPUTS]) {
+/* From the largest codes of products to the largest exponents, with C's, plus 127. False where the general way must do it. */
+INLINE bool STEP(join)(const STEP(Operands) *o, const Step *s, u32 type, Bytes (*top)[BYTE_PARTS]) {
     Unsigned least = ~(Unsigned){0};
     Bytes bad = {0};
-    for (u32 parity = 0; parity < 2; parity++)
-        for (u32 part = 0; part < BYTE_PARTS; part++) {
+    UNROLL for (u32 parity = 0; parity < 2; parity++)
+        UNROLL for (u32 part = 0; part < BYTE_PARTS; part++) {
             const Bytes code = top[parity][part], nonzero = (Bytes)(code > 127);
             Words field[4];
-            Bytes highest, up, down;
-            for (u32 n = 0; n < 4; n++) {
-                const Unsigned twice = STEP(sum_of)(c, 4 * part + n, parity) << 1;
+            Bytes highest;
+            UNROLL for (u32 n = 0; n < 4; n++) {
+                const Unsigned twice = (Unsigned)STEP(addend)(s, 4 * part + n, parity) << 1;
                 least = (Unsigned)MIN_UNSIGNED(least, twice - 1);
                 field[n] = (Words)(twice >> 24);
             }
             highest = STEP(pack)(field);
-            if (c->f16) highest = MAX_BYTES(highest, (Bytes){0} + (127 - 14)) & (Bytes)(highest != 0);
+            if (s->f16) highest = MAX_BYTES(highest, (Bytes){0} + (127 - 14)) & (Bytes)(highest != 0);
             highest = MAX_BYTES(highest, SUBTRACT_BYTES(code, (Bytes){0} + (u8)-o->offset) & nonzero);
             bad |= (Bytes)(highest == 255);
             if (type != F16) bad |= (Bytes)(highest < 27) & nonzero;
-            highest = MAX_BYTES(highest, (Bytes){0} + 27);
-            up = (Bytes){0} + (u8)(F + 254) - highest, down = highest - (u8)F;
-            for (u32 n = 0; n < 4; n++) {
-                scale[parity][4 * part + n] = (Floats)((Unsigned)TO_TOP(up, n) >> 1);
-                unit[parity][4 * part + n] = (Floats)((Unsigned)TO_TOP(down, n) >> 1);
-            }
+            top[parity][part] = MAX_BYTES(highest, (Bytes){0} + 27);
         }
     /* below 2^-100 the units would be subnormal */
     return !ANY(bad | (Bytes)(least < (27u << 24) - 1));
 }
+
+/* 2^top of output vector n. */
+INLINE Ints STEP(power)(const Bytes *top, u32 n) { return (Ints)((Unsigned)TO_TOP(top[n / 4], n % 4) >> 1); }
 
 /* Four sums in units of 2^(top - F), together in double, whose bits below an f32's are cut or kept as one odd bit. */
 INLINE Floats STEP(round_wide)(const Ints *sums, Floats unit, u32 kept) {
@@ -207,11 +206,12 @@ INLINE Floats STEP(round)(const Ints *sums, u32 parts, Floats unit, u32 kept) {
 
 /* Products exact in f32, scaled by a power of two, which is exact or leaves too little to count; the conversion to
  * integers cuts. */
-INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 n, Floats even, Floats odd, Ints (*sums)[4]) {
+INLINE void STEP(sum)(const Step *s, const STEP(Operands) *o, u32 type, u32 pieces, u32 halves, u32 n, Floats even, Floats odd,
+                      Ints (*sums)[4]) {
     for (u32 p = 0; p < pieces; p++) {
         Ints x = {0}, y = {0};
         for (u32 h = 0; h < halves; h++) {
-            const Floats v = o->a[p][h][n], a[4] = {PICK(v, 0), PICK(v, 1), PICK(v, 2), PICK(v, 3)};
+            const Floats v = STEP(value)(STEP(row)(s, p, n), type, h), a[4] = {PICK(v, 0), PICK(v, 1), PICK(v, 2), PICK(v, 3)};
             for (u32 q = 0; q < 4; q++) {
                 x += TRUNCATE(a[q] * SPREAD(o->b[p][h][q % 2][q / 2][0]) * even);
                 y += TRUNCATE(a[q] * SPREAD(o->b[p][h][q % 2][q / 2][1]) * odd);
@@ -221,37 +221,40 @@ INLINE void STEP(sum)(const STEP(Operands) *o, u32 pieces, u32 halves, u32 n, Fl
     }
 }
 
-INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, u32 kept, Sums *c) {
+INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, u32 kept) {
     const u32 halves = type == TF32 ? 1 : 2;
     STEP(Operands) o;
+    const i32 F = (i32)s->fraction_bits;
     Bytes top[2][BYTE_PARTS];
-    Floats scale[2][OUTPUTS], unit[2][OUTPUTS];
+    Floats result[2][OUTPUTS];
     if (!STEP(load)(s, type, pieces, halves, &o)) return false;
     STEP(tops)(&o, pieces, halves, top);
-    if (!STEP(units)(&o, c, type, (i32)s->fraction_bits, top, scale, unit)) return false;
-    for (u32 n = 0; n < OUTPUTS; n++) {
-        Ints sums[2][4];
-        STEP(sum)(&o, pieces, halves, n, scale[0][n], scale[1][n], sums);
+    if (!STEP(join)(&o, s, type, top)) return false;
+    UNROLL for (u32 n = 0; n < OUTPUTS; n++) {
+        Ints power[2], sums[2][4];
+        Floats scale[2]; /* 2^(F - top) */
+        for (u32 parity = 0; parity < 2; parity++)
+            power[parity] = STEP(power)(top[parity], n), scale[parity] = (Floats)(((F + 254) << 23) - power[parity]);
+        STEP(sum)(s, &o, type, pieces, halves, n, scale[0], scale[1], sums);
         for (u32 parity = 0; parity < 2; parity++) {
-            Floats x = (Floats)STEP(sum_of)(c, n, parity);
-            sums[parity][0] += TRUNCATE(x * scale[parity][n]);
-            x = STEP(round)(sums[parity], pieces, unit[parity][n], kept);
-            memcpy(c->value[n / PARTS * 2 + parity] + WIDTH * (n % PARTS), &x, sizeof x);
+            sums[parity][0] += TRUNCATE(STEP(addend)(s, n, parity) * scale[parity]);
+            result[parity][n] = STEP(round)(sums[parity], pieces, (Floats)(power[parity] - (F << 23)), kept);
         }
     }
+    for (u32 r = 0; r < 4; r++) memcpy(s->d[r], result[r % 2] + r / 2 * PARTS, LANES * sizeof(float));
     return true;
 }
 
 #define FUSE(name, type, pieces)                                                                                       \
-    static bool STEP(name)(const Step *s, Sums *c) {                                                                   \
-        return s->kept == 24 ? STEP(fuse)(s, type, pieces, 24, c) : STEP(fuse)(s, type, pieces, s->kept, c);           \
+    static bool STEP(name)(const Step *s) {                                                                            \
+        return s->kept == 24 ? STEP(fuse)(s, type, pieces, 24) : STEP(fuse)(s, type, pieces, s->kept);                 \
     }
 FUSE(f16_1, F16, 1) FUSE(f16_2, F16, 2) FUSE(f16_4, F16, 4) FUSE(bf16_1, BF16, 1) FUSE(bf16_2, BF16, 2) FUSE(tf32_1, TF32, 1) FUSE(tf32_2, TF32, 2)
-static bool STEP(step)(const Step *s, Sums *c) {
-    static bool (*const forms[3][2])(const Step *, Sums *) = {
+static bool STEP(step)(const Step *s) {
+    static bool (*const forms[3][2])(const Step *) = {
         {STEP(f16_1), STEP(f16_2)}, {STEP(bf16_1), STEP(bf16_2)}, {STEP(tf32_1), STEP(tf32_2)}};
-    if (s->k == 4) return STEP(f16_4)(s, c);
-    return forms[s->type - F16][s->k - 1](s, c);
+    if (s->k == 4) return STEP(f16_4)(s);
+    return forms[s->type - F16][s->k - 1](s);
 }
 #undef FUSE
 #undef PARTS
@@ -263,3 +266,4 @@ static bool STEP(step)(const Step *s, Sums *c) {
 #undef Words
 #undef Bytes
 #undef ALL
+#undef UNROLL

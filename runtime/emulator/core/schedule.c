@@ -52,7 +52,7 @@ static Block *new_block(Machine *m) {
     b->shared_second = calloc(words, sizeof *b->shared_second);
     b->local = calloc(local_bytes(m) + 1, 1), b->local_written = calloc(local_bytes(m) + 1, 1);
     b->warp = calloc(m->warps, sizeof *b->warp);
-    b->registers = malloc((size_t)m->warps * m->slots * SLOT_BYTES);
+    b->registers = aligned_alloc(CACHE_LINE, (size_t)m->warps * m->slots * SLOT_BYTES);
     b->masks = malloc((size_t)m->warps * m->slots * sizeof *b->masks);
     if (!b->shared || !b->shared_write || !b->shared_read || !b->shared_second || !b->local || !b->local_written || !b->warp ||
         !b->registers || !b->masks) {

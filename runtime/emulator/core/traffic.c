@@ -23,6 +23,14 @@ VECTOR static u32 groups_used(const u64 *address, u32 shift, u32 groups) {
     return used;
 }
 
+/* Whether no two of the lanes can be in different lines of all banks. */
+VECTOR static bool one_line(u32 active, const u64 *address) {
+    const u64 first = address[__builtin_ctz(active)];
+    u64 other = 0;
+    for (u32 l = 0; l < LANES; l++) other |= active >> l & 1 ? (address[l] ^ first) >> 7 : 0;
+    return !other;
+}
+
 static void add_phase(Tally *t, u32 wavefronts, u32 least) {
     t->wavefronts += wavefronts, t->least_wavefronts += least;
     if (wavefronts > t->worst_conflict) t->worst_conflict = wavefronts;
@@ -35,6 +43,10 @@ void count_shared(Tally *t, u32 active, const u64 *address, u32 size) {
     if (active == FULL && groups_used(address, shift, groups) == FULL) { /* each group serves one lane */
         add_phase(t, 1, 1);
         t->wavefronts += LANES / groups - 1, t->least_wavefronts += LANES / groups - 1;
+        return;
+    }
+    if (groups == LANES && active && one_line(active, address)) {
+        add_phase(t, 1, 1);
         return;
     }
     for (u32 first = 0; first < LANES; first += groups) {
@@ -159,15 +171,23 @@ static u64 *bits_at(Machine *m, u64 **pages, u64 address) {
     return *page + offset % PAGE_BYTES / 64;
 }
 
-static void mark(Machine *m, u64 **pages, u32 lanes, const u64 *address, u32 size) {
-    const u32 starts = stretches(lanes, address, size);
+static void mark(Machine *m, u64 **pages, u32 lanes, u32 starts, const u64 *address, u32 size) {
     EACH(starts, l) {
         for (u64 at = address[l], end = address[stretch_end(lanes, starts, l) - 1] + size, next; at < end; at = next) {
             u64 *bits = bits_at(m, pages, at);
             if (!bits) return;
             next = (at | 63) + 1 < end ? (at | 63) + 1 : end;
             *bits |= (~(u64)0 >> (64 - (next - at))) << (at & 63);
+            __builtin_prefetch((const void *)((uintptr_t)bits + CACHE_LINE), 1); /* loops go on where they were */
         }
+    }
+}
+
+/* The host's cache fetches what lies behind stretches of at least a line. */
+static void fetch_ahead(const Array *a, u32 lanes, u32 starts, const u64 *address, u32 size) {
+    EACH(starts, l) {
+        const u64 end = address[stretch_end(lanes, starts, l) - 1] + size - a->base, bytes = end + a->base - address[l];
+        for (u64 at = end; bytes >= CACHE_LINE && at < end + bytes && at < a->size; at += CACHE_LINE) __builtin_prefetch(a->data + at);
     }
 }
 
@@ -175,6 +195,10 @@ static void mark(Machine *m, u64 **pages, u32 lanes, const u64 *address, u32 siz
 void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access) {
     Traffic *t = m->traffic + (a - m->arrays);
     const u64 bytes = (u64)lane_count(lanes) * size;
-    if (access != WRITE) t->read += bytes, mark(m, t->read_pages, lanes, address, size);
-    if (access != READ) t->written += bytes, mark(m, t->written_pages, lanes, address, size);
+    const u32 starts = stretches(lanes, address, size);
+    if (access != WRITE) {
+        t->read += bytes, mark(m, t->read_pages, lanes, starts, address, size);
+        fetch_ahead(a, lanes, starts, address, size);
+    }
+    if (access != READ) t->written += bytes, mark(m, t->written_pages, lanes, starts, address, size);
 }

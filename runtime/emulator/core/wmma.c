@@ -142,7 +142,7 @@ static void wmma_mma(Warp *w, const Insn *i, u32 active) {
             else widen(&p, SLOT(at), w->undefined[i->operand[at]], widened + 2 * r);
         }
         if (p.c_type == S32) multiply_integers(&p, d[tile]);
-        else multiply_floats(w, i, &p, d[tile]);
+        else multiply_floats(w, i, &p, (u32 *const[]){d[tile][0], d[tile][1], d[tile][2], d[tile][3]});
         spread_undefined(&p, undefined[tile]);
         pack(&p, d_type == F16, d[tile], undefined[tile]);
     }

@@ -72,6 +72,8 @@ def _set(decoder: Decoder, instruction: Instruction) -> Row:
         raise decoder.unimplemented()
     if (target in ("u16", "s16") and kind not in ("f16", "bf16")) or (target == "f32" and kind in ("f16", "bf16")):
         raise decoder.unimplemented()
+    if target == "bf16" and "ftz" in qualifiers.left:
+        raise decoder.unimplemented()
     core, mod, sources = _comparison(decoder, instruction, qualifiers, kind)
     true = TRUE[target] & 0xFFFF if paired else TRUE[target]
     return Row(core, [decoder.destination(instruction.operands[0], target), *sources], 1, (*mod, true))
@@ -143,7 +145,7 @@ def _shf(decoder: Decoder, instruction: Instruction) -> Row:
     right, wrap = qualifiers.need("l", "r") == "r", qualifiers.need("clamp", "wrap") == "wrap"
     qualifiers.done()
     to, a, b, c = instruction.operands
-    sources = [decoder.source(x, "b32") for x in (a, b, c)]
+    sources = [decoder.source(a, "b32"), decoder.source(b, "b32"), decoder.source(c, "u32")]
     return Row("shf_b32", [decoder.destination(to, "b32"), *sources], 1, (right, wrap))
 
 
@@ -154,7 +156,7 @@ def _dot_product(decoder: Decoder, instruction: Instruction) -> Row:
     if not {first, second} <= {"u32", "s32"} or len(half) != bool(halves) or not set(half) <= set(halves):
         raise decoder.unimplemented()
     to, *sources = instruction.operands
-    operands = [decoder.destination(to, "b32"), *(decoder.source(x, "b32") for x in sources)]
+    operands = [decoder.destination(to, "u32"), *(decoder.source(x, "u32") for x in sources)]
     return Row(instruction.mnemonic, operands, 1, (first == "s32", second == "s32", half == ["hi"]))
 
 
@@ -176,5 +178,5 @@ def _masks(decoder: Decoder, instruction: Instruction) -> Row:
     kind = qualifiers.need(*(("b32",) if instruction.mnemonic == "bmsk" else ("u32", "s32")))
     qualifiers.done()
     to, a, b = instruction.operands
-    operands = [decoder.destination(to, kind), decoder.source(a, kind), decoder.source(b, "u32")]
+    operands = [decoder.destination(to, "u32"), decoder.source(a, "u32"), decoder.source(b, "u32")]
     return Row(instruction.mnemonic, operands, 1, (wrap, kind == "s32"))

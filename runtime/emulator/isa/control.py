@@ -14,6 +14,10 @@ def _branch(decoder: Decoder, instruction: Instruction) -> Row:
 
 @special("exit", "ret", operands=".")
 def _exit(decoder: Decoder, instruction: Instruction) -> Row:
+    qualifiers = qualifiers_of(decoder, instruction)
+    if instruction.mnemonic == "ret":
+        qualifiers.take("uni")
+    qualifiers.done()
     return Row("exit", [], 0)
 
 
@@ -24,7 +28,7 @@ def _barrier(decoder: Decoder, instruction: Instruction) -> Row:
         expect_operands(decoder, 1)
         qualifiers.need("sync")
         qualifiers.done()
-        return Row("warp_sync", [decoder.source(instruction.operands[0], "b32")], 0)
+        return Row("warp_sync", [decoder.source(instruction.operands[0], "u32")], 0)
     if instruction.mnemonic == "barrier" and qualifiers.take("cluster"):
         return _cluster_barrier(decoder, qualifiers)
     qualifiers.take("cta")
@@ -63,19 +67,35 @@ def _reduction(decoder: Decoder, instruction: Instruction, qualifiers: Qualifier
 def _membar(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     if qualifiers.take("proxy"):
-        return Row("nothing", [], 0)
+        return _between_proxies(decoder, instruction, qualifiers)
     scope = qualifiers.need("cta", "gl", "sys")
     qualifiers.done()
     return Row("fence", [], 0, (int(scope != "cta"),))
 
 
-@special("fence", operands=".")
+def _between_proxies(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> Row:
+    """Fences between proxies order nothing here: all copies go through one memory."""
+    kind = qualifiers.need("alias", "async", "tensormap::generic")
+    count = 0
+    if kind == "async":
+        qualifiers.take("global", "shared::cta", "shared::cluster")
+    elif kind == "tensormap::generic" and instruction.mnemonic == "fence":
+        count = 2 if qualifiers.need("acquire", "release") == "acquire" else 0
+        qualifiers.need("cta", "cluster", "gpu", "sys")
+    qualifiers.done()
+    expect_operands(decoder, count)
+    if count:
+        decoder.address(instruction.operands[0])
+    return Row("nothing", [], 0)
+
+
+@special("fence", operands=". AN")
 def _fence(decoder: Decoder, instruction: Instruction) -> Row:
-    """Fences between proxies order nothing here: all copies go through one memory. Fences for shared memory alone
-    (.sync_restrict) order everything."""
+    """Fences for shared memory alone (.sync_restrict) order everything."""
     qualifiers = qualifiers_of(decoder, instruction)
-    if any(qualifier.startswith("proxy") for qualifier in instruction.qualifiers):
-        return Row("nothing", [], 0)
+    if qualifiers.take("proxy"):
+        return _between_proxies(decoder, instruction, qualifiers)
+    expect_operands(decoder, 0)
     if qualifiers.take("mbarrier_init"):
         qualifiers.need("release")
         qualifiers.need("cluster")
@@ -100,7 +120,10 @@ def _nanosleep(decoder: Decoder, instruction: Instruction) -> Row:
     return Row("nanosleep", [decoder.source(instruction.operands[0], "u32")], 0)
 
 
-@special("griddepcontrol", "pmevent", "setmaxnreg", operands=". N")
+@special("griddepcontrol", operands=".")
+@special("pmevent", "setmaxnreg", operands="N")
 def _nothing(decoder: Decoder, instruction: Instruction) -> Row:
     """Launch order, events for profilers, registers per thread: nothing that a kernel's results depend on."""
+    if instruction.mnemonic == "setmaxnreg" and sorted(instruction.qualifiers[1:]) != ["aligned", "sync", "u32"]:
+        raise decoder.unimplemented()
     return Row("nothing", [], 0)

@@ -9,6 +9,7 @@ from lowbitvm.runtime.emulator.isa.form import (
     qualifiers_of,
     special,
 )
+from lowbitvm.runtime.emulator.kinds import KIND_BITS
 from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name, Operand
 
 # numbers.h
@@ -19,13 +20,13 @@ TO_INTEGRAL = 4
 FORMATS = FLOAT_KINDS | {"tf32": 4, "e4m3": 5, "e5m2": 6, "e2m1": 7, "e2m3": 8, "e3m2": 9, "ue8m0": 10}
 FORMATS |= {"s2f6": 11}
 
-# Several elements in a register: the format of one, how many, the register's type.
-PACKED = {"f16x2": ("f16", 2, "b32"), "bf16x2": ("bf16", 2, "b32"), "e2m1x2": ("e2m1", 2, "b8")}
-PACKED |= {"e2m1x4": ("e2m1", 4, "b16"), "ue8m0x2": ("ue8m0", 2, "b16")}
+# Several elements in a register: the format of one, how many, the kind of register.
+PACKED = {"f16x2": ("f16", 2, "f16x2"), "bf16x2": ("bf16", 2, "raw32"), "e2m1x2": ("e2m1", 2, "raw8")}
+PACKED |= {"e2m1x4": ("e2m1", 4, "raw16"), "ue8m0x2": ("ue8m0", 2, "raw16")}
 PACKED |= {
-    f"{kind}x{count}": (kind, count, f"b{8 * count}") for kind in ("e4m3", "e5m2", "e2m3", "e3m2") for count in (2, 4)
+    f"{kind}x{count}": (kind, count, f"raw{8 * count}") for kind in ("e4m3", "e5m2", "e2m3", "e3m2") for count in (2, 4)
 }
-PACKED |= {"s2f6x2": ("s2f6", 2, "b16")}
+PACKED |= {"s2f6x2": ("s2f6", 2, "raw16")}
 NARROW = frozenset(("e4m3x2", "e5m2x2", "e2m3x2", "e3m2x2", "e2m1x2"))
 TO_NARROW = frozenset(("rn.satfinite", "rn.relu.satfinite"))
 TO_SCALE = frozenset(("rz", "rp", "rz.satfinite", "rp.satfinite"))
@@ -89,20 +90,24 @@ def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str
     need = (count if source == "f32" else 1) + random + (scaled > 0)
     if len(sources) != need:
         raise decoder.error(f"this cvt takes {need} sources, not {len(sources)}")
-    kinds = [register[source]] * (need - random - (scaled > 0)) + ["b32"] * random + ["b16"] * (scaled > 0)
+    kinds = [register[source]] * (need - random - (scaled > 0)) + ["raw32"] * random + ["raw16"] * (scaled > 0)
     if scaled and not isinstance(sources[-1], Name):
         raise decoder.error("a scale factor is a register")
-    operands = [decoder.destination(to, register[target])]
-    operands += [decoder.source(operand, kind) for operand, kind in zip(sources, kinds, strict=True)]
-    if source == "f32" and target in ("f16x2", "bf16x2") and (rounding, flags) == (0, 0):
+    loose = (source, target) == ("f32", "f16x2")
+    operands = [decoder.destination(to, register[target], loose)]
+    operands += [
+        decoder.source(operand, kind, loose and kind == "f32") for operand, kind in zip(sources, kinds, strict=True)
+    ]
+    wider = any(wide for _, wide in operands)
+    if source == "f32" and target in ("f16x2", "bf16x2") and (rounding, flags) == (0, 0) and not wider:
         return Row(f"cvt_{target}_f32", operands, 1)
     if source in NARROW and not flags and not scaled:
-        format_number, width = FORMATS[PACKED[source][0]], TYPE_BITS[register[source]] // 2
+        format_number, width = FORMATS[PACKED[source][0]], KIND_BITS[register[source]] // 2
         return Row(f"cvt_{target}_narrow", operands, 1, (format_number, width))
     from_format, spacing = FORMATS["f32"], 0
     if source != "f32":
-        from_format, spacing = FORMATS[PACKED[source][0]], TYPE_BITS[register[source]] // 2
-    width = TYPE_BITS[register[target]] // count
+        from_format, spacing = FORMATS[PACKED[source][0]], KIND_BITS[register[source]] // 2
+    width = KIND_BITS[register[target]] // count
     head = from_format | FORMATS[element] << 8 | count << 16 | width << 24
     return Row("cvt_packed", operands, 1, (head, rounding | flags << 8, spacing | scaled << 8))
 
@@ -110,21 +115,20 @@ def _packed(decoder: Decoder, instruction: Instruction, source: str, target: str
 def _tf32(decoder: Decoder, instruction: Instruction, source: str, qualifiers: Qualifiers) -> Row:
     expect_operands(decoder, 2)
     rounding, flags = _modifiers(decoder, qualifiers, TO_TF32 if source == "f32" else frozenset())
-    operands = [decoder.destination(instruction.operands[0], "b32"), decoder.source(instruction.operands[1], "f32")]
+    operands = [decoder.destination(instruction.operands[0], "raw32"), decoder.source(instruction.operands[1], "f32")]
     return Row("cvt_float_float", operands, 1, (FORMATS["f32"] | FORMATS["tf32"] << 16, rounding | flags << 8))
 
 
 def _pack(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> Row:
     qualifiers.need("sat")
-    qualifiers.need("s32")
-    kind = qualifiers.need("s16", "u16", "s8", "u8", "s4", "u4", "s2", "u2")
-    bits = int(kind[1:])
-    if bits < 16:
-        qualifiers.need("b32")
-    qualifiers.done()
+    kind, *rest = qualifiers.left or [""]
+    bits = {"16": 16, "8": 8, "4": 4, "2": 2}.get(kind[1:], 0) if kind[:1] in ("s", "u") else 0
+    if not bits or rest != (["s32"] if bits == 16 else ["s32", "b32"]):
+        raise decoder.unimplemented()
     expect_operands(decoder, 3 if bits == 16 else 4)
     to, *sources = instruction.operands
-    operands = [decoder.destination(to, "b32"), *(decoder.source(x, "b32") for x in sources)]
+    operands = [decoder.destination(to, "u32", loose=True)]
+    operands += [decoder.source(x, k, loose=True) for x, k in zip(sources, ("s32", "s32", "b32"), strict=False)]
     return Row("cvt_pack", operands, 1, (bits, kind[0] == "s"))
 
 
@@ -140,7 +144,7 @@ def _plain(decoder: Decoder, instruction: Instruction, source: str, target: str,
     _check_rounding(decoder, source, target, rounding_name)
     if flags & (FLAGS["relu"] | FLAGS["satfinite"]) and (source != "f32" or target not in ("f16", "bf16")):
         raise decoder.unimplemented()
-    if flags & FLAGS["ftz"] and "f32" not in (source, target):
+    if flags & FLAGS["ftz"] and ("f32" not in (source, target) or flags & (FLAGS["relu"] | FLAGS["satfinite"])):
         raise decoder.unimplemented()
     if flags & FLAGS["sat"] and not _saturates(source, target):
         raise decoder.error(f"cvt.sat.{target}.{source} is not legal: nothing can saturate, or it is not offered")
@@ -157,7 +161,7 @@ def _saturates(source: str, target: str) -> bool:
     if target in FLOAT_KINDS:
         return "bf16" not in (source, target)
     if source in FLOAT_KINDS:
-        return True
+        return source != "bf16"
     room = TYPE_BITS[target] - (target[0] == "s") - TYPE_BITS[source] + (source[0] == "s")
     return room < 0 or (source[0] == "s" and target[0] == "u")
 

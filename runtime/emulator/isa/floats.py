@@ -34,7 +34,7 @@ def _arithmetic(decoder: Decoder, instruction: Instruction) -> Row:
     to, *sources = instruction.operands
     kinds = [narrow or kind] * (count - 1) + [kind]
     if kind == "f32x2":
-        operands = [decoder.destination(to, "b64"), *(decoder.source(source, "b64") for source in sources)]
+        operands = [decoder.destination(to, "raw64"), *(decoder.source(source, "raw64") for source in sources)]
         if not flags and rounding in (None, "rn"):
             return Row(f"{name}_f32x2", operands, 1)
         kind, kinds, elements = "f32", ["f32"] * count, 2

@@ -130,6 +130,11 @@ def expect_operands(decoder: Decoder, *counts: int) -> None:
         raise decoder.error(f"{decoder.instruction.mnemonic} takes {wanted} operands, not {have}")
 
 
+def expect_pattern(decoder: Decoder, *patterns: str) -> None:
+    """The operands that one form of a mnemonic has, of those that the mnemonic may have."""
+    check_operands(decoder, decoder.instruction, patterns)
+
+
 def qualifiers_of(decoder: Decoder, instruction: Instruction) -> Qualifiers:
     return Qualifiers(decoder, list(instruction.qualifiers))
 

@@ -83,15 +83,18 @@ ORDERED_SPARSE = (
 VARIANTS = {None: DENSE, "sp": SPARSE, "sp::ordered_metadata": SPARSE + ORDERED_SPARSE}
 
 
-@special("mma", operands="BBBB BBBBVN BBBBWBWB BBBBVNWBWB")
+@special("mma", operands="BBBB BBBBVN BBBBVBVB BBBBVNVBVB")
 def _mma(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("sync")
     qualifiers.need("aligned")
     if "m8n8k4" in qualifiers.left and "f64" not in qualifiers.left:
         return _quad_pairs(decoder, instruction, qualifiers)
-    qualifiers.need("row")
-    qualifiers.need("col")
+    if [word for word in qualifiers.left if word in ("row", "col")] != ["row", "col"]:
+        raise decoder.unimplemented()
+    qualifiers.left = [word for word in qualifiers.left if word not in ("row", "col")]
+    if "popc" in qualifiers.left and qualifiers.left[-1] != "popc":
+        raise decoder.unimplemented()
     variant = qualifiers.take("sp", "sp::ordered_metadata")
     for form in VARIANTS[variant]:
         row = _match(decoder, instruction, form, Qualifiers(decoder, list(qualifiers.left)))
@@ -113,6 +116,8 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
         return None
     if scale is None or len(qualifiers.left) != 4:
         return None
+    if form.scales and instruction.qualifiers[-1] not in ("ue8m0", "ue4m3"):
+        return None
     d, a, b, c = qualifiers.left
     if d != c or (a, b) not in form.pairs or c not in form.accumulators:
         return None
@@ -126,7 +131,7 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
     counts = tuple(n // 32 for n in (m * k * bits // unit // (1 + sparse), 8 * k * bits // unit))
     accumulators = m * 8 // 32 // (2 if c == "f16" else 1)
     operands = _registers(
-        decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), register_kind(a))
+        decoder, instruction, (accumulators, *counts, accumulators), (register_kind(c), _factor_kind(form, a))
     )
     expect_operands(decoder, 4 + 2 * sparse + (4 if form.scales else 0))
     if sparse:
@@ -138,8 +143,20 @@ def _match(decoder: Decoder, instruction: Instruction, form: Form, qualifiers: Q
     return Row(form.operation, operands, accumulators, (k | m << 16, types, flags, scale[0] | scale[1] << 8))
 
 
+REGISTER_KINDS = {"f64": "f64", "f32": "f32", "f16": "f16x2", "bf16": "raw32", "tf32": "raw32"}
+REGISTER_KINDS |= dict.fromkeys(("s32", "s8", "u8", "s4", "u4", "b1"), "int32")
+
+
 def register_kind(kind: str) -> str:
-    return {"f64": "f64", "f32": "f32"}.get(kind, "b32")
+    """What holds the elements of a matrix of type `kind`."""
+    return REGISTER_KINDS[kind]
+
+
+def _factor_kind(form: Form, kind: str) -> str:
+    """Of A and B: any bits but for those types that mma.sync had first, and f64 as bits."""
+    if form.scales:
+        return "raw32"
+    return REGISTER_KINDS[kind] if kind in ("f16", "bf16", "tf32") else f"b{max(BITS[kind], 32)}"
 
 
 def _registers(
@@ -149,8 +166,7 @@ def _registers(
     operands = []
     for position, (operand, count) in enumerate(zip(instruction.operands[:4], counts, strict=True)):
         parts = vector(decoder, operand, position, count)
-        take = decoder.source if position else decoder.destination
-        operands += [take(part, kinds[position in (1, 2)]) for part in parts]
+        operands += decoder.elements(parts, kinds[position in (1, 2)], written=not position)
     return operands
 
 
@@ -232,8 +248,7 @@ def _quad_pairs(decoder: Decoder, instruction: Instruction, qualifiers: Qualifie
     operands = []
     for position, (operand, count) in enumerate(zip(instruction.operands, counts, strict=True)):
         kind = register_kind((d, "f16", "f16", c)[position])
-        take = decoder.source if position else decoder.destination
-        operands += [take(part, kind) for part in vector(decoder, operand, position, count)]
+        operands += decoder.elements(vector(decoder, operand, position, count), kind, written=not position)
     mod = (layouts[0] == "col", layouts[1] == "col", c == "f32", d == "f32")
     return Row("mma_quad_pairs", operands, counts[0], tuple(map(int, mod)))
 
@@ -252,8 +267,11 @@ def _ldmatrix(decoder: Decoder, instruction: Instruction) -> Row:
     elif form == "m16n16.trans" and qualifiers.take("b8"):
         bits = 8
     elif form in ("m8n16", "m16n16.trans"):
-        qualifiers.need("b8x16")
-        bits = int(qualifiers.need("b6x16_p32", "b4x16_p64")[1])
+        kinds = [word for word in qualifiers.left if word.startswith("b")]
+        if len(kinds) != 2 or kinds[0] != "b8x16" or kinds[1] not in ("b6x16_p32", "b4x16_p64"):
+            raise decoder.unimplemented()
+        qualifiers.left = [word for word in qualifiers.left if word not in kinds]
+        bits = int(kinds[1][1])
     else:
         raise decoder.unimplemented()
     qualifiers.done()
@@ -262,7 +280,7 @@ def _ldmatrix(decoder: Decoder, instruction: Instruction) -> Row:
     registers = count * (2 if form == "m16n16.trans" else 1)
     targets = vector(decoder, instruction.operands[0], 0, registers)
     base, offset, _ = decoder.address(instruction.operands[1])
-    operands = [*(decoder.destination(target, "b32") for target in targets), base]
+    operands = [*decoder.elements(targets, "b32", written=True), base]
     return Row("ldmatrix", operands, registers, (count, MOVES.index(form), space, bits), offset)
 
 
@@ -286,11 +304,11 @@ def _stmatrix(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers.need("b8" if form == "m16n8.trans" else "b16")
     qualifiers.done()
     base, offset, _ = decoder.address(instruction.operands[0])
-    sources = [decoder.source(part, "b32") for part in vector(decoder, instruction.operands[1], 1, count)]
+    sources = decoder.elements(vector(decoder, instruction.operands[1], 1, count), "b32", written=False)
     return Row("stmatrix", [base, *sources], 0, (count, MOVES.index(form), space), offset)
 
 
-@special("movmatrix", operands="DS")
+@special("movmatrix", operands="DD")
 def _movmatrix(decoder: Decoder, instruction: Instruction) -> Row:
     if sorted(instruction.qualifiers) != ["aligned", "b16", "m8n8", "sync", "trans"]:
         raise decoder.unimplemented()

@@ -1,48 +1,41 @@
 """mbarrier: barriers in shared memory that count arrivals, and bytes."""
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, qualifiers_of, special
+from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_pattern, qualifiers_of, special
 from lowbitvm.runtime.emulator.syntax import Instruction, Name
 
 ARRIVES, DROPS, COUNTED, BYTES, COMPLETES, RELEASES = 1, 2, 4, 8, 16, 32  # core: mbarrier.c
 
 
-def _space(qualifiers: Qualifiers) -> int:
-    return SPACES["shared"] if qualifiers.take("shared", "shared::cta", "shared::cluster") else 0
+def _space(qualifiers: Qualifiers, cluster: bool = False) -> int:
+    words = ("shared", "shared::cta", "shared::cluster") if cluster else ("shared", "shared::cta")
+    return SPACES["shared"] if qualifiers.take(*words) else 0
 
 
 @special("mbarrier", operands="A AS DA DAS DASS DS")
 def _mbarrier(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers = qualifiers_of(decoder, instruction)
-    qualifiers.take("b64")
-    names = (
-        "init",
-        "inval",
-        "arrive",
-        "arrive_drop",
-        "expect_tx",
-        "complete_tx",
-        "test_wait",
-        "try_wait",
-        "pending_count",
-    )
-    what = qualifiers.need(*names)
+    qualifiers.need("b64")
+    what, *_ = qualifiers.left
+    qualifiers.left.remove(what)
     if what in ("init", "inval"):
         return _init(decoder, instruction, qualifiers, what == "init")
     if what in ("test_wait", "try_wait"):
         return _test(decoder, instruction, qualifiers, what == "try_wait")
     if what == "pending_count":
-        expect_operands(decoder, 2)
         qualifiers.done()
+        expect_pattern(decoder, "DS")
         to, state = instruction.operands
-        return Row("mbarrier_pending", [decoder.destination(to, "b32"), decoder.source(state, "b64")], 1)
-    return _arrive(decoder, instruction, qualifiers, what)
+        return Row("mbarrier_pending", [decoder.destination(to, "u32"), decoder.source(state, "u64")], 1)
+    if what in ("expect_tx", "complete_tx"):
+        return _bytes(decoder, instruction, qualifiers, what == "complete_tx")
+    return _arrive(decoder, instruction, qualifiers, what == "arrive_drop")
 
 
 def _init(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, init: bool) -> Row:
-    expect_operands(decoder, 1 + init)
     space = _space(qualifiers)
     qualifiers.done()
+    expect_pattern(decoder, "AS" if init else "A")
     base, offset, _ = decoder.address(instruction.operands[0])
     operands = [base, decoder.source(instruction.operands[1], "u32")] if init else [base]
     return Row("mbarrier_init", operands, 0, (space or _shared(decoder, instruction, 0), init), offset)
@@ -53,30 +46,38 @@ def _shared(decoder: Decoder, instruction: Instruction, operand: int) -> int:
     return SPACES["shared"] if decoder.address(instruction.operands[operand])[2] == "shared" else 0
 
 
-def _arrive(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, what: str) -> Row:
-    space = _space(qualifiers)
+def _bytes(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, completes: bool) -> Row:
+    """expect_tx and complete_tx."""
+    space = _space(qualifiers, cluster=True)
+    qualifiers.take("relaxed")
+    qualifiers.take("cta", "cluster")
+    qualifiers.done()
+    expect_pattern(decoder, "AS")
+    base, offset, _ = decoder.address(instruction.operands[0])
+    operands = [base, decoder.source(instruction.operands[1], "u32")]
+    form = BYTES | (COMPLETES if completes else 0)
+    return Row("mbarrier_arrive", operands, 0, (space or _shared(decoder, instruction, 0), form), offset)
+
+
+def _arrive(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, drops: bool) -> Row:
+    remote = "shared::cluster" in qualifiers.left
+    space = _space(qualifiers, cluster=True)
     relaxed = qualifiers.take("release", "relaxed") == "relaxed"
     qualifiers.take("cta", "cluster")
-    no_complete = qualifiers.take("noComplete") is not None
     expects = qualifiers.take("expect_tx") is not None
+    no_complete = not expects and qualifiers.take("noComplete") is not None
     qualifiers.done()
-    if what in ("expect_tx", "complete_tx"):
-        expect_operands(decoder, 2)
-        form = BYTES | (COMPLETES if what == "complete_tx" else 0)
-        arguments = instruction.operands
-        targets = []
-    else:
-        form = ARRIVES | (DROPS if what == "arrive_drop" else 0) | (0 if relaxed else RELEASES)
-        expect_operands(decoder, *((3,) if expects or no_complete else (1, 2, 3)))
-        has_state = len(instruction.operands) > 1
-        targets = [decoder.destination(instruction.operands[0], "b64")] if has_state else []
-        arguments = instruction.operands[has_state:]
-        if len(arguments) == 2:
-            form |= BYTES if expects else COUNTED
-    base, offset, _ = decoder.address(arguments[0])
-    space = space or _shared(decoder, instruction, len(instruction.operands) - len(arguments))
-    operands = [*targets, base, *(decoder.source(x, "u32") for x in arguments[1:])]
-    return Row("mbarrier_arrive", operands, len(targets), (space, form), offset)
+    expect_pattern(decoder, *(("DAS",) if expects or no_complete else ("DA", "DAS")))
+    to, address, *count = instruction.operands
+    if remote and to != Name("_"):
+        raise decoder.error("an arrival at a barrier of the cluster returns nothing: its destination is _")
+    form = ARRIVES | (DROPS if drops else 0) | (0 if relaxed else RELEASES)
+    if count:
+        form |= BYTES if expects else COUNTED
+    base, offset, _ = decoder.address(address)
+    space = space or _shared(decoder, instruction, 1)
+    operands = [decoder.destination(to, "u64"), base, *(decoder.source(x, "u32") for x in count)]
+    return Row("mbarrier_arrive", operands, 1, (space, form), offset)
 
 
 def _test(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, may_wait: bool) -> Row:
@@ -86,12 +87,11 @@ def _test(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers, ma
     relaxed = qualifiers.take("acquire", "relaxed") == "relaxed"
     qualifiers.take("cta", "cluster")
     qualifiers.done()
-    expect_operands(decoder, *((3, 4) if may_wait else (3,)))
-    to, _, state, *limit = instruction.operands
-    base, offset, _ = decoder.address(instruction.operands[1])
+    expect_pattern(decoder, "DAS", *(("DASS",) if may_wait else ()))
+    to, address, state, *limit = instruction.operands
+    base, offset, _ = decoder.address(address)
     for operand in limit:
         decoder.source(operand, "u32")
-    target = (0, False) if to == Name("_") else decoder.destination(to, "pred")
-    operands = [target, base, decoder.source(state, "u32" if parity else "b64")]
+    operands = [decoder.destination(to, "pred"), base, decoder.source(state, "u32" if parity else "u64")]
     space = space or _shared(decoder, instruction, 1)
     return Row("mbarrier_test", operands, 1, (space, parity, not relaxed), offset)

@@ -1,9 +1,17 @@
 """Loads, stores, atomics, asynchronous copies, and what is said about caches."""
 
 from lowbitvm.runtime.emulator.decode import SPACES, Decoder, Row
-from lowbitvm.runtime.emulator.isa.form import Qualifiers, expect_operands, items, number, predicate, special
+from lowbitvm.runtime.emulator.isa.form import (
+    Qualifiers,
+    expect_operands,
+    items,
+    number,
+    predicate,
+    qualifiers_of,
+    special,
+)
 from lowbitvm.runtime.emulator.order import ACQUIRE, CTA_SCOPE, RELAXED, RELEASE
-from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction, Name, Not, Operand
+from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Immediate, Instruction, Name, Not, Operand, Vector
 
 CACHE_WORDS = frozenset(("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "unified"))
 STRENGTHS = {
@@ -16,6 +24,7 @@ STRENGTHS = {
 }
 SCOPES = {"cta": CTA_SCOPE, "cluster": CTA_SCOPE, "gpu": 0, "sys": 0}  # a block is a cluster of its own
 SHARED = ("shared", "shared::cta", "shared::cluster")
+PRIORITIES = ("L2::evict_last", "L2::evict_normal", "L2::evict_first", "L2::evict_unchanged")
 VECTORS = {"v2": 2, "v4": 4, "v8": 8, None: 1}
 
 
@@ -29,7 +38,7 @@ def _hinted(decoder: Decoder, instruction: Instruction, count: int) -> None:
     """Checks the number of operands; a cache hint takes one more, a 64-bit policy."""
     if "L2::cache_hint" in instruction.qualifiers:
         expect_operands(decoder, count + 1)
-        decoder.source(instruction.operands[count], "b64")
+        decoder.source(instruction.operands[count], "u64")
     else:
         expect_operands(decoder, count)
 
@@ -57,6 +66,29 @@ def _place(decoder: Decoder, operand: Operand, space: int) -> tuple[tuple[int, b
     return base, offset, space
 
 
+def _several(
+    decoder: Decoder, operand: Operand, kind: str, written: bool, loose: bool = True
+) -> list[tuple[int, bool]]:
+    """The register, or those of a vector, that an access transfers."""
+    if isinstance(operand, Vector):
+        return decoder.elements(operand.items, kind, written, loose)
+    if not written:
+        return [decoder.source(operand, kind, loose)]
+    return [decoder.destination(operand, kind, loose)]
+
+
+def _check_access(decoder: Decoder, qualifiers: tuple[str, ...], bits: int, space: int) -> None:
+    """What only some accesses may have: 256 bits, priorities in L2, the path for read-only data."""
+    if bits > 256 or (bits == 256 and space not in (0, SPACES["global"])):
+        raise decoder.error(
+            f"{decoder.instruction.name} is one of {bits} bits; of 256 there are in global memory alone"
+        )
+    if bits != 256 and not set(PRIORITIES).isdisjoint(qualifiers):
+        raise decoder.error(f"a priority in L2 is for 256 bits, {decoder.instruction.name} has {bits}")
+    if "nc" in qualifiers and space != SPACES["global"]:
+        raise decoder.error(".nc takes .global")
+
+
 @special("ld", "ldu", operands="VA VAS")
 def _load(decoder: Decoder, instruction: Instruction) -> Row:
     _hinted(decoder, instruction, 2)
@@ -65,6 +97,7 @@ def _load(decoder: Decoder, instruction: Instruction) -> Row:
     count = VECTORS[qualifiers.take("v2", "v4", "v8")]
     strength, space = _strength(qualifiers, 0), _space(qualifiers)
     qualifiers.done()
+    _check_access(decoder, instruction.qualifiers, TYPE_BITS[kind] * count, space)
     targets = items(instruction.operands[0])
     if len(targets) != count:
         raise decoder.error(f"the load has {count} elements, the destination {len(targets)} registers")
@@ -72,10 +105,11 @@ def _load(decoder: Decoder, instruction: Instruction) -> Row:
     if kind == "b128":
         halves = [half for target in targets for half in decoder.halves(target)]
         return Row("load", [*halves, base], len(halves), (8, len(halves), space | strength << 8), offset)
-    operands = [decoder.destination(target, kind, loose=True) for target in targets]
+    operands = _several(decoder, instruction.operands[0], kind, written=True)
     sign = 0
     if kind[0] == "s":
-        first = "b16" if targets[0] == Name("_") else decoder.register(targets[0])[1]
+        named = next(target for target in targets if target != Name("_"))
+        first = decoder.register(named)[1]
         sign = 2 if TYPE_BITS[first] <= 16 else 1
     return Row("load", [*operands, base], count, (TYPE_BITS[kind] // 8, count, space | strength << 8, sign), offset)
 
@@ -88,6 +122,7 @@ def _store(decoder: Decoder, instruction: Instruction) -> Row:
     count = VECTORS[qualifiers.take("v2", "v4", "v8")]
     strength, space = _strength(qualifiers, 0), _space(qualifiers)
     qualifiers.done()
+    _check_access(decoder, instruction.qualifiers, TYPE_BITS[kind] * count, space)
     values = items(instruction.operands[1])
     if len(values) != count:
         raise decoder.error(f"the store has {count} elements, the source {len(values)} registers")
@@ -95,7 +130,7 @@ def _store(decoder: Decoder, instruction: Instruction) -> Row:
     if kind == "b128":
         halves = [half for value in values for half in decoder.halves(value)]
         return Row("store", [base, *halves], 0, (8, len(halves), space | strength << 8), offset)
-    sources = [decoder.source(value, kind, loose=True) for value in values]
+    sources = _several(decoder, instruction.operands[1], kind, written=False)
     return Row("store", [base, *sources], 0, (TYPE_BITS[kind] // 8, count, space | strength << 8), offset)
 
 
@@ -149,24 +184,36 @@ def _atomic(decoder: Decoder, instruction: Instruction) -> Row:
         raise decoder.unimplemented()
     _hinted(decoder, instruction, has_result + (3 if name == "cas" else 2))
     values = instruction.operands[has_result + 1 : has_result + (3 if name == "cas" else 2)]
-    values = tuple(item for value in values for item in items(value))
-    targets = items(instruction.operands[0]) if has_result else ()
-    if len(values) != (2 if name == "cas" else count) or len(targets) not in (0, count):
-        raise decoder.error(f"{instruction.mnemonic} has {count} elements, the operands another number")
+    transferred = (*instruction.operands[:has_result], *values)
+    if any(len(items(operand)) != count or isinstance(operand, Vector) != (count > 1) for operand in transferred):
+        shape = f"vectors of {count} elements" if count > 1 else "operands without braces"
+        raise decoder.error(f"{instruction.name} takes {shape}")
+    targets = instruction.operands[:has_result]
     base, offset, space = _place(decoder, instruction.operands[has_result], space)
     if kind == "b128":  # the core finds the upper half behind the lower one
         operands = [*(decoder.halves(target)[0] for target in targets), base]
         operands += [decoder.halves(value)[0] for value in values]
     else:
-        operands = [*(decoder.destination(target, kind) for target in targets), base]
-        operands += [decoder.source(value, kind) for value in values]
+        results = [slot for target in targets for slot in _results(decoder, target, kind)]
+        operands = [*results, base]
+        operands += [slot for value in values for slot in _several(decoder, value, kind, written=False, loose=False)]
     mod = (TYPE_BITS[kind] // 8, ATOMICS.index(_operation(name, kind)), space | strength << 8, count)
-    return Row("atomic", operands, len(targets), mod, offset)
+    return Row("atomic", operands, has_result * count, mod, offset)
+
+
+def _results(decoder: Decoder, target: Operand, kind: str) -> list[tuple[int, bool]]:
+    """Where an atomic operation leaves what was in memory."""
+    return (
+        decoder.elements(target.items, kind, True)
+        if isinstance(target, Vector)
+        else [decoder.destination(target, kind)]
+    )
 
 
 @special("cp", operands=". N A AAN AANX AANXS")
 def _cp_async(decoder: Decoder, instruction: Instruction) -> Row:
-    qualifiers = Qualifiers(decoder, [q for q in instruction.qualifiers if not q.startswith("L2::")])
+    prefetches = ("L2::64B", "L2::128B", "L2::256B")
+    qualifiers = qualifiers_of(decoder, instruction)
     qualifiers.need("async")
     if qualifiers.take("commit_group"):
         qualifiers.done()
@@ -184,8 +231,12 @@ def _cp_async(decoder: Decoder, instruction: Instruction) -> Row:
     if qualifiers.take("mbarrier"):
         return _cp_arrive(decoder, instruction, qualifiers)
     cache = qualifiers.need("ca", "cg")
-    qualifiers.need("shared", "shared::cta")
-    qualifiers.need("global")
+    spaces = [word for word in qualifiers.left if word in ("shared", "shared::cta", "global")]
+    if len(spaces) != 2 or spaces[1] != "global":
+        raise decoder.unimplemented()
+    qualifiers.left = [word for word in qualifiers.left if word not in spaces]
+    qualifiers.take(*prefetches)
+    qualifiers.take("L2::cache_hint")
     qualifiers.done()
     return _cp_bytes(decoder, instruction, cache)
 
@@ -194,7 +245,7 @@ def _cp_arrive(decoder: Decoder, instruction: Instruction, qualifiers: Qualifier
     expect_operands(decoder, 1)
     qualifiers.need("arrive")
     counted_already = qualifiers.take("noinc") is not None
-    space = _space(qualifiers)
+    space = SPACES["shared"] if qualifiers.take("shared", "shared::cta") else 0
     qualifiers.need("b64")
     qualifiers.done()
     base, offset, space = _place(decoder, instruction.operands[0], space)
@@ -206,7 +257,7 @@ def _cp_bytes(decoder: Decoder, instruction: Instruction, cache: str) -> Row:
     expect_operands(decoder, 3 + hint, 4 + hint)
     given = instruction.operands
     if hint:
-        decoder.source(given[-1], "b64")
+        decoder.source(given[-1], "u64")
         given = given[:-1]
     to, source, size = given[:3]
     bytes_ = number(decoder, size)
@@ -221,6 +272,8 @@ def _cp_bytes(decoder: Decoder, instruction: Instruction, cache: str) -> Row:
         declared = decoder.register_type(last.text, instruction.scope) if isinstance(last, Name) else None
         ignore = isinstance(last, Not) or (declared is not None and declared[1] == "pred")
         form = 2 if ignore else 1
+        if isinstance(last, Immediate) and not 0 <= last.value <= bytes_:
+            raise decoder.error(f"{last.value} of the {bytes_} bytes cannot be read")
         slot, negated = predicate(decoder, last) if ignore else (decoder.source(last, "u32"), 0)
         operands.append(slot)
     return Row("cp_async", operands, 0, (bytes_, form, to_offset & 0xFFFFFFFF, negated), offset)
@@ -232,7 +285,12 @@ def _isspacep(decoder: Decoder, instruction: Instruction) -> Row:
     word = qualifiers.need("global", *SHARED, "local", "const", "param", "param::entry")
     qualifiers.done()
     space = {"const": 15}.get(word, SPACES[word.split("::")[0]])  # constants lie among the global arrays
-    operands = [decoder.destination(instruction.operands[0], "pred"), decoder.source(instruction.operands[1], "b64")]
+    source = instruction.operands[1]
+    narrow = isinstance(source, Name) and decoder.register_bits(source) == 32
+    operands = [
+        decoder.destination(instruction.operands[0], "pred"),
+        decoder.source(source, "u32" if narrow else "u64"),
+    ]
     return Row("isspacep", operands, 1, (space,))
 
 
@@ -270,35 +328,80 @@ def _of_cluster(decoder: Decoder, instruction: Instruction) -> str:
     return kind
 
 
-@special("createpolicy", operands="D DN DS DASS")
+@special("createpolicy", operands="D DS DASS")
 def _createpolicy(decoder: Decoder, instruction: Instruction) -> Row:
     """A policy is opaque and means nothing here: its register gets a number."""
-    kinds = ("fractional", "range", "range::L2", "cvt")
-    if not any(kind in instruction.qualifiers for kind in kinds) or instruction.qualifiers[-1] != "b64":
+    qualifiers = qualifiers_of(decoder, instruction)
+    kind = qualifiers.need("fractional", "range", "cvt")
+    qualifiers.need("b64")
+    if kind == "cvt":
+        qualifiers.need("L2")
+    else:
+        _priorities(decoder, qualifiers)
+    if kind == "range":
+        qualifiers.take("global")
+    qualifiers.done()
+    expect_operands(decoder, *{"fractional": (1, 2), "range": (4,), "cvt": (2,)}[kind])
+    to, *rest = instruction.operands
+    if kind == "range":
+        _range(decoder, instruction)
+    elif kind == "cvt":
+        decoder.source(rest[0], "u64")
+    elif rest:
+        _fraction(decoder, rest[0])
+    return Row("mov_b64", [decoder.destination(to, "u64"), decoder.constant(1, True)], 1)
+
+
+def _priorities(decoder: Decoder, qualifiers: Qualifiers) -> None:
+    """One priority, and one of the lines that it is not for."""
+    given = [word for word in qualifiers.left if word in PRIORITIES]
+    if not 1 <= len(given) <= 2 or (len(given) == 2 and given[1] not in ("L2::evict_first", "L2::evict_unchanged")):
         raise decoder.unimplemented()
-    expect_operands(decoder, 1, 2, 4)
-    for operand in instruction.operands[1:]:
-        _policy_operand(decoder, operand)
-    return Row("mov_b64", [decoder.destination(instruction.operands[0], "b64"), decoder.constant(1, True)], 1)
+    qualifiers.left = [word for word in qualifiers.left if word not in PRIORITIES]
 
 
-def _policy_operand(decoder: Decoder, operand: Operand) -> None:
-    if isinstance(operand, Name):
-        decoder.register(operand)
+def _fraction(decoder: Decoder, operand: Operand) -> None:
+    decoder.source(operand, "f32")
+    if isinstance(operand, Immediate) and not 0 < operand.value <= 1:
+        raise decoder.error(f"the fraction {operand.value} is not above 0 and up to 1")
+
+
+def _range(decoder: Decoder, instruction: Instruction) -> None:
+    _, address, primary, total = instruction.operands
+    decoder.address(address)
+    for size in (primary, total):
+        decoder.source(size, "u32")
+    if isinstance(primary, Immediate) and isinstance(total, Immediate):
+        first, whole = (int(size.value) & 0xFFFFFFFF for size in (primary, total))
+        if first > whole:
+            raise decoder.error(f"the first {first} bytes of {whole}")
+
+
+# What each instruction's words are: a state space, then one of the words behind it.
+CACHE_WORDS_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "prefetch": {
+        "": ("L1", "L2", "L2::evict_last", "L2::evict_normal", "tensormap"),
+        "global": ("L1", "L2", "L2::evict_last", "L2::evict_normal"),
+        "local": ("L1", "L2"),
+        "const": ("tensormap",),
+        "param": ("tensormap",),
+    },
+    "prefetchu": {"": ("L1",)},
+    "applypriority": {"": ("L2::evict_normal",), "global": ("L2::evict_normal",)},
+    "discard": {"": ("L2",), "global": ("L2",)},
+}
 
 
 @special("prefetch", "prefetchu", operands="A")
-@special("applypriority", operands="AN")
+@special("applypriority", "discard", operands="AN")
 def _cache(decoder: Decoder, instruction: Instruction) -> Row:
-    """Moves lines between caches: an address that is no array's is no fault."""
-    decoder.address(instruction.operands[0])
-    return Row("nothing", [], 0)
+    """Moves lines between caches: an address that is no array's is no fault.
 
-
-@special("discard", operands="AN")
-def _discard(decoder: Decoder, instruction: Instruction) -> Row:
-    """Lets 128 bytes of global memory become undefined; here they keep what they hold, which is one legal outcome."""
+    discard lets 128 bytes of global memory become undefined; here they keep what they hold, which is one legal outcome.
+    """
+    spaces = CACHE_WORDS_OF[instruction.mnemonic]
+    qualifiers = qualifiers_of(decoder, instruction)
+    qualifiers.need(*spaces[qualifiers.take(*spaces) or ""])
+    qualifiers.done()
     decoder.address(instruction.operands[0])
-    if number(decoder, instruction.operands[1]) != 128:
-        raise decoder.error("discard takes the size 128")
     return Row("nothing", [], 0)

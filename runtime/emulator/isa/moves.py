@@ -29,6 +29,8 @@ def _mov(decoder: Decoder, instruction: Instruction) -> Row:
     kind = qualifiers.need("pred", "b128", *MOVED)
     qualifiers.done()
     to, source = instruction.operands
+    if kind[0] == "b" and count == 1 and not (isinstance(to, Vector) and isinstance(source, Vector)):
+        to, source = _alone(to), _alone(source)
     if count > 1:
         return _several(decoder, to, source, kind, count)
     if isinstance(to, Vector) or isinstance(source, Vector):
@@ -44,10 +46,15 @@ def _mov(decoder: Decoder, instruction: Instruction) -> Row:
     return Row(f"mov_b{TYPE_BITS[kind]}", [decoder.destination(to, kind), decoder.source(source, kind)], 1)
 
 
+def _alone(operand: Operand) -> Operand:
+    """The register of a vector of one."""
+    return operand.items[0] if isinstance(operand, Vector) and len(operand.items) == 1 else operand
+
+
 def _clock(decoder: Decoder, to: Operand, source: Name, kind: str) -> Row:
     """A special register that changes while the kernel runs."""
     bits, shift = CLOCKS[source.text]
-    if TYPE_BITS[kind] != bits:
+    if TYPE_BITS[kind] != bits or kind[0] == "f":
         raise decoder.error(f"{source.text} has {bits} bits, the instruction takes .{kind}")
     return Row("clock", [decoder.destination(to, kind)], 1, (shift,))
 
@@ -79,7 +86,7 @@ def _vector_move(decoder: Decoder, to: Operand, source: Operand, bits: int) -> R
     part = bits // len(parts)
     if len(parts) not in (2, 4) or part not in (8, 16, 32, 64) or isinstance(whole, Vector):
         raise decoder.error(f"a .b{bits} register has no {len(parts)} parts")
-    names = [decoder.source(p, f"b{part}") if packs else decoder.destination(p, f"b{part}") for p in parts]
+    names = decoder.elements(parts, f"b{part}", written=not packs)
     if bits < 128:
         register = decoder.destination(whole, f"b{bits}") if packs else decoder.source(whole, f"b{bits}")
         return (

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from lowbitvm.runtime.emulator.decode import Decoder, Row
 from lowbitvm.runtime.emulator.isa.form import expect_operands
-from lowbitvm.runtime.emulator.syntax import TYPE_BITS, Instruction
+from lowbitvm.runtime.emulator.kinds import KIND_BITS
+from lowbitvm.runtime.emulator.syntax import Instruction
 
 INTEGERS = frozenset(f"{sign}{bits}" for sign in "us" for bits in (16, 32, 64))
 BITS = frozenset(("b16", "b32", "b64"))
@@ -14,7 +15,6 @@ WIDE_BITS = frozenset(("b32", "b64"))
 PAIRS = frozenset(("u16x2", "s16x2"))
 FTZ, SAT, RELU, NAN, XORSIGN, ABSOLUTE = 1, 2, 4, 8, 16, 32  # float.c
 FLAGS = {"ftz": FTZ, "sat": SAT, "relu": RELU, "NaN": NAN}
-STORED = {"u16x2": "b32", "s16x2": "b32"}  # types that only instructions have
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,9 @@ def regular(decoder: Decoder, instruction: Instruction) -> Row | None:
 
 def _regular_row(decoder: Decoder, instruction: Instruction, rule: Rule, kind: str, flags: int) -> Row:
     expect_operands(decoder, len(rule.operands))
-    stored = STORED.get(kind, kind)
-    bits = TYPE_BITS[stored]
-    double = f"b{2 * bits}"
-    kinds = {"D": stored, "S": stored, "W": double, "V": double, "N": "u32", "C": "u32", "P": "pred", "p": "pred"}
+    bits = KIND_BITS[kind]
+    double = f"u{2 * bits}"
+    kinds = {"D": kind, "S": kind, "W": double, "V": double, "N": "u32", "C": "u32", "P": "pred", "p": "pred"}
     operands = []
     for letter, operand in zip(rule.operands, instruction.operands, strict=True):
         look_up = decoder.destination if letter in "DWCP" else decoder.source

@@ -16,7 +16,7 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Row:
     to, *sources = instruction.operands
     targets = [to.first, to.second] if isinstance(to, Pair) else [to]
     operands = [decoder.destination(t, kind) for t, kind in zip(targets, ("b32", "pred"), strict=False)]
-    operands += [decoder.source(source, "b32") for source in sources]
+    operands += [decoder.source(x, kind) for x, kind in zip(sources, ("b32", "b32", "b32", "u32"), strict=True)]
     return Row("shfl", operands, len(targets), (mode,))
 
 
@@ -30,7 +30,7 @@ def _vote(decoder: Decoder, instruction: Instruction) -> Row:
     qualifiers.done()
     to, source, members = instruction.operands
     slot, negated = predicate(decoder, source)
-    operands = [decoder.destination(to, kind), slot, decoder.source(members, "b32")]
+    operands = [decoder.destination(to, kind), slot, decoder.source(members, "u32")]
     return Row("vote", operands, 1, (modes.index(mode), negated))
 
 
@@ -52,7 +52,8 @@ def _redux(decoder: Decoder, instruction: Instruction) -> Row:
     kind = qualifiers.type()
     name = qualifiers.need("add", "min", "max", "and", "or", "xor")
     to, source, members = instruction.operands
-    operands = [decoder.destination(to, "b32"), decoder.source(source, "b32"), decoder.source(members, "b32")]
+    read = "f32" if kind == "f32" else "u32"
+    operands = [decoder.destination(to, read), decoder.source(source, read), decoder.source(members, "u32")]
     if kind == "f32" and name in ("min", "max"):
         absolute, nan = (qualifiers.take(word) is not None for word in ("abs", "NaN"))
         qualifiers.done()
@@ -74,8 +75,8 @@ def _match(decoder: Decoder, instruction: Instruction) -> Row:
     if isinstance(to, Pair) and not every:
         raise decoder.error("match.any has no predicate")
     targets = [to.first, to.second] if isinstance(to, Pair) else [to]
-    operands = [decoder.destination(t, k) for t, k in zip(targets, ("b32", "pred"), strict=False)]
-    operands += [decoder.source(source, kind), decoder.source(members, "b32")]
+    operands = [decoder.destination(t, k) for t, k in zip(targets, ("u32", "pred"), strict=False)]
+    operands += [decoder.source(source, kind), decoder.source(members, "u32")]
     return Row("match", operands, len(targets), (every,))
 
 
@@ -87,5 +88,5 @@ def _elect(decoder: Decoder, instruction: Instruction) -> Row:
     to, members = instruction.operands
     if not isinstance(to, Pair):
         raise decoder.error("elect has two destinations, d|p")
-    operands = [decoder.destination(to.first, "b32"), decoder.destination(to.second, "pred")]
-    return Row("elect", [*operands, decoder.source(members, "b32")], 2)
+    operands = [decoder.destination(to.first, "u32"), decoder.destination(to.second, "pred")]
+    return Row("elect", [*operands, decoder.source(members, "u32")], 2)

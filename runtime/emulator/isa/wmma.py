@@ -105,9 +105,9 @@ def _transfer(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers
     else:
         rows, columns = {"a": (shape.m, shape.k), "b": (shape.k, shape.n)}.get(matrix, (shape.m, shape.n))
         stride = decoder.source(Immediate(columns if layout == "row" else rows), "u32")
-    take = decoder.destination if operation == "load" else decoder.source
     parts = vector(decoder, instruction.operands[1 - place], 1 - place, fragment.declared)
-    registers = [take(part, register_kind(kind)) for part in parts]
+    held = "b32" if kind in ("s4", "u4", "b1") else register_kind(kind)
+    registers = decoder.elements(parts, held, written=operation == "load")
     space = SPACES[word.split("::")[0]] if word else 0
     mod = (fragment.kind | fragment.bits << 8, fragment.block | fragment.count << 8, space, int(swapped))
     if operation == "load":
@@ -120,6 +120,8 @@ def _mma(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> 
     bitwise = qualifiers.take(*BIT_OPERATIONS)
     if bitwise:
         qualifiers.need("popc")
+        if instruction.qualifiers[1] != bitwise:
+            raise decoder.unimplemented()
     layouts = [q for q in qualifiers.left if q in ("row", "col")]
     qualifiers.left = [q for q in qualifiers.left if q not in ("row", "col")]
     name, shape = _shape(qualifiers)
@@ -131,14 +133,16 @@ def _mma(decoder: Decoder, instruction: Instruction, qualifiers: Qualifiers) -> 
     sums = SUM_TYPES.get(a, ("s32",))
     if len(layouts) != 2 or a != b or c not in sums or d not in sums or (len(types) == 2) != (a == "f16"):
         raise decoder.unimplemented()
+    if a in ("s4", "u4", "b1") and layouts != ["row", "col"]:
+        raise decoder.unimplemented()
     if (bitwise is None) != (a != "b1") or (saturate and c != "s32") or (rounding and a != "f64"):
         raise decoder.unimplemented()
     fragments = (_sums(shape, d), _operand("a", shape, a), _operand("b", shape, b), _sums(shape, c))
     operands = []
     for position, (operand, kind) in enumerate(zip(instruction.operands, (d, a, b, c), strict=True)):
-        take = decoder.source if position else decoder.destination
         parts = vector(decoder, operand, position, fragments[position].declared)
-        operands += [take(part, register_kind(kind)) for part in parts]
+        held = "f16x2" if kind == "bf16" else register_kind(kind)
+        operands += decoder.elements(parts, held, written=not position)
     flags = (SATURATE if saturate else 0) | (XOR if bitwise == "xor" else 0)
     indices = TYPES.index(a) | TYPES.index(b) << 8 | TYPES.index(c) << 16 | TYPES.index(d) << 24
     if shape.m == shape.n == 8:
