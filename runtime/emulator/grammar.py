@@ -13,7 +13,7 @@ from lowbitvm.runtime.emulator.syntax import Immediate, Instruction, Name, Pair
 # What the words after the mnemonic start with: those that belong to the name stand before all others.
 _NAMES = {
     "bar": r"(cta\.)?(sync|arrive|red)\b(?!.*\b(cta|warp)\b)|warp\.sync\b",
-    "barrier": r"(cta\.)?((aligned\.)?sync|arrive|red)\b(?!.*\bcta\b)|cluster\.(arrive|wait)\b",
+    "barrier": r"(cta\.)?((aligned\.)?sync|arrive|red)\b(?!.*\b(cta|cluster)\b)|cluster\.(arrive|wait)\b",
     "cp": r"async(\.(commit_group|wait_group|wait_all|mbarrier\.arrive)\b"
     r"|(?!.*\b(commit_group|wait_group|wait_all|mbarrier)\b))",
     "createpolicy": r"(fractional|range|cvt)\b",
