@@ -1,5 +1,6 @@
 """Tile IR with layouts -> PTX: one function per kind of op, in the table LOWER."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
@@ -301,9 +302,10 @@ class Lowering:
 
     def _may_hold_numbers(self, tile: Op, loop: Op) -> bool:
         """Whether a tile may be other than zero before a loop."""
-        inside = set(loop.body)
-        changes = [op for op in walk(self.state.program.body) if op.kind == "assign" and op.operands[0] is tile]
-        return tile.kind != "full" or _number(tile) != 0 or self.state.loop_depth > 0 or not inside.issuperset(changes)
+        if tile.kind != "full" or _number(tile) != 0 or self.state.loop_depth > 0:
+            return True
+        before = itertools.takewhile(lambda op: op is not loop, walk(self.state.program.body))
+        return any(op.kind == "assign" and op.operands[0] is tile for op in before)
 
     def _units(self, op: Op, pipeline: Pipeline, hoisted: list[Access], again: str, done: str) -> None:
         """Emits one iteration of a pipelined loop: its units, each with a copy of the body, and the branches."""

@@ -188,8 +188,9 @@ class DenseTile(Staged):
             address = self.centred(self._address(load, index, state.scalar("add", chunk, column)))
             for j in range(self.columns // 8 // across):
                 base, place = self.place.of(_select(row_left, i) ^ _select(chunk_left, j))
-                k = functools.partial(self._k_limit, columns, chunk, across * j)
-                outside, limit = self.inside(k, index, row_count)
+                if j == 0 or not unit.exact:
+                    k = functools.partial(self._k_limit, columns, chunk, across * j)
+                    outside, limit = self.inside(k, index, row_count)
                 self.pieces.append(Piece(address, 16 * across * j, base, place, outside, limit, active))
 
     def _address(self, load: Op, index: Operand, column: Operand) -> str:
@@ -284,10 +285,12 @@ class WordTile(Staged):
         for first in range(0, self.row_tiles, 32):
             index = state.scalar("add", warp_tile, state.scalar("add", t, first))
             pointer = self._address(load, index, _shift_right(state, start, 6), chunk)
+            alike = unit.exact or self.k_tiles == 1  # all pieces of a row tile are inside together
             for shift in range(0, self.row_bytes // PIECE, lanes):
                 active = self.fewer(self.row_bytes // PIECE - shift, lanes, chunk)
-                k = functools.partial(self._k_limit, load, chunk, shift)
-                outside, limit = self.inside(k, index, row_count)
+                if shift == 0 or not alike:
+                    k = functools.partial(self._k_limit, load, chunk, shift)
+                    outside, limit = self.inside(k, index, row_count)
                 place = first * self.row_bytes + shift * PIECE
                 self.pieces.append(Piece(pointer, shift * PIECE, base, place, outside, limit, active))
 
@@ -510,8 +513,8 @@ class Pipeline:
         self.state.builder.do("sub.s32", self.left, self.left, self.unit.slots * self.unit.k)
 
     def drain(self) -> None:
-        """Emits the wait for copies of units that were never used."""
-        if self.state.target.has_async_copies:
+        """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
+        if self.state.target.has_async_copies and not self.unit.exact:
             self.state.builder.do("cp.async.wait_all")
 
 
