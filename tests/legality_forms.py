@@ -280,7 +280,7 @@ mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col.f32.(f16|bf16).(f16|bf
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 $b32#2, $b32#2, $b32#2, $b32#2, $b32, (1|4)
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col.f16.f16.f16.f16 $b32#2, $b32#4, $b32#4, $b32#2, $b32, (1|2)
 mma.sp.sync.aligned.m16n8k16.row.col.f16.f16.f16.f32 $b32#2, $b32#2, $b32#2, $f32#4, $b32, 1
-mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 $f32#4, $b32#2, $b32#2, $f32#4, (3|$b64|$f32|{$b32}), (0|$b32)
+mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 $f32#4, $b32#2, $b32#2, $f32#4, (3|$b64|$f32), (0|$b32)
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 $f32#4, $b32#2, $b32#2, $f32#4, $b32, (3|4)
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k16.row.col.f32.tf32.tf32.f32 $f32#4, $b32#4, $b32#4, $f32#4, $b32, (1|2)
 mma.sp(|::ordered_metadata).sync.aligned.m16n8k32.row.col(|.satfinite).s32.(s8|u8).(s8|u8).s32 $s32#4, $b32#2,\

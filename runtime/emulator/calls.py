@@ -7,6 +7,7 @@ Functions that can reach themselves get one copy for every level of the recursio
 above enter; a register of the copy says which of them to go back to. The calls of the last level stop the kernel.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 from lowbitvm.runtime.emulator.syntax import (
@@ -446,11 +447,12 @@ class _Expander:
                     raise self.error(f"the function {unknown[0]} is not defined")
                 return [self.syntax.functions[name] for name in names]
             if listed in around.prototypes:
-                signature, taken = around.prototypes[listed], self.taken()
+                signature, taken = around.prototypes[listed], self.taken
                 functions = self.syntax.functions.values()
                 return [f for f in functions if f.defined and f.name in taken and f.signature == signature]
         raise self.error(f"a call through {target} needs the list or the prototype of its targets")
 
+    @functools.cached_property
     def taken(self) -> set[str]:
         """The functions whose address the module uses as a value."""
         names = {r.name for variable in self.syntax.globals for r in variable.relocations}

@@ -65,8 +65,8 @@ class Rule:
     """Instructions of one of `mnemonics` with all `words` among their qualifiers need one of `targets` and `version`.
 
     A target `89@8.1` counts from that version on. A word `a|b` is either of the two, `!a` is the absence of one;
-    `operands=4` is the number of operands, `operand=pred` a last operand that is a predicate, `to=f16x2` what a cvt
-    converts to.
+    `operands=4` is the number of operands, `operand=pred` a last operand that is a predicate, `to=f16x2` the pair
+    that a cvt converts to.
     """
 
     mnemonics: str
@@ -240,8 +240,8 @@ def illegal(
     words = (*instruction.qualifiers, f"operands={len(operands)}")
     if instruction.mnemonic == "cp" and operands and is_predicate(operands[-1]):
         words = (*words, "operand=pred")
-    if instruction.mnemonic == "cvt" and len(instruction.qualifiers) > 1:
-        words = (*words, f"to={instruction.qualifiers[-2]}")
+    if instruction.mnemonic == "cvt":
+        words = (*words, *(f"to={word}" for word in [x for x in words if x.endswith("x2")][:1]))
     for operand in operands:
         name = operand.text.split(".")[0] if isinstance(operand, Name) else ""
         if name in SPECIAL_REGISTERS and (lacking := _lacking(*SPECIAL_REGISTERS[name], target, version)):
