@@ -211,6 +211,21 @@ def test_a_copy_needs_a_barrier_before_other_threads_read() -> None:
     assert set(caught(awaited.format("bar.warp.sync -1;", "%r9"))) & {"race_shared", "race_copy"}
 
 
+# The first warp copies and only arrives; the second waits and reads what the first one copied.
+PRODUCER = """
+    setp.ge.u32 %p1, %r1, 32; @%p1 bra CONSUMER;
+    cp.async.cg.shared.global [%r7], [%d3], 16; cp.async.commit_group; {wait} bar.arrive 1, 64; bra DONE;
+    CONSUMER: bar.sync 1, 64; ld.shared.u32 %r10, [%r9];
+    DONE: cp.async.wait_all;
+"""
+
+
+@pytest.mark.parametrize("checks", ["all", {"copy"}])
+def test_an_arrival_after_the_wait_hands_a_copy_to_the_warps_that_sync(checks: str | set[str]) -> None:
+    assert caught(PRODUCER.format(wait="cp.async.wait_group 0;"), checks=checks) == []
+    assert "race_copy" in caught(PRODUCER.format(wait=""), checks=checks)
+
+
 def test_a_barrier_does_not_replace_the_wait() -> None:
     assert caught(COPY + "bar.sync 0; ld.shared.u32 %r10, [%r9]; cp.async.wait_all;") == ["race_copy"]
 

@@ -693,6 +693,12 @@ def test_branches_join_at_the_first_instruction_that_all_paths_pass(targets):
         assert found[branch] == (nearest[0] if nearest else -1)
 
 
+@pytest.mark.parametrize("guard", ["", "@%p1 ", "@!%p1 "])
+def test_a_branch_may_lead_to_the_next_instruction(guard):
+    body = f"setp.lt.u32 %p1, %r0, 7; {guard}bra NEXT; NEXT: st.global.u64 [%rd0], 5; {guard}bra END; END:"
+    assert run(body).tolist() == [5] * 32
+
+
 def test_lanes_of_an_endless_loop_meet_at_its_end():
     # 0: if; 1: then; 2: join; 3: bra 0
     assert reconvergence([[1, 2], [2], [3], [0]], [0, 3]) == {0: 2, 3: -1}

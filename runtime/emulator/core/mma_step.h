@@ -234,7 +234,7 @@ INLINE bool STEP(fuse)(const Step *s, u32 type, u32 pieces, u32 kept) {
         Ints power[2], sums[2][4];
         Floats scale[2]; /* 2^(F - top) */
         for (u32 parity = 0; parity < 2; parity++)
-            power[parity] = STEP(power)(top[parity], n), scale[parity] = (Floats)(((F + 254) << 23) - power[parity]);
+            power[parity] = STEP(power)(top[parity], n), scale[parity] = (Floats)((F << 23) - power[parity] + (254 << 23));
         STEP(sum)(s, &o, type, pieces, halves, n, scale[0], scale[1], sums);
         for (u32 parity = 0; parity < 2; parity++) {
             sums[parity][0] += TRUNCATE(STEP(addend)(s, n, parity) * scale[parity]);
