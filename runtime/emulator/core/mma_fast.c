@@ -22,6 +22,8 @@
 #define MAX_WORDS(x, y) ((Words)_mm512_max_epu16((__m512i)(x), (__m512i)(y)))
 #define MIN_WORDS(x, y) ((Words)_mm512_min_epu16((__m512i)(x), (__m512i)(y)))
 #define MAX_INTS(x, y) ((Ints)_mm512_max_epi32((__m512i)(x), (__m512i)(y)))
+#define MIN_FLOATS(x, y) ((Floats)_mm512_min_ps((__m512)(x), (__m512)(y)))
+#define TWICE_LESS(x, y) ((Floats)_mm512_fmsub_ps((__m512)(x), _mm512_set1_ps(2), (__m512)(y)))
 #define MIN_UNSIGNED(x, y) ((Unsigned)_mm512_min_epu32((__m512i)(x), (__m512i)(y)))
 #define SUBTRACT_BYTES(x, y) ((Bytes)_mm512_subs_epu8((__m512i)(x), (__m512i)(y)))
 #define PACK_WORDS(x, y) ((Words)_mm512_packus_epi32((__m512i)(x), (__m512i)(y)))
@@ -52,6 +54,8 @@ INLINE void transpose_avx512(u32 *to, const u32 *from) {
 #undef MAX_WORDS
 #undef MIN_WORDS
 #undef MAX_INTS
+#undef MIN_FLOATS
+#undef TWICE_LESS
 #undef MIN_UNSIGNED
 #undef SUBTRACT_BYTES
 #undef PACK_WORDS
@@ -75,6 +79,8 @@ INLINE void transpose_avx512(u32 *to, const u32 *from) {
 #define MAX_WORDS(x, y) ((Words)_mm256_max_epu16((__m256i)(x), (__m256i)(y)))
 #define MIN_WORDS(x, y) ((Words)_mm256_min_epu16((__m256i)(x), (__m256i)(y)))
 #define MAX_INTS(x, y) ((Ints)_mm256_max_epi32((__m256i)(x), (__m256i)(y)))
+#define MIN_FLOATS(x, y) ((Floats)_mm256_min_ps((__m256)(x), (__m256)(y)))
+#define TWICE_LESS(x, y) ((Floats)_mm256_fmsub_ps((__m256)(x), _mm256_set1_ps(2), (__m256)(y)))
 #define MIN_UNSIGNED(x, y) ((Unsigned)_mm256_min_epu32((__m256i)(x), (__m256i)(y)))
 #define SUBTRACT_BYTES(x, y) ((Bytes)_mm256_subs_epu8((__m256i)(x), (__m256i)(y)))
 #define PACK_WORDS(x, y) ((Words)_mm256_packus_epi32((__m256i)(x), (__m256i)(y)))
@@ -97,7 +103,7 @@ INLINE void transpose_avx2(u32 *to, const u32 *from) {
 bool fused_step(const Step *s) {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return step_avx512(s);
-    return __builtin_cpu_supports("avx2") && step_avx2(s);
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && step_avx2(s);
 }
 #else
 bool fused_step(const Step *s) {

@@ -40,7 +40,11 @@ INLINE Unsigned STEP(row)(const Step *s, u32 p, u32 n) {
 INLINE Floats STEP(value)(Unsigned x, u32 type, u32 high) {
     if (type == TF32) return (Floats)(x & 0xFFFFE000u);
     if (type == BF16) return (Floats)(high ? x & 0xFFFF0000u : x << 16);
-    return (Floats)((Unsigned)((Ints)(high ? x : x << 16) >> 3) & 0x8FFFE000u) * 0x1p112f;
+    if (!high) x <<= 16;
+    { /* a subnormal with the exponent of a normal number is 2^-15 + half of it; f32 subnormals, though exact, are slow */
+        const Floats y = (Floats)((x >> 3 & 0x0FFFE000u) + (112u << 23));
+        return (Floats)((Unsigned)MIN_FLOATS(y, TWICE_LESS(y, (Floats){0} + 0x1p-14f)) | (x & 0x80000000u));
+    }
 }
 
 /* Exponent fields, of 16-bit types those of both halves; of subnormals `least`, of zeros 0. */
