@@ -22,11 +22,11 @@ def test_compile_writes_ptx_cubin_and_resources(tmp_path):
     ]
     result = CliRunner().invoke(main, ["compile", *arguments])
     assert result.exit_code == 0, result.output
-    stem = tmp_path / "out" / "linear-u4-128-int-f16-f16-sm_90a-16x128x64x4"
+    stem = tmp_path / "out" / "linear-u4-128-int-f16-f16-sm_90a-16x128x64x8"
     resources = json.loads(stem.with_suffix(".json").read_text())
     assert resources["target"] == "sm_90a"
     assert resources["spills"] == 0
-    assert resources["tile"] == {"bm": 16, "bn": 128, "bk": 64, "stages": 4, "warps": 4, "splits": 1}
+    assert resources["tile"] == {"bm": 16, "bn": 128, "bk": 64, "stages": 8, "warps": 4, "splits": 1}
     assert resources["block"] == [128, 1, 1]
     assert f".visible .entry {resources['entry']}(" in stem.with_suffix(".ptx").read_text()
     assert ".target sm_90a" in stem.with_suffix(".ptx").read_text()
@@ -35,7 +35,7 @@ def test_compile_writes_ptx_cubin_and_resources(tmp_path):
 
 
 def test_a_mistake_is_one_line_with_its_code():
-    result = CliRunner().invoke(main, ["compile", "--weights", "u3", "-o", "nowhere"])
+    result = CliRunner().invoke(main, ["compile", "--weights", "nf4", "-o", "nowhere"])
     assert result.exit_code == 1
     assert "FORMAT_UNSUPPORTED" in result.output
     assert "Traceback" not in result.output

@@ -41,7 +41,6 @@ OVERSIGHTS = (
     r"(movmatrix|mma)\b.* %p\d",
     r"v\w+\.\S+ 7, ",
     r"cvt\.\S+\.bf16x2 %c1, (%p1|%f1|\{%r1\})",
-    r"mma\.sp\..*, \{%r5, %r5\}, 0",
     r"(addc|subc)\.sat\.",
     r"rcp\.ftz\.rn\.f64 ",
     r"testp\.(f32|f64) ",

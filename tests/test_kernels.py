@@ -645,7 +645,8 @@ def test_every_cast_assembles_for_every_target(target):
         tiles = {tensor.dtype: lb.load(tensor, (0,), (32,)) for tensor in (a, b, c, d)}
         for tensor in (a, b, d):
             lb.store(c, (0,), tiles[tensor.dtype].to(lb.f32))
-            lb.store(tensor, (0,), tiles[lb.f32].to(tensor.dtype))
+            if target != "sm_75" or tensor.dtype != lb.bf16:  # sm_75 rounds to no bf16
+                lb.store(tensor, (0,), tiles[lb.f32].to(tensor.dtype))
 
     assert compile_program(casts.trace(), target, 1).cubin
 

@@ -205,11 +205,11 @@ def test_weights_per_product_leave_out_the_row_sums_that_the_ptx_shows():
     fmt = lb.Format("u4", zero="float")
     kernel = lb.compile_linear(fmt, target="sm_80", bm=8)
     run = ours.emulate(kernel, fmt, "f16", chosen_tile(fmt, bm=8))
-    # With 8 rows of activations a fragment of weights is multiplied once; one of ones again and again.
-    products = Counter(re.findall(r"mma\.sync\S+ \{[^}]*\}, \{([^}]*)\}", kernel.ptx))
-    sums = sum(count for count in products.values() if count > 1)
-    assert 0 < sums < products.total()
-    assert run.weights_per_matrix == pytest.approx(256 * (1 - sums / products.total()), rel=1e-12)
+    # A fragment of weights is multiplied once, one of activations with two row tiles, one of ones again and again.
+    products = re.findall(r"mma\.sync\S+ \{[^}]*\}, \{([^}]*)\}, \{([^}]*)\}", kernel.ptx)
+    ((_, sums),) = Counter(operand for pair in products for operand in pair).most_common(1)
+    assert 2 < sums < len(products)
+    assert run.weights_per_matrix == pytest.approx(256 * (1 - sums / len(products)), rel=1e-12)
 
 
 def test_what_is_loaded_before_the_loop_is_ahead_of_the_products():

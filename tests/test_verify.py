@@ -159,7 +159,7 @@ BAD = [
     ("ARGUMENT_INVALID", loop(step=0)),
     ("ARGUMENT_INVALID", loop(step=1 << 31)),
     ("ARGUMENT_INVALID", loop(stages=1)),
-    ("ARGUMENT_INVALID", loop(stages=6)),
+    ("ARGUMENT_INVALID", loop(stages=9)),
     ("KERNEL_INVALID", loop(step=1.5)),
     ("TILE_INVALID", loop(tile(3))),
     *(("DTYPE_MISMATCH", two(kind, tile(8), tile(8, dtype=I32))) for kind in ("add", "sub", "mul", "max", "min")),
