@@ -206,12 +206,13 @@ static bool uniform(const u32 *values, u32 active) {
 
 /* Of the active lanes those of one group, and whom the group consists of. */
 static u32 group_of(Warp *w, const Insn *i, u32 active, u32 *members) {
-    const u32 *masks = SLOT(i->dsts + i->srcs - 1);
+    const u32 *masks;
     u32 group = 0;
     if (w->m->flags[i - w->m->code] & ALIGNED) {
         *members = FULL;
         return active;
     }
+    masks = SLOT(i->dsts + i->srcs - 1);
     *members = masks[__builtin_ctz(active)];
     EACH(active, l) group |= (u32)(masks[l] == *members) << l;
     if (group & ~*members) {
