@@ -89,8 +89,8 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 
 
 @main.command("compile")
-@click.option("--weights", required=True, help="Number format of the weights: u4 or i4.")
-@click.option("--group", default="128", show_default=True, help="32, 64, 128, channel or tensor.")
+@click.option("--weights", required=True, help="Number format of the weights, such as u4, i3 or f6e3m2.")
+@click.option("--group", default="128", show_default=True, help="16, 32, 64, 128, 256, channel or tensor.")
 @click.option("--zero", default="none", show_default=True, type=click.Choice(["none", "int", "float", "offset"]))
 @click.option("--scale", default="f16", show_default=True, type=click.Choice(["f16", "bf16", "f32"]))
 @click.option("--act", default="f16", show_default=True, type=click.Choice(["f16", "bf16"]))
@@ -98,7 +98,7 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 @click.option("--bm", type=int, help="Rows of x per block.")
 @click.option("--bn", type=int, help="Output features per block.")
 @click.option("--bk", type=int, help="k per pipeline stage.")
-@click.option("--stages", type=int, help="Pipeline stages, 2 to 5.")
+@click.option("--stages", type=int, help="Pipeline stages, 2 to 8.")
 @click.option("--splits", type=int, help="Blocks that share out k, 1 to 16.")
 @click.option("--bias", is_flag=True, help="Add a bias.")
 @click.option("--gate", is_flag=True, help="Multiply with the activation function of a second weight's product.")

@@ -475,7 +475,7 @@ def record_range(start: Value | int, stop: Value | int, step: int, stages: int =
         raise LowbitvmError(
             "ARGUMENT_INVALID",
             f"lb.range with step {step} and {stages} stages",
-            "use Python ints: a step above 0, 2 to 5 stages",
+            f"use Python ints: a step above 0, {STAGES[0]} to {STAGES[-1]} stages",
             _caller(),
         )
     bounds = (_index(start).op, _index(stop).op)
