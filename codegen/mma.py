@@ -19,9 +19,11 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import Decoder, decoder
-from lowbitvm.codegen.pipeline import CHUNK_K, UNIT_K, DenseTile, GroupRows, Pipeline, WordTile, packed_array
+from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
+from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
 from lowbitvm.ir import Op
 from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 

@@ -59,7 +59,7 @@ class State:
         self.smem = b.op("mov.u32", "r", "smem")
 
     def pointer(self, array: Array, part: str = "") -> str:
-        """The global address register of an array, or of a packed weight's words, scales or zeros."""
+        """The global address register of an array, or of a part of a packed weight."""
         return self.registers[parameter_name(array, part)]
 
     def size(self, dim: str) -> str:
@@ -128,7 +128,7 @@ class State:
 
 
 def parameter_name(array: Array, part: str = "") -> str:
-    """The PTX parameter of an array; `part` is "words", "scales" or "zeros" for a packed weight.
+    """The PTX parameter of an array; `part` is one of `Format.parts` for a packed weight.
 
     No Python name has a dollar, so that parts and sizes never take an array's name.
     """
@@ -145,8 +145,7 @@ def entry_parameters(program: Program) -> list[tuple[str, str]]:
     parameters: list[tuple[str, str]] = []
     for array in program.arrays:
         if isinstance(array.element, Format):
-            parts = ["words", "scales", *(["zeros"] if array.element.zero is not None else [])]
-            parameters += [("u64", parameter_name(array, part)) for part in parts]
+            parameters += [("u64", parameter_name(array, part)) for part in array.element.parts]
         else:
             parameters.append(("u64", parameter_name(array)))
     return parameters + [("u32", size_name(dim)) for dim in program.dims]

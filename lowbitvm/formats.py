@@ -117,6 +117,17 @@ class Format:
         """Dtype of the stored zero points or offsets; integer zero points are stored as f16 values."""
         return None if self.zero is None else dtypes.f16 if self.zero == "int" else self.scale_dtype
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The arrays that a weight is stored as, in the order of a kernel's parameters."""
+        optional = {
+            "zeros": self.zero is not None,
+            "table": self.table is not None,
+            "outer": self.outer is not None,
+            "outer_zeros": self.outer is not None and self.zero == "offset",
+        }
+        return ("words", "scales", *(part for part, present in optional.items() if present))
+
     def groups(self, in_features: int) -> int:
         """G, the number of scales along K. Raises GROUP_INDIVISIBLE unless K is a whole number of groups."""
         return _whole(in_features, self.group, "group")

@@ -111,7 +111,7 @@ class CompiledKernel:
                         f"{array.name} is permuted along K, no kernel gathers x",
                         "pack it without",
                     )
-                values += [part for part in (value.words, value.scales, value.zeros) if part is not None]
+                values += [getattr(value, part) for part in array.element.parts]
             else:
                 values.append(value)
         return values + [sizes[dim] for dim in self.program.dims]

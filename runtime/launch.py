@@ -78,7 +78,7 @@ def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
     for array in kernel.program.arrays:
         value = arguments[array.name]
         if isinstance(value, PackedWeight):  # contiguous by construction
-            parts = [part for part in (value.words, value.scales, value.zeros) if part is not None]
+            parts = list(value.arrays.values())
         else:
             _check_contiguous(array.name, value)
             parts = [value] if kernel.program.divisor(array.dims[-1]) > 1 else []

@@ -1,0 +1,220 @@
+"""Tiles of a packed weight in shared memory: its codes, and the scales and zeros of its groups."""
+
+import functools
+
+from lowbitvm.chunk import blocks
+from lowbitvm.codegen.ptx import Operand, memory, vector
+from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
+from lowbitvm.codegen.state import State, size_bytes
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.ir import Array, Op
+
+CHUNK_K = 64  # in_features of one packed tile of 16 out_features
+SCALES = ("f16", "bf16", "f32")
+
+
+class WordTile(Staged):
+    """Packed codes of a (bn, k) tile: each warp copies, and later reads, the words of its own 16 x 64 tiles."""
+
+    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
+        super().__init__(state, unit, offset)
+        assert load.array is not None and isinstance(load.array.element, Format)
+        self.bits = load.array.element.bits
+        self.tile_bytes = 128 * self.bits  # of 16 x 64 codes
+        self.row_tiles, self.k_tiles = load.shape[0] // 16 // state.warps, unit.k // CHUNK_K
+        self.row_bytes = self.k_tiles * self.tile_bytes  # contiguous, in global memory too
+        self.distance = self.row_bytes
+        warp_bytes = self.row_tiles * self.row_bytes
+        self.size = warp_bytes * state.warps
+        b = state.builder
+        self.lane = b.op("and.b32", "r", state.tid, 31)
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        self.warp_base = b.op("mad.lo.s32", "r", warp, warp_bytes, state.smem)
+        # The lanes share out the row tiles, so that each needs one pointer only.
+        lanes = max(1, 32 // self.row_tiles)
+        chunk = b.op("and.b32", "r", self.lane, lanes - 1) if lanes < 32 else self.lane
+        t = b.op("shr.u32", "r", self.lane, lanes.bit_length() - 1) if lanes < 32 else 0
+        base = b.op("mad.lo.s32", "r", chunk, PIECE, self.warp_base)
+        base = str(state.scalar("add", base, state.scalar("mul", t, self.row_bytes)))
+        warp_tile = state.scalar("add", shift_right(state, row, 4), state.scalar("mul", warp, self.row_tiles))
+        row_count = ceil_div(state, state.size(load.array.dims[0]), 16)
+        for first in range(0, self.row_tiles, 32):
+            index = state.scalar("add", warp_tile, state.scalar("add", t, first))
+            pointer = self._address(load, index, shift_right(state, start, 6), chunk)
+            alike = unit.exact or self.k_tiles == 1  # all pieces of a row tile are inside together
+            for shift in range(0, self.row_bytes // PIECE, lanes):
+                active = self.fewer(self.row_bytes // PIECE - shift, lanes, chunk)
+                if shift == 0 or not alike:
+                    k = functools.partial(self._k_limit, load, chunk, shift)
+                    outside, limit = self.inside(k, index, row_count)
+                place = first * self.row_bytes + shift * PIECE
+                self.pieces.append(Piece(pointer, shift * PIECE, base, place, outside, limit, active))
+
+    def _address(self, load: Op, row_tile: Operand, k_tile: Operand, chunk: Operand) -> str:
+        """The pointer to the piece `chunk` of a row tile from `k_tile` on."""
+        assert load.array is not None
+        state, b = self.state, self.state.builder
+        tile = b.op("mul.wide.s32", "rd", row_tile, ceil_div(state, state.size(load.array.dims[1]), CHUNK_K))
+        if k_tile != 0:
+            tile = b.op("mad.wide.s32", "rd", k_tile, 1, tile)
+        address = b.op("mad.lo.s64", "rd", tile, self.tile_bytes, state.pointer(load.array, "words"))
+        return self.centred(b.op("mad.wide.u32", "rd", chunk, PIECE, address))
+
+    def _k_limit(self, load: Op, chunk: Operand, shift: int) -> Operand:
+        """The k below which a unit must begin for the piece `chunk` + `shift` of a row tile to exist."""
+        assert load.array is not None
+        if self.k_tiles == 1:
+            return self.state.size(load.array.dims[1])
+        state, piece = self.state, self.state.scalar("add", chunk, shift)
+        tile = state.builder.op("div.u32", "r", piece, self.tile_bytes // PIECE)
+        return state.scalar("sub", state.size(load.array.dims[1]), state.scalar("mul", tile, CHUNK_K))
+
+    @functools.cached_property
+    def lane_bases(self) -> dict[int, str]:
+        """Per vector width the lane's address in a block of such vectors, at the start of the warp's tiles."""
+        b = self.state.builder
+        return {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, self.warp_base) for w in dict.fromkeys(blocks(self.bits))}
+
+    def words(self, slot: int, t: int, j: int) -> list[str]:
+        """Emits the loads of the lane's words of row tile t, k tile j."""
+        b = self.state.builder
+        place = slot + self.offset + t * self.row_bytes + j * self.tile_bytes
+        words: list[str] = []
+        for width in blocks(self.bits):
+            registers = [b.register("r") for _ in range(width)]
+            suffix = f".v{width}" if width > 1 else ""
+            b.do(f"ld.shared{suffix}.b32", vector(registers), memory(self.lane_bases[width], place))
+            words += registers
+            place += 32 * 4 * width
+        return words
+
+
+class GroupRows(Staged):
+    """Scales, zeros or both of a (bn, k) tile: one row per group of k that the unit meets.
+
+    A lane needs the numbers of rows g and g + 8 of its warp's row tiles. They are copied pair by pair, so that they lie
+    as they are read: [warp][g][row tile][part][2 numbers], one load for all.
+    """
+
+    def __init__(
+        self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, parts: tuple[str, ...]
+    ) -> None:
+        super().__init__(state, unit, offset)
+        assert load.array is not None and isinstance(load.array.element, Format)
+        fmt, self.parts, self.element = load.array.element, parts, part_bytes(load.array.element, parts[0])
+        self.row_tiles = load.shape[0] // 16 // state.warps
+        self.lane_bytes = self.row_tiles * len(parts) * 2 * self.element
+        self.row_bytes = 8 * state.warps * self.lane_bytes
+        self.group = fmt.group if isinstance(fmt.group, int) else None
+        self.segments = max(1, unit.k // self.group) if self.group else 1
+        self.size = self.segments * self.row_bytes
+        self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
+        b = state.builder
+        out_features, in_features = (state.size(dim) for dim in load.array.dims)
+        self.row_count = ceil_div(state, out_features, 16)
+        self.pitch = b.op("mul.lo.s32", "r", self.row_count, 16 * self.element)
+        first = self._first(load, row)
+        base = b.op("mad.lo.s32", "r", state.tid, 2 * self.element, state.smem)
+        pieces = self.size // (2 * self.element)
+        for i in range(-(-pieces // state.threads)):
+            active = self.fewer(pieces - i * state.threads, state.threads, state.tid)
+            number = state.scalar("add", state.tid, i * state.threads)
+            segment = b.op("shr.u32", "r", number, (pieces // self.segments).bit_length() - 1)
+            tile = state.scalar("add", shift_right(state, row, 4), self._linear(number, tile=1))
+            address = b.op("mad.wide.u32", "rd", self._linear(number, tile=16, g=2), self.element, first)
+            address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
+            if self.group is not None and self.group <= unit.k:
+                address = self._before(address, start)
+            outside, limit = self.inside(functools.partial(self._k_limit, in_features, segment), tile, self.row_count)
+            place = i * state.threads * 2 * self.element
+            self.pieces.append(Piece(address, 0, base, place, outside, limit, active, 2 * self.element))
+        lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
+        warp = [8 * self.lane_bytes << i for i in range(state.warps.bit_length() - 1)]
+        self.base = str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+
+    def _first(self, load: Op, row: Operand) -> str:
+        """The address of the thread's part at out_feature `row`."""
+        assert load.array is not None
+        state, b = self.state, self.state.builder
+        pointer = state.pointer(load.array, self.parts[0])
+        if len(self.parts) == 2:
+            odd = b.op("setp.ne.s32", "p", b.op("and.b32", "r", state.tid, 1), 0)
+            pointer = b.op("selp.b64", "rd", state.pointer(load.array, self.parts[1]), pointer, odd)
+        return b.op("mad.wide.s32", "rd", row, self.element, pointer)
+
+    def _linear(self, number: Operand, tile: int, g: int = 0) -> str:
+        """tile * (row tile) + g * (row) of the piece `number`, whose bits are [segment][warp][g][row tile][part]."""
+        count = self.row_tiles.bit_length() - 1
+        images = [0] * (len(self.parts) - 1) + [tile << i for i in range(count)] + [g << i for i in range(3)]
+        images += [tile << count + i for i in range(self.state.warps.bit_length() - 1)]
+        return str(self.state.linear(str(number), images))
+
+    def _before(self, address: str, start: Operand) -> str:
+        """The address of the row for the k at which the loop starts, less one unit's rows."""
+        assert self.group is not None
+        b = self.state.builder
+        if start != 0:
+            address = b.op("mad.wide.s32", "rd", b.op("div.s32", "r", start, self.group), self.pitch, address)
+        self.step = self.step or b.op("mul.wide.s32", "rd", self.pitch, self.segments)
+        return b.op("sub.s64", "rd", address, self.step)
+
+    def _k_limit(self, in_features: str, segment: Operand) -> Operand:
+        """The k below which a unit must begin for the row of its group `segment` to exist."""
+        if self.group is None or self.segments == 1:
+            return in_features
+        return self.state.scalar("sub", in_features, self.state.scalar("mul", segment, self.group))
+
+    @property
+    def needs_k(self) -> bool:
+        return super().needs_k or (self.group is not None and not self.step)
+
+    def source(self, pointer: str, k: str) -> str:
+        b = self.state.builder
+        if self.group is not None and not self.step:
+            row = b.op("shr.u32", "r", k, self.group.bit_length() - 1)
+            return b.op("mad.wide.s32", "rd", row, self.pitch, pointer)
+        return pointer
+
+    def follow(self) -> None:
+        if self.step:
+            for pointer in dict.fromkeys(piece.pointer for piece in self.pieces):
+                self.state.builder.do("add.s64", pointer, pointer, self.step)
+
+    def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
+        """Emits the loads of all numbers that the lane needs for the unit's k-th in_feature.
+
+        Per row tile and part: one register with a pair of 16-bit numbers, or two f32 registers.
+        """
+        b, kind = self.state.builder, "f" if self.element == 4 else "r"
+        place = slot + self.offset + k * self.segments // self.unit.k * self.row_bytes
+        registers: list[str] = []
+        while 4 * len(registers) < self.lane_bytes:
+            taken = [b.register(kind) for _ in range(min(4, self.lane_bytes // 4 - len(registers)))]
+            name = f"ld.shared{f'.v{len(taken)}' if len(taken) > 1 else ''}.{kind.replace('r', 'b')}32"
+            b.do(name, vector(taken), memory(self.base, place + 4 * len(registers)))
+            registers += taken
+        each = self.element // 2  # registers of a pair
+        pairs = [registers[i : i + each] for i in range(0, len(registers), each)]
+        return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
+
+
+def part_bytes(fmt: Format, part: str) -> int:
+    """Bytes of one number of a weight's scales or zeros."""
+    dtype = fmt.scale_dtype if part == "scales" else fmt.zero_dtype
+    assert dtype is not None
+    return size_bytes(dtype)
+
+
+def packed_array(codes: Op) -> tuple[Array, Format]:
+    """The packed weight that a load of codes reads. Raises FORMAT_UNSUPPORTED for what no kernel reads yet."""
+    assert codes.array is not None and isinstance(codes.array.element, Format)
+    fmt = codes.array.element
+    for part, value, holds, fix in (
+        ("codebooks", fmt.dtype, fmt.code.kind == "table", f'use "u{fmt.bits}"'),
+        ("scales", fmt.scale, fmt.scale not in SCALES, f"use {', '.join(SCALES)}"),
+        ("outer scales", fmt.outer, fmt.outer is not None, "fold them into scales of f32"),
+    ):
+        if holds:
+            raise LowbitvmError("FORMAT_UNSUPPORTED", f"no kernel reads {part} of {value}", fix, codes.location)
+    return codes.array, fmt
