@@ -5,7 +5,8 @@ units of an iteration are unrolled, one per slot of shared memory, so that every
 that changes once per iteration, or never, plus a constant. Every staged tile is cut into 16-byte pieces; each thread
 copies the same few pieces of every unit with cp.async. One barrier per unit serves both directions: after it, the
 copies of this unit are visible, and the slot read in the previous unit may be overwritten. Where the target has no
-cp.async, a unit's pieces go through registers, all loads before all stores.
+cp.async, a unit's pieces go through registers, all loads before all stores. Codes may be streamed instead: they go to
+registers and stay there (`lowbitvm.codegen.stream`).
 """
 
 import math
@@ -15,7 +16,8 @@ from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.ptx import Operand
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
+from lowbitvm.codegen.stream import WordStream
+from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, WordTile, packed_array, part_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
@@ -44,12 +46,20 @@ class Pipeline:
         """Emits the copies of the first units."""
         b = self.state.builder
         self.left = b.op("mov.b32", "r", stop) if start == 0 else b.op("sub.s32", "r", stop, start)
-        if any(tile.needs_k for tile in self.tiles.values()):
+        if any(tile.needs_k for tile in self.tiles.values() if tile.size):
             self.ahead = b.op("mov.b32", "r", start)
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
+        for stream in self.streams:
+            for number in range(stream.ahead):
+                stream.fetch(number, self.left)
         for number in range(0, self.unit.ahead, self.unit.together):
             self._fetch_group(number)
+
+    @property
+    def streams(self) -> list[WordStream]:
+        """The tiles that go into registers."""
+        return [tile for tile in self.tiles.values() if isinstance(tile, WordStream)]
 
     def _fetch_group(self, number: int) -> None:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
@@ -62,11 +72,12 @@ class Pipeline:
         """Emits the copies of the unit that is `number` units from the iteration's first."""
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
-        for tile in self.tiles.values():
+        staged = [tile for tile in self.tiles.values() if tile.size]
+        for tile in staged:
             tile.follow()
         if unit.exact:
             b.do("bra.uni", skip, when=b.op("setp.le.s32", "p", self.left, number * unit.k))
-        for tile in self.tiles.values():
+        for tile in staged:
             tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
         if unit.exact:
             b.place(skip)
@@ -81,6 +92,9 @@ class Pipeline:
                 b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
             b.do("bar.sync", 0)
             self._fetch_group(number + unit.ahead)
+        for stream in self.streams:
+            stream.fetch(number + stream.ahead, self.left)
+            stream.number = number
         self.slot = self.base + number * self.slot_bytes
 
     def end_iteration(self) -> None:
@@ -139,10 +153,17 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             add((activations, "tile"), DenseTile(state, unit, size, activations, *offsets[activations]))
         if (codes, "tile") not in tiles:
             row, start = offsets[codes]
-            add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
+            add((codes, "tile"), _words(state, unit, size, codes, row, start, loop.integer("direct")))
             for parts in _group_parts(packed_array(codes)[1]):
                 add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
+
+
+def _words(state: State, unit: Unit, size: int, codes: Op, row: Operand, start: Operand, direct: int) -> Words:
+    """The tile of codes, in registers or in shared memory."""
+    if direct:
+        return WordStream(state, unit, size, codes, row, start, direct)
+    return WordTile(state, unit, size, codes, row, start)
 
 
 def _group_parts(fmt: Format) -> list[tuple[str, ...]]:

@@ -14,7 +14,8 @@ ACCUMULATORS = 64  # f32 per thread; twice as many spill
 class Tile:
     """One block's share: bm rows of x, bn output features, bk of k per stage; `warps` of them share out bn.
 
-    `splits` blocks share out the whole k of each tile of y.
+    `splits` blocks share out the whole k of each tile of y. direct: how many of k the loads of codes run ahead that go
+    straight into registers; 0: codes go through shared memory, with the stages.
     """
 
     bm: int
@@ -23,6 +24,7 @@ class Tile:
     stages: int
     warps: int
     splits: int = 1
+    direct: int = 0
 
 
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
@@ -71,7 +73,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
     """
     given = {name: part for name, part in parts.items() if part is not None}
-    odd = {name: part for name, part in given.items() if type(part) is not int or part < 1}
+    odd = {name: part for name, part in given.items() if type(part) is not int or part < (name != "direct")}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
     tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)

@@ -79,6 +79,7 @@ class Variant:
             bk=tile.bk,
             stages=tile.stages,
             splits=tile.splits,
+            direct=tile.direct,
             activation=self.activation,
             divisible={"k": VECTOR} if self.vectorised else {},
         )
@@ -98,6 +99,7 @@ def compile_linear(
     stages: int | None = None,
     warps: int | None = None,
     splits: int = 1,
+    direct: int | None = None,
     bias: bool = False,
     gate: bool = False,
     residual: bool = False,
@@ -117,7 +119,7 @@ def compile_linear(
     SHARED_MEMORY_EXCEEDED.
     """
     fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
-    tile = chosen_tile(fmt, targets.get(target), bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits)
+    tile = chosen_tile(fmt, targets.get(target), bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits, direct=direct)
     given = act if bias else None, gate, act if residual else None
     return _compile(Variant(fmt, tile, act, out or act, *given, activation, vectorised), target, cache)
 

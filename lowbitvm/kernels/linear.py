@@ -27,6 +27,7 @@ def linear(
     bk: int,
     stages: int,
     splits: int = 1,
+    direct: int = 0,
     activation: str | None = None,
 ) -> None:
     """y (m, n) = f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual with a gate; f: `activation`.
@@ -38,7 +39,7 @@ def linear(
     """
     i, j = dsl.program_id(0), dsl.program_id(1)
     weights = [w] if gate is None else [w, gate]
-    sums = _products(x, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits)
+    sums = _products(x, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits, direct=direct)
     if partials is None or arrivals is None:
         _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
@@ -60,7 +61,16 @@ def linear(
 
 
 def _products(
-    x: Tensor, weights: list[Packed], block: tuple[Value, Value], *, bm: int, bn: int, bk: int, stages: int, splits: int
+    x: Tensor,
+    weights: list[Packed],
+    block: tuple[Value, Value],
+    *,
+    bm: int,
+    bn: int,
+    bk: int,
+    stages: int,
+    splits: int,
+    direct: int,
 ) -> list[Value]:
     """The block's sums over its part of k, one (bm, bn) tile for each of the weights."""
     i, j = block
@@ -71,7 +81,7 @@ def _products(
         part = (stop + (SPLIT_K * splits - 1)) // (SPLIT_K * splits) * SPLIT_K
         start = dsl.program_id(2) * part
         stop = dsl.minimum(stop, start + part)
-    for k in dsl.record_range(start, stop, bk, stages=stages):
+    for k in dsl.record_range(start, stop, bk, stages=stages, direct=direct):
         activations = dsl.load(x, (i * bm, k), (bm, bk))
         for weight, acc in zip(weights, sums, strict=True):
             codes = dsl.load(weight, (j * bn, k), (bn, bk))
