@@ -56,7 +56,7 @@ class WordStream(Words):
         return {width: self.centred(b.op("mad.wide.u32", "rd", lane, 4 * width, first)) for width in widths}
 
     def fetch(self, number: int, left: str) -> None:
-        """Emits the loads of the unit that is `number` units from the iteration's first; `left` is what is left of k."""
+        """Emits the loads of the unit `number` units after the iteration's first; `left` is what is left of k."""
         b, unit = self.state.builder, self.unit
         # the comparison that the loop's exit and the copies to shared memory make too
         outside = b.op("setp.le.s32", "p", left, number * unit.k) if unit.exact else ""
@@ -78,6 +78,6 @@ class WordStream(Words):
 
 
 def stream_ahead(unit: Unit, k: int) -> int:
-    """Units that loads of codes run ahead, to cover `k`: the sets of registers must divide the slots of an iteration."""
+    """Units that loads of codes run ahead, to cover `k`: the sets of registers must divide an iteration's slots."""
     wanted = -(-k // unit.k)
     return next((sets - 1 for sets in range(2, unit.slots) if unit.slots % sets == 0 and sets > wanted), unit.slots - 1)

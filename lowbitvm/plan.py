@@ -4,10 +4,13 @@ from dataclasses import dataclass, replace
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.targets import Target
+from lowbitvm.targets import TARGETS, Target
 
-STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
+UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
+DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
+MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
+SPILL_REGISTERS = 224  # estimated: from there on some kernels spill
 
 
 @dataclass(frozen=True)
@@ -29,45 +32,125 @@ class Tile:
 
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
-SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+SHORTEST_SPLIT = 2 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+LITTLE = 0.05  # of a layer's time: more splits must gain more than that
+START_K = 128  # of k that a block could sum in the time that it takes to start
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
-def linear_plan(m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False) -> Tile:
-    """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
+def linear_plan(
+    m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False, weights: int = 1
+) -> Tile:
+    """The tile for a whole problem of one weight, or of two (with a gate), and the blocks that share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target)
-    blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
-    return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // max(1, blocks))))
+    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target, weights)
+    blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
+    shares = range(1, max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT)) + 1)
+    times = {splits: _time(replace(tile, splits=splits), blocks, k, fmt, target, weights) for splits in shares}
+    enough = (1 + LITTLE) * min(times.values())
+    return replace(tile, splits=next(splits for splits, time in times.items() if time <= enough))
 
 
-def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
-    """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
+def _time(tile: Tile, tiles: int, k: int, fmt: Format, target: Target, weights: int) -> float:
+    """How long the busiest SM takes for a layer, in k that it could sum up by itself with the memory kept busy.
+
+    Blocks of an SM share its part of the bandwidth, which they need enough bytes on their way for; those beyond what
+    it can hold come after. A block that has a part of k writes its sums, and another one reads them.
+    """
+    part = -(-k // (SPLIT_K * tile.splits)) * SPLIT_K + START_K
+    if tile.splits > 1:
+        part += 2 * 32 * tile.bm // fmt.bits // 2  # the sums stay in L2, which is at least twice as fast
+    blocks = -(-tiles * tile.splits // target.gpu.sms)
+    resident = max(1, blocks_per_sm(tile, fmt, target, weights))
+    each = bytes_ahead(tile, fmt, weights) / target.bytes_in_flight
+    waves = [resident] * (blocks // resident) + [blocks % resident] * (blocks % resident > 0)
+    return sum(wave * part / min(1.0, wave * each) for wave in waves)
+
+
+def linear_tile(m: int, fmt: Format, target: Target | None = None, weights: int = 1) -> Tile:
+    """The tile for m rows of activations and one weight, or two: the smallest bm of 8 to 64 that holds the rows.
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
     Two stages are as good as more where the target has no asynchronous copies to fill them.
     """
-    stages = 4 if target is None or target.has_async_copies else 2
+    target = target or TARGETS["sm_80"]
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
-    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
-    return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
+    tile = Tile(bm, bn=128, bk=64, stages=4, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    if bm <= DECODE_ROWS:
+        return _decode_tile(replace(tile, stages=8), fmt, target, weights)
+    return tile if target.has_async_copies else replace(tile, stages=2)
 
 
-def _stages(tile: Tile, fmt: Format) -> int:
-    """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency.
+def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
+    """A tile whose codes on their way keep the memory busy: the fewer bits they have, the wider or further ahead.
 
-    Where groups are longer than a stage, the kernel then takes 128 of k at a time, and waits once for two such units.
+    Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
     """
-    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
+    tile = tile if target.has_async_copies else replace(tile, stages=2)
+    for bn in (256, 128):
+        wide = replace(tile, bn=bn)
+        streamed = replace(wide, direct=direct_k(wide, fmt, target, weights))
+        few = registers(streamed, fmt, weights) <= MOST_REGISTERS[tile.bm]
+        if streamed.direct and few and keeps_busy(streamed, fmt, target, weights):
+            break
+    return streamed
+
+
+def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
+    """`Tile.direct` of a tile: the shortest that keeps the memory busy; 0 where there are no registers for any."""
+    unit = unit_k(tile, fmt)
+    slots = max(2, -(-tile.stages * tile.bk // unit))
+    chosen = 0
+    for sets in (2, 3, 4):
+        streamed = replace(tile, direct=(sets - 1) * unit)
+        if slots % sets == 0 and registers(streamed, fmt, weights) <= SPILL_REGISTERS:
+            chosen = streamed.direct
+            if keeps_busy(streamed, fmt, target, weights):
+                break
+    return chosen
+
+
+def unit_k(tile: Tile, fmt: Format) -> int:
+    """k that the kernel takes at a time."""
     longer = isinstance(fmt.group, str) or fmt.group > tile.bk
-    fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
-    return next(iter(fits), tile.stages)
+    return max(tile.bk, UNIT_K) if longer else tile.bk
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) -> Tile:
+def keeps_busy(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> bool:
+    """Whether the blocks of an SM have enough bytes on their way for the memory to be busy."""
+    ahead = bytes_ahead(tile, fmt, weights) * blocks_per_sm(tile, fmt, target, weights)
+    return ahead >= target.bytes_in_flight
+
+
+def bytes_ahead(tile: Tile, fmt: Format, weights: int = 1) -> int:
+    """Bytes of codes of one block that are on their way while it multiplies others."""
+    unit = unit_k(tile, fmt)
+    slots = max(2, -(-tile.stages * tile.bk // unit))
+    staged = slots - (2 if unit > tile.bk and slots >= 4 else 1)  # units, of which two may share a wait
+    ahead = tile.direct or staged * unit
+    return weights * tile.bn * ahead * fmt.bits // 8
+
+
+def blocks_per_sm(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
+    """Blocks that an SM holds, about."""
+    group = tile.bk if isinstance(fmt.group, str) else min(fmt.group, unit_k(tile, fmt))
+    scales = 4 * weights * tile.bn * max(1, unit_k(tile, fmt) // group) / unit_k(tile, fmt)  # bytes per k
+    codes = 0 if tile.direct else weights * tile.bn * fmt.bits / 8
+    shared = int(tile.stages * tile.bk * (2 * tile.bm + scales + codes))
+    return target.blocks_per_sm(32 * tile.warps, min(255, registers(tile, fmt, weights)), shared)
+
+
+def registers(tile: Tile, fmt: Format, weights: int = 1) -> int:
+    """Registers of a thread, about: what the kernels of bm 8 and 16 take, and the codes that it holds."""
+    columns, row_tiles = tile.bm // 8, weights * tile.bn // (16 * tile.warps)
+    held = row_tiles * fmt.bits * (tile.direct + unit_k(tile, fmt)) // 64 if tile.direct else 0
+    return 18 + 22 * columns + row_tiles * (9 + 13 * columns) // 2 + held
+
+
+def chosen_tile(fmt: Format, target: Target | None = None, weights: int = 1, /, **parts: int | None) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
@@ -76,7 +159,9 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
     odd = {name: part for name, part in given.items() if type(part) is not int or part < (name != "direct")}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
-    tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)
+    tile = replace(linear_tile(given.get("bm", 16), fmt, target, weights), **given)
+    if tile.direct and "direct" not in given:
+        tile = replace(tile, direct=direct_k(tile, fmt, target or TARGETS["sm_80"], weights))
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
     limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
     problems = {

@@ -119,7 +119,8 @@ def compile_linear(
     SHARED_MEMORY_EXCEEDED.
     """
     fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
-    tile = chosen_tile(fmt, targets.get(target), bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits, direct=direct)
+    parts = {"bm": bm, "bn": bn, "bk": bk, "stages": stages, "warps": warps, "splits": splits, "direct": direct}
+    tile = chosen_tile(fmt, targets.get(target), 2 if gate else 1, **parts)
     given = act if bias else None, gate, act if residual else None
     return _compile(Variant(fmt, tile, act, out or act, *given, activation, vectorised), target, cache)
 
@@ -159,7 +160,7 @@ def run_linear(
         )
     variant = Variant(
         weight.format,
-        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant),
+        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, 1 if gate is None else 2),
         dtypes.of(x).name,
         dtypes.of(y).name,
         None if bias is None else dtypes.of(bias).name,
