@@ -41,6 +41,8 @@ class Kernel:
     producers: int = 0  # of the warps: those that only load
     # weights that one matrix instruction and warp stands for, where not all of them multiply weights (else None)
     weights_per_matrix: float | None = None
+    trace_ms: float | None = None  # from Python to PTX
+    assemble_ms: float | None = None  # from PTX to machine code
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Row:
     warps: int
     stages: int
     cycles_per_weight: dict[str, float]
+    trace_ms: float | None
+    assemble_ms: float | None
     unknown: tuple[str, ...] = ()  # mnemonics that the table of pipes does not have
 
 
@@ -109,8 +113,14 @@ def measure(kernel: Kernel) -> Row:
             **{pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
             MEMORY: round(memory_cycles(kernel.bits, target), DIGITS),
         },
+        trace_ms=_milliseconds(kernel.trace_ms),
+        assemble_ms=_milliseconds(kernel.assemble_ms),
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
     )
+
+
+def _milliseconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def trips(block_weights: float, tile: tuple[int, ...]) -> list[float]:
