@@ -77,10 +77,7 @@ class Row:
 def measure(kernel: Kernel) -> Row:
     """The row of a kernel. Raises ARGUMENT_INVALID where its code has no loop with matrix instructions."""
     target = targets.get(kernel.target)
-    nest = main_nest(read_sass(kernel.sass))
-    per_matrix = kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0])
-    weights = nest.matrix * per_matrix  # of a warp and turn
-    loop = nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile))
+    loop, weights = turn(kernel)
     total = _sum(loop, lambda name: 1)
     threads = 32 * kernel.warps
     blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
@@ -117,6 +114,13 @@ def measure(kernel: Kernel) -> Row:
         assemble_ms=_milliseconds(kernel.assemble_ms),
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
     )
+
+
+def turn(kernel: Kernel) -> "tuple[Counter[str], float]":
+    """(instructions by mnemonic, weights) of a warp and a turn of the main loop, with its part of outer loops."""
+    nest = main_nest(read_sass(kernel.sass))
+    weights = nest.matrix * (kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0]))
+    return nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile)), weights
 
 
 def _milliseconds(value: float | None) -> float | None:

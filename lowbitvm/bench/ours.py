@@ -60,6 +60,21 @@ class Variant:
         return chosen_tile(self.format, targets.get(self.target), **TILES[self.tile])
 
 
+@dataclass(frozen=True)
+class Exactly:
+    """A kernel that is given by its format and tile."""
+
+    format: Format
+    act: str
+    target: str
+    chosen_tile: Tile
+
+    @property
+    def weights(self) -> str:
+        """As a row has it."""
+        return str(self.format)
+
+
 def variants(
     target_names: Sequence[str],
     weights: Sequence[str],
@@ -75,7 +90,7 @@ def variants(
             yield Variant(name, act, group, zero, target, tile)
 
 
-def build(wanted: Sequence[Variant]) -> list[Kernel | LowbitvmError]:
+def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
     """The kernel of each variant, or the error of `compile_linear` for parts that the package does not take.
 
     One block of each is run in the emulator, which counts bank conflicts and products; the variants of several targets
@@ -98,7 +113,7 @@ def build(wanted: Sequence[Variant]) -> list[Kernel | LowbitvmError]:
     ]
 
 
-def _lowered(variant: Variant) -> CompiledKernel | LowbitvmError:
+def _lowered(variant: Variant | Exactly) -> CompiledKernel | LowbitvmError:
     try:
         tile = asdict(variant.chosen_tile)
         return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
@@ -106,7 +121,7 @@ def _lowered(variant: Variant) -> CompiledKernel | LowbitvmError:
         return error
 
 
-def _kernel(variant: Variant, compiled: CompiledKernel, machine: Machine, runs: dict[str, "Run"]) -> Kernel:
+def _kernel(variant: Variant | Exactly, compiled: CompiledKernel, machine: Machine, runs: dict[str, "Run"]) -> Kernel:
     fmt, tile = variant.format, variant.chosen_tile
     _, _, code = compiled.ptx.partition(".address_size")  # behind the lines that name the target
     if code not in runs:
