@@ -324,6 +324,12 @@ def _stored_shapes(fmt: Format, out_features: int, in_features: int) -> dict[str
     }
 
 
+def stored_bytes(fmt: Format, out_features: int, in_features: int) -> dict[str, int]:
+    """Bytes of each stored array of a weight, padding included, by name. Raises GROUP_INDIVISIBLE."""
+    shapes = _stored_shapes(fmt, out_features, in_features)
+    return {part: math.prod(shapes[part]) * _part_dtype(part, fmt).bits // 8 for part in fmt.parts}
+
+
 def _part_dtype(name: str, fmt: Format) -> DType:
     """The dtype of a stored part."""
     return {
