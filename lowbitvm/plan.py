@@ -97,4 +97,4 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
 
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
-    return fmt.zero in ("float", "offset") or fmt.group == 32
+    return fmt.zero in ("float", "offset") or fmt.group in (16, 32)
