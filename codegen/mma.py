@@ -19,7 +19,7 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import Decoder, decoder
-from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
@@ -53,7 +53,7 @@ class Dot:
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
-        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and a.dtype is not None
+        assert isinstance(activations, Activations) and isinstance(words, WordTile) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
 from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
 from lowbitvm.codegen.staging import Staged, Unit
@@ -51,6 +52,13 @@ class Pipeline:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(0, self.unit.ahead, self.unit.together):
             self._fetch_group(number)
+        for tile in self._gathered():
+            tile.prepare(self.base, self.slot_bytes, self.left)
+            for number in range(0, self.unit.ahead - self.unit.together, self.unit.together):
+                tile.turn(number)
+
+    def _gathered(self) -> list[GatheredTile]:
+        return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
 
     def _fetch_group(self, number: int) -> None:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
@@ -78,6 +86,8 @@ class Pipeline:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
         b, unit = self.state.builder, self.unit
         if number % unit.together == 0:
+            for tile in self._gathered():
+                tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
             if self.state.target.has_async_copies:
                 b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
             self._convert(number)
@@ -168,7 +178,8 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
 
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
-            add((activations, "tile"), DenseTile(state, unit, size, activations, *offsets[activations]))
+            kind = GatheredTile if activations.operands[1].shape else DenseTile
+            add((activations, "tile"), kind(state, unit, size, activations, *offsets[activations]))
         if (codes, "tile") not in tiles:
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
@@ -193,7 +204,7 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     """
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
-    dims = {load.array.dims[1] for pair in loads for load in pair if load.array is not None}
+    dims = {_along(load) for pair in loads for load in pair}
     whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
@@ -215,6 +226,13 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     return Unit(k, slots, together, exact and vectorised, dims.pop())
 
 
+def _along(load: Op) -> str:
+    """The dimension that a load moves along: that of the columns, or of the array that has their indices."""
+    columns = load.operands[1] if load.operands[1].shape else load
+    assert columns.array is not None
+    return columns.array.dims[-1]
+
+
 def _ends_at(stop: Op, dim: str) -> bool:
     """Whether a loop's end is the size `dim`, or the smaller of it and a multiple of UNIT_K."""
     if stop.kind == "min":
@@ -222,11 +240,30 @@ def _ends_at(stop: Op, dim: str) -> bool:
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 
+def _check_indices(indices: Op, loop: Op) -> None:
+    """What the pipeline needs of the columns that a load gathers by."""
+    if indices.kind != "load" or indices not in loop.body:
+        problem = f"a dot of columns that a {indices.kind} names"
+    elif indices.attributes["other"] != NOWHERE:
+        problem = f"a dot of columns that are {indices.attributes['other']} beyond their array"
+    else:
+        return
+    raise LowbitvmError(
+        "KERNEL_UNSUPPORTED",
+        problem,
+        f"write lb.load(x, (row, lb.load(order, (k,), (bk,), other={NOWHERE})), (bm, bk)) in the loop",
+        indices.location,
+    )
+
+
 def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
     bn, bk = codes.shape
     step = loop.integer("step")
     for load in (activations, codes):
         row, column = load.operands
+        if column.shape:
+            _check_indices(column, loop)
+            (column,) = column.operands
         if not invariant(row, loop) or column is not loop or load in state.assigned:
             raise LowbitvmError(
                 "KERNEL_UNSUPPORTED",
