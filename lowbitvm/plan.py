@@ -11,6 +11,7 @@ UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longe
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
 MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
 SPILL_REGISTERS = 224  # estimated: from there on some kernels spill
+SPARE_REGISTERS = 16  # that a kernel may take beyond the estimate
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,30 @@ SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
 SHORTEST_SPLIT = 2 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
 LITTLE = 0.05  # of a layer's time: more splits must gain more than that
+NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
+GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 START_K = 128  # of k that a block could sum in the time that it takes to start
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
 def linear_plan(
-    m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False, weights: int = 1
+    m: int,
+    n: int,
+    k: int,
+    fmt: Format,
+    target: Target,
+    batch_invariant: bool = False,
+    permuted: bool = False,
+    weights: int = 1,
 ) -> Tile:
     """The tile for a whole problem of one weight, or of two (with a gate), and the blocks that share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target, weights)
+    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target, permuted, weights)
+    while tile.bn > max(n, NARROW):
+        tile = replace(tile, bn=tile.bn // 2, warps=max(4, tile.warps // 2))
+        tile = replace(tile, direct=direct_k(tile, fmt, target, weights) if tile.direct else 0)
     blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
     shares = range(1, max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT)) + 1)
     times = {splits: _time(replace(tile, splits=splits), blocks, k, fmt, target, weights) for splits in shares}
@@ -69,19 +82,36 @@ def _time(tile: Tile, tiles: int, k: int, fmt: Format, target: Target, weights: 
     return sum(wave * part / min(1.0, wave * each) for wave in waves)
 
 
-def linear_tile(m: int, fmt: Format, target: Target | None = None, weights: int = 1) -> Tile:
+def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1) -> Tile:
     """The tile for m rows of activations and one weight, or two: the smallest bm of 8 to 64 that holds the rows.
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them.
+    Two stages are as good as more where the target has no asynchronous copies to fill them. permuted: the weight's
+    columns are; up to 8 rows the tile is then so wide that the gathering of x is few of all instructions.
     """
     target = target or TARGETS["sm_80"]
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
-    tile = Tile(bm, bn=128, bk=64, stages=4, warps=8 if bm == 64 and _crowded(fmt) else 4)
-    if bm <= DECODE_ROWS:
-        return _decode_tile(replace(tile, stages=8), fmt, target, weights)
-    return tile if target.has_async_copies else replace(tile, stages=2)
+    stages = (8 if bm <= DECODE_ROWS else 4) if target.has_async_copies else 2
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    if permuted and bm == 8:
+        return _wide(tile, m, fmt, target, weights)
+    return _decode_tile(tile, fmt, target, weights) if bm <= DECODE_ROWS else tile
+
+
+def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int) -> Tile:
+    """The widest tile that a permuted weight takes for m rows, and whose stages fit where it is not streamed.
+
+    A block gathers its x in the same number of instructions whatever its width.
+    """
+    for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
+        wide = replace(tile, bn=bn, warps=bn // 32)
+        wide = replace(wide, direct=direct_k(wide, fmt, target, weights))
+        for stages in range(wide.stages, 1, -2):
+            wide = replace(wide, stages=stages)
+            if _staged_bytes(wide, fmt, weights) <= target.shared_per_block:
+                return wide
+    return tile
 
 
 def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
@@ -89,8 +119,7 @@ def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
 
     Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
     """
-    tile = tile if target.has_async_copies else replace(tile, stages=2)
-    for bn in (256, 128):
+    for bn in (2 * NARROW, NARROW):
         wide = replace(tile, bn=bn)
         streamed = replace(wide, direct=direct_k(wide, fmt, target, weights))
         few = registers(streamed, fmt, weights) <= MOST_REGISTERS[tile.bm]
@@ -103,10 +132,11 @@ def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
     """`Tile.direct` of a tile: the shortest that keeps the memory busy; 0 where there are no registers for any."""
     unit = unit_k(tile, fmt)
     slots = max(2, -(-tile.stages * tile.bk // unit))
+    most = min(SPILL_REGISTERS, target.registers_per_sm // (32 * tile.warps) - SPARE_REGISTERS)
     chosen = 0
     for sets in (2, 3, 4):
         streamed = replace(tile, direct=(sets - 1) * unit)
-        if slots % sets == 0 and registers(streamed, fmt, weights) <= SPILL_REGISTERS:
+        if slots % sets == 0 and registers(streamed, fmt, weights) <= most:
             chosen = streamed.direct
             if keeps_busy(streamed, fmt, target, weights):
                 break
@@ -136,11 +166,16 @@ def bytes_ahead(tile: Tile, fmt: Format, weights: int = 1) -> int:
 
 def blocks_per_sm(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
     """Blocks that an SM holds, about."""
-    group = tile.bk if isinstance(fmt.group, str) else min(fmt.group, unit_k(tile, fmt))
-    scales = 4 * weights * tile.bn * max(1, unit_k(tile, fmt) // group) / unit_k(tile, fmt)  # bytes per k
-    codes = 0 if tile.direct else weights * tile.bn * fmt.bits / 8
-    shared = int(tile.stages * tile.bk * (2 * tile.bm + scales + codes))
+    shared = _staged_bytes(tile, fmt, weights)
     return target.blocks_per_sm(32 * tile.warps, min(255, registers(tile, fmt, weights)), shared)
+
+
+def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
+    """Shared memory of all stages, scales and zero points included, at most."""
+    numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
+    groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    codes = 0 if tile.direct else fmt.bits * tile.bk
+    return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
 
 
 def registers(tile: Tile, fmt: Format, weights: int = 1) -> int:
@@ -150,7 +185,9 @@ def registers(tile: Tile, fmt: Format, weights: int = 1) -> int:
     return 18 + 22 * columns + row_tiles * (9 + 13 * columns) // 2 + held
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, weights: int = 1, /, **parts: int | None) -> Tile:
+def chosen_tile(
+    fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1, /, **parts: int | None
+) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
@@ -159,7 +196,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, weights: int = 1, /, 
     odd = {name: part for name, part in given.items() if type(part) is not int or part < (name != "direct")}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
-    tile = replace(linear_tile(given.get("bm", 16), fmt, target, weights), **given)
+    tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted, weights), **given)
     if tile.direct and "direct" not in given:
         tile = replace(tile, direct=direct_k(tile, fmt, target or TARGETS["sm_80"], weights))
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
@@ -184,4 +221,4 @@ def chosen_tile(fmt: Format, target: Target | None = None, weights: int = 1, /, 
 
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
-    return fmt.zero in ("float", "offset") or fmt.group == 32
+    return fmt.zero in ("float", "offset") or fmt.group in (16, 32)
