@@ -46,10 +46,11 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them.
+    Two stages are as good as more where the target has no asynchronous copies to fill them. A large tile leaves one to
+    the tables of a codebook.
     """
-    stages = 4 if target is None or target.has_async_copies else 2
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
+    stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
     tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 

@@ -123,10 +123,9 @@ def test_every_format_runs_on_every_family_of_targets(name, target):
 @pytest.mark.parametrize(
     "fmt",
     [
-        lb.Format("nf4"),
+        lb.Format("c4", table="group"),
         lb.Format("u4", scale="e4m3"),
         lb.Format("u4", scale="e4m3", outer="tensor"),
-        lb.Format("c3", table="tensor"),
     ],
     ids=str,
 )
