@@ -209,7 +209,7 @@ def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:
     if fmt.act is None and fmt.digits == "b1":
         each = digits.columns_per_row(fmt.code, fmt.digits)
         by_row = flat[: matrix.rows * each].reshape(matrix.rows, each, matrix.columns)
-        return (by_row << np.arange(each)[:, None]).sum(1)
+        flat = (by_row << np.arange(each)[:, None]).sum(1)
     return flat[: matrix.rows]
 
 
