@@ -14,7 +14,7 @@ mma.m16n8k32" and ".m16n8k256"):
         + byte. Each bit of a quad is somewhere in the same byte of the lane's p words, so that one shift and one mask
         widen four codes: see `quads`. Activations: 8 rows x 64 k, 4 words per lane of one byte per code.
     b1  weights: 16 rows x 256 k; per plane 4 words per lane, word r: row g + 8 (r & 1), k = 128 (r >> 1) + 32 q + bit.
-        Activations: 8 columns x 256 k, 2 words per lane, a column being a plane of a row: rows side by side, each with
+        Activations: 8 columns x 512 k, 4 words per lane, a column being a plane of a row: rows side by side, each with
         its planes padded to a power of two. So the 8 planes of a single row fill the n8 side.
 """
 
@@ -30,16 +30,24 @@ COLUMNS = 8  # n of the MMA
 
 @dataclass(frozen=True)
 class Base:
-    """A kind of digit. tile_k: k of one stored tile; step_k: k of one MMA; `activation_words`: of a lane in a tile."""
+    """A kind of digit, of `bits` bits. step_k: k of one MMA.
+
+    tile_k: k of a stored tile of weights; of activations it is two steps, 4 words per lane.
+    """
 
     name: str
     bits: int
-    tile_k: int
     step_k: int
-    activation_words: int
+    tile_k: int
+
+    @property
+    def activation_k(self) -> int:
+        """k of a stored tile of activations."""
+        return 2 * self.step_k
 
 
-BASES: dict[str, Base] = {base.name: base for base in (Base("s8", 8, 64, 32, 4), Base("b1", 1, 256, 256, 2))}
+ACTIVATION_WORDS = 4  # of a lane in a stored tile
+BASES: dict[str, Base] = {base.name: base for base in (Base("s8", 8, 32, 64), Base("b1", 1, 256, 256))}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ NumpyArray = np.ndarray[Any, Any]
 class PackedDigits:
     """A matrix of integer codes (rows, K) in digits: weights, whose format has `act`, or activations.
 
-    words: u32 (numpy) or i32 (torch) [row tiles, ceil(K / tile_k), words of a tile]; 16 rows of weights or 8 columns of
+    words: u32 (numpy) or i32 (torch) [row tiles, k tiles, words of a tile]; 16 rows of weights or 8 columns of
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
     sums: i32 [rows], the sum over k of value - offset of every row.
 
@@ -162,7 +162,13 @@ def tile_words(fmt: Format) -> int:
     """Words of one stored tile."""
     assert fmt.digits is not None
     base = BASES[fmt.digits]
-    return LANES * (fmt.bits * base.tile_k // 64 if fmt.act is not None else base.activation_words)
+    return LANES * (fmt.bits * base.tile_k // 64 if fmt.act is not None else digits.ACTIVATION_WORDS)
+
+
+def tile_k(fmt: Format) -> int:
+    """in_features of one stored tile."""
+    assert fmt.digits is not None
+    return BASES[fmt.digits].tile_k if fmt.act is not None else BASES[fmt.digits].activation_k
 
 
 # In the transpositions below: t row tile, T k tile, h row & 8, s k32 step, u upper half of a step, q and g of the lane,
@@ -171,13 +177,11 @@ def tile_words(fmt: Format) -> int:
 
 def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
     """u32 words of stored numbers u8 (rows, K)."""
-    assert fmt.digits is not None
-    tile_k, count = BASES[fmt.digits].tile_k, row_tiles(fmt, stored.shape[0])
-    k_tiles = -(-stored.shape[1] // tile_k)
+    count, k_tiles = row_tiles(fmt, stored.shape[0]), -(-stored.shape[1] // tile_k(fmt))
     if fmt.act is None:
         stored = _columns(stored, fmt)
     high = 1 if fmt.act is None else 2  # rows above g
-    full = np.zeros((count * 8 * high, k_tiles * tile_k), np.uint8)
+    full = np.zeros((count * 8 * high, k_tiles * tile_k(fmt)), np.uint8)
     full[: stored.shape[0], : stored.shape[1]] = stored
     if fmt.digits == "s8":
         tiles = full.reshape(count, high, 8, k_tiles, 2, 2, 4, 4).transpose(0, 3, 2, 6, 4, 5, 1, 7)
@@ -185,8 +189,9 @@ def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
         words = _narrowed(quads, fmt.bits) if fmt.act is not None else quads
     else:
         planes = fmt.bits if fmt.act is not None else 1
+        steps = 1 if fmt.act is not None else 2  # of a stored tile
         bits = full[..., None] >> np.arange(planes, dtype=np.uint8) & 1
-        tiles = bits.reshape(count, high, 8, k_tiles, 2, 4, 32, planes).transpose(0, 3, 7, 2, 5, 4, 1, 6)
+        tiles = bits.reshape(count, high, 8, k_tiles, steps, 2, 4, 32, planes).transpose(0, 3, 8, 2, 6, 4, 5, 1, 7)
         words = np.packbits(np.ascontiguousarray(tiles), axis=-1, bitorder="little").view(np.uint32)
     return words.reshape(count, k_tiles, tile_words(fmt))
 
@@ -201,8 +206,9 @@ def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:
         full = tiles.transpose(0, 6, 2, 1, 4, 5, 3, 7)
     else:
         planes = fmt.bits if fmt.act is not None else 1
+        steps = 1 if fmt.act is not None else 2
         bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
-        tiles = bits.reshape(count, k_tiles, planes, 8, 4, 2, high, 32).transpose(0, 6, 3, 1, 5, 4, 7, 2)
+        tiles = bits.reshape(count, k_tiles, planes, 8, 4, steps, 2, high, 32).transpose(0, 7, 3, 1, 5, 6, 4, 8, 2)
         full = (tiles.astype(np.int64) << np.arange(planes)).sum(-1)
     rows = full.shape[0] * full.shape[1] * full.shape[2]
     flat = full.reshape(rows, math.prod(full.shape[3:]))[:, : matrix.columns].astype(np.int64)

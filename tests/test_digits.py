@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm import digits, dtypes
-from lowbitvm.integers import row_tiles, tile_words
+from lowbitvm.integers import row_tiles, tile_k, tile_words
 
 CODES = [name for name, code in dtypes.CODE_TYPES.items() if code.is_linear]
 
@@ -64,7 +64,7 @@ def test_unpack_inverts_pack(name: str, base: str, weight: bool, shape: tuple[in
     else:
         packed = lb.pack_activations(codes, lb.Format(name, digits=base))
     assert np.array_equal(packed.unpack(), codes)
-    k_tiles = -(-shape[1] // digits.BASES[base].tile_k)
+    k_tiles = -(-shape[1] // tile_k(packed.format))
     assert packed.words.shape == (row_tiles(packed.format, shape[0]), k_tiles, tile_words(packed.format))
     assert np.array_equal(packed.sums, (codes - packed.decomposition.offset).sum(1))
 
