@@ -13,6 +13,7 @@ UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longe
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
 MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
 SPILL_REGISTERS = 224  # estimated: from there on some kernels spill
+TABLE_BYTES = 32 * 1024  # of shared memory that a codebook takes (codegen.convert)
 SPARE_REGISTERS = 16  # that a kernel may take beyond the estimate
 
 
@@ -89,14 +90,14 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves one to
+    Where the target has no asynchronous copies to fill them, large tiles take two stages; a large tile leaves one to
     the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
     gathering of x is few of all instructions.
     """
     target = target or TARGETS["sm_80"]
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
     deep = 8 if bm <= DECODE_ROWS else 3 if bm == 64 and fmt.code.kind == "table" else 4
-    stages = deep if target.has_async_copies else 2
+    stages = deep if target.has_async_copies or bm <= DECODE_ROWS else 2
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
     if permuted and bm == 8:
         return _wide(tile, m, fmt, target, weights)
@@ -123,13 +124,13 @@ def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
 
     Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
     """
-    for bn in (2 * NARROW, NARROW) if fmt.code.kind != "table" else (NARROW,):
-        wide = replace(tile, bn=bn)
-        streamed = replace(wide, direct=direct_k(wide, fmt, target, weights))
-        few = registers(streamed, fmt, weights) <= MOST_REGISTERS[tile.bm]
-        if streamed.direct and few and keeps_busy(streamed, fmt, target, weights):
-            break
-    return streamed
+    narrow = replace(tile, bn=NARROW)
+    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * NARROW)]
+    tiles = [*wide, narrow, replace(narrow, bk=UNIT_K), replace(narrow, bk=UNIT_K, stages=6)]
+    streamed = [replace(tile, direct=direct_k(tile, fmt, target, weights)) for tile in tiles]
+    busy = [tile for tile in streamed if keeps_busy(tile, fmt, target, weights)]
+    few = [tile for tile in busy if tile.direct and registers(tile, fmt, weights) <= MOST_REGISTERS[tile.bm]]
+    return few[0] if few else min(busy or streamed, key=lambda tile: registers(tile, fmt, weights))
 
 
 def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
@@ -138,7 +139,7 @@ def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
     slots = max(2, -(-tile.stages * tile.bk // unit))
     most = min(SPILL_REGISTERS, target.registers_per_sm // (32 * tile.warps) - SPARE_REGISTERS)
     chosen = 0
-    for sets in (2, 3, 4):
+    for sets in (2, 3, 4, 6, 8):
         streamed = replace(tile, direct=(sets - 1) * unit)
         if slots % sets == 0 and registers(streamed, fmt, weights) <= most:
             chosen = streamed.direct
@@ -170,7 +171,7 @@ def bytes_ahead(tile: Tile, fmt: Format, weights: int = 1) -> int:
 
 def blocks_per_sm(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
     """Blocks that an SM holds, about."""
-    shared = _staged_bytes(tile, fmt, weights)
+    shared = _staged_bytes(tile, fmt, weights) + TABLE_BYTES * (fmt.code.kind == "table")
     return target.blocks_per_sm(32 * tile.warps, min(255, registers(tile, fmt, weights)), shared)
 
 
@@ -183,10 +184,12 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
 
 
 def registers(tile: Tile, fmt: Format, weights: int = 1) -> int:
-    """Registers of a thread, about: what the kernels of bm 8 and 16 take, and the codes that it holds."""
-    columns, row_tiles = tile.bm // 8, weights * tile.bn // (16 * tile.warps)
-    held = row_tiles * fmt.bits * (tile.direct + unit_k(tile, fmt)) // 64 if tile.direct else 0
-    return 18 + 22 * columns + row_tiles * (9 + 13 * columns) // 2 + held
+    """Registers of a thread, about: what kernels of bm 8 and 16 take, more for groups inside a step, and its codes."""
+    columns, row_tiles, unit = tile.bm // 8, weights * tile.bn // (16 * tile.warps), unit_k(tile, fmt)
+    segments = 1 if isinstance(fmt.group, str) else max(1, unit // fmt.group)
+    held = row_tiles * fmt.bits * (tile.direct + unit) // 64 if tile.direct else 0
+    each = (9 + 13 * columns) // 2 + (segments - 1) * (3 + 2 * columns)
+    return 18 + 22 * columns + row_tiles * each + 8 * (fmt.zero == "float") + held
 
 
 def chosen_tile(
