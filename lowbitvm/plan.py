@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from lowbitvm.chunk import blocks
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -12,7 +13,7 @@ ACCUMULATORS = 64  # f32 per thread; twice as many spill
 UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
 MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
-SPILL_REGISTERS = 224  # estimated: from there on some kernels spill
+SPILL_REGISTERS = 184  # estimated: from there on some kernels spill
 TABLE_BYTES = 32 * 1024  # of shared memory that a codebook takes (codegen.convert)
 SPARE_REGISTERS = 16  # that a kernel may take beyond the estimate
 
@@ -184,11 +185,15 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
 
 
 def registers(tile: Tile, fmt: Format, weights: int = 1) -> int:
-    """Registers of a thread, about: what kernels of bm 8 and 16 take, more for groups inside a step, and its codes."""
+    """Registers of a thread, about: what kernels of bm 8 and 16 take, and the codes that it holds.
+
+    Groups inside a step, scales of 8 bits and vectors of several lengths take more.
+    """
     columns, row_tiles, unit = tile.bm // 8, weights * tile.bn // (16 * tile.warps), unit_k(tile, fmt)
     segments = 1 if isinstance(fmt.group, str) else max(1, unit // fmt.group)
-    held = row_tiles * fmt.bits * (tile.direct + unit) // 64 if tile.direct else 0
-    each = (9 + 13 * columns) // 2 + (segments - 1) * (3 + 2 * columns)
+    pointers = 4 * row_tiles * (len(set(blocks(fmt.bits))) - 1)
+    held = pointers + row_tiles * fmt.bits * (tile.direct + unit) // 64 if tile.direct else 0
+    each = (9 + 13 * columns) // 2 + (segments - 1) * (3 + 2 * columns) + 4 * columns * (fmt.scale_dtype.bits == 8)
     return 18 + 22 * columns + row_tiles * each + 8 * (fmt.zero == "float") + held
 
 
