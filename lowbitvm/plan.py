@@ -131,7 +131,8 @@ def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
     streamed = [replace(tile, direct=direct_k(tile, fmt, target, weights)) for tile in tiles]
     busy = [tile for tile in streamed if keeps_busy(tile, fmt, target, weights)]
     few = [tile for tile in busy if tile.direct and registers(tile, fmt, weights) <= MOST_REGISTERS[tile.bm]]
-    return few[0] if few else min(busy or streamed, key=lambda tile: registers(tile, fmt, weights))
+    fewest = sorted((tile for tile in busy if tile.direct), key=lambda tile: registers(tile, fmt, weights))
+    return next(iter(few or fewest), streamed[len(wide)])
 
 
 def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
