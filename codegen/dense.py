@@ -68,9 +68,9 @@ class DenseTile(Staged):
         bases = {"chunk": [(byte,) for byte in chunks], "row": [(byte,) for byte in rows]}
         return Layout(bases, {"byte": (self.size - 1).bit_length()})
 
-    def issue(self, slot: int, number: int, k: str) -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         if self.vectorised:
-            super().issue(slot, number, k)
+            super().issue(slot, number, k, beyond)
             return
         for piece in self.pieces:
             self._copy_elements(piece, slot, piece.pointer_offset + self.shift(number), k)

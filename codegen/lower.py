@@ -11,6 +11,7 @@ from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
+from lowbitvm.codegen.shared_dot import SharedDot
 from lowbitvm.codegen.state import State, invariant
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -291,7 +292,11 @@ class Lowering:
     def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot, list[str]]:
         """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
         targets = [op.operands[0] for op in loop.body if op in self.accumulated]
-        self.dots.update((op, Dot(self.state, pipeline, op)) for op in loop.body if op.kind == "dot")
+        kind = SharedDot if self.state.warps_m > 1 else Dot
+        dots = {op: kind(self.state, pipeline, op) for op in loop.body if op.kind == "dot"}
+        self.dots.update(dots)
+        for dot in dots.values():
+            dot.prime()
         changed: dict[Dot, list[str]] = {}
         for assign in loop.body:
             if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
@@ -312,14 +317,14 @@ class Lowering:
         state, b, unit = self.state, self.state.builder, pipeline.unit
         first = state.shared_bytes
         most = first
-        for number in range(unit.slots):
+        for number in range(unit.turn):
             state.shared_bytes = first  # the copies of the body run one after the other
             pipeline.begin_unit(number)
             self._pass(op, hoisted)
             most = max(most, state.shared_bytes)
             for index in state.values.get(op, ()):
                 b.do("add.s32", index, index, unit.k)
-            if number < unit.slots - 1:
+            if number < unit.turn - 1 and (number + 1) % unit.period == 0:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", pipeline.left, (number + 1) * unit.k))
         state.shared_bytes = most
         pipeline.end_iteration()

@@ -6,8 +6,8 @@ to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + 
 
     sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
 
-added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. Where
-nothing else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
+added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. For
+many rows of activations the decode subtracts bias and integer zero points instead, where that is exact. Where nothing else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
 """
 
 import functools
@@ -18,6 +18,7 @@ from operator import or_
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.centring import centring
 from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
@@ -31,6 +32,7 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+LEAST_CENTRED = 8  # n8 tiles of a warp: for fewer, row sums take fewer instructions than exact zeros in the decode
 SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
 
 Pair = tuple[str, str]  # of row classes g and g + 8
@@ -62,11 +64,17 @@ class Dot:
         self.format = packed_array(codes)[1]
         self.act = a.dtype.name
         self.decoder = decoder(self.format.code, self.act)
-        self.columns = activations.rows // 8  # n8 tiles
-        self.row_tiles = words.row_tiles
-        self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
+        self.columns = activations.rows // 8 // state.warps_m  # n8 tiles of a warp
+        self.row_tiles = words.row_tiles * state.warps_m
+        self.centring = centring(self.format, self.decoder) if self.columns >= LEAST_CENTRED else None
+        if self.centring is not None:
+            self.decoder = self.centring.decoder
+        self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
         self.lane = self._lane_offsets()
         self._emit_constants()
+
+    def prime(self) -> None:
+        """Emits what must be ready before the first unit."""
 
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
@@ -74,17 +82,20 @@ class Dot:
         assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
         self.decode_constants = self.decoder.constants(b)
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
-        factors = self.decoder.factors
+        factors, offsets = self.decoder.factors, self.decoder.offsets
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
+        if self.centring is not None:
+            self.centre_constants = self.centring.registers(b)
+            factors, offsets, step, bias = (self.centring.unit,) * 2, (0.0, 0.0), 1, 0
         self.units = [factor / step for factor in factors]
         # -zero = slope * z + constant
         self.slopes = [-factor / step for factor in factors]
-        self.constants = [-f * (o + bias / step) for f, o in zip(factors, self.decoder.offsets, strict=True)]
+        self.constants = [-f * (o + bias / step) for f, o in zip(factors, offsets, strict=True)]
         self.fixed_zeros: Pair | None = None
         if self.format.zero in (None, "offset") and any(self.constants):
             low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
             self.fixed_zeros = (low, high)
-        self.sums = self.fixed_zeros is not None or self.format.zero is not None
+        self.sums = self.fixed_zeros is not None or (self.format.zero is not None and self.centring is None)
         turned = self.sums and self.segment >= SHORTEST_TURN
         self.ones = self._ones(2 if turned else 4) if self.sums else []
         self.row_lanes: list[Operand] = []
@@ -107,7 +118,9 @@ class Dot:
         lanes = ldmatrix_addresses(4).rename(outs={"matrix": "chunk"})  # matrix j is chunk j of k
         first = tile.layout.slice(chunk=2, row=3)
         images = [image["byte"] for image in lanes.compose(first).bases["lane"]]
-        base = state.linear(state.tid, images)
+        n_warps = state.warps // state.warps_m
+        by_warp = [8 * self.columns * tile.pitch << i for i in range(state.warps_m.bit_length() - 1)]
+        base = state.linear(state.tid, images + [0] * (n_warps.bit_length() - 1) + by_warp)
         self.swizzled = functools.reduce(or_, images)
         offsets: dict[int, str] = {}
         for k in range(0, tile.columns, LDMATRIX_K):
@@ -144,14 +157,28 @@ class Dot:
         for segment in range(self.pipeline.unit.k // self.segment):
             loaded = [rows.load(self.pipeline.slot, segment * self.segment) for rows in self.groups]
             scalings = [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
-            weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
+            addends = [self._addends(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
+            weights = [self._weights(segment, t, decoded, addends[t]) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 self._column(accumulators, segment, j, scalings, weights)
 
-    def _weights(self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]]) -> list[list[str]]:
+    def _addends(self, loaded: dict[str, list[str]]) -> list[str]:
+        """What `centring` adds to the fragments of a row tile, whose scales and zero points were loaded."""
+        if self.centring is None or not self.centring.with_zeros:
+            return [] if self.centring is None else self.centre_constants[2:]
+        return self.centring.addends(self.state.builder, loaded["zeros"][0])
+
+    def _centred(self, fragment: list[str], addends: list[str]) -> list[str]:
+        if self.centring is None:
+            return fragment
+        return self.centring.emit(self.state.builder, fragment, self.centre_constants[:2], addends)
+
+    def _weights(
+        self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]], addends: list[str]
+    ) -> list[list[str]]:
         """The A fragments of row tile t in the segment's k16 steps; emits the decode of those not in `decoded`."""
         fragments = []
         for k in range(segment * self.segment, (segment + 1) * self.segment, self.atom.k):
@@ -159,7 +186,7 @@ class Dot:
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
                 decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
-            fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
+            fragments.append(self._centred(decoded[place][k % CHUNK_K // self.atom.k], addends))
         return fragments
 
     def _column(
@@ -241,7 +268,7 @@ class Dot:
         scales = self._as_floats(loaded["scales"], fmt.scale_dtype)
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
-        if fmt.zero_dtype is None:
+        if fmt.zero_dtype is None or self.centring is not None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
             offsets = self._as_floats(loaded["zeros"], fmt.zero_dtype)

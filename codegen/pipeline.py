@@ -36,6 +36,7 @@ class Pipeline:
     tiles: dict[tuple[Op, str], Staged]
     slot_bytes: int
     base: int  # of slot 0 in shared memory
+    number: int = 0  # of the current unit in its iteration
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
@@ -49,45 +50,61 @@ class Pipeline:
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(0, self.unit.ahead, self.unit.together):
-            self._fetch_group(number)
+            self._fetch_group(number, zeros=self.unit.lead > 0)
+        if self.unit.lead:  # the weights of one unit beyond the last are decoded, to no end
+            for tile in (tile for tile in self.tiles.values() if not isinstance(tile, DenseTile)):
+                tile.clear(self.slot_of(self.unit.ahead))
 
-    def _fetch_group(self, number: int) -> None:
+    def slot_of(self, number: int) -> int:
+        """Where the tiles of the `number`-th unit of an iteration lie."""
+        return self.base + number % self.unit.slots * self.slot_bytes
+
+    def wait(self, pending: int) -> None:
+        """Emits the wait until but `pending` groups of copies are there, for all threads."""
+        if self.state.target.has_async_copies:
+            self.state.builder.do("cp.async.wait_group", pending)
+        self.state.builder.do("bar.sync", 0)
+
+    def _fetch_group(self, number: int, zeros: bool = False) -> None:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
         for each in range(self.unit.together):
-            self._fetch(number + each)
+            self._fetch(number + each, zeros)
         if self.state.target.has_async_copies:
             self.state.builder.do("cp.async.commit_group")
 
-    def _fetch(self, number: int) -> None:
-        """Emits the copies of the unit that is `number` units from the iteration's first."""
+    def _fetch(self, number: int, zeros: bool) -> None:
+        """Emits the copies of the unit that is `number` units from the iteration's first.
+
+        zeros: units beyond the last are zeros; else exact ones are left out.
+        """
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
-        for tile in self.tiles.values():
+        tiles = [tile for tile in self.tiles.values() if number % tile.every == 0]
+        for tile in tiles:
             tile.follow()
-        if unit.exact:
-            b.do("bra.uni", skip, when=b.op("setp.le.s32", "p", self.left, number * unit.k))
-        for tile in self.tiles.values():
-            tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
-        if unit.exact:
+        beyond = b.op("setp.le.s32", "p", self.left, number * unit.k) if unit.exact else ""
+        if unit.exact and not zeros:
+            b.do("bra.uni", skip, when=beyond)
+        for tile in tiles:
+            tile.issue(self.slot_of(number), number, self.ahead, beyond if zeros else "")
+        if unit.exact and not zeros:
             b.place(skip)
         if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
 
     def begin_unit(self, number: int) -> None:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
-        b, unit = self.state.builder, self.unit
+        unit = self.unit
         if number % unit.together == 0:
-            if self.state.target.has_async_copies:
-                b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
-            b.do("bar.sync", 0)
+            self.wait(unit.ahead // unit.together - 1 - unit.lead)
             self._fetch_group(number + unit.ahead)
-        self.slot = self.base + number * self.slot_bytes
+        self.number, self.slot = number, self.slot_of(number)
 
     def end_iteration(self) -> None:
         """Emits the step to the next iteration."""
         for tile in self.tiles.values():
             tile.advance()
-        self.state.builder.do("sub.s32", self.left, self.left, self.unit.slots * self.unit.k)
+        self.state.builder.do("sub.s32", self.left, self.left, self.unit.turn * self.unit.k)
 
     def drain(self) -> None:
         """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
@@ -168,14 +185,18 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
     bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
-    merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
+    shared = state.warps_m > 1
+    merges = pure and whole and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
+    period = max(1, UNIT_K // step) if merges and shared else 1
+    merges = merges and roomy and fits and not shared
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    exact = whole and divisor(start) % k == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % k == 0
+    span = k * period
+    exact = whole and divisor(start) % span == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % span == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
-    return Unit(k, slots, together, exact and vectorised, dims.pop())
+    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared))
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

@@ -25,6 +25,7 @@ class State:
     atom: MmaAtom
     warps: int
     layouts: dict[Op, Layout]
+    warps_m: int = 1  # of the warps, how many share out the rows of activations; the others share out the weights
     builder: Builder = field(default_factory=Builder)
     values: dict[Op, list[Operand]] = field(default_factory=dict)
     shared_bytes: int = 0  # dynamic shared memory of the kernel

@@ -103,11 +103,12 @@ class GroupRows(Staged):
         super().__init__(state, unit, offset)
         assert load.array is not None and isinstance(load.array.element, Format)
         fmt, self.parts, self.element = load.array.element, parts, part_bytes(load.array.element, parts[0])
-        self.row_tiles = load.shape[0] // 16 // state.warps
+        self.n_warps, self.every = state.warps // state.warps_m, unit.period
+        self.row_tiles = load.shape[0] // 16 // self.n_warps
         self.lane_bytes = self.row_tiles * len(parts) * 2 * self.element
-        self.row_bytes = 8 * state.warps * self.lane_bytes
+        self.row_bytes = 8 * self.n_warps * self.lane_bytes
         self.group = fmt.group if isinstance(fmt.group, int) else None
-        self.segments = max(1, unit.k // self.group) if self.group else 1
+        self.segments = max(1, unit.span // self.group) if self.group else 1
         self.size = self.segments * self.row_bytes
         self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
         b = state.builder
@@ -124,14 +125,31 @@ class GroupRows(Staged):
             tile = state.scalar("add", shift_right(state, row, 4), self._linear(number, tile=1))
             address = b.op("mad.wide.u32", "rd", self._linear(number, tile=16, g=2), self.element, first)
             address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
-            if self.group is not None and self.group <= unit.k:
+            if self.group is not None and self.group <= unit.span:
                 address = self._before(address, start)
             outside, limit = self.inside(functools.partial(self._k_limit, in_features, segment), tile, self.row_count)
             place = i * state.threads * 2 * self.element
             self.pieces.append(Piece(address, 0, base, place, outside, limit, active, 2 * self.element))
+        self.base = self.base_of(self.n_warps, self.row_tiles)
+
+    def base_of(self, warps: int, row_tiles: int) -> str:
+        """The lane's address in slot 0 of its rows of its warp's first row tile; `warps` have `row_tiles` each.
+
+        Warps beyond these begin anew.
+        """
+        state = self.state
         lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
-        warp = [8 * self.lane_bytes << i for i in range(state.warps.bit_length() - 1)]
-        self.base = str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+        warp = [self.tile_place(row_tiles << i) for i in range(warps.bit_length() - 1)]
+        return str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+
+    def place(self, part: str, t: int, segment: int) -> int:
+        """Bytes from `base_of` to the pair of a part, in a warp's t-th row tile and the period's segment."""
+        return self.offset + segment * self.row_bytes + self.tile_place(t) + self.parts.index(part) * 2 * self.element
+
+    def tile_place(self, number: int) -> int:
+        """Bytes from the rows of the block's first row tile to those of its `number`-th."""
+        block, tile = divmod(number, self.row_tiles)
+        return 8 * block * self.lane_bytes + tile * len(self.parts) * 2 * self.element
 
     def _first(self, load: Op, row: Operand) -> str:
         """The address of the thread's part at out_feature `row`."""
@@ -182,12 +200,12 @@ class GroupRows(Staged):
                 self.state.builder.do("add.s64", pointer, pointer, self.step)
 
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
-        """Emits the loads of all numbers that the lane needs for the unit's k-th in_feature.
+        """Emits the loads of all numbers that the lane needs for the period's k-th in_feature.
 
         Per row tile and part: one register with a pair of 16-bit numbers, or two f32 registers.
         """
         b, kind = self.state.builder, "f" if self.element == 4 else "r"
-        place = slot + self.offset + k * self.segments // self.unit.k * self.row_bytes
+        place = slot + self.offset + k * self.segments // self.unit.span * self.row_bytes
         registers: list[str] = []
         while 4 * len(registers) < self.lane_bytes:
             taken = [b.register(kind) for _ in range(min(4, self.lane_bytes // 4 - len(registers)))]
