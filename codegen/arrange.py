@@ -1,12 +1,10 @@
 """How a block's warps share out the tiles of its dots."""
 
-from lowbitvm.codegen.centring import centring
-from lowbitvm.codegen.convert import decoder
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.targets import Target
 
-LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer, loading them costs more than it saves
+LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
 WARP_ROWS = 64  # of activations that a warp has then
 LEAST_SLOTS = 3  # one unit is multiplied, the next one decoded, another one fetched
 
@@ -25,17 +23,9 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
     along_m = rows.pop() // WARP_ROWS
     fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
     divides = warps % along_m == 0 and all(dot.shape[1] % (16 * warps) == 0 for dot in dots)
+    few = warps // along_m <= WARP_ROWS // 8  # warps along n share out the n8 tiles of the row sums
     deep = all(loop.integer("stages") >= LEAST_SLOTS for loop in loops)
-    return along_m if fits and divides and deep and not any(map(_needs_row_sums, dots)) else 1
-
-
-def _needs_row_sums(dot: Op) -> bool:
-    """Whether zero points or offsets are applied to sums of the activations, which take registers."""
-    fmt, act = _format(dot), dot.operands[0].dtype
-    if fmt is None or act is None or fmt.zero in ("float", "offset"):
-        return True
-    decode = decoder(fmt.code, act.name)
-    return (fmt.zero == "int" or any(decode.offsets) or fmt.bias != 0) and centring(fmt, decode) is None
+    return along_m if fits and divides and deep and few else 1
 
 
 def _format(dot: Op) -> Format | None:

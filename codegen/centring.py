@@ -10,6 +10,7 @@ where all of these are numbers that the pair's type has: `unit` is a power of tw
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -60,7 +61,7 @@ class Centring:
 
 
 def centring(fmt: Format, decoder: object) -> Centring | None:
-    """The subtraction of a format's bias and zero points; None where there is none or `decoder`'s type cannot hold it."""
+    """The subtraction of a format's bias and zero points; None where there is none or the fragments cannot hold it."""
     code = fmt.code
     if not isinstance(decoder, Decoder) or not code.is_linear or fmt.zero not in (None, "int"):
         return None
@@ -83,12 +84,12 @@ def centring(fmt: Format, decoder: object) -> Centring | None:
     return Centring(decoder, act, unit, multipliers, (low, high), fmt.zero == "int")
 
 
-def _holds(act: str, values: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _holds(act: str, values: np.ndarray[Any, Any]) -> bool:
     with np.errstate(over="ignore"):
         return bool(np.array_equal(np.asarray(values, np.float64).astype(_native(act)).astype(np.float64), values))
 
 
-def _native(act: str) -> np.dtype:  # type: ignore[type-arg]
+def _native(act: str) -> np.dtype[Any]:
     return np.dtype(np.float16) if act == "f16" else np.dtype(ml_dtypes.bfloat16)
 
 

@@ -7,7 +7,8 @@ to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + 
     sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
 
 added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. For
-many rows of activations the decode subtracts bias and integer zero points instead, where that is exact. Where nothing else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
+many rows of activations the decode subtracts bias and integer zero points instead, where that is exact. Where nothing
+else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
 """
 
 import functools
@@ -70,7 +71,7 @@ class Dot:
         if self.centring is not None:
             self.decoder = self.centring.decoder
         self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
-        self.lane = self._lane_offsets()
+        self._emit_addresses()
         self._emit_constants()
 
     def prime(self) -> None:
@@ -96,8 +97,13 @@ class Dot:
             low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
             self.fixed_zeros = (low, high)
         self.sums = self.fixed_zeros is not None or (self.format.zero is not None and self.centring is None)
-        turned = self.sums and self.segment >= SHORTEST_TURN
-        self.ones = self._ones(2 if turned else 4) if self.sums else []
+        if self.sums:
+            self._emit_sum_constants()
+
+    def _emit_sum_constants(self) -> None:
+        """Emits what row sums take that stays in registers during the loop."""
+        turned, b = self.segment >= SHORTEST_TURN, self.state.builder
+        self.ones = self._ones(2 if turned else 4)
         self.row_lanes: list[Operand] = []
         if turned:  # the lanes that have rows 2 q and 2 q + 1: 8 q and 8 q + 4
             first = self.state.linear(self.state.tid, [8, 16])
@@ -112,18 +118,28 @@ class Dot:
         sign = b.op("shr.s32", "r", self.state.size(self.pipeline.unit.dimension), 31)
         return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")[:count]]
 
-    def _lane_offsets(self) -> dict[int, str]:
-        """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits."""
+    def _emit_addresses(self) -> None:
+        """Emits the addresses that stay in registers during the loop."""
+        self.lane = self._lane_offsets(LDMATRIX_K)
+
+    def _lane_offsets(self, depth: int, by_warp_n: int = 0) -> dict[int, str]:
+        """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits.
+
+        depth: in_features of an ldmatrix: all of one n8 tile, or half of them of the next n8 tile. by_warp_n: rows from
+        one warp along n to the next.
+        """
         tile, state = self.activations, self.state
         lanes = ldmatrix_addresses(4).rename(outs={"matrix": "chunk"})  # matrix j is chunk j of k
         first = tile.layout.slice(chunk=2, row=3)
         images = [image["byte"] for image in lanes.compose(first).bases["lane"]]
-        n_warps = state.warps // state.warps_m
-        by_warp = [8 * self.columns * tile.pitch << i for i in range(state.warps_m.bit_length() - 1)]
-        base = state.linear(state.tid, images + [0] * (n_warps.bit_length() - 1) + by_warp)
         self.swizzled = functools.reduce(or_, images)
+        if depth < LDMATRIX_K:
+            images[-1] = 8 * tile.pitch
+        counts = ((by_warp_n, state.warps // state.warps_m), (8 * self.columns, state.warps_m))
+        by_warp = [rows * tile.pitch << i for rows, warps in counts for i in range(warps.bit_length() - 1)]
+        base = state.linear(state.tid, images + by_warp)
         offsets: dict[int, str] = {}
-        for k in range(0, tile.columns, LDMATRIX_K):
+        for k in range(0, tile.columns, depth):
             pattern = k * 2 & self.swizzled
             if pattern not in offsets:
                 place: Operand = state.builder.op("xor.b32", "r", base, pattern) if pattern else base
@@ -201,7 +217,6 @@ class Dot:
 
         Column by column, so that few products are alive at a time.
         """
-        b = self.state.builder
         first = segment * self.segment
         aligned = first // LDMATRIX_K * LDMATRIX_K  # a segment of 16 is half of what one ldmatrix loads
         loads = [self._activations(j, k) for k in range(aligned, first + self.segment, LDMATRIX_K)]
@@ -209,13 +224,19 @@ class Dot:
         activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
         sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
-            for i, product in enumerate(self._chain(weights[t], activations)):
-                register = accumulators[4 * (j + self.columns * t) + i]
-                if sums is not None and scaling.zeros is not None:
-                    product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
-                b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
-                if sums is not None and scaling.offsets is not None:
-                    b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
+            first_register = 4 * (j + self.columns * t)
+            registers = accumulators[first_register : first_register + 4]
+            self._add(registers, self._chain(weights[t], activations), scaling, sums)
+
+    def _add(self, registers: list[str], products: list[str], scaling: Scaling, sums: list[str] | None) -> None:
+        """Emits the addition of an atom's scaled products to its accumulators."""
+        b = self.state.builder
+        for i, (register, product) in enumerate(zip(registers, products, strict=True)):
+            if sums is not None and scaling.zeros is not None:
+                product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
+            b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
+            if sums is not None and scaling.offsets is not None:
+                b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
 
     def _row_sums(self, loads: list[list[str]], activations: list[list[str]]) -> list[str]:
         """Emits the sums X of an n8 tile's rows in the accumulators' layout, over the segment.
@@ -241,18 +262,30 @@ class Dot:
 
     def _activations(self, j: int, k: int) -> list[str]:
         """Emits the ldmatrix of n8 tile j at k: registers (k16 step 0: b0, b1; step 1: b0, b1)."""
+        return self._matrices(self.lane, self.pipeline.slot, j, k)
+
+    def _matrices(self, lane: dict[int, str], slot: int, j: int, k: int) -> list[str]:
         tile, b = self.activations, self.state.builder
         byte = k * 2
         pattern = byte & self.swizzled
-        place = self.pipeline.slot + tile.offset + j * 8 * tile.pitch + (byte ^ pattern)
+        place = slot + tile.offset + j * 8 * tile.pitch + (byte ^ pattern)
         registers = [b.register("r") for _ in range(4)]
-        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), memory(self.lane[pattern], place))
+        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), memory(lane[pattern], place))
         return registers
 
-    def _mma(self, weights: list[str], activations: list[str], accumulators: list[str] | None) -> list[str]:
-        """Emits the products of one k16 step: one instruction, or two of half the depth before sm_80."""
+    def _mma(
+        self,
+        weights: list[str],
+        activations: list[str],
+        accumulators: list[str] | None,
+        results: list[str] | None = None,
+    ) -> list[str]:
+        """Emits the products of one k16 step: one instruction, or two of half the depth before sm_80.
+
+        They are added to the accumulators, or to zero, in `results`: the accumulators, or fresh registers.
+        """
         b = self.state.builder
-        results = accumulators or [b.register("f") for _ in range(4)]
+        results = results or accumulators or [b.register("f") for _ in range(4)]
         parts = [(weights, activations)]
         if self.instruction.k < self.atom.k:
             parts = [(weights[:2], activations[:1]), (weights[2:], activations[1:])]

@@ -51,8 +51,8 @@ class Pipeline:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(0, self.unit.ahead, self.unit.together):
             self._fetch_group(number, zeros=self.unit.lead > 0)
-        if self.unit.lead:  # the weights of one unit beyond the last are decoded, to no end
-            for tile in (tile for tile in self.tiles.values() if not isinstance(tile, DenseTile)):
+        if self.unit.lead and self.unit.exact:  # one unit beyond the last is decoded, to no end
+            for tile in self.tiles.values():
                 tile.clear(self.slot_of(self.unit.ahead))
 
     def slot_of(self, number: int) -> int:
@@ -192,7 +192,9 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
     span = k * period
-    exact = whole and divisor(start) % span == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % span == 0
+    exact = (
+        whole and divisor(start) % span == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % span == 0
+    )
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1

@@ -73,7 +73,6 @@ class Staged:
     distance: int = 0  # bytes from one unit to the next in global memory
     every: int = 1  # of so many units only the first is copied
 
-
     def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
 

@@ -137,10 +137,9 @@ class GroupRows(Staged):
 
         Warps beyond these begin anew.
         """
-        state = self.state
         lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
         warp = [self.tile_place(row_tiles << i) for i in range(warps.bit_length() - 1)]
-        return str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+        return self.state.shared_address(lane + warp)
 
     def place(self, part: str, t: int, segment: int) -> int:
         """Bytes from `base_of` to the pair of a part, in a warp's t-th row tile and the period's segment."""
@@ -165,7 +164,7 @@ class GroupRows(Staged):
         """tile * (row tile) + g * (row) of the piece `number`, whose bits are [segment][warp][g][row tile][part]."""
         count = self.row_tiles.bit_length() - 1
         images = [0] * (len(self.parts) - 1) + [tile << i for i in range(count)] + [g << i for i in range(3)]
-        images += [tile << count + i for i in range(self.state.warps.bit_length() - 1)]
+        images += [tile << count + i for i in range(self.n_warps.bit_length() - 1)]
         return str(self.state.linear(str(number), images))
 
     def _before(self, address: str, start: Operand) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.targets import Target
+from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
@@ -27,6 +27,7 @@ class Tile:
 
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
+SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if target.has_async_copies)
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
@@ -42,16 +43,33 @@ def linear_plan(m: int, n: int, k: int, fmt: Format, target: Target, batch_invar
 
 
 def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
-    """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
+    """The tile for m rows of activations: the smallest bm of 8 to 128 that holds them.
 
-    At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
-    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them.
+    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
+    have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
+    groups of 32 take registers that only eight warps leave free (`make bench` shows both). Two stages are as good as
+    more where the target has no asynchronous copies to fill them.
     """
     stages = 4 if target is None or target.has_async_copies else 2
-    bm = next((size for size in (8, 16, 32) if m <= size), 64)
+    bm = next((size for size in (8, 16, 32, 64) if m <= size), 128)
+    if bm == 128:
+        large = [Tile(bm, bn=128, bk=64, stages=stages, warps=8) for stages in (4, 3)]
+        room = 0 if stages == 2 else SMALLEST_SHARED if target is None else target.shared_per_block
+        fits = [tile for tile in large if _large_bytes(tile, fmt) <= room]
+        if fits:
+            return fits[0]
+        bm = 64
     tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
+
+
+def _large_bytes(tile: Tile, fmt: Format) -> int:
+    """Shared memory of a tile whose weights are decoded there: its stages, and two buffers of f16 weights."""
+    dtypes = [dtype for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
+    groups = max(1, tile.bk // fmt.group) if isinstance(fmt.group, int) else 1
+    numbers = sum(dtype.bits for dtype in dtypes) * groups
+    stage = 2 * tile.bm * tile.bk + tile.bn * (tile.bk * fmt.bits + numbers) // 8
+    return tile.stages * stage + 2 * 2 * tile.bn * tile.bk
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -76,7 +94,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
     tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
+    limit = ACCUMULATORS // 2 if tile.bm < 128 and _crowded(fmt) else ACCUMULATORS
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
