@@ -29,6 +29,8 @@ SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
 SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if target.has_async_copies)
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
+LARGE = tuple(Tile(2 * SMALL_ROWS, bn=128, bk=64, stages=stages, warps=8) for stages in (4, 3))
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
@@ -50,26 +52,28 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
     groups of 32 take registers that only eight warps leave free (`make bench` shows both). Two stages are as good as
     more where the target has no asynchronous copies to fill them.
     """
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
+    if large is not None:
+        return large
     stages = 4 if target is None or target.has_async_copies else 2
-    bm = next((size for size in (8, 16, 32, 64) if m <= size), 128)
-    if bm == 128:
-        large = [Tile(bm, bn=128, bk=64, stages=stages, warps=8) for stages in (4, 3)]
-        room = 0 if stages == 2 else SMALLEST_SHARED if target is None else target.shared_per_block
-        fits = [tile for tile in large if _large_bytes(tile, fmt) <= room]
-        if fits:
-            return fits[0]
-        bm = 64
-    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    bm = next((size for size in (8, 16, 32) if m <= size), SMALL_ROWS)
+    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == SMALL_ROWS and _crowded(fmt) else 4)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def _large_bytes(tile: Tile, fmt: Format) -> int:
-    """Shared memory of a tile whose weights are decoded there: its stages, and two buffers of f16 weights."""
-    dtypes = [dtype for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
+
+    There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
+    have room.
+    """
+    if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
+        return False
     groups = max(1, tile.bk // fmt.group) if isinstance(fmt.group, int) else 1
-    numbers = sum(dtype.bits for dtype in dtypes) * groups
+    numbers = groups * sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None)
     stage = 2 * tile.bm * tile.bk + tile.bn * (tile.bk * fmt.bits + numbers) // 8
-    return tile.stages * stage + 2 * 2 * tile.bn * tile.bk
+    room = SMALLEST_SHARED if target is None else target.shared_per_block
+    return tile.stages * stage + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -94,7 +98,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
     tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS // 2 if tile.bm < 128 and _crowded(fmt) else ACCUMULATORS
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
