@@ -1,11 +1,14 @@
 """How a block's warps share out the tiles of its dots."""
 
+from lowbitvm import dtypes
+from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.targets import Target
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
 WARP_ROWS = 64  # of activations that a warp has then
+MOST_WARPS = 8  # more leave no registers for products beside the accumulators, nor do two dots
 LEAST_SLOTS = 3  # one unit is multiplied, the next one decoded, another one fetched
 
 
@@ -18,14 +21,21 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
     loops = [op for op in walk(program.body) if op.kind == "range" and any(x.kind == "dot" for x in op.body)]
     dots = [op for loop in loops for op in loop.body if op.kind == "dot"]
     rows = {dot.shape[0] for dot in dots}
-    if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies:
+    if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies or not all(map(_is_plain, dots)):
         return 1
     along_m = rows.pop() // WARP_ROWS
     fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
     divides = warps % along_m == 0 and all(dot.shape[1] % (16 * warps) == 0 for dot in dots)
-    few = warps // along_m <= WARP_ROWS // 8  # warps along n share out the n8 tiles of the row sums
-    deep = all(loop.integer("stages") >= LEAST_SLOTS for loop in loops)
-    return along_m if fits and divides and deep and few else 1
+    deep = all(loop.integer("stages") >= LEAST_SLOTS and loop.integer("step") == CHUNK_K for loop in loops)
+    roomy = warps <= MOST_WARPS and all(sum(op.kind == "dot" for op in loop.body) == 1 for loop in loops)
+    return along_m if fits and divides and deep and roomy else 1
+
+
+def _is_plain(dot: Op) -> bool:
+    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored."""
+    activations, fmt = dot.operands[0], _format(dot)
+    by_rows = activations.kind == "load" and not activations.operands[1].shape
+    return dot.dtype != dtypes.i32 and by_rows and fmt is not None and fmt.scale_dtype.bits > 8
 
 
 def _format(dot: Op) -> Format | None:

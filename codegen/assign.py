@@ -9,6 +9,7 @@ than the block is replicated.
 import math
 from collections.abc import Iterator
 
+from lowbitvm.codegen.digits import digit_layout, multiplies_digits
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
@@ -41,7 +42,8 @@ def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]
 
     for op in tiles:
         if op.kind == "dot":
-            fix(op, fragment_layout(op, atom, *arrangement))
+            by_digits = multiplies_digits(op)
+            fix(op, digit_layout(op, warps) if by_digits else fragment_layout(op, atom, *arrangement))
     while True:
         while sum([fix(op, layout) for link in ops for op, layout in _implied(link, layouts)]):
             pass

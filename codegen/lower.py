@@ -7,6 +7,7 @@ from lowbitvm import dtypes
 from lowbitvm.codegen import exchange
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, unordered_arrays
 from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
+from lowbitvm.codegen.digits import DigitDot, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -37,7 +38,7 @@ class Lowering:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.dots: dict[Op, Dot] = {}
+        self.dots: dict[Op, Dot | DigitDot] = {}
         self.accesses: dict[Op, Access] = {}
         self.unordered = unordered_arrays(state.program, state.layouts)
         found = list(accumulations(state.program.body, state.uses))
@@ -243,7 +244,7 @@ class Lowering:
     def _access(self, op: Op) -> Access:
         if op.array in self.unordered:
             self.state.builder.do("bar.sync", 0)
-        return self.accesses.get(op) or self._make_access(op, [self.scalar(offset) for offset in _offsets(op)])
+        return self.accesses.get(op) or self._make_access(op, [self.scalar(offset) for offset in _scalar_offsets(op)])
 
     def _make_access(self, op: Op, offsets: list[Operand]) -> Access:
         assert op.array is not None
@@ -251,6 +252,8 @@ class Lowering:
             raise _unsupported(
                 op, "packed codes that feed no dot", "write lb.dot(x, lb.dequant(lb.load(w, ...), ...).T)"
             )
+        if any(offset.shape for offset in _offsets(op)):
+            raise _unsupported(op, "a gathered tile that feeds no dot", "gather what the first operand of a dot loads")
         tile = _tile(op)
         return Access(self.state, op, tile.shape, self.state.layouts[tile], offsets)
 
@@ -262,7 +265,8 @@ class Lowering:
         affine = self._affine_accesses(op, start)
         starts = {access: offsets for access, (offsets, _) in affine.items()}
         pure = self._only_adds_dots(op)
-        pipeline = build_pipeline(state, op, starts, pure)
+        digits = any(map(multiplies_digits, op.body))
+        pipeline = build_digit_pipeline(state, op, starts) if digits else build_pipeline(state, op, starts, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
             pipeline.prologue(start, stop)
@@ -289,21 +293,26 @@ class Lowering:
             for dot, registers in changed.items():
                 dot.leave(registers)
 
-    def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot, list[str]]:
+    def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot | DigitDot, list[str]]:
         """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
         targets = [op.operands[0] for op in loop.body if op in self.accumulated]
-        kind = SharedDot if self.state.warps_m > 1 else Dot
-        dots = {op: kind(self.state, pipeline, op) for op in loop.body if op.kind == "dot"}
-        self.dots.update(dots)
-        for dot in dots.values():
-            dot.prime()
-        changed: dict[Dot, list[str]] = {}
+        for op in loop.body:
+            if op.kind == "dot":
+                self.dots[op] = self._make_dot(op, pipeline)
+        changed: dict[Dot | DigitDot, list[str]] = {}
         for assign in loop.body:
             if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
                 dot = self.dots[self.accumulated[assign]]
                 changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
                 dot.enter(changed[dot] if self._may_hold_numbers(assign.operands[0], loop) else [])
         return changed
+
+    def _make_dot(self, op: Op, pipeline: Pipeline) -> Dot | DigitDot:
+        if multiplies_digits(op):
+            return DigitDot(self.state, pipeline, op)
+        dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)
+        dot.prime()
+        return dot
 
     def _may_hold_numbers(self, tile: Op, loop: Op) -> bool:
         """Whether a tile may be other than zero before a loop."""
@@ -358,11 +367,14 @@ class Lowering:
             assert load.array is not None
             if load.array in self.state.stored:
                 raise _unsupported(load, f"a dot of {load.array.name}, which the kernel stores to", "use another array")
+            gathers = [offset.array for offset in load.operands if offset.shape]
+            if any(array in self.state.stored for array in gathers):
+                raise _unsupported(load, "indices from an array that the kernel stores to", "use another array")
             if load.attributes["other"] != 0:
                 raise _unsupported(load, f"a dot of a load with other={load.attributes['other']}", "leave it 0")
         for dot in (op for op in pipeline.loop.body if op.kind == "dot"):
             dtype = dot.operands[0].dtype
-            if dtype is not None and dtype.name != self.state.atom.operand:
+            if dtype is not None and dtype.is_float and dtype.name != self.state.atom.operand:
                 raise _unsupported(dot, f"dots of {self.state.atom.operand} and {dtype}", "use one of them in a kernel")
 
     def _affine_accesses(self, loop: Op, start: Operand) -> dict[Op, tuple[list[Operand], list[int]]]:
@@ -371,9 +383,10 @@ class Lowering:
         for op in loop.body:
             if op.kind not in ("load", "store"):
                 continue
-            slopes = [_slope(offset, loop) for offset in _offsets(op)]
+            offsets = _scalar_offsets(op)
+            slopes = [_slope(offset, loop) for offset in offsets]
             if None not in slopes:
-                starts = [self._at_start(offset, loop, start) for offset in _offsets(op)]
+                starts = [self._at_start(offset, loop, start) for offset in offsets]
                 found[op] = starts, [slope * loop.integer("step") for slope in slopes if slope is not None]
         return found
 
@@ -403,8 +416,9 @@ class Lowering:
             raise _unsupported(op, "a dot outside a loop over k", "put it into lb.range")
         if op in self.absorbed:
             return
-        b = self.state.builder
-        registers = [b.op("mov.f32", "f", float_immediate(0.0)) for _ in range(self.count(op))]
+        b, kind = self.state.builder, _register_kind(op)
+        name, zero = ("mov.b32", 0) if kind == "r" else ("mov.f32", float_immediate(0.0))
+        registers = [b.op(name, kind, zero) for _ in range(self.count(op))]
         self.dots[op].emit(registers)
         self.state.values[op] = list(registers)
 
@@ -452,8 +466,15 @@ def _offsets(op: Op) -> tuple[Op, ...]:
     return op.operands if op.kind == "load" else op.operands[1:]
 
 
+def _scalar_offsets(op: Op) -> list[Op]:
+    """The offsets; in place of indices that are loaded, where they are loaded from."""
+    return [offset.operands[0] if offset.shape and offset.kind == "load" else offset for offset in _offsets(op)]
+
+
 def _slope(op: Op, loop: Op) -> int | None:
     """What an i32 scalar grows by when the loop's index grows by 1; None where that is no fixed number."""
+    if op.shape:
+        return None
     if op is loop or invariant(op, loop):
         return int(op is loop)
     if op.kind not in ("add", "sub", "mul"):

@@ -21,7 +21,7 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.codegen.centring import centring
 from lowbitvm.codegen.convert import Decoder, decoder
-from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
@@ -56,15 +56,17 @@ class Dot:
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
-        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and a.dtype is not None
+        assert isinstance(activations, Activations) and isinstance(words, WordTile) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
+        self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
-        self.decoder = decoder(self.format.code, self.act)
+        self.tables = pipeline.shared_tables(codes, self.act)
+        self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8 // state.warps_m  # n8 tiles of a warp
         self.row_tiles = words.row_tiles * state.warps_m
         self.centring = centring(self.format, self.decoder) if self.columns >= LEAST_CENTRED else None
@@ -80,8 +82,7 @@ class Dot:
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
         b, code = self.state.builder, self.format.code
-        assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
-        self.decode_constants = self.decoder.constants(b)
+        self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         factors, offsets = self.decoder.factors, self.decoder.offsets
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
@@ -187,6 +188,13 @@ class Dot:
             return [] if self.centring is None else self.centre_constants[2:]
         return self.centring.addends(self.state.builder, loaded["zeros"][0])
 
+    def _decoded(self, words: list[str], t: int) -> list[list[str]]:
+        """The A fragments of a chunk's words, of the t-th row tile that the warp decodes."""
+        if self.tables:
+            return self.tables.emit(words, t)
+        assert isinstance(self.decoder, Decoder)
+        return self.decoder.emit(self.state.builder, words, self.decode_constants)
+
     def _centred(self, fragment: list[str], addends: list[str]) -> list[str]:
         if self.centring is None:
             return fragment
@@ -201,7 +209,7 @@ class Dot:
             place = (t, k // CHUNK_K)
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
-                decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
+                decoded[place] = self._decoded(words, t)
             fragments.append(self._centred(decoded[place][k % CHUNK_K // self.atom.k], addends))
         return fragments
 
@@ -298,17 +306,17 @@ class Dot:
     def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
         """Emits the conversions of a row tile's scales and zeros."""
         b, fmt = self.state.builder, self.format
-        scales = self._as_floats(loaded["scales"], fmt.scale_dtype)
+        scales = self._as_floats(loaded["scales"], self.read_as["scales"])
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
-        if fmt.zero_dtype is None or self.centring is not None:
+        if fmt.zero is None or self.centring is not None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
-            offsets = self._as_floats(loaded["zeros"], fmt.zero_dtype)
+            offsets = self._as_floats(loaded["zeros"], self.read_as["zeros"])
             return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
         if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
             return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
-        terms = zip(self._as_floats(loaded["zeros"], fmt.zero_dtype), self.slopes, self.constants, strict=True)
+        terms = zip(self._as_floats(loaded["zeros"], self.read_as["zeros"]), self.slopes, self.constants, strict=True)
         zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
         return Scaling(scales, zeros, None)
 

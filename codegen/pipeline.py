@@ -8,11 +8,16 @@ copies of this unit are visible, and the slot read in the previous unit may be o
 cp.async, a unit's pieces go through registers, all loads before all stores.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lowbitvm.codegen.codebook import SharedTables, table_count, table_key
+from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
@@ -24,6 +29,7 @@ UNIT_K = 128  # k that is summed before the scales are applied, where the groups
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 SLOT_ALIGNMENT = 128
+KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
 
 @dataclass
@@ -40,6 +46,23 @@ class Pipeline:
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
+    codebooks: dict[object, SharedTables] = field(default_factory=dict)  # by array, or by code type where it is fixed
+
+    def shared_tables(self, codes: Op, act: str) -> SharedTables | None:
+        """The tables that a load of codes is decoded by; emits them where they are new. None for other formats."""
+        _, fmt = packed_array(codes)
+        if fmt.code.kind != "table":
+            return None
+        key = table_key(codes)
+        if key not in self.codebooks:
+            self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
+        return self.codebooks[key]
+
+    @functools.cached_property
+    def _table_room(self) -> tuple[int, int]:
+        """How many tables the loop's weights need, and the bytes of shared memory that there are for them."""
+        loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, WordTile)]
+        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
 
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
@@ -54,15 +77,23 @@ class Pipeline:
         if self.unit.lead and self.unit.exact:  # one unit beyond the last is decoded, to no end
             for tile in self.tiles.values():
                 tile.clear(self.slot_of(self.unit.ahead))
+        for tile in self._gathered():
+            tile.prepare(self.base, self.slot_bytes, self.left)
+            for number in range(0, self.unit.ahead - self.unit.together, self.unit.together):
+                tile.turn(number)
+
+    def _gathered(self) -> list[GatheredTile]:
+        return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
 
     def slot_of(self, number: int) -> int:
         """Where the tiles of the `number`-th unit of an iteration lie."""
         return self.base + number % self.unit.slots * self.slot_bytes
 
-    def wait(self, pending: int) -> None:
-        """Emits the wait until but `pending` groups of copies are there, for all threads."""
+    def wait(self, pending: int, number: int) -> None:
+        """Emits the wait until but `pending` groups of copies are there for all threads, `number` and later units."""
         if self.state.target.has_async_copies:
             self.state.builder.do("cp.async.wait_group", pending)
+        self._convert(number)
         self.state.builder.do("bar.sync", 0)
 
     def _fetch_group(self, number: int, zeros: bool = False) -> None:
@@ -96,9 +127,29 @@ class Pipeline:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
         unit = self.unit
         if number % unit.together == 0:
-            self.wait(unit.ahead // unit.together - 1 - unit.lead)
+            for tile in self._gathered():
+                tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
+            self.wait(unit.ahead // unit.together - 1 - unit.lead, number)
             self._fetch_group(number + unit.ahead)
         self.number, self.slot = number, self.slot_of(number)
+
+    def _convert(self, number: int) -> None:
+        """Emits what makes numbers of the bytes that a wait brought: of `number` and the units together with it.
+
+        A lane reads bytes that other lanes of its warp copied.
+        """
+        b, unit = self.state.builder, self.unit
+        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows) and number % tile.every == 0]
+        if not converted:
+            return
+        b.do("bar.warp.sync", 0xFFFFFFFF)
+        done = b.label("converted")
+        for each in range(number, number + unit.together):
+            if each > number and unit.exact:
+                b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
+            for tile in converted:
+                tile.convert(self.slot_of(each))
+        b.place(done)
 
     def end_iteration(self) -> None:
         """Emits the step to the next iteration."""
@@ -151,14 +202,27 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         tiles[key] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
+    def add_group(codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
+        fmt = packed_array(codes)[1]
+        if part_bytes(fmt, parts[0]) > 1:
+            add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
+            return
+        for part in parts:
+            outer = None
+            if isinstance(fmt.outer, int):
+                outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
+                add((codes, OUTER_OF[part]), outer)
+            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer))
+
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
-            add((activations, "tile"), DenseTile(state, unit, size, activations, *offsets[activations]))
+            kind = GatheredTile if activations.operands[1].shape else DenseTile
+            add((activations, "tile"), kind(state, unit, size, activations, *offsets[activations]))
         if (codes, "tile") not in tiles:
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
-                add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
+                add_group(codes, parts, row, start)
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 
@@ -178,10 +242,11 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     """
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
-    dims = {load.array.dims[1] for pair in loads for load in pair if load.array is not None}
+    dims = {_along(load) for pair in loads for load in pair}
     whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
+    outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
     bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
@@ -192,13 +257,19 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
     span = k * period
-    exact = (
-        whole and divisor(start) % span == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % span == 0
-    )
+    sizes = math.lcm(state.program.divisor(next(iter(dims))), *known, *outers)
+    exact = whole and divisor(start) % span == 0 and sizes % span == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
     return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared))
+
+
+def _along(load: Op) -> str:
+    """The dimension that a load moves along: that of the columns, or of the array that has their indices."""
+    columns = load.operands[1] if load.operands[1].shape else load
+    assert columns.array is not None
+    return columns.array.dims[-1]
 
 
 def _ends_at(stop: Op, dim: str) -> bool:
@@ -208,11 +279,30 @@ def _ends_at(stop: Op, dim: str) -> bool:
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 
+def _check_indices(indices: Op, loop: Op) -> None:
+    """What the pipeline needs of the columns that a load gathers by."""
+    if indices.kind != "load" or indices not in loop.body:
+        problem = f"a dot of columns that a {indices.kind} names"
+    elif indices.attributes["other"] != NOWHERE:
+        problem = f"a dot of columns that are {indices.attributes['other']} beyond their array"
+    else:
+        return
+    raise LowbitvmError(
+        "KERNEL_UNSUPPORTED",
+        problem,
+        f"write lb.load(x, (row, lb.load(order, (k,), (bk,), other={NOWHERE})), (bm, bk)) in the loop",
+        indices.location,
+    )
+
+
 def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
     bn, bk = codes.shape
     step = loop.integer("step")
     for load in (activations, codes):
         row, column = load.operands
+        if column.shape:
+            _check_indices(column, loop)
+            (column,) = column.operands
         if not invariant(row, loop) or column is not loop or load in state.assigned:
             raise LowbitvmError(
                 "KERNEL_UNSUPPORTED",

@@ -50,7 +50,7 @@ class SharedDot(Dot):
 
     def prime(self) -> None:
         """Emits the decode of the first unit."""
-        self.pipeline.wait(self.pipeline.unit.ahead - 1)
+        self.pipeline.wait(self.pipeline.unit.ahead - 1, 0)
         for _ in self._decode(0):
             pass
         self._sum_rows(0)
@@ -105,7 +105,7 @@ class SharedDot(Dot):
         for t in range(self.words.row_tiles):
             for chunk in range(unit.k // CHUNK_K):
                 words = self.words.words(pipeline.slot_of(number), t, chunk)
-                for step, fragment in enumerate(self.decoder.emit(b, words, self.decode_constants)):
+                for step, fragment in enumerate(self._decoded(words, t)):
                     place = buffer + t * self.tile_bytes + (4 * chunk + step) * FRAGMENT
                     k = first + chunk * CHUNK_K + step * self.atom.k
                     of = t, k // self.segment

@@ -1,12 +1,14 @@
 """Executor (a): what a tile IR program means, in numpy.
 
 Tiles are numpy arrays of their dtype, except a dequantised weight, which is exact in float64. `dot` multiplies and sums
-in float64 and rounds once to f32. All other arithmetic is that of f32 and i32: i32 wraps, its division rounds down (by
-zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of a sum in f32 is not fixed.
+in float64 and rounds once to f32; of integer codes it is exact modulo 2^32. All other arithmetic is that of f32 and
+i32: i32 wraps, its division rounds down (by zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of
+a sum in f32 is not fixed.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,11 +18,12 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits
 from lowbitvm.ir import Array, Op, Program
 from lowbitvm.pack import PackedWeight
 
 NumpyArray = np.ndarray[Any, Any]
-Argument = NumpyArray | PackedWeight
+Argument = NumpyArray | PackedWeight | PackedDigits
 
 
 def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Argument]) -> None:
@@ -30,7 +33,7 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
     DTYPE_MISMATCH where they do not fit its declaration.
     """
     sizes = bind_sizes(program, arguments)
-    weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight)}
+    weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight | PackedDigits)}
     for block in product(*(range(count) for count in grid)):
         _Block(arguments, weights, sizes, block).run(program.body)
 
@@ -39,7 +42,8 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
     """The runtime size of every dimension name.
 
     `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, DTYPE_MISMATCH, and
-    SHAPE_MISMATCH, also where a promise of `divisible` is broken or a size is no i32.
+    SHAPE_MISMATCH, also where a promise of `divisible` is broken or a size is no i32, and FORMAT_UNSUPPORTED for a
+    permuted weight without its permutation beside it.
     """
     if arguments.keys() != {array.name for array in program.arrays}:
         raise LowbitvmError(
@@ -60,6 +64,7 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
                 raise LowbitvmError(
                     "SHAPE_MISMATCH", f"{dim} is {sizes[dim]} and, in {array.name}, {size}", f"make every {dim} equal"
                 )
+    _check_permutations(arguments)
     for dim, size in sizes.items():
         if size >= 1 << 31:
             raise LowbitvmError(
@@ -77,7 +82,7 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
 
 def check_element(array: Array, argument: Any) -> None:
     """Raises DTYPE_MISMATCH unless an argument's elements are those of the declaration."""
-    if isinstance(argument, PackedWeight):
+    if isinstance(argument, PackedWeight | PackedDigits):
         if argument.format != array.element:
             raise LowbitvmError(
                 "DTYPE_MISMATCH",
@@ -90,8 +95,23 @@ def check_element(array: Array, argument: Any) -> None:
         )
 
 
-def _dense(weight: PackedWeight) -> NumpyArray:
-    return np.asarray(weight.dequantize(), np.float64)
+def _check_permutations(arguments: Mapping[str, Any]) -> None:
+    """A kernel reads weights in their stored order: it must be given the permutation to gather x by."""
+    for name, weight in arguments.items():
+        permutation = weight.permutation if isinstance(weight, PackedWeight) else None
+        if permutation is not None and not any(array is permutation for array in arguments.values()):
+            raise LowbitvmError(
+                "FORMAT_UNSUPPORTED",
+                f"{name} is permuted along K, and no array of the kernel is {name}.permutation",
+                f"gather x by an i32 array, and pass {name}.permutation as that",
+            )
+
+
+def _dense(weight: PackedWeight | PackedDigits) -> NumpyArray:
+    """The columns in the stored order, as kernels read them; of digits the values without their offset."""
+    if isinstance(weight, PackedDigits):
+        return np.asarray(weight.unpack(), np.float64) - weight.decomposition.offset
+    return np.asarray(replace(weight, permutation=None).dequantize(), np.float64)
 
 
 class _Block:
@@ -140,9 +160,22 @@ class _Block:
         source = self.weights[op.array.name] if packed else self.arguments[op.array.name]
         assert isinstance(source, np.ndarray)
         tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
-        inside, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
-        tile[inside] = source[place]
+        if any(offset.shape for offset in op.operands):
+            indices = self._indices(op)
+            inside = [(index >= 0) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
+            places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
+            tile[np.ix_(*inside)] = source[np.ix_(*places)]
+        else:
+            window, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
+            tile[window] = source[place]
         return tile
+
+    def _indices(self, op: Op) -> list[NumpyArray]:
+        """Per axis the index in the array of every row or column of a gathered tile."""
+        return [
+            self.values[offset] if offset.shape else int(self.values[offset]) + np.arange(size)
+            for offset, size in zip(op.operands, op.shape, strict=True)
+        ]
 
     def _store(self, op: Op) -> None:
         assert op.array is not None
@@ -212,7 +245,10 @@ def _unless_nan(a: Any, b: Any, chosen: Any) -> Any:
 
 def _dot(block: _Block, op: Op) -> NumpyArray:
     a, b = block.operands(op)
-    return np.asarray(a.astype(np.float64) @ b, np.float32)
+    product = a.astype(np.float64) @ b
+    if op.dtype == dtypes.i32:  # of numbers below 2^9: exact, and wrapped
+        return np.asarray(product.astype(np.int64).astype(np.int32))
+    return np.asarray(product, np.float32)
 
 
 def _size(block: _Block, op: Op) -> np.int32:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import format_digits
 from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
@@ -30,38 +32,58 @@ MOST_SPLITS = 16
 SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if target.has_async_copies)
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
 SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
-LARGE = tuple(Tile(2 * SMALL_ROWS, bn=128, bk=64, stages=stages, warps=8) for stages in (4, 3))
+NARROW = 128  # bn, but for permuted weights with few rows
+LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
+GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
-def linear_plan(m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False) -> Tile:
+def linear_plan(
+    m: int,
+    n: int,
+    k: int,
+    fmt: Format,
+    target: Target,
+    batch_invariant: bool = False,
+    permuted: bool = False,
+    gate: bool = False,
+) -> Tile:
     """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
+    With `gate` there are two weights, whose sums leave no registers for the largest tile.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target)
+    most = INVARIANT_ROWS if batch_invariant else SMALL_ROWS if gate else m
+    tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted)
+    while tile.bn > max(n, NARROW):
+        tile = replace(tile, bn=tile.bn // 2, warps=tile.warps // 2)
     blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
     return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // max(1, blocks))))
 
 
-def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
+def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False) -> Tile:
     """The tile for m rows of activations: the smallest bm of 8 to 128 that holds them.
 
     At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
     have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
     groups of 32 take registers that only eight warps leave free (`make bench` shows both). Two stages are as good as
-    more where the target has no asynchronous copies to fill them.
+    more where the target has no asynchronous copies to fill them; a large tile leaves one to the tables of a codebook.
+    permuted: the weight's columns are; up to 8 rows the tile is then so wide that the gathering of x is few of all
+    instructions.
     """
-    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
-    stages = 4 if target is None or target.has_async_copies else 2
     bm = next((size for size in (8, 16, 32) if m <= size), SMALL_ROWS)
-    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == SMALL_ROWS and _crowded(fmt) else 4)
+    full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
+    stages = full if target is None or target.has_async_copies else 2
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == SMALL_ROWS and _crowded(fmt) else 4)
+    if permuted and bm == 8 and target is not None:
+        return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: bool = False) -> bool:
     """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
 
     There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
@@ -69,11 +91,30 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
-    groups = max(1, tile.bk // fmt.group) if isinstance(fmt.group, int) else 1
-    numbers = groups * sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None)
-    stage = 2 * tile.bm * tile.bk + tile.bn * (tile.bk * fmt.bits + numbers) // 8
+    if permuted or fmt.scale_dtype.bits == 8 or fmt.code.kind == "table":
+        return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
-    return tile.stages * stage + 2 * 2 * tile.bn * tile.bk <= room
+    return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
+
+
+def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
+    """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
+
+    A block gathers its x in the same number of instructions whatever its width.
+    """
+    for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
+        for stages in (8, 6, 4, 2) if target.has_async_copies else (2,):
+            wide = replace(tile, bn=bn, warps=bn // 32, stages=stages)
+            if _staged_bytes(wide, fmt) <= min(target.shared_per_block, STAGED_BYTES * bn // NARROW):
+                return wide
+    return tile
+
+
+def _staged_bytes(tile: Tile, fmt: Format) -> int:
+    """Shared memory of all stages, scales and zero points included, at most."""
+    numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
+    groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -87,7 +128,7 @@ def _stages(tile: Tile, fmt: Format) -> int:
     return next(iter(fits), tile.stages)
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) -> Tile:
+def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, /, **parts: int | None) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
@@ -96,9 +137,9 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
     odd = {name: part for name, part in given.items() if type(part) is not int or part < 1}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
-    tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)
+    tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS if shares_decoded(tile, fmt, target) or not _crowded(fmt) else ACCUMULATORS // 2
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
@@ -119,4 +160,39 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
 
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
-    return fmt.zero in ("float", "offset") or fmt.group == 32
+    return fmt.zero in ("float", "offset") or fmt.group in (16, 32)
+
+
+# -- integer codes -----------------------------------------------------------------------------------------------------
+
+
+MOST_PAIRS = 8  # n8 tiles times planes of weights that leave registers for a second row tile
+
+
+@dataclass(frozen=True)
+class DigitTile:
+    """One block's share of a product of integer codes, as `Tile`."""
+
+    bm: int
+    bn: int
+    bk: int
+    stages: int
+    warps: int
+
+
+def digit_tile(m: int, activations: Format, weights: Format, target: Target) -> DigitTile:
+    """The tile for m rows of integer activations.
+
+    bm is the smallest that holds the rows and fills columns of the n8 side, up to 64 of them. Tiles of few pairs of
+    digits are wider and deeper, where two stages of them fit STAGED_BYTES.
+    """
+    assert activations.digits is not None and weights.digits is not None
+    base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
+    bm = next((size for size in (COLUMNS, 2 * COLUMNS, 4 * COLUMNS) if m * each <= size), 8 * COLUMNS) // each
+    few = len(format_digits(weights).digits) * bm * each // COLUMNS <= MOST_PAIRS
+    most = 4 if target.has_async_copies else 2
+    for bn, bk in ((128, 2 * base.tile_k), (64, 2 * base.tile_k), (64, base.tile_k))[0 if few else 2 :]:
+        stages = min(most, STAGED_BYTES // (bk * (bn * weights.bits + bm * each * base.bits) // 8))
+        if stages >= 2:
+            break
+    return DigitTile(bm, bn, bk, stages, warps=4)
