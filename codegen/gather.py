@@ -19,6 +19,7 @@ from lowbitvm.ir import Op
 QUAD = 4  # neighbouring columns of a thread
 ROWS = 4  # that share a thread's indices, at least
 MOST_HELD = 32  # numbers of a thread on their way through registers; where there are more, a turn waits for them
+MOST_ROWS = 32  # of a tile whose accumulators leave registers for that
 NOWHERE = -1  # the index of a column that the array of indices does not have
 
 Row = tuple[str, str]  # pointer to a row, or to one that exists in its place; predicate: it exists
@@ -46,14 +47,14 @@ class GatheredTile(Activations):
         self.row, self.start, self.counts_up = row, start, non_negative(load.operands[0])
         self.row_count, self.column_count = (state.size(dim) for dim in load.array.dims)
         self.order_count = state.size(order.array.dims[0])
-        self.source, self.order = state.pointer(load.array), state.pointer(order.array)
+        self.x, self.order = state.pointer(load.array), state.pointer(order.array)
         self.trusted = unit.exact and "trusted" in load.attributes
         self.whole_quads = state.program.divisor(order.array.dims[0]) % QUAD == 0
         quads = unit.k * unit.together // QUAD
         self.across = min(quads, state.threads)
         self.down = max(1, min(self.rows // ROWS, state.threads // self.across))
         self.mine = self.rows // self.down
-        self.held = quads // self.across * self.mine * QUAD <= MOST_HELD
+        self.held = self.rows <= MOST_ROWS and quads // self.across * self.mine * QUAD <= MOST_HELD
         self.numbers = range(0, quads, self.across)  # of thread 0's quads
         self.active = self._emit_active()
 
@@ -74,7 +75,7 @@ class GatheredTile(Activations):
         index = state.scalar("add", self.first_row, i)
         exists = b.op("setp.lt.u32", "p", index, self.row_count)
         index = b.op("max.s32", "r", b.op("min.s32", "r", index, self.last_row), 0)
-        return b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), self.pitch_bytes, self.source), exists
+        return b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), self.pitch_bytes, self.x), exists
 
     def _rows(self) -> Iterator[Row]:
         """The thread's rows; emits the address arithmetic of those that are not known before the loop."""
