@@ -60,8 +60,10 @@ class Dot:
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
+        self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
-        self.decoder = decoder(self.format.code, self.act)
+        self.tables = pipeline.shared_tables(codes, self.act)
+        self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
         self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
@@ -71,8 +73,7 @@ class Dot:
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
         b, code = self.state.builder, self.format.code
-        assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
-        self.decode_constants = self.decoder.constants(b)
+        self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         factors = self.decoder.factors
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
@@ -158,7 +159,11 @@ class Dot:
             place = (t, k // CHUNK_K)
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
-                decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
+                decoded[place] = (
+                    self.tables.emit(words, t)
+                    if self.tables
+                    else self.decoder.emit(self.state.builder, words, self.decode_constants)
+                )
             fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
 
@@ -238,17 +243,17 @@ class Dot:
     def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
         """Emits the conversions of a row tile's scales and zeros."""
         b, fmt = self.state.builder, self.format
-        scales = self._as_floats(loaded["scales"], fmt.scale_dtype)
+        scales = self._as_floats(loaded["scales"], self.read_as["scales"])
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
-        if fmt.zero_dtype is None:
+        if fmt.zero is None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
-            offsets = self._as_floats(loaded["zeros"], fmt.zero_dtype)
+            offsets = self._as_floats(loaded["zeros"], self.read_as["zeros"])
             return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
         if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
             return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
-        terms = zip(self._as_floats(loaded["zeros"], fmt.zero_dtype), self.slopes, self.constants, strict=True)
+        terms = zip(self._as_floats(loaded["zeros"], self.read_as["zeros"]), self.slopes, self.constants, strict=True)
         zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
         return Scaling(scales, zeros, None)
 

@@ -8,12 +8,16 @@ copies of this unit are visible, and the slot read in the previous unit may be o
 cp.async, a unit's pieces go through registers, all loads before all stores.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lowbitvm.codegen.codebook import SharedTables, table_count, table_key
+from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
@@ -25,6 +29,7 @@ UNIT_K = 128  # k that is summed before the scales are applied, where the groups
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 SLOT_ALIGNMENT = 128
+KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
 
 @dataclass
@@ -40,6 +45,23 @@ class Pipeline:
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
+    codebooks: dict[object, SharedTables] = field(default_factory=dict)  # by array, or by code type where it is fixed
+
+    def shared_tables(self, codes: Op, act: str) -> SharedTables | None:
+        """The tables that a load of codes is decoded by; emits them where they are new. None for other formats."""
+        _, fmt = packed_array(codes)
+        if fmt.code.kind != "table":
+            return None
+        key = table_key(codes)
+        if key not in self.codebooks:
+            self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
+        return self.codebooks[key]
+
+    @functools.cached_property
+    def _table_room(self) -> tuple[int, int]:
+        """How many tables the loop's weights need, and the bytes of shared memory that there are for them."""
+        loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, WordTile)]
+        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
 
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
@@ -89,9 +111,28 @@ class Pipeline:
                 tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
             if self.state.target.has_async_copies:
                 b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
+            self._convert(number)
             b.do("bar.sync", 0)
             self._fetch_group(number + unit.ahead)
         self.slot = self.base + number * self.slot_bytes
+
+    def _convert(self, number: int) -> None:
+        """Emits what makes numbers of the bytes that a wait brought: of `number` and the units together with it.
+
+        A lane reads bytes that other lanes of its warp copied.
+        """
+        b, unit = self.state.builder, self.unit
+        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows)]
+        if not converted:
+            return
+        b.do("bar.warp.sync", 0xFFFFFFFF)
+        done = b.label("converted")
+        for each in range(number, number + unit.together):
+            if each > number and unit.exact:
+                b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
+            for tile in converted:
+                tile.convert(self.base + each * self.slot_bytes)
+        b.place(done)
 
     def end_iteration(self) -> None:
         """Emits the step to the next iteration."""
@@ -144,6 +185,18 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         tiles[key] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
+    def add_group(codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
+        fmt = packed_array(codes)[1]
+        if part_bytes(fmt, parts[0]) > 1:
+            add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
+            return
+        for part in parts:
+            outer = None
+            if isinstance(fmt.outer, int):
+                outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
+                add((codes, OUTER_OF[part]), outer)
+            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer))
+
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
             kind = GatheredTile if activations.operands[1].shape else DenseTile
@@ -152,7 +205,7 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
-                add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
+                add_group(codes, parts, row, start)
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 
@@ -176,13 +229,18 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
+    outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
     bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    exact = whole and divisor(start) % k == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % k == 0
+    exact = (
+        whole
+        and divisor(start) % k == 0
+        and math.lcm(state.program.divisor(next(iter(dims))), *known, *outers) % k == 0
+    )
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1

@@ -32,19 +32,24 @@ from lowbitvm.dsl import reduce_sum as sum
 from lowbitvm.dtypes import bf16, f16, f32, i4, i32, u4
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.integer import compile_matmul, matmul
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
 if TYPE_CHECKING:
+    from lowbitvm.explanation import explain as explain
     from lowbitvm.foreign import from_foreign as from_foreign
     from lowbitvm.foreign import to_foreign as to_foreign
     from lowbitvm.ops import linear as linear
 
 __version__ = "0.1.0"
+# imported when they are first used: large, and rarely needed
+LATER = {"explain": "lowbitvm.explanation", "from_foreign": "lowbitvm.foreign", "to_foreign": "lowbitvm.foreign"}
 
 
 def __getattr__(name: str) -> Any:
@@ -55,8 +60,8 @@ def __getattr__(name: str) -> Any:
             fix = "pip install 'lowbitvm[torch]'"
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
         return linear
-    if name in ("from_foreign", "to_foreign"):  # imported when they are first used: many tables, and rarely needed
-        return getattr(importlib.import_module("lowbitvm.foreign"), name)
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
     raise AttributeError(f"module 'lowbitvm' has no attribute {name!r}")
 
 
@@ -66,16 +71,19 @@ __all__ = [
     "Kernel",
     "LowbitvmError",
     "Packed",
+    "PackedDigits",
     "PackedWeight",
     "Tensor",
     "Value",
     "atomic_add",
     "bf16",
     "compile_linear",
+    "compile_matmul",
     "dequant",
     "dot",
     "exp",
     "expand_dims",
+    "explain",
     "explain_decode",
     "f16",
     "f32",
@@ -87,10 +95,13 @@ __all__ = [
     "kernel",
     "launch",
     "load",
+    "matmul",
     "max",
     "maximum",
     "minimum",
     "pack",
+    "pack_activations",
+    "pack_weights",
     "packed",
     "program_id",
     "quantize",
