@@ -61,7 +61,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     most = 32 if permuted and fmt.group in (16, 32) else 64
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and (permuted or _crowded(fmt)) else 4)
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
@@ -83,8 +83,10 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
 
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
-    """Shared memory of all stages, scales and zero points included, at most."""
-    numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
+    """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
+    numbers = sum(
+        dtype.bits + 32 * (dtype.bits == 8) for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None
+    )
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
 

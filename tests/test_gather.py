@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -133,6 +134,21 @@ def test_a_gate_is_gathered_with_its_weight_and_must_have_the_same_permutation()
     for other in (np.roll(weight.permutation, 1), None):
         with pytest.raises(lb.LowbitvmError, match=r"FORMAT_UNSUPPORTED.*permuted in two ways"):
             run_linear(x, weight, None, y, "sm_80", gate=replace(gate, permutation=other))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_torch_runs_permuted_weights(monkeypatch, gated):
+    given = weight_of(FMT, 24, 128).arguments()
+    tensors = {name: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for name, part in given.items()}
+    weight, x = lb.pack(**tensors), torch.from_numpy(activations(3, 128))
+    assert weight.permutation is not None
+    options = {"gate": weight, "activation": "relu"} if gated else {}
+    exact = x.double() @ weight.dequantize().double().T
+    exact = exact.relu() * exact if gated else exact
+    for device in ("", "emulator:sm_80"):
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.linear(x, weight, dtype=torch.float32, **options)
+        torch.testing.assert_close(y.double(), exact, rtol=2.0**-18, atol=2.0**-12)
 
 
 def test_a_permuted_weight_needs_its_permutation_beside_it():
