@@ -53,14 +53,15 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
-    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves one to
-    the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
-    gathering of x is few of all instructions.
+    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both), as
+    does the gathering of a permuted weight's x. Two stages are as good as more where the target has no asynchronous
+    copies to fill them; a large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to
+    8 rows the tile is then so wide that the gathering of x is few of all instructions.
     """
-    bm = next((size for size in (8, 16, 32) if m <= size), 64)
+    most = 32 if permuted and fmt.group in (16, 32) else 64
+    bm = next((size for size in (8, 16, 32) if m <= size), most)
     stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
@@ -69,19 +70,23 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
     """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
 
-    A block gathers its x in the same number of instructions whatever its width.
+    A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
+    which stages of 64 are joined to where the groups are longer.
     """
+    bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        for stages in (8, 6, 4, 2) if target.has_async_copies else (2,):
-            wide = replace(tile, bn=bn, warps=bn // 32, stages=stages)
+        for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
+            wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
             if _staged_bytes(wide, fmt) <= min(target.shared_per_block, STAGED_BYTES * bn // NARROW):
                 return wide
     return tile
 
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
-    """Shared memory of all stages, scales and zero points included, at most."""
-    numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
+    """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
+    numbers = sum(
+        dtype.bits + 32 * (dtype.bits == 8) for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None
+    )
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
 
