@@ -1,7 +1,7 @@
 """The linear kernel on both executors, and its exact result with what may follow the product, and the bound."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -46,6 +46,7 @@ class Layer:
     def arguments(self) -> dict[str, object]:
         """The kernel's arrays but y."""
         named = {"x": self.x, "w": self.w, "gate": self.gate, "bias": self.bias, "residual": self.residual}
+        named["order"] = self.w.permutation
         return {name: value for name, value in named.items() if value is not None}
 
     def variant(self, tile: Tile) -> Variant:
@@ -53,9 +54,15 @@ class Layer:
         kinds = [None if array is None else dtypes.of(array).name for array in (self.bias, self.residual)]
         act = dtypes.of(self.x).name
         aligned = self.x.shape[1] % 8 == 0
-        return Variant(
-            self.w.format, tile, act, self.out, kinds[0], self.gate is not None, kinds[1], self.activation, aligned
-        )
+        fmt, gated, permuted = self.w.format, self.gate is not None, self.w.permutation is not None
+        return Variant(fmt, tile, act, self.out, kinds[0], gated, kinds[1], self.activation, aligned, permuted)
+
+    def ordered(self) -> "Layer":
+        """The same without a permutation: the columns of x stand in the order of the weights'."""
+        if self.w.permutation is None:
+            return self
+        gate = self.gate and replace(self.gate, permutation=None)
+        return replace(self, x=self.x[:, self.w.permutation], w=replace(self.w, permutation=None), gate=gate)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """(result in float64, bound of the kernel's error)."""
