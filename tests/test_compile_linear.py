@@ -92,7 +92,6 @@ def test_a_format_is_taken_as_it_is_as_text_and_by_its_parts():
         ("FORMAT_INVALID", {"weights": "u99"}),
         ("FORMAT_INVALID", {"weights": 4}),
         ("FORMAT_INVALID", {"weights": "mxfp4", "scale": "f64"}),
-        ("FORMAT_UNSUPPORTED", {"weights": "nf4"}),
         ("FORMAT_UNSUPPORTED", {"weights": "f8e6m1"}),
         ("FORMAT_INVALID", {"weights": "u4", "group": 33}),
         ("DTYPE_MISMATCH", {"weights": "u4", "act": "f32"}),

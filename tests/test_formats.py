@@ -172,8 +172,8 @@ def test_groups_tile_in_features_or_the_error_names_both_numbers(fmt: Format, n:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("u9", "u8"), ("i1", "bp1"), ("int4", "i4"), ("UINT2", "u2"), ("fp4", "mxfp4"), ("fp8", "e4m3"), ("e2m1", "f4e2m1"),
-     ("f8e4m3fn", "f8e4m3"), ("mxfp", "mxfp4"), ("c9", "c8"), ("nf3", "nf4")],
+    [("u9", "u8"), ("i1", "bp1"), ("int4", "i4"), ("UINT2", "u2"), ("fp4", "mxfp4"), ("fp8", "e4m3"),
+     ("e2m1", "f4e2m1"), ("f8e4m3fn", "f8e4m3"), ("mxfp", "mxfp4"), ("c9", "c8"), ("nf3", "nf4")],
 )  # fmt: skip
 def test_an_unknown_dtype_is_answered_with_the_nearest_and_what_there_is(name: str, meant: str) -> None:
     with pytest.raises(LowbitvmError) as caught:
