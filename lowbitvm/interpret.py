@@ -162,7 +162,7 @@ class _Block:
         tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
         if any(offset.shape for offset in op.operands):
             indices = self._indices(op)
-            inside = [(0 <= index) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
+            inside = [(index >= 0) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
             places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
             tile[np.ix_(*inside)] = source[np.ix_(*places)]
         else:
