@@ -9,7 +9,7 @@ f16, floats: sign and magnitude fall on the f16's sign and on the last bits of i
 bf16, integers: the code's bits below the exponent 0 give 1 + q * 2**(s - 7); the offset is taken off the accumulators.
 bf16, 8-bit integers and floats: as for f16, in bf16 subnormals and the numbers next to them, which one exact
     multiplication moves to where products with activations cannot underflow.
-codebooks: an index, of as many codes as 128 bytes hold for 32 lanes, into a table in shared memory.
+codebooks: an index, of as many codes as a byte holds, into a table in shared memory.
 """
 
 import functools
@@ -23,7 +23,7 @@ import numpy as np
 
 from lowbitvm import chunk
 from lowbitvm.chunk import Layout, Part, Run
-from lowbitvm.codegen.ptx import Operand, memory, vector
+from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.dtypes import CODE_TYPES, NAN_PATTERNS, CodeType
 from lowbitvm.errors import LowbitvmError
 
@@ -37,7 +37,9 @@ SIGN_PLACE = 15
 F16_EXPONENT = 5
 ONE_BF16 = 0x3F80
 MINUS_ZERO = 0x8000
-ROW_BYTES = 256  # of a codebook's table
+INDEX_BITS = 8  # of an index into a codebook's table: a byte
+ROW_BYTES = 128  # of a codebook's table: all banks of shared memory
+TABLE_ROOM = ROW_BYTES << INDEX_BITS
 LARGEST_SHIFT = 127  # the largest power of two that bf16 has
 
 SELECT, AND, AND_OR = 0xCA, 0xC0, 0xEA  # lop3 truth tables of a ? b : c, a & b, (a & b) | c
@@ -48,12 +50,13 @@ PIPES = {  # PTX operation -> (SASS, pipe)
     "or.b32": ("LOP3", "integer"),
     "prmt.b32": ("PRMT", "integer"),
     "fma.rn.bf16x2": ("HFMA2", "half"),
+    "dp4a.u32.u32": ("IDP", "fma"),
     "ld.shared.b32": ("LDS", "shared"),
     "ld.shared.v2.b32": ("LDS", "shared"),
     "ld.shared.v4.b32": ("LDS", "shared"),
 }
 
-PIPE_NAMES = ("integer", "half", "shared")
+PIPE_NAMES = ("integer", "fma", "half", "shared")
 
 
 class Emitter(Protocol):
@@ -138,71 +141,96 @@ _BYTES = {(r, mask): _selector(r, mask) for r in (8, 16, 24) for mask in (0x00FF
 class TableDecoder:
     """The decode of codebooks: fragment value = table[q], in the activations' dtype.
 
-    The table lies in shared memory, a row of 256 bytes per index: one byte of a word and the lane's offset make an
-    address with one PRMT. The first half of a row has the entry once for each lane, or for each of the lanes that
-    shared memory serves at a time, so that there are no bank conflicts. An entry has the registers of `span` pairs of
-    codes. From 5 bits on it is one code: the low half of a register here, the high half in the second half of the row.
+    A byte of a word is an index of as many codes as there are in it; a dot product of bytes makes it an address. An
+    index has a row of 128 bytes in shared memory, with the entry once for each lane, or for each of the lanes that
+    shared memory serves at a time, so that there are no bank conflicts. An entry is a register per pair of codes; of a
+    single code it is the low half of one. A byte may hold other bits beside its codes: where `room` allows it, the
+    table is repeated for all of these, else they are masked. Where rows of 128 bytes do not fit, they have one entry.
+
+    tables: how many such tables lie in shared memory. room: the bytes of all together.
     """
 
     code: CodeType
     act: str
+    tables: int = 1
+    room: int = TABLE_ROOM
     factors: tuple[float, float] = (1.0, 1.0)
     offsets: tuple[float, float] = (0.0, 0.0)
 
-    @property
-    def span(self) -> int:
-        """Pairs of codes that one index has; 0 where every code has its own."""
-        return {1: 4, 2: 2, 3: 1, 4: 1}.get(self.code.bits, 0)
+    @functools.cached_property
+    def _shape(self) -> tuple[int, int, int]:
+        """(codes, rows, bytes of a row): of the shapes with most codes the one with most rows that fits."""
+        bits = self.code.bits
+        counts = [count for count in (8, 4, 2, 1) if count * bits <= INDEX_BITS]
+        shapes = [(count, rows, ROW_BYTES) for count in counts for rows in (1 << INDEX_BITS, 1 << count * bits)]
+        shapes += [(1, rows, 4) for rows in (1 << INDEX_BITS, 1 << bits)]
+        fitting = (shape for shape in shapes if self.tables * shape[1] * shape[2] <= self.room)
+        return next(fitting, shapes[-1])
 
     @property
-    def index_bits(self) -> int:
-        return self.code.bits * max(1, 2 * self.span)
+    def codes(self) -> int:
+        """Codes of one index."""
+        return self._shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a table."""
+        return self._shape[1]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self._shape[2]
+
+    @property
+    def width(self) -> int:
+        """Registers of an entry."""
+        return max(1, self.codes // 2)
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of the table in shared memory."""
-        return ROW_BYTES << self.index_bits
+        """Bytes of a table in shared memory."""
+        return self.rows * self.row_bytes
 
     def table(self, values: Any) -> Any:
-        """The u32[2**index_bits, 64] of the table in shared memory, from the 2**bits values, rounded to `act`."""
+        """The u32[rows, row_bytes / 4] of a table in shared memory, from the 2**bits values, rounded to `act`."""
         native = np.dtype(np.float16) if self.act == "f16" else np.dtype(ml_dtypes.bfloat16)
         patterns = np.asarray(values, np.float64).astype(native).view(np.uint16).astype(np.uint32)
-        index = np.arange(1 << self.index_bits)[:, None]
-        code = np.arange(max(1, 2 * self.span)) * self.code.bits
-        entries = patterns[index >> code & ((1 << self.code.bits) - 1)]
-        if not self.span:
-            return np.repeat(np.concatenate([entries, entries << 16], 1), ROW_BYTES // 8, axis=1)
-        registers = entries[:, ::2] | entries[:, 1::2] << 16
-        return np.tile(registers, ROW_BYTES // 4 // self.span)
+        index = np.arange(self.rows)[:, None]
+        entries = patterns[index >> np.arange(self.codes) * self.code.bits & ((1 << self.code.bits) - 1)]
+        registers = entries if self.codes == 1 else entries[:, ::2] | entries[:, 1::2] << 16
+        return np.tile(registers, self.row_bytes // 4 // self.width)
 
     def constants(self, b: Emitter, lane: str, table: str) -> list[str]:
         """Emits what stays in registers, from the registers of the lane's number and of the table's address."""
-        width = max(1, self.span)
-        copy = b.op("and.b32", "r", lane, 32 // width - 1) if width > 1 else lane
-        return [b.op("shl.b32", "r", copy, 1 + width.bit_length()), table]
+        if self.row_bytes < ROW_BYTES:
+            return [table]
+        copy = b.op("and.b32", "r", lane, 32 // self.width - 1) if self.width > 1 else lane
+        return [b.op("mad.lo.s32", "r", copy, 4 * self.width, table)]
 
-    def emit(self, b: Emitter, words: list[str], constants: list[str]) -> list[list[str]]:
-        """Emits the decode of a chunk's words: the 4 registers of the A fragment of each of the 4 k16 steps."""
-        lane, table = constants
+    def emit(self, b: Emitter, words: list[str], constants: list[str], place: int = 0) -> list[list[str]]:
+        """Emits the decode of a chunk's words: the 4 registers of the A fragment of each of the 4 k16 steps.
+
+        The table is the one that lies `place` bytes after that of the constants.
+        """
+        (table,) = constants
+        bits = self.codes * self.code.bits
+        views: dict[tuple[int, int], str] = {}
         loaded: list[str] = []
-        for index in range(chunk.CODES * self.code.bits // self.index_bits):
-            if self.index_bits == 8:
-                word, byte = divmod(index + chunk.INDEX_PLACE // 8, 4)
-                offset = b.op("prmt.b32", "r", words[word % len(words)], lane, 0x5504 | byte << 4)
-            else:
-                word, shift = divmod(index * self.index_bits, 32)
-                following = words[(word + 1) % len(words)]
-                placed = b.op("shf.r.wrap.b32", "r", words[word], following, shift) if shift else words[word]
-                mask = ((1 << self.index_bits) - 1) << chunk.INDEX_PLACE
-                offset = b.op("lop3.b32", "r", placed, mask, lane, AND_OR)
-            address = b.op("add.s32", "r", offset, table)
-            entry = [b.register("r") for _ in range(max(1, self.span))]
-            second = not self.span and index % 2
-            width = {1: "", 2: ".v2", 4: ".v4"}[len(entry)]
-            b.do(f"ld.shared{width}.b32", vector(entry), memory(address, ROW_BYTES // 2 * second))
+        for index in range(chunk.CODES // self.codes):
+            word, bit = divmod(index * bits, 32)
+            byte, shift = divmod(bit, 8)
+            if (word, shift) not in views:
+                view, following = words[word % len(words)], words[(word + 1) % len(words)]
+                view = b.op("shf.r.wrap.b32", "r", view, following, shift) if shift else view
+                mask = ((1 << bits) - 1) * 0x01010101
+                views[word, shift] = b.op("and.b32", "r", view, mask) if self.rows < 1 << INDEX_BITS else view
+            address = b.op("dp4a.u32.u32", "r", views[word, shift], self.row_bytes << 8 * byte, table)
+            entry = [b.register("r") for _ in range(self.width)]
+            b.do(f"ld.shared{vector_suffix(entry)}.b32", vector(entry), memory(address, place))
             loaded += entry
-        if not self.span:
-            loaded = [b.op("or.b32", "r", *both) for both in zip(loaded[::2], loaded[1::2], strict=True)]
+        if self.codes == 1:
+            loaded = [b.op("prmt.b32", "r", *both, 0x5410) for both in zip(loaded[::2], loaded[1::2], strict=True)]
         return [loaded[4 * step : 4 * step + 4] for step in range(4)]
 
 
@@ -287,7 +315,8 @@ def _parts(runs: tuple[Run, ...], row: tuple[Bits, ...]) -> tuple[Part, ...]:
 def cost(decoder: Decoder | TableDecoder, words: int | None = None) -> Counter[str]:
     """SASS instructions of the decode of a chunk (32 codes of a lane), or of `words` words of one, by mnemonic."""
     counting = _Counting()
-    decoder.emit(counting, [""] * (words or decoder.code.bits), ["", ""])
+    constants = ["", ""] if isinstance(decoder, Decoder) else [""]
+    decoder.emit(counting, [""] * (words or decoder.code.bits), constants)
     return counting.done
 
 
@@ -310,7 +339,11 @@ def explain_decode(weights: str | None = None) -> str:
         for act in ("f16", "bf16"):
             names = " ".join(code.name for code in codes)
             held = codes[0].kind != "float" or held_by(codes[0], act)
-            rows.append((names, act, *_row(decoder(codes[0], act))) if held else (names, act, "not held", *[""] * 7))
+            rows.append(
+                (names, act, *_row(decoder(codes[0], act)))
+                if held
+                else (names, act, "not held", *[""] * (len(PIPE_NAMES) + 4))
+            )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -62,7 +62,8 @@ class Dot:
         self.format = packed_array(codes)[1]
         self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
-        self.decoder = decoder(self.format.code, self.act)
+        self.tables = pipeline.shared_tables(codes, self.act)
+        self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
         self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
@@ -72,8 +73,7 @@ class Dot:
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
         b, code = self.state.builder, self.format.code
-        assert isinstance(self.decoder, Decoder)  # `packed_array` refuses codebooks
-        self.decode_constants = self.decoder.constants(b)
+        self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         factors = self.decoder.factors
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
@@ -159,7 +159,11 @@ class Dot:
             place = (t, k // CHUNK_K)
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
-                decoded[place] = self.decoder.emit(self.state.builder, words, self.decode_constants)
+                decoded[place] = (
+                    self.tables.emit(words, t)
+                    if self.tables
+                    else self.decoder.emit(self.state.builder, words, self.decode_constants)
+                )
             fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
 

@@ -8,9 +8,12 @@ copies of this unit are visible, and the slot read in the previous unit may be o
 cp.async, a unit's pieces go through registers, all loads before all stores.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lowbitvm.codegen.codebook import SharedTables, table_count, table_key
+from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
@@ -26,6 +29,7 @@ UNIT_K = 128  # k that is summed before the scales are applied, where the groups
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 SLOT_ALIGNMENT = 128
+KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
 
 @dataclass
@@ -41,6 +45,23 @@ class Pipeline:
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
+    codebooks: dict[object, SharedTables] = field(default_factory=dict)  # by array, or by code type where it is fixed
+
+    def shared_tables(self, codes: Op, act: str) -> SharedTables | None:
+        """The tables that a load of codes is decoded by; emits them where they are new. None for other formats."""
+        _, fmt = packed_array(codes)
+        if fmt.code.kind != "table":
+            return None
+        key = table_key(codes)
+        if key not in self.codebooks:
+            self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
+        return self.codebooks[key]
+
+    @functools.cached_property
+    def _table_room(self) -> tuple[int, int]:
+        """How many tables the loop's weights need, and the bytes of shared memory that there are for them."""
+        loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, WordTile)]
+        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
 
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""

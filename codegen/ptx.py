@@ -23,6 +23,7 @@ class Builder:
         self._counts = dict.fromkeys(REGISTER_CLASSES, 0)
         self._labels = 0
         self._files: dict[str, int] = {}
+        self._arrays: dict[str, str] = {}
         self._location = self._written = ""
 
     def register(self, kind: str) -> str:
@@ -50,6 +51,11 @@ class Builder:
         guard = f"@{when} " if when else ""
         self.lines.append(f"    {guard}{name} {', '.join(map(str, operands))};" if operands else f"    {guard}{name};")
 
+    def array(self, name: str, halves: list[int]) -> str:
+        """The register of the global address of an array of 16-bit patterns that comes with the module."""
+        self._arrays[name] = f".global .align 16 .b16 {name}[{len(halves)}] = {{{', '.join(map(str, halves))}}};"
+        return self.op("mov.u64", "rd", name)
+
     def label(self, stem: str) -> str:
         """A fresh label name; `place` puts it."""
         self._labels += 1
@@ -68,7 +74,7 @@ class Builder:
         ]
         version = max(target.ptx_version, LOWEST_VERSION)
         head = [f".version {version}", f".target {target.name}", ".address_size 64", ""]
-        head += [".extern .shared .align 128 .b8 smem[];", ""]
+        head += [".extern .shared .align 128 .b8 smem[];", *self._arrays.values(), ""]
         head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]
         files = [f'.file {number} "{path}"' for path, number in self._files.items()]
         body = ["{", *registers, *self.lines, "    ret;", "}"]

@@ -66,9 +66,14 @@ class State:
         """The register of a runtime size."""
         return self.registers[size_name(dim)]
 
+    @property
+    def free_shared(self) -> int:
+        """Bytes of shared memory that `allocate_shared` still has."""
+        return self.target.shared_per_block - -(-self.shared_bytes // SHARED_ALIGNMENT) * SHARED_ALIGNMENT
+
     def allocate_shared(self, size: int, op: Op) -> int:
         """The offset of `size` bytes of dynamic shared memory, 128-byte aligned. Raises SHARED_MEMORY_EXCEEDED."""
-        offset = -(-self.shared_bytes // SHARED_ALIGNMENT) * SHARED_ALIGNMENT
+        offset = self.target.shared_per_block - self.free_shared
         if offset + size > self.target.shared_per_block:
             raise LowbitvmError(
                 "SHARED_MEMORY_EXCEEDED",

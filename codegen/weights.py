@@ -250,7 +250,7 @@ def packed_array(codes: Op) -> tuple[Array, Format]:
     """The packed weight that a load of codes reads. Raises FORMAT_UNSUPPORTED for what no kernel reads yet."""
     assert codes.array is not None and isinstance(codes.array.element, Format)
     fmt = codes.array.element
-    if fmt.code.kind == "table":
-        problem, fix = f"no kernel reads codebooks of {fmt.dtype}", f'use "u{fmt.bits}"'
+    if fmt.table == "group":
+        problem, fix = f"no kernel reads codebooks per group of {fmt.dtype}", 'use table="block"'
         raise LowbitvmError("FORMAT_UNSUPPORTED", problem, fix, codes.location)
     return codes.array, fmt

@@ -9,9 +9,10 @@ truncates their sum to f32 (Fasi et al., PeerJ CS 330, and later models). A step
 loses less than 9 * 2^-24 times the largest term and 2^-23 of its result; a step of 16 with F = 25 (Hopper, Blackwell)
 less than 17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |f| so far, so every |x_k| |f_k| counts
 once per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest exponent,
-hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. One fused multiply-add rounds P - z X;
-one each adds it and m X to an accumulator that is at most the sum of all terms so far, hence `adds`; each may lose what
-is below f32's smallest number, as it stands in the accumulator. A second level rounds s, and m, once more.
+hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. Entries of codebooks are rounded to the
+activations' dtype. One fused multiply-add rounds P - z X; one each adds it and m X to an accumulator that is at most
+the sum of all terms so far, hence `adds`; each may lose what is below f32's smallest number, as it stands in the
+accumulator. A second level rounds s, and m, once more.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import Decoder, decoder
+from lowbitvm.codegen.convert import decoder
 from lowbitvm.codegen.pipeline import UNIT_K
 from lowbitvm.pack import PackedWeight
 from lowbitvm.words import TILE_N
@@ -75,6 +76,8 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1) + (fmt.outer is not None)
     loss = MMA_LOSS * steps
     inside = loss * (fragments + taken) + 2 * F32_ROUNDING * (np.abs(values - zero) + taken)
+    if fmt.code.kind == "table":
+        inside += np.abs(values - values.astype(dtypes.get(act).numpy).astype(np.float64))
     terms = scale * np.abs(values - zero) + offset
     magnitude = np.maximum(np.abs(x), SMALLEST_NORMAL[act])
     error = magnitude @ (scale * inside + offset * loss + terms * F32_ROUNDING * adds).T
@@ -94,9 +97,9 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
 def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     """(values, |scales|, zeros, |offsets|), each (N, K): the weights are scale * (value - zero) + offset."""
     fmt = weight.format
-    parts, code, k = weight.arguments(), fmt.code, np.arange(weight.in_features)
+    parts, k = weight.arguments(), np.arange(weight.in_features)
     groups, outers = (k // max(1, size) for size in (fmt.group_size(weight.in_features), fmt.outer_size(k.size)))
-    values = _wide(parts["codes"]) if code.is_linear else code.decode(np.asarray(parts["codes"]))
+    values = _wide(weight.values())
     nothing = np.zeros_like(values)
 
     def both_levels(part: str, outer: str) -> Matrix:
@@ -116,7 +119,6 @@ def _fragments(weight: PackedWeight, act: str) -> tuple[Matrix, Matrix, Matrix]:
     Each (N, 1): they depend on the row of the 16-row tile. The floor is in units of values.
     """
     used, code = decoder(weight.format.code, act), weight.format.code
-    assert isinstance(used, Decoder), "no kernel reads codebooks"
     step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
     rows = np.arange(weight.out_features)[:, None] % TILE_N // (TILE_N // 2)
     factor = np.array(used.factors)[rows] / step

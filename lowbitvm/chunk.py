@@ -22,7 +22,6 @@ from lowbitvm.dtypes import CodeType
 LANES = 32
 CODES = 32  # of a lane in one tile
 PAIRS = CODES // 2  # registers of A fragments: pair 4 s + r
-INDEX_PLACE = 8  # bit of a word where the first index into a codebook starts; a row of a table has 256 bytes
 
 
 class Run(NamedTuple):
@@ -72,7 +71,6 @@ def order(code: CodeType) -> Order:
     positions = np.zeros((CODES, code.bits), np.int64)
     if code.kind == "table":
         positions[...] = np.arange(CODES)[:, None] * code.bits + np.arange(code.bits)
-        positions = (positions + INDEX_PLACE) % (CODES * code.bits)
     else:
         layout = layouts(shape(code), code.bits)
         for pair, runs in enumerate(layout.pairs):

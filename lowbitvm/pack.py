@@ -148,7 +148,7 @@ class PackedWeight:
         scales = self._given(self.scales)
         wide = dtypes.f32 if _exact_in_f32(fmt, scales) else dtypes.f64
         rows, groups = scales.shape
-        v = self._values(wide).reshape(out_features, groups, fmt.group_size(in_features))
+        v = self._stored_values(wide).reshape(out_features, groups, fmt.group_size(in_features))
         s = self._second_level(arrays.cast(scales, wide), self.outer).reshape(rows, groups, 1)
         if self.zeros is None:
             weights = v * s
@@ -164,7 +164,11 @@ class PackedWeight:
                 weights = v * s + z
         return restored(weights.reshape(self.shape), self.permutation)
 
-    def _values(self, wide: DType) -> Array:
+    def values(self) -> Array:
+        """The value of each code (N, K) in float64, without scales and zero points."""
+        return restored(self._stored_values(dtypes.f64), self.permutation)
+
+    def _stored_values(self, wide: DType) -> Array:
         """The value of each code (N, K), in the stored order of the columns."""
         fmt, (out_features, in_features) = self.format, self.shape
         stored = unpack_patterns(self.words, self.shape, fmt.code)

@@ -54,11 +54,12 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them. permuted: the weight's
-    columns are; up to 8 rows the tile is then so wide that the gathering of x is few of all instructions.
+    Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves one to
+    the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
+    gathering of x is few of all instructions.
     """
-    stages = 4 if target is None or target.has_async_copies else 2
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
+    stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
@@ -96,7 +97,7 @@ def _stages(tile: Tile, fmt: Format) -> int:
     return next(iter(fits), tile.stages)
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, **parts: int | None) -> Tile:
+def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, /, **parts: int | None) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.

@@ -35,7 +35,7 @@ def test_compile_writes_ptx_cubin_and_resources(tmp_path):
 
 
 def test_a_mistake_is_one_line_with_its_code():
-    result = CliRunner().invoke(main, ["compile", "--weights", "nf4", "-o", "nowhere"])
+    result = CliRunner().invoke(main, ["compile", "--weights", "f8e6m1", "-o", "nowhere"])
     assert result.exit_code == 1
     assert "FORMAT_UNSUPPORTED" in result.output
     assert "Traceback" not in result.output

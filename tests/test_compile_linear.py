@@ -76,7 +76,6 @@ def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):
     ("code", "arguments"),
     [
         ("FORMAT_INVALID", {"weights": "u99"}),
-        ("FORMAT_UNSUPPORTED", {"weights": "nf4"}),
         ("FORMAT_UNSUPPORTED", {"weights": "f8e6m1"}),
         ("FORMAT_INVALID", {"weights": "u4", "group": 33}),
         ("DTYPE_MISMATCH", {"weights": "u4", "act": "f32"}),

@@ -60,10 +60,9 @@ def test_ptxas_makes_the_counted_instructions_and_no_others(shape, act, target):
     decode = decoder(SHAPES[shape], act)
     counted, made = convert.cost(decode), all_instructions(act, target)[shape]
     if isinstance(decode, TableDecoder):  # filling the table takes many others, but none of these
-        lanes = decode.span > 1  # one LOP3 makes the number of the lane's copy
-        assert {key: made[key] for key in ("SHF", "LDS", "PRMT")} == {
-            key: counted[key] for key in ("SHF", "LDS", "PRMT")
-        }
+        lanes = decode.width > 1  # one LOP3 makes the number of the lane's copy
+        kept = ("SHF", "LDS", "PRMT", "IDP")
+        assert {key: made[key] for key in kept} == {key: counted[key] for key in kept}
         assert made["LOP3"] == counted["LOP3"] + lanes
         return
     others = all_instructions(act, target)[f"copies{decode.code.bits}"]

@@ -144,8 +144,7 @@ def test_every_format_runs_on_every_family_of_targets(name, target):
 @pytest.mark.parametrize(
     "fmt",
     [
-        lb.Format("nf4"),
-        lb.Format("c3", table="tensor"),
+        lb.Format("c4", table="group"),
     ],
     ids=str,
 )

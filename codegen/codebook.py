@@ -1,0 +1,139 @@
+"""Codebooks of a loop's weights: their tables in shared memory, written before the loop, and the decode by them."""
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+
+from lowbitvm.codegen.convert import TableDecoder
+from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
+from lowbitvm.codegen.staging import ceil_div, shift_right
+from lowbitvm.codegen.state import State
+from lowbitvm.codegen.weights import packed_array
+from lowbitvm.formats import BLOCK
+from lowbitvm.ir import Op
+
+VECTOR = 16  # bytes of one store
+
+
+def table_key(load: Op) -> object:
+    """What the tables of a load of codes belong to."""
+    array, fmt = packed_array(load)
+    return {None: fmt.dtype, "tensor": array}.get(fmt.table, load)
+
+
+def table_count(loads: Iterable[Op]) -> int:
+    """How many tables the weights of a loop need in shared memory."""
+    return sum({table_key(load): _tables(load) for load in loads}.values())
+
+
+def _tables(load: Op) -> int:
+    """The tables in shared memory that a load of codes needs."""
+    fmt = packed_array(load)[1]
+    if fmt.code.kind != "table" or fmt.table == "group":
+        return 0
+    return load.shape[0] // BLOCK if fmt.table == "block" else 1
+
+
+class SharedTables:
+    """A weight's table, or those of its row tiles, in shared memory.
+
+    Made before the loop; the loop's first barrier lets all threads see it.
+    """
+
+    def __init__(self, state: State, load: Op, decoder: TableDecoder) -> None:
+        self.state, self.load, self.decoder = state, load, decoder
+        self.array, self.format = packed_array(load)
+        self.count = _tables(load)
+        self.place = state.allocate_shared(self.count * self.decoder.table_bytes, load)
+        b = state.builder
+        self._fill()
+        lane = b.op("and.b32", "r", state.tid, 31)
+        table = state.smem
+        self.row_tile_bytes = 0
+        if self.count > 1:
+            self.row_tile_bytes = self.decoder.table_bytes
+            warp_bytes = self.count // state.warps * self.row_tile_bytes
+            table = b.op("mad.lo.s32", "r", b.op("shr.u32", "r", state.tid, 5), warp_bytes, table)
+        self.constants = self.decoder.constants(b, lane, table)
+
+    def emit(self, words: list[str], t: int) -> list[list[str]]:
+        """Emits the decode of the words of a chunk of the warp's row tile t."""
+        place = self.place + t * self.row_tile_bytes
+        return self.decoder.emit(self.state.builder, words, self.constants, place)
+
+    def _fill(self) -> None:
+        """Emits the stores of the tables: neighbouring threads write neighbouring vectors."""
+        state, b, decoder = self.state, self.state.builder, self.decoder
+        vectors = max(1, decoder.row_bytes // VECTOR)  # of a row
+        at_once = state.threads // vectors  # rows
+        rows = self.count * decoder.rows
+        row = b.op("shr.u32", "r", state.tid, vectors.bit_length() - 1)
+        entries = Entries(self, row, at_once.bit_length() - 1)
+        active = b.op("setp.lt.u32", "p", row, rows) if rows < at_once else None
+        address = b.op("mad.lo.s32", "r", state.tid, decoder.row_bytes // vectors, state.smem)
+        for first in range(0, rows, at_once):
+            halves = [entries.load(first, code) for code in range(decoder.codes)]
+            if decoder.codes == 1:
+                halves.append(entries.zero)
+            pairs = [b.op("mov.b32", "r", vector(list(pair))) for pair in zip(halves[::2], halves[1::2], strict=True)]
+            words = pairs * (decoder.row_bytes // vectors // 4 // len(pairs))
+            place = self.place + first * decoder.row_bytes
+            b.do(f"st.shared{vector_suffix(words)}.b32", memory(address, place), vector(words), when=active)
+
+    def pointer(self, table: Operand) -> str:
+        """The global address of one of the weight's tables for the block; those beyond the last are the last."""
+        state, b, fmt = self.state, self.state.builder, self.format
+        if fmt.table is None:
+            assert fmt.code.table is not None
+            return b.array(f"{fmt.dtype}$table", np.array(fmt.code.table, np.float16).view(np.uint16).tolist())
+        pointer = state.pointer(self.array, "table")
+        if fmt.table == "tensor":
+            return pointer
+        last = b.op("sub.s32", "r", ceil_div(state, state.size(self.array.dims[0]), BLOCK), 1)
+        row_tile = shift_right(state, state.values[self.load.operands[0]][0], BLOCK.bit_length() - 1)
+        number = b.op("min.s32", "r", last, state.scalar("add", row_tile, table))
+        return b.op("mad.wide.s32", "rd", number, 2 << fmt.bits, pointer)
+
+
+class Entries:
+    """Loads of a weight's tables by rows: each once where the rows of a thread have the same code."""
+
+    def __init__(self, tables: SharedTables, row: str, row_bits: int) -> None:
+        """The thread's rows are `row`, of `row_bits` bits, and multiples of 2**row_bits added to it."""
+        self.tables, self.builder, self.row, self.row_bits = tables, tables.state.builder, row, row_bits
+        self.table_bits = tables.decoder.rows.bit_length() - 1
+        self.bits, self.bfloat = tables.format.bits, tables.decoder.act == "bf16"
+        self.pointers: dict[int, str] = {}
+        self.addresses: dict[tuple[int, int], str] = {}
+        self.loaded: dict[tuple[str, int], str] = {}
+
+    @functools.cached_property
+    def zero(self) -> str:
+        return self.builder.op("mov.b16", "h", 0)
+
+    def load(self, first: int, code: int) -> str:
+        """The value, in the activations' dtype, of a code of the thread's row `first` + row."""
+        b, shift, mask = self.builder, code * self.bits, (1 << self.bits) - 1
+        address = self._address(first >> self.table_bits, shift)
+        offset = 2 * (first >> shift & mask)
+        if (address, offset) not in self.loaded:
+            value = b.op("ld.global.nc.b16", "h", memory(address, offset))
+            if self.bfloat:
+                value = b.op("cvt.rn.bf16.f32", "h", b.op("cvt.f32.f16", "f", value))
+            self.loaded[address, offset] = value
+        return self.loaded[address, offset]
+
+    def _address(self, table: int, shift: int) -> str:
+        """The address of the entry of the code that the thread's part of the row's number has at bit `shift`."""
+        b = self.builder
+        if table not in self.pointers:
+            thread = b.op("shr.u32", "r", self.row, self.table_bits) if self.table_bits < self.row_bits else 0
+            self.pointers[table] = self.tables.pointer(self.tables.state.scalar("add", thread, table))
+        if shift >= self.row_bits:
+            return self.pointers[table]
+        if (table, shift) not in self.addresses:
+            code = b.op("shr.u32", "r", self.row, shift) if shift else self.row
+            code = b.op("and.b32", "r", code, (1 << self.bits) - 1)
+            self.addresses[table, shift] = b.op("mad.wide.u32", "rd", code, 2, self.pointers[table])
+        return self.addresses[table, shift]
