@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from lowbitvm.digits import BASES, COLUMNS, columns_per_row
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import format_digits
@@ -140,12 +140,18 @@ def _crowded(fmt: Format) -> bool:
 # -- integer codes -----------------------------------------------------------------------------------------------------
 
 
-MOST_PAIRS = 8  # n8 tiles times planes of weights that leave registers for a second row tile
+PAIRS = 32  # row tiles x n8 tiles x planes of weights of a warp: 4 accumulators each
+LOADED = 72  # registers that a warp's own loads of one step may take
+ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
+MOST_WARPS = 8  # that share out k
 
 
 @dataclass(frozen=True)
 class DigitTile:
-    """One block's share of a product of integer codes, as `Tile`."""
+    """One block's share of a product of integer codes, as `Tile`.
+
+    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`.
+    """
 
     bm: int
     bn: int
@@ -154,19 +160,40 @@ class DigitTile:
     warps: int
 
 
-def digit_tile(m: int, activations: Format, weights: Format, target: Target) -> DigitTile:
-    """The tile for m rows of integer activations.
+def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
+    """The tile for m rows of k integer activations.
 
-    bm is the smallest that holds the rows and fills columns of the n8 side, up to 64 of them. Tiles of few pairs of
-    digits are wider and deeper, where two stages of them fit STAGED_BYTES.
+    For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
+    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
     """
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
-    bm = next((size for size in (COLUMNS, 2 * COLUMNS, 4 * COLUMNS) if m * each <= size), 8 * COLUMNS) // each
-    few = len(format_digits(weights).digits) * bm * each // COLUMNS <= MOST_PAIRS
+    planes, step = len(format_digits(weights).digits), base.activation_k
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(PAIRS // planes), 2 * COLUMNS)
+    bm = columns * COLUMNS // each
+    words = weights.bits * step // 64  # of a lane: one row tile's weights of one step
+    rows = 2 if 2 * columns * planes <= PAIRS and 2 * words <= LOADED else 1
+    own = rows * words + columns * ACTIVATION_WORDS
+    if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
+        part = step * _power_to(max(1, LOADED // own))
+        warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
+        return DigitTile(bm, 16 * rows, part * warps, 2, warps)
+    rows = min(2, _power_to(PAIRS // (columns * planes)))
     most = 4 if target.has_async_copies else 2
-    for bn, bk in ((128, 2 * base.tile_k), (64, 2 * base.tile_k), (64, base.tile_k))[0 if few else 2 :]:
-        stages = min(most, STAGED_BYTES // (bk * (bn * weights.bits + bm * each * base.bits) // 8))
+    for warps in (4, 2, 1):
+        stages = min(
+            most, STAGED_BYTES // (step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8)
+        )
         if stages >= 2:
             break
-    return DigitTile(bm, bn, bk, stages, warps=4)
+    return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+
+
+def _power_to(size: int) -> int:
+    """The largest power of two up to a size."""
+    return 1 << size.bit_length() - 1
+
+
+def _power_from(size: int) -> int:
+    """The smallest power of two from a size on; 1 for none."""
+    return 1 << max(0, size - 1).bit_length()
