@@ -14,7 +14,7 @@ from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.digits import BASES, COLUMNS, columns_per_row, quads
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, quads
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import BYTES, format_digits, row_tiles, tile_words
@@ -215,7 +215,7 @@ class DigitDot:
         widths = (4,) * weights.format.bits if self.base.name == "b1" else blocks(weights.format.bits)
         self.vectors = widths  # words of each vector load of a lane in a tile of weights
         self.weight_bases = {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, first) for w in dict.fromkeys(widths)}
-        self.activation_base = b.op("mad.lo.s32", "r", self.lane, 4 * self.base.activation_words, state.smem)
+        self.activation_base = b.op("mad.lo.s32", "r", self.lane, 4 * ACTIVATION_WORDS, state.smem)
         self.zero = b.op("mov.b32", "r", 0)
         self.coefficients = self._lane_coefficients()
 
@@ -301,7 +301,7 @@ class DigitDot:
     def _activation_fragments(self, j: int, tile: int) -> list[list[str]]:
         """Per k step of a stored tile: the two registers of the n8 side."""
         part, b = self.activations, self.state.builder
-        words = [b.register("r") for _ in range(self.base.activation_words)]
+        words = [b.register("r") for _ in range(ACTIVATION_WORDS)]
         place = self.pipeline.slot + part.offset + j * part.row_bytes + tile * part.tile_bytes
         b.do(f"ld.shared{vector_suffix(words)}.b32", vector(words), memory(self.activation_base, place))
         return [words[i : i + 2] for i in range(0, len(words), 2)]
