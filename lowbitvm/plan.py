@@ -27,6 +27,7 @@ class Tile:
     splits: int = 1
 
 
+CONVERTED_BITS = 8  # of scales that the kernel makes f32 of, in shared memory too
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
@@ -84,9 +85,8 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
     """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
-    numbers = sum(
-        dtype.bits + 32 * (dtype.bits == 8) for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None
-    )
+    stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
+    numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
 
@@ -94,10 +94,11 @@ def _staged_bytes(tile: Tile, fmt: Format) -> int:
 def _stages(tile: Tile, fmt: Format) -> int:
     """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency.
 
-    Where groups are longer than a stage, the kernel then takes 128 of k at a time, and waits once for two such units.
+    Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
+    once for two such units.
     """
     stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
-    longer = isinstance(fmt.group, str) or fmt.group > tile.bk
+    longer = isinstance(fmt.group, str) or fmt.group > tile.bk or fmt.scale_dtype.bits == CONVERTED_BITS
     fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
     return next(iter(fits), tile.stages)
 
