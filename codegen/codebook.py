@@ -1,15 +1,20 @@
-"""Codebooks of a loop's weights: their tables in shared memory, written before the loop, and the decode by them."""
+"""Codebooks of a loop's weights, and the decode by them.
+
+Fixed tables and those of a tensor or of 16 out_features are written to shared memory before the loop, those of every
+group stay where they are.
+"""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from lowbitvm import chunk
 from lowbitvm.codegen.convert import TableDecoder
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import ceil_div, shift_right
 from lowbitvm.codegen.state import State
-from lowbitvm.codegen.weights import packed_array
+from lowbitvm.codegen.weights import CHUNK_K, packed_array
 from lowbitvm.formats import BLOCK
 from lowbitvm.ir import Op
 
@@ -57,8 +62,8 @@ class SharedTables:
             table = b.op("mad.lo.s32", "r", b.op("shr.u32", "r", state.tid, 5), warp_bytes, table)
         self.constants = self.decoder.constants(b, lane, table)
 
-    def emit(self, words: list[str], t: int) -> list[list[str]]:
-        """Emits the decode of the words of a chunk of the warp's row tile t."""
+    def emit(self, words: list[str], t: int, k: int) -> list[list[str]]:
+        """Emits the decode of the words of a chunk of the warp's row tile t, from the unit's in_feature k on."""
         place = self.place + t * self.row_tile_bytes
         return self.decoder.emit(self.state.builder, words, self.constants, place)
 
@@ -94,6 +99,81 @@ class SharedTables:
         row_tile = shift_right(state, state.values[self.load.operands[0]][0], BLOCK.bit_length() - 1)
         number = b.op("min.s32", "r", last, state.scalar("add", row_tile, table))
         return b.op("mad.wide.s32", "rd", number, 2 << fmt.bits, pointer)
+
+
+class GroupTables:
+    """A weight's tables of every group of every out_feature, read where they lie in global memory."""
+
+    def __init__(self, state: State, load: Op, decoder: TableDecoder, position: Callable[[int], Operand]) -> None:
+        """`position` emits the k in the array of the current unit's k."""
+        self.state, self.decoder, self.position = state, decoder, position
+        array, self.format = packed_array(load)
+        b = state.builder
+        table_bytes = 2 << self.format.bits
+        tiles, in_features = ceil_div(state, state.size(array.dims[0]), BLOCK), state.size(array.dims[1])
+        self.pitch = b.op("mul.wide.s32", "rd", tiles, BLOCK * table_bytes)
+        last = b.op("sub.s32", "r", tiles, 1)
+        row_tiles = load.shape[0] // BLOCK // state.warps
+        warp = b.op("mul.lo.s32", "r", b.op("shr.u32", "r", state.tid, 5), row_tiles)
+        first = state.scalar("add", shift_right(state, state.values[load.operands[0]][0], BLOCK.bit_length() - 1), warp)
+        row = b.op("bfe.u32", "r", state.tid, 2, 3)  # g of the lane 4 g + q: its tables for g and g + 8 are neighbours
+        lane = b.op("mad.wide.u32", "rd", row, 2 * table_bytes, state.pointer(array, "table"))
+        self.pointers = []
+        for t in range(row_tiles):
+            tile = b.op("min.s32", "r", state.scalar("add", first, t), last)
+            self.pointers.append(b.op("mad.wide.s32", "rd", tile, BLOCK * table_bytes, lane))
+        group = self.format.group
+        self.shift = group.bit_length() - 1 if isinstance(group, int) else None
+        if self.shift is not None:  # the last group: units may reach beyond the array
+            final = b.op("sub.s32", "r", in_features, 1)
+            self.last = b.op("shr.s32", "r", final, self.shift)
+
+    def emit(self, words: list[str], t: int, k: int) -> list[list[str]]:
+        """Emits the decode of the words of a chunk of the warp's row tile t, from the unit's in_feature k on."""
+        b, bits = self.state.builder, self.format.bits
+        tables: dict[int, str] = {}
+        views: dict[tuple[int, int], str] = {}
+        halves: list[str] = []
+        for code in range(chunk.CODES):
+            word, bit = divmod(code * bits, 32)
+            byte, shift = divmod(bit, 8)
+            if (word, shift) not in views:
+                view = words[word]
+                if shift:
+                    view = b.op("shf.r.wrap.b32", "r", view, words[(word + 1) % len(words)], shift)
+                views[word, shift] = b.op("and.b32", "r", view, ((1 << bits) - 1) * 0x01010101)
+            step, row = code // 8, code // 2 % 2
+            start = k + 16 * step & -self.alike
+            if start not in tables:
+                tables[start] = self._table(t, start)
+            number = b.op("bfe.u32", "r", views[word, shift], 8 * byte, 8)
+            address = b.op("mad.wide.u32", "rd", number, 2, tables[start])
+            halves.append(b.op("ld.global.nc.b16", "h", memory(address, row * (2 << bits))))
+        registers = [self._pair(*pair) for pair in zip(halves[::2], halves[1::2], strict=True)]
+        b.do("bar.warp.sync", 0xFFFFFFFF)  # ptxas would start the next chunk's loads, and run out of registers
+        return [registers[4 * step : 4 * step + 4] for step in range(4)]
+
+    @property
+    def alike(self) -> int:
+        """in_features of a chunk that are certainly in one group."""
+        return min(CHUNK_K, 1 << (self.shift or CHUNK_K.bit_length() - 1))
+
+    def _table(self, t: int, k: int) -> str:
+        """Emits the address of the lane's first table for row tile t and the unit's in_feature k."""
+        if self.shift is None:
+            return self.pointers[t]
+        b = self.state.builder
+        group = b.op("shr.s32", "r", self.position(k), self.shift)
+        wide = b.op("cvt.s64.s32", "rd", b.op("min.s32", "r", group, self.last))
+        return b.op("mad.lo.s64", "rd", wide, self.pitch, self.pointers[t])
+
+    def _pair(self, low: str, high: str) -> str:
+        """Two f16 values as a register of the activations' dtype."""
+        b = self.state.builder
+        if self.decoder.act == "f16":
+            return b.op("mov.b32", "r", vector([low, high]))
+        floats = [b.op("cvt.f32.f16", "f", half) for half in (high, low)]
+        return b.op("cvt.rn.bf16x2.f32", "r", *floats)
 
 
 class Entries:

@@ -61,7 +61,7 @@ class Dot:
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
         self.act = a.dtype.name
-        self.tables = pipeline.shared_tables(codes, self.act)
+        self.tables = pipeline.codebook(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
@@ -159,7 +159,7 @@ class Dot:
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
                 decoded[place] = (
-                    self.tables.emit(words, t)
+                    self.tables.emit(words, t, k)
                     if self.tables
                     else self.decoder.emit(self.state.builder, words, self.decode_constants)
                 )

@@ -12,7 +12,7 @@ import functools
 import math
 from dataclasses import dataclass, field
 
-from lowbitvm.codegen.codebook import SharedTables, table_count, table_key
+from lowbitvm.codegen.codebook import GroupTables, SharedTables, table_count, table_key
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.ptx import Operand
@@ -43,17 +43,27 @@ class Pipeline:
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
-    codebooks: dict[object, SharedTables] = field(default_factory=dict)  # by array, or by code type where it is fixed
+    codebooks: dict[object, SharedTables | GroupTables] = field(default_factory=dict)
+    stop: str = ""  # the k at which the loop ends
 
-    def shared_tables(self, codes: Op, act: str) -> SharedTables | None:
-        """The tables that a load of codes is decoded by; emits them where they are new. None for other formats."""
+    def codebook(self, codes: Op, act: str) -> SharedTables | GroupTables | None:
+        """What a load of codes is decoded by; emits what it needs before the loop. None for formats without tables."""
         _, fmt = packed_array(codes)
         if fmt.code.kind != "table":
             return None
         key = table_key(codes)
         if key not in self.codebooks:
-            self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
+            if fmt.table == "group":
+                self.codebooks[key] = GroupTables(self.state, codes, TableDecoder(fmt.code, act), self.position)
+            else:
+                self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
         return self.codebooks[key]
+
+    def position(self, k: int) -> Operand:
+        """Emits the k in the arrays of the current unit's k."""
+        before = (self.slot - self.base) // self.slot_bytes * self.unit.k
+        first = self.state.builder.op("sub.s32", "r", self.stop, self.left)
+        return self.state.scalar("add", first, before + k)
 
     @functools.cached_property
     def _table_room(self) -> tuple[int, int]:
@@ -64,6 +74,7 @@ class Pipeline:
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
         b = self.state.builder
+        self.stop = str(stop)
         self.left = b.op("mov.b32", "r", stop) if start == 0 else b.op("sub.s32", "r", stop, start)
         if any(tile.needs_k for tile in self.tiles.values()):
             self.ahead = b.op("mov.b32", "r", start)

@@ -211,7 +211,6 @@ def packed_array(codes: Op) -> tuple[Array, Format]:
     assert codes.array is not None and isinstance(codes.array.element, Format)
     fmt = codes.array.element
     for part, value, holds, fix in (
-        ("codebooks per group", fmt.dtype, fmt.table == "group", 'use table="block"'),
         ("scales", fmt.scale, fmt.scale not in SCALES, f"use {', '.join(SCALES)}"),
         ("outer scales", fmt.outer, fmt.outer is not None, "fold them into scales of f32"),
     ):

@@ -123,7 +123,6 @@ def test_every_format_runs_on_every_family_of_targets(name, target):
 @pytest.mark.parametrize(
     "fmt",
     [
-        lb.Format("c4", table="group"),
         lb.Format("u4", scale="e4m3"),
         lb.Format("u4", scale="e4m3", outer="tensor"),
     ],
