@@ -13,15 +13,33 @@ SWIZZLE_BITS = 3  # the eight rows of an 8 x 8 matrix go to eight different 16-b
 ROW_CHUNKS = 8  # pieces of a row that neighbouring threads copy: 128 contiguous bytes
 
 
-class DenseTile(Staged):
+class Activations(Staged):
     """Rows of 16-bit activations (rows, columns), k along the columns, swizzled: ldmatrix has no bank conflicts."""
 
-    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, column: Operand) -> None:
+    def __init__(self, state: State, unit: Unit, offset: int, load: Op) -> None:
         super().__init__(state, unit, offset)
         assert load.array is not None and isinstance(load.array.element, dtypes.DType)
         self.rows, self.columns = load.shape[0], unit.k
         self.pitch = self.columns * 2  # bytes of a row in shared memory
-        self.size, self.distance = self.rows * self.pitch, self.pitch
+        self.size = self.rows * self.pitch
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """(chunk, row) -> byte in shared memory: the 16-byte chunk c of row r lies at chunk c ^ (r mod 8)."""
+        chunks = [PIECE << i for i in range((self.columns // 8).bit_length() - 1)]
+        swizzle = [*chunks[:SWIZZLE_BITS], *[0] * self.rows.bit_length()]
+        rows = [self.pitch << i | swizzle[i] for i in range(self.rows.bit_length() - 1)]
+        bases = {"chunk": [(byte,) for byte in chunks], "row": [(byte,) for byte in rows]}
+        return Layout(bases, {"byte": (self.size - 1).bit_length()})
+
+
+class DenseTile(Activations):
+    """Neighbouring columns of the array, copied in pieces of eight."""
+
+    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, column: Operand) -> None:
+        super().__init__(state, unit, offset, load)
+        assert load.array is not None
+        self.distance = self.pitch
         self.vectorised = state.program.divisor(load.array.dims[-1]) % 8 == 0
         # Threads share out a row's chunks as far as needed to keep all threads busy, and at least ROW_CHUNKS.
         across = min(self.columns // 8, max(ROW_CHUNKS, state.threads // self.rows))
@@ -58,15 +76,6 @@ class DenseTile(Staged):
     def _k_limit(self, columns: str, first: str, chunk: int) -> Operand:
         """The k below which a unit must begin for the piece to exist that is `chunk` pieces after column `first`."""
         return self.state.scalar("sub", columns, self.state.scalar("add", first, 8 * chunk))
-
-    @functools.cached_property
-    def layout(self) -> Layout:
-        """(chunk, row) -> byte in shared memory: the 16-byte chunk c of row r lies at chunk c ^ (r mod 8)."""
-        chunks = [PIECE << i for i in range((self.columns // 8).bit_length() - 1)]
-        swizzle = [*chunks[:SWIZZLE_BITS], *[0] * self.rows.bit_length()]
-        rows = [self.pitch << i | swizzle[i] for i in range(self.rows.bit_length() - 1)]
-        bases = {"chunk": [(byte,) for byte in chunks], "row": [(byte,) for byte in rows]}
-        return Layout(bases, {"byte": (self.size - 1).bit_length()})
 
     def issue(self, slot: int, number: int, k: str) -> None:
         if self.vectorised:

@@ -242,7 +242,7 @@ class Lowering:
     def _access(self, op: Op) -> Access:
         if op.array in self.unordered:
             self.state.builder.do("bar.sync", 0)
-        return self.accesses.get(op) or self._make_access(op, [self.scalar(offset) for offset in _offsets(op)])
+        return self.accesses.get(op) or self._make_access(op, [self.scalar(offset) for offset in _scalar_offsets(op)])
 
     def _make_access(self, op: Op, offsets: list[Operand]) -> Access:
         assert op.array is not None
@@ -250,6 +250,8 @@ class Lowering:
             raise _unsupported(
                 op, "packed codes that feed no dot", "write lb.dot(x, lb.dequant(lb.load(w, ...), ...).T)"
             )
+        if any(offset.shape for offset in _offsets(op)):
+            raise _unsupported(op, "a gathered tile that feeds no dot", "gather what the first operand of a dot loads")
         tile = _tile(op)
         return Access(self.state, op, tile.shape, self.state.layouts[tile], offsets)
 
@@ -353,6 +355,9 @@ class Lowering:
             assert load.array is not None
             if load.array in self.state.stored:
                 raise _unsupported(load, f"a dot of {load.array.name}, which the kernel stores to", "use another array")
+            gathers = [offset.array for offset in load.operands if offset.shape]
+            if any(array in self.state.stored for array in gathers):
+                raise _unsupported(load, "indices from an array that the kernel stores to", "use another array")
             if load.attributes["other"] != 0:
                 raise _unsupported(load, f"a dot of a load with other={load.attributes['other']}", "leave it 0")
         for dot in (op for op in pipeline.loop.body if op.kind == "dot"):
@@ -366,9 +371,10 @@ class Lowering:
         for op in loop.body:
             if op.kind not in ("load", "store"):
                 continue
-            slopes = [_slope(offset, loop) for offset in _offsets(op)]
+            offsets = _scalar_offsets(op)
+            slopes = [_slope(offset, loop) for offset in offsets]
             if None not in slopes:
-                starts = [self._at_start(offset, loop, start) for offset in _offsets(op)]
+                starts = [self._at_start(offset, loop, start) for offset in offsets]
                 found[op] = starts, [slope * loop.integer("step") for slope in slopes if slope is not None]
         return found
 
@@ -447,8 +453,15 @@ def _offsets(op: Op) -> tuple[Op, ...]:
     return op.operands if op.kind == "load" else op.operands[1:]
 
 
+def _scalar_offsets(op: Op) -> list[Op]:
+    """The offsets; in place of indices that are loaded, where they are loaded from."""
+    return [offset.operands[0] if offset.shape and offset.kind == "load" else offset for offset in _offsets(op)]
+
+
 def _slope(op: Op, loop: Op) -> int | None:
     """What an i32 scalar grows by when the loop's index grows by 1; None where that is no fixed number."""
+    if op.shape:
+        return None
     if op is loop or invariant(op, loop):
         return int(op is loop)
     if op.kind not in ("add", "sub", "mul"):

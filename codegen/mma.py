@@ -19,7 +19,7 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import Decoder, decoder
-from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.state import State
@@ -53,13 +53,14 @@ class Dot:
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
-        assert isinstance(activations, DenseTile) and isinstance(words, WordTile) and a.dtype is not None
+        assert isinstance(activations, Activations) and isinstance(words, WordTile) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.format = packed_array(codes)[1]
+        self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
         self.tables = pipeline.codebook(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
@@ -242,17 +243,17 @@ class Dot:
     def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
         """Emits the conversions of a row tile's scales and zeros."""
         b, fmt = self.state.builder, self.format
-        scales = self._as_floats(loaded["scales"], fmt.scale_dtype)
+        scales = self._as_floats(loaded["scales"], self.read_as["scales"])
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
-        if fmt.zero_dtype is None:
+        if fmt.zero is None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
-            offsets = self._as_floats(loaded["zeros"], fmt.zero_dtype)
+            offsets = self._as_floats(loaded["zeros"], self.read_as["zeros"])
             return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
         if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
             return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
-        terms = zip(self._as_floats(loaded["zeros"], fmt.zero_dtype), self.slopes, self.constants, strict=True)
+        terms = zip(self._as_floats(loaded["zeros"], self.read_as["zeros"]), self.slopes, self.constants, strict=True)
         zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
         return Scaling(scales, zeros, None)
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from lowbitvm.codegen.codebook import GroupTables, SharedTables, table_count, table_key
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
@@ -82,6 +84,13 @@ class Pipeline:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(0, self.unit.ahead, self.unit.together):
             self._fetch_group(number)
+        for tile in self._gathered():
+            tile.prepare(self.base, self.slot_bytes, self.left)
+            for number in range(0, self.unit.ahead - self.unit.together, self.unit.together):
+                tile.turn(number)
+
+    def _gathered(self) -> list[GatheredTile]:
+        return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
 
     def _fetch_group(self, number: int) -> None:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
@@ -109,11 +118,32 @@ class Pipeline:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
         b, unit = self.state.builder, self.unit
         if number % unit.together == 0:
+            for tile in self._gathered():
+                tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
             if self.state.target.has_async_copies:
                 b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
+            self._convert(number)
             b.do("bar.sync", 0)
             self._fetch_group(number + unit.ahead)
         self.slot = self.base + number * self.slot_bytes
+
+    def _convert(self, number: int) -> None:
+        """Emits what makes numbers of the bytes that a wait brought: of `number` and the units together with it.
+
+        A lane reads bytes that other lanes of its warp copied.
+        """
+        b, unit = self.state.builder, self.unit
+        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows)]
+        if not converted:
+            return
+        b.do("bar.warp.sync", 0xFFFFFFFF)
+        done = b.label("converted")
+        for each in range(number, number + unit.together):
+            if each > number and unit.exact:
+                b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
+            for tile in converted:
+                tile.convert(self.base + each * self.slot_bytes)
+        b.place(done)
 
     def end_iteration(self) -> None:
         """Emits the step to the next iteration."""
@@ -166,14 +196,27 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         tiles[key] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
+    def add_group(codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
+        fmt = packed_array(codes)[1]
+        if part_bytes(fmt, parts[0]) > 1:
+            add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
+            return
+        for part in parts:
+            outer = None
+            if isinstance(fmt.outer, int):
+                outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
+                add((codes, OUTER_OF[part]), outer)
+            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer))
+
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
-            add((activations, "tile"), DenseTile(state, unit, size, activations, *offsets[activations]))
+            kind = GatheredTile if activations.operands[1].shape else DenseTile
+            add((activations, "tile"), kind(state, unit, size, activations, *offsets[activations]))
         if (codes, "tile") not in tiles:
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
-                add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
+                add_group(codes, parts, row, start)
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 
@@ -193,21 +236,33 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     """
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
-    dims = {load.array.dims[1] for pair in loads for load in pair if load.array is not None}
+    dims = {_along(load) for pair in loads for load in pair}
     whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
+    outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
     bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    exact = whole and divisor(start) % k == 0 and math.lcm(state.program.divisor(next(iter(dims))), *known) % k == 0
+    exact = (
+        whole
+        and divisor(start) % k == 0
+        and math.lcm(state.program.divisor(next(iter(dims))), *known, *outers) % k == 0
+    )
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
     return Unit(k, slots, together, exact and vectorised, dims.pop())
+
+
+def _along(load: Op) -> str:
+    """The dimension that a load moves along: that of the columns, or of the array that has their indices."""
+    columns = load.operands[1] if load.operands[1].shape else load
+    assert columns.array is not None
+    return columns.array.dims[-1]
 
 
 def _ends_at(stop: Op, dim: str) -> bool:
@@ -217,11 +272,30 @@ def _ends_at(stop: Op, dim: str) -> bool:
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 
+def _check_indices(indices: Op, loop: Op) -> None:
+    """What the pipeline needs of the columns that a load gathers by."""
+    if indices.kind != "load" or indices not in loop.body:
+        problem = f"a dot of columns that a {indices.kind} names"
+    elif indices.attributes["other"] != NOWHERE:
+        problem = f"a dot of columns that are {indices.attributes['other']} beyond their array"
+    else:
+        return
+    raise LowbitvmError(
+        "KERNEL_UNSUPPORTED",
+        problem,
+        f"write lb.load(x, (row, lb.load(order, (k,), (bk,), other={NOWHERE})), (bm, bk)) in the loop",
+        indices.location,
+    )
+
+
 def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
     bn, bk = codes.shape
     step = loop.integer("step")
     for load in (activations, codes):
         row, column = load.operands
+        if column.shape:
+            _check_indices(column, loop)
+            (column,) = column.operands
         if not invariant(row, loop) or column is not loop or load in state.assigned:
             raise LowbitvmError(
                 "KERNEL_UNSUPPORTED",

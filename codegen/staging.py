@@ -137,10 +137,13 @@ class Staged:
 
 
 class Placement:
-    """The threads' addresses in a tile whose bytes are a GF(2)-linear map of the thread and a piece's number."""
+    """The threads' addresses in a tile whose bytes are a GF(2)-linear map of the thread and a piece's number.
 
-    def __init__(self, state: State, by_thread: list[int]) -> None:
-        self.state = state
+    `origin` is the register of the address that the bytes count from, by default that of all shared memory.
+    """
+
+    def __init__(self, state: State, by_thread: list[int], origin: str = "") -> None:
+        self.state, self.origin = state, origin or state.smem
         self.thread = state.linear(state.tid, by_thread)
         self.mask = functools.reduce(or_, by_thread, 0)
         self.bases: dict[int, str] = {}
@@ -151,7 +154,7 @@ class Placement:
         if mixed not in self.bases:
             b = self.state.builder
             place = b.op("xor.b32", "r", self.thread, mixed) if mixed else self.thread
-            self.bases[mixed] = str(self.state.scalar("add", self.state.smem, place))
+            self.bases[mixed] = str(self.state.scalar("add", self.origin, place))
         return self.bases[mixed], image ^ mixed
 
 

@@ -6,12 +6,11 @@ from lowbitvm.chunk import blocks
 from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, size_bytes
-from lowbitvm.errors import LowbitvmError
+from lowbitvm.dtypes import DType
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op
 
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
-SCALES = ("f16", "bf16", "f32")
 
 
 class WordTile(Staged):
@@ -90,65 +89,37 @@ class WordTile(Staged):
         return words
 
 
-class GroupRows(Staged):
-    """Scales, zeros or both of a (bn, k) tile: one row per group of k that the unit meets.
+class Rows(Staged):
+    """Numbers of a (bn, k) tile of which each group of k has one row of all out_features.
 
-    A lane needs the numbers of rows g and g + 8 of its warp's row tiles. They are copied pair by pair, so that they lie
-    as they are read: [warp][g][row tile][part][2 numbers], one load for all.
+    part: one of `Format.parts`, an array [rows, ceil(N/16), 8, 2] of `stored` bytes each. group: the k of a row, None
+    where all of k has one. A unit meets `segments` rows.
     """
 
     def __init__(
-        self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, parts: tuple[str, ...]
+        self, state: State, unit: Unit, offset: int, load: Op, part: str, stored: int, group: int | str | None
     ) -> None:
         super().__init__(state, unit, offset)
-        assert load.array is not None and isinstance(load.array.element, Format)
-        fmt, self.parts, self.element = load.array.element, parts, part_bytes(load.array.element, parts[0])
-        self.row_tiles = load.shape[0] // 16 // state.warps
-        self.lane_bytes = self.row_tiles * len(parts) * 2 * self.element
-        self.row_bytes = 8 * state.warps * self.lane_bytes
-        self.group = fmt.group if isinstance(fmt.group, int) else None
-        self.segments = max(1, unit.k // self.group) if self.group else 1
-        self.size = self.segments * self.row_bytes
-        self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
-        b = state.builder
-        out_features, in_features = (state.size(dim) for dim in load.array.dims)
-        self.row_count = ceil_div(state, out_features, 16)
-        self.pitch = b.op("mul.lo.s32", "r", self.row_count, 16 * self.element)
-        first = self._first(load, row)
-        base = b.op("mad.lo.s32", "r", state.tid, 2 * self.element, state.smem)
-        pieces = self.size // (2 * self.element)
-        for i in range(-(-pieces // state.threads)):
-            active = self.fewer(pieces - i * state.threads, state.threads, state.tid)
-            number = state.scalar("add", state.tid, i * state.threads)
-            segment = b.op("shr.u32", "r", number, (pieces // self.segments).bit_length() - 1)
-            tile = state.scalar("add", shift_right(state, row, 4), self._linear(number, tile=1))
-            address = b.op("mad.wide.u32", "rd", self._linear(number, tile=16, g=2), self.element, first)
-            address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
-            if self.group is not None and self.group <= unit.k:
-                address = self._before(address, start)
-            outside, limit = self.inside(functools.partial(self._k_limit, in_features, segment), tile, self.row_count)
-            place = i * state.threads * 2 * self.element
-            self.pieces.append(Piece(address, 0, base, place, outside, limit, active, 2 * self.element))
-        lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
-        warp = [8 * self.lane_bytes << i for i in range(state.warps.bit_length() - 1)]
-        self.base = str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
-
-    def _first(self, load: Op, row: Operand) -> str:
-        """The address of the thread's part at out_feature `row`."""
         assert load.array is not None
-        state, b = self.state, self.state.builder
-        pointer = state.pointer(load.array, self.parts[0])
-        if len(self.parts) == 2:
-            odd = b.op("setp.ne.s32", "p", b.op("and.b32", "r", state.tid, 1), 0)
-            pointer = b.op("selp.b64", "rd", state.pointer(load.array, self.parts[1]), pointer, odd)
-        return b.op("mad.wide.s32", "rd", row, self.element, pointer)
+        self.array, self.part, self.stored = load.array, part, stored
+        self.row_tiles = load.shape[0] // 16 // state.warps
+        self.group = group if isinstance(group, int) else None
+        self.segments = max(1, unit.k // self.group) if self.group else 1
+        self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
+        self.row_count = ceil_div(state, state.size(load.array.dims[0]), 16)
+        self.pitch = state.builder.op("mul.lo.s32", "r", self.row_count, 16 * stored)
 
-    def _linear(self, number: Operand, tile: int, g: int = 0) -> str:
-        """tile * (row tile) + g * (row) of the piece `number`, whose bits are [segment][warp][g][row tile][part]."""
-        count = self.row_tiles.bit_length() - 1
-        images = [0] * (len(self.parts) - 1) + [tile << i for i in range(count)] + [g << i for i in range(3)]
-        images += [tile << count + i for i in range(self.state.warps.bit_length() - 1)]
-        return str(self.state.linear(str(number), images))
+    def add_piece(self, address: str, segment: Operand, tile: Operand, start: Operand, piece: Piece) -> None:
+        """Adds a piece from `address` in the row of the first segment; `tile` is its tile of 16 out_features."""
+        b = self.state.builder
+        if segment != 0:
+            address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
+        if self.group is not None and self.group <= self.unit.k:
+            address = self._before(address, start)
+        limit = functools.partial(self._k_limit, self.state.size(self.array.dims[1]), segment)
+        piece.outside, piece.limit = self.inside(limit, tile, self.row_count)
+        piece.pointer = address
+        self.pieces.append(piece)
 
     def _before(self, address: str, start: Operand) -> str:
         """The address of the row for the k at which the loop starts, less one unit's rows."""
@@ -181,6 +152,69 @@ class GroupRows(Staged):
             for pointer in dict.fromkeys(piece.pointer for piece in self.pieces):
                 self.state.builder.do("add.s64", pointer, pointer, self.step)
 
+
+class GroupRows(Rows):
+    """Scales, zeros or both of a (bn, k) tile, of `dtype` as they are read.
+
+    A lane needs the numbers of rows g and g + 8 of its warp's row tiles. They are copied pair by pair, so that they lie
+    as they are read: [warp][g][row tile][part][2 numbers], one load for all.
+    """
+
+    def __init__(
+        self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, parts: tuple[str, ...]
+    ) -> None:
+        assert load.array is not None and isinstance(load.array.element, Format)
+        fmt = load.array.element
+        super().__init__(state, unit, offset, load, parts[0], part_bytes(fmt, parts[0]), fmt.group)
+        self._measure(part_dtype(fmt, parts[0]), parts)
+        self._add_pieces(row, start)
+        self.base = self._lane_base()
+
+    def _measure(self, dtype: DType, parts: tuple[str, ...]) -> None:
+        self.dtype, self.parts, self.element = dtype, parts, size_bytes(dtype)
+        self.lane_bytes = self.row_tiles * len(parts) * 2 * self.element
+        self.warp_bytes = 8 * self.lane_bytes
+        self.row_bytes = self.state.warps * self.warp_bytes
+        self.size = self.segments * self.row_bytes
+
+    def _lane_base(self) -> str:
+        """The register of the address of the lane's numbers."""
+        state = self.state
+        lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
+        warp = [self.warp_bytes << i for i in range(state.warps.bit_length() - 1)]
+        return str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+
+    def _add_pieces(self, row: Operand, start: Operand) -> None:
+        state, b = self.state, self.state.builder
+        first = self._first(row)
+        base = b.op("mad.lo.s32", "r", state.tid, 2 * self.element, state.smem)
+        pieces = self.size // (2 * self.element)
+        for i in range(-(-pieces // state.threads)):
+            active = self.fewer(pieces - i * state.threads, state.threads, state.tid)
+            number = state.scalar("add", state.tid, i * state.threads)
+            segment = b.op("shr.u32", "r", number, (pieces // self.segments).bit_length() - 1)
+            tile = state.scalar("add", shift_right(state, row, 4), self._linear(number, tile=1))
+            address = b.op("mad.wide.u32", "rd", self._linear(number, tile=16, g=2), self.element, first)
+            place = i * state.threads * 2 * self.element
+            piece = Piece("", 0, base, place, "", active=active, bytes=2 * self.element)
+            self.add_piece(address, segment, tile, start, piece)
+
+    def _first(self, row: Operand) -> str:
+        """The address of the thread's part at out_feature `row`."""
+        state, b = self.state, self.state.builder
+        pointer = state.pointer(self.array, self.parts[0])
+        if len(self.parts) == 2:
+            odd = b.op("setp.ne.s32", "p", b.op("and.b32", "r", state.tid, 1), 0)
+            pointer = b.op("selp.b64", "rd", state.pointer(self.array, self.parts[1]), pointer, odd)
+        return b.op("mad.wide.s32", "rd", row, self.element, pointer)
+
+    def _linear(self, number: Operand, tile: int, g: int = 0) -> str:
+        """tile * (row tile) + g * (row) of the piece `number`, whose bits are [segment][warp][g][row tile][part]."""
+        count = self.row_tiles.bit_length() - 1
+        images = [0] * (len(self.parts) - 1) + [tile << i for i in range(count)] + [g << i for i in range(3)]
+        images += [tile << count + i for i in range(self.state.warps.bit_length() - 1)]
+        return str(self.state.linear(str(number), images))
+
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
         """Emits the loads of all numbers that the lane needs for the unit's k-th in_feature.
 
@@ -199,21 +233,19 @@ class GroupRows(Staged):
         return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
 
 
-def part_bytes(fmt: Format, part: str) -> int:
-    """Bytes of one number of a weight's scales or zeros."""
+def part_dtype(fmt: Format, part: str) -> DType:
+    """What a weight's scales or zeros are stored as."""
     dtype = fmt.scale_dtype if part == "scales" else fmt.zero_dtype
     assert dtype is not None
-    return size_bytes(dtype)
+    return dtype
+
+
+def part_bytes(fmt: Format, part: str) -> int:
+    """Bytes of one stored number of a weight's scales or zeros."""
+    return size_bytes(part_dtype(fmt, part))
 
 
 def packed_array(codes: Op) -> tuple[Array, Format]:
-    """The packed weight that a load of codes reads. Raises FORMAT_UNSUPPORTED for what no kernel reads yet."""
+    """The packed weight that a load of codes reads."""
     assert codes.array is not None and isinstance(codes.array.element, Format)
-    fmt = codes.array.element
-    for part, value, holds, fix in (
-        ("scales", fmt.scale, fmt.scale not in SCALES, f"use {', '.join(SCALES)}"),
-        ("outer scales", fmt.outer, fmt.outer is not None, "fold them into scales of f32"),
-    ):
-        if holds:
-            raise LowbitvmError("FORMAT_UNSUPPORTED", f"no kernel reads {part} of {value}", fix, codes.location)
-    return codes.array, fmt
+    return codes.array, codes.array.element

@@ -40,11 +40,14 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
 if TYPE_CHECKING:
+    from lowbitvm.explanation import explain as explain
     from lowbitvm.foreign import from_foreign as from_foreign
     from lowbitvm.foreign import to_foreign as to_foreign
     from lowbitvm.ops import linear as linear
 
 __version__ = "0.1.0"
+# imported when they are first used: large, and rarely needed
+LATER = {"explain": "lowbitvm.explanation", "from_foreign": "lowbitvm.foreign", "to_foreign": "lowbitvm.foreign"}
 
 
 def __getattr__(name: str) -> Any:
@@ -55,8 +58,8 @@ def __getattr__(name: str) -> Any:
             fix = "pip install 'lowbitvm[torch]'"
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
         return linear
-    if name in ("from_foreign", "to_foreign"):  # imported when they are first used: many tables, and rarely needed
-        return getattr(importlib.import_module("lowbitvm.foreign"), name)
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
     raise AttributeError(f"module 'lowbitvm' has no attribute {name!r}")
 
 
@@ -76,6 +79,7 @@ __all__ = [
     "dot",
     "exp",
     "expand_dims",
+    "explain",
     "explain_decode",
     "f16",
     "f32",

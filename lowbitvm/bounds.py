@@ -9,9 +9,10 @@ truncates their sum to f32 (Fasi et al., PeerJ CS 330, and later models). A step
 loses less than 9 * 2^-24 times the largest term and 2^-23 of its result; a step of 16 with F = 25 (Hopper, Blackwell)
 less than 17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |f| so far, so every |x_k| |f_k| counts
 once per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest exponent,
-hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. Entries of codebooks are
-rounded to the activations' dtype. One fused multiply-add rounds P - z X;
-one each adds it and m X to an accumulator that is at most the sum of all terms so far, hence `adds`.
+hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. One fused multiply-add rounds P - z X;
+one each adds it and m X to an accumulator that is at most the sum of all terms so far, hence `adds`; each may lose what
+is below f32's smallest number, as it stands in the accumulator. A second level rounds s, and m, once more. Entries of
+codebooks are rounded to the activations' dtype.
 """
 
 from typing import Any
@@ -31,6 +32,7 @@ SMALLEST_NORMAL = {"f16": 2.0**-14, "bf16": 2.0**-126}
 ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8}  # of the output, to nearest
 LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38}
 F32_LARGEST = 3.4e38
+F32_SMALLEST = 2.0**-149
 SECOND_ORDER = 1 + 2.0**-10  # covers products of roundings
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -71,7 +73,7 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     group = fmt.group_size(k)
     longest, shortest = min(UNIT_K, group) or 1, min(UNIT_K, group, bk) or 1
     steps = -(-(longest - np.arange(k) % longest) // STEP)
-    adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1)
+    adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1) + (fmt.outer is not None)
     loss = MMA_LOSS * steps
     inside = loss * (fragments + taken) + 2 * F32_ROUNDING * (np.abs(values - zero) + taken)
     if fmt.code.kind == "table":
@@ -79,6 +81,9 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     terms = scale * np.abs(values - zero) + offset
     magnitude = np.maximum(np.abs(x), SMALLEST_NORMAL[act])
     error = magnitude @ (scale * inside + offset * loss + terms * F32_ROUNDING * adds).T
+    error += F32_SMALLEST * (k + adds.max(initial=0) / np.minimum(factor, 1)).T
+    if fmt.outer is not None:  # a product below the normal numbers
+        error += magnitude @ (F32_SMALLEST * (np.abs(values - zero) + 1)).T
     largest = magnitude @ terms.T + bias  # of all partial sums
     inner = magnitude @ np.maximum((fragments + taken) * factor, 1.0).T  # of P, z X and X
     error = (error + F32_ROUNDING * largest) * SECOND_ORDER
@@ -92,14 +97,19 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
 def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     """(values, |scales|, zeros, |offsets|), each (N, K): the weights are scale * (value - zero) + offset."""
     fmt = weight.format
-    _, scales, zeros = weight.unpack()
-    groups = np.arange(weight.in_features) // max(1, fmt.group_size(weight.in_features))
+    parts, k = weight.arguments(), np.arange(weight.in_features)
+    groups, outers = (k // max(1, size) for size in (fmt.group_size(weight.in_features), fmt.outer_size(k.size)))
     values = _wide(weight.values())
-    scale = np.abs(_per_k(scales, weight, groups))
     nothing = np.zeros_like(values)
-    if zeros is None:
+
+    def both_levels(part: str, outer: str) -> Matrix:
+        inner = _per_k(parts[part], weight, groups)
+        return inner if parts[outer] is None else inner * _per_k(parts[outer], weight, outers)
+
+    scale = np.abs(both_levels("scales", "outer"))
+    if fmt.zero is None:
         return values, scale, nothing, nothing
-    given = _per_k(zeros, weight, groups)
+    given = both_levels("zeros", "outer_zeros")
     return (values, scale, nothing, np.abs(given)) if fmt.zero == "offset" else (values, scale, given, nothing)
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from lowbitvm import emulate
 from lowbitvm.bench import ours, static
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.explanation import explain
 from lowbitvm.formats import Format
 from lowbitvm.interpret import interpret
 from lowbitvm.kernels.linear import ACTIVATIONS
@@ -221,6 +222,19 @@ def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -
             json_file.write_text(json.dumps(static.as_json(rows, versions, refused), indent=1) + "\n")
         except OSError as error:
             raise click.ClickException(f"{json_file} cannot be written: {error}") from error
+
+
+@main.command("explain")
+@click.argument("weights")
+@click.argument("m", type=click.IntRange(1))
+@click.argument("n", type=click.IntRange(1))
+@click.argument("k", type=click.IntRange(1))
+@click.option("--act", default="f16", show_default=True, type=click.Choice(INPUTS))
+@click.option("--target", default="sm_80", show_default=True, type=click.Choice(list(TARGETS)))
+@click.option("--batch-invariant", is_flag=True, help="With a tile and splits that do not depend on M.")
+def explain_command(weights: str, m: int, n: int, k: int, **chosen: Any) -> None:
+    """Says what y (M, N) = x (M, K) w^T costs and what limits it, for weights such as "u4,group=128,zero=int"."""
+    click.echo(explain(weights, m, n, k, **chosen))
 
 
 @main.command()

@@ -337,15 +337,26 @@ def zeros(shape: tuple[int, ...], dtype: DType = dtypes.f32) -> Value:
     return full(shape, 0, dtype)
 
 
-def load(source: Tensor | Packed, offsets: tuple[Value | int, ...], shape: tuple[int, ...], other: Scalar = 0) -> Value:
+def load(
+    source: Tensor | Packed,
+    offsets: tuple[Value | int, ...],
+    shape: tuple[int, ...],
+    other: Scalar = 0,
+    trusted: bool = False,
+) -> Value:
     """The tile of `shape` at `offsets` (in elements); elements beyond the array are `other`.
 
+    An offset may be an i32 tile instead, as long as the result along that axis: the index of every row or column, which
+    are gathered. `lb.load(x, (i * bm, lb.load(order, (k,), (bk,), other=-1)), (bm, bk))` is x[:, order[k:]], and what
+    has no index is `other`, since -1 is no column. trusted: a promise that no number in the array of indices lies
+    outside the source, which saves the comparisons; a broken one reads what is not the array's.
     From a Packed weight the result is a tile of codes (rows, in_features) for `dequant`, of zeros beyond the array.
     """
     _expect(source, (Tensor, Packed), "lb.load reads a parameter of the kernel")
     array = source.array
     dtype = source.dtype if isinstance(source, Tensor) else source.format.code
-    return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other)
+    promise: dict[str, Attribute] = {"trusted": True} if trusted else {}
+    return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other, **promise)
 
 
 def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:

@@ -42,3 +42,7 @@ class LowbitvmError(Exception):
         self.code, self.problem, self.fix, self.location = code, problem, fix, location
         where = f" ({location})" if location else ""
         super().__init__(f"{code}: {problem}{where}. Fix: {fix}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors go from one process to another by their parts, not by their text."""
+        return type(self), (self.code, self.problem, self.fix, self.location)

@@ -136,6 +136,10 @@ class Format:
         """Consecutive codes of one output feature that share a scale; in_features for "channel" and "tensor"."""
         return in_features if isinstance(self.group, str) else self.group
 
+    def outer_size(self, in_features: int) -> int:
+        """Consecutive codes of one output feature that share a second level; in_features for "tensor" and without."""
+        return self.outer if isinstance(self.outer, int) else in_features
+
     def scales_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Shape of scales and zeros as `pack` takes them: (N, G), or (1, 1) for "tensor". Raises GROUP_INDIVISIBLE."""
         return (1 if self.group == "tensor" else out_features, self.groups(in_features))

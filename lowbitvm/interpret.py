@@ -7,6 +7,7 @@ zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of a sum
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -39,7 +40,8 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
     """The runtime size of every dimension name.
 
     `arguments` are arrays with `shape` or PackedWeights. Raises ARGUMENT_INVALID for other names, DTYPE_MISMATCH, and
-    SHAPE_MISMATCH, also where a promise of `divisible` is broken or a size is no i32.
+    SHAPE_MISMATCH, also where a promise of `divisible` is broken or a size is no i32, and FORMAT_UNSUPPORTED for a
+    permuted weight without its permutation beside it.
     """
     if arguments.keys() != {array.name for array in program.arrays}:
         raise LowbitvmError(
@@ -60,6 +62,7 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
                 raise LowbitvmError(
                     "SHAPE_MISMATCH", f"{dim} is {sizes[dim]} and, in {array.name}, {size}", f"make every {dim} equal"
                 )
+    _check_permutations(arguments)
     for dim, size in sizes.items():
         if size >= 1 << 31:
             raise LowbitvmError(
@@ -90,8 +93,21 @@ def check_element(array: Array, argument: Any) -> None:
         )
 
 
+def _check_permutations(arguments: Mapping[str, Any]) -> None:
+    """A kernel reads weights in their stored order: it must be given the permutation to gather x by."""
+    for name, weight in arguments.items():
+        permutation = weight.permutation if isinstance(weight, PackedWeight) else None
+        if permutation is not None and not any(array is permutation for array in arguments.values()):
+            raise LowbitvmError(
+                "FORMAT_UNSUPPORTED",
+                f"{name} is permuted along K, and no array of the kernel is {name}.permutation",
+                f"gather x by an i32 array, and pass {name}.permutation as that",
+            )
+
+
 def _dense(weight: PackedWeight) -> NumpyArray:
-    return np.asarray(weight.dequantize(), np.float64)
+    """The columns in the stored order, as kernels read them."""
+    return np.asarray(replace(weight, permutation=None).dequantize(), np.float64)
 
 
 class _Block:
@@ -140,9 +156,22 @@ class _Block:
         source = self.weights[op.array.name] if packed else self.arguments[op.array.name]
         assert isinstance(source, np.ndarray)
         tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
-        inside, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
-        tile[inside] = source[place]
+        if any(offset.shape for offset in op.operands):
+            indices = self._indices(op)
+            inside = [(0 <= index) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
+            places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
+            tile[np.ix_(*inside)] = source[np.ix_(*places)]
+        else:
+            window, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
+            tile[window] = source[place]
         return tile
+
+    def _indices(self, op: Op) -> list[NumpyArray]:
+        """Per axis the index in the array of every row or column of a gathered tile."""
+        return [
+            self.values[offset] if offset.shape else int(self.values[offset]) + np.arange(size)
+            for offset, size in zip(op.operands, op.shape, strict=True)
+        ]
 
     def _store(self, op: Op) -> None:
         assert op.array is not None

@@ -16,6 +16,7 @@ from lowbitvm.formats import Format
 from lowbitvm.words import TILE_N, check_codes, pack_codes, unpack_codes, unpack_patterns, words_shape
 
 OPTIONAL_PARTS = ("zeros", "table", "outer", "outer_zeros", "permutation")
+E4M3_NAN = 0x7F  # without the sign
 # of the numbers of a scale dtype: bits of the significand, exponent of the smallest
 SCALE_PRECISION = {
     "f16": (11, -24),
@@ -236,7 +237,7 @@ def pack(
     codes: integers (N, K) = (out_features, in_features), of any integer dtype: the values of an integer code type
         (odd numbers for a bipolar one), the bit patterns of a float or a codebook.
     scales: fmt.scale values, (N, G) with G groups along K, (N, 1) for "channel", (1, 1) for "tensor". Non-finite values
-        are kept and give non-finite weights.
+        are kept and give non-finite weights; e4m3 has NaN alone, which is refused.
     zeros: the same shape; integers in the range of the codes for zero="int", fmt.scale values for "float" and "offset",
         None for zero=None.
     table: f16, fmt.table_shape(N, K), for the dtypes "c1".."c8". outer, and outer_zeros for zero="offset": f32,
@@ -248,7 +249,7 @@ def pack(
 
     All are numpy arrays or torch tensors on one device; the result's arrays are of the same kind and place.
     Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, GROUP_INDIVISIBLE, ARGUMENT_INVALID (a part missing or
-    not wanted, no permutation, an input_scale that cannot be folded) and DEVICE_MISMATCH.
+    not wanted, no permutation, an input_scale that cannot be folded, a NaN in e4m3) and DEVICE_MISMATCH.
     """
     fmt = as_format(fmt)
     optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
@@ -264,6 +265,8 @@ def pack(
         if name in given:
             _check_part(name, given[name], fmt)
             _check_shape(name, given[name], wanted, f"for {fmt} with codes {shape}")
+    if fmt.scale == "e4m3":
+        _check_e4m3(given["scales"])
     if fmt.zero == "int":
         check_codes("zeros", given["zeros"], fmt.code, 1)
         given["zeros"] = arrays.cast(given["zeros"], dtypes.f16)
@@ -328,6 +331,12 @@ def _stored_shapes(fmt: Format, out_features: int, in_features: int) -> dict[str
     }
 
 
+def stored_bytes(fmt: Format, out_features: int, in_features: int) -> dict[str, int]:
+    """Bytes of each stored array of a weight, padding included, by name. Raises GROUP_INDIVISIBLE."""
+    shapes = _stored_shapes(fmt, out_features, in_features)
+    return {part: math.prod(shapes[part]) * _part_dtype(part, fmt).bits // 8 for part in fmt.parts}
+
+
 def _part_dtype(name: str, fmt: Format) -> DType:
     """The dtype of a stored part."""
     return {
@@ -350,6 +359,14 @@ def _check_part(name: str, array: Array, fmt: Format) -> None:
             raise LowbitvmError("DTYPE_MISMATCH", f"input_scale is {dtypes.of(array)}", "convert it to f32")
     else:
         _check_dtype(name, array, _part_dtype(name, fmt))
+
+
+def _check_e4m3(scales: Array) -> None:
+    """Raises ARGUMENT_INVALID for a NaN, which the kernels' arithmetic on the bits would read as 480."""
+    at = arrays.first((arrays.bits(scales) & E4M3_NAN) == E4M3_NAN)
+    if at is not None:
+        problem = f"scales[{', '.join(map(str, at))}] is NaN, e4m3 scales are numbers up to 448"
+        raise LowbitvmError("ARGUMENT_INVALID", problem, "quantise again, or use scale='f16'")
 
 
 def check_permutation(permutation: Array, size: int) -> None:

@@ -7,6 +7,7 @@ from lowbitvm.formats import Format
 from lowbitvm.targets import Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
+TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -28,31 +29,61 @@ class Tile:
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+NARROW = 128  # bn, but for permuted weights with few rows
+GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
-def linear_plan(m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False) -> Tile:
+def linear_plan(
+    m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False, permuted: bool = False
+) -> Tile:
     """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target)
+    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target, permuted)
+    while tile.bn > max(n, NARROW):
+        tile = replace(tile, bn=tile.bn // 2, warps=tile.warps // 2)
     blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
     return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // max(1, blocks))))
 
 
-def linear_tile(m: int, fmt: Format, target: Target | None = None) -> Tile:
+def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False) -> Tile:
     """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
     and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them. A large tile leaves one to
-    the tables of a codebook.
+    Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves one to
+    the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
+    gathering of x is few of all instructions.
     """
     bm = next((size for size in (8, 16, 32) if m <= size), 64)
     stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=128, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    if permuted and bm == 8 and target is not None:
+        return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
+
+
+def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
+    """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
+
+    A block gathers its x in the same number of instructions whatever its width.
+    """
+    for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
+        for stages in (8, 6, 4, 2) if target.has_async_copies else (2,):
+            wide = replace(tile, bn=bn, warps=bn // 32, stages=stages)
+            free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
+            if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
+                return wide
+    return tile
+
+
+def _staged_bytes(tile: Tile, fmt: Format) -> int:
+    """Shared memory of all stages, scales and zero points included, at most."""
+    numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
+    groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -66,7 +97,7 @@ def _stages(tile: Tile, fmt: Format) -> int:
     return next(iter(fits), tile.stages)
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) -> Tile:
+def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, **parts: int | None) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
@@ -75,7 +106,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
     odd = {name: part for name, part in given.items() if type(part) is not int or part < 1}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
-    tile = replace(linear_tile(given.get("bm", 16), fmt, target), **given)
+    tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
     limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
     problems = {
@@ -98,4 +129,4 @@ def chosen_tile(fmt: Format, target: Target | None = None, **parts: int | None) 
 
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
-    return fmt.zero in ("float", "offset") or fmt.group == 32
+    return fmt.zero in ("float", "offset") or fmt.group in (16, 32)

@@ -283,8 +283,11 @@ def _access(op: Op) -> str | None:
     shape, offsets = (op.operands[0].shape, op.operands[1:]) if op.kind == "store" else (op.shape, op.operands)
     if len(shape) != len(op.array.dims):
         return f"a tile of shape {shape} of {op.array}"
-    wrong = [offset for offset in offsets if offset.shape]
-    return f"an offset of shape {wrong[0].shape}" if wrong else None
+    gathers = op.kind == "load" and not isinstance(op.array.element, Format)
+    for offset, size in zip(offsets, shape, strict=True):
+        if offset.shape and not (gathers and offset.shape == (size,)):
+            return f"an offset of shape {offset.shape} along an axis of {size} of {op.array}"
+    return None
 
 
 def _broadcast_shape(op: Op) -> str | None:

@@ -98,19 +98,13 @@ class CompiledKernel:
     def parameters(self, arguments: Mapping[str, Any]) -> list[Any]:
         """The launch arguments in the order of the PTX parameters: arrays, then sizes as ints.
 
-        Raises SHAPE_MISMATCH, DTYPE_MISMATCH and ARGUMENT_INVALID where they do not fit the program.
+        Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED and ARGUMENT_INVALID where they do not fit the program.
         """
         sizes = bind_sizes(self.program, arguments)
         values: list[Any] = []
         for array in self.program.arrays:
             value = arguments[array.name]
             if isinstance(array.element, Format):
-                if value.permutation is not None:
-                    raise LowbitvmError(
-                        "FORMAT_UNSUPPORTED",
-                        f"{array.name} is permuted along K, no kernel gathers x",
-                        "pack it without",
-                    )
                 values += [getattr(value, part) for part in array.element.parts]
             else:
                 values.append(value)

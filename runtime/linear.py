@@ -2,7 +2,7 @@
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lowbitvm import dtypes, targets
@@ -45,6 +45,7 @@ class Variant:
     residual: str | None = None
     activation: str | None = None
     vectorised: bool = True
+    permuted: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -74,6 +75,7 @@ class Variant:
             residual=dtypes.get(self.residual) if self.residual else None,
             partials=dtypes.f32 if split else None,
             arrivals=dtypes.i32 if split else None,
+            order=dtypes.i32 if self.permuted else None,
             bm=tile.bm,
             bn=tile.bn,
             bk=tile.bk,
@@ -104,6 +106,7 @@ def compile_linear(
     activation: str | None = None,
     out: str | None = None,
     vectorised: bool = True,
+    permuted: bool = False,
     cache: bool = True,
 ) -> CompiledKernel:
     """The linear kernel y (m, n) = f(x (m, k) w^T + bias (n)) + residual (m, n) for one weight format; needs no GPU.
@@ -112,14 +115,17 @@ def compile_linear(
     of x, bias and residual; out: that of y, "f16", "bf16" or "f32", by default act. activation: f, "relu", "silu",
     "gelu" or None. gate: y = f(x gate^T) * (x w^T + bias) + residual with a second weight of the same format. The
     tile's parts are optional (see `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
+    permuted: the weight's columns are those of x[:, order], order being another argument of the kernel, i32 (k).
     cache: keep the cubin on disk.
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
     SHARED_MEMORY_EXCEEDED.
     """
     fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
-    tile = chosen_tile(fmt, targets.get(target), bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits)
+    tile = chosen_tile(
+        fmt, targets.get(target), permuted, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits
+    )
     given = act if bias else None, gate, act if residual else None
-    return _compile(Variant(fmt, tile, act, out or act, *given, activation, vectorised), target, cache)
+    return _compile(Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted), target, cache)
 
 
 def _compile(variant: Variant, target: str, cache: bool) -> CompiledKernel:
@@ -155,9 +161,12 @@ def run_linear(
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED", f"a gate of {gate.format} with a weight of {weight.format}", "pack both alike"
         )
+    if gate is not None:
+        gate = _alike(gate, weight)
+    permuted = weight.permutation is not None
     variant = Variant(
         weight.format,
-        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant),
+        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted),
         dtypes.of(x).name,
         dtypes.of(y).name,
         None if bias is None else dtypes.of(bias).name,
@@ -165,10 +174,12 @@ def run_linear(
         None if residual is None else dtypes.of(residual).name,
         activation,
         vectorised=k % VECTOR == 0 and address(x) % ALIGNMENT == 0,
+        permuted=permuted,
     )
     kernel, tile = _compiled(variant, target, True), variant.tile
     tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))
     given = {"x": x, "w": weight, "y": y, "gate": gate, "bias": bias, "residual": residual}
+    given["order"] = weight.permutation
     arguments = {name: value for name, value in given.items() if value is not None}
     if tile.splits == 1:
         return launch(kernel, (tiles_m, tiles_n), arguments, **options)
@@ -176,3 +187,17 @@ def run_linear(
     with workspace(y, (rows, tiles_n * tile.bn), tiles_m * tiles_n) as (partials, arrivals):
         arguments |= {"partials": partials, "arrivals": arrivals}
         return launch(kernel, (tiles_m, tiles_n, tile.splits), arguments, **options)
+
+
+def _alike(gate: PackedWeight, weight: PackedWeight) -> PackedWeight:
+    """The gate with the weight's own permutation, by which both gather x. Raises FORMAT_UNSUPPORTED for another one."""
+    own, other = gate.permutation, weight.permutation
+    if own is other:
+        return gate
+    if own is None or other is None or not bool((own == other).all()):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            "a gate and a weight whose columns are permuted in two ways",
+            "quantise both with one permutation, or call linear for each",
+        )
+    return replace(gate, permutation=other)

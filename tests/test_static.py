@@ -17,6 +17,7 @@ from lowbitvm import targets
 from lowbitvm.bench import measure, ours, pipes, static
 from lowbitvm.bench.loops import main_nest, natural_loops, read_ptx, read_sass
 from lowbitvm.bench.ours import Variant
+from lowbitvm.bench.together import assemble_together
 from lowbitvm.cli import main
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
@@ -24,6 +25,7 @@ from lowbitvm.formats import NAMED
 from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.assemble import assemble, disassemble
+from lowbitvm.runtime.compiled import without_lines
 
 ROOT = Path(__file__).parent.parent
 INTEGERS = [*(f"u{n}" for n in range(1, 9)), *(f"i{n}" for n in range(2, 9)), *(f"bp{n}" for n in range(1, 9))]
@@ -229,11 +231,12 @@ def test_what_is_loaded_before_the_loop_is_ahead_of_the_products():
 
 @pytest.mark.parametrize(("tile", "expected"), [("8x128x64", 256), ("16x128x64", 128), ("64x128x64", 32)])
 def test_without_row_sums_a_product_stands_for_its_share_of_256_weights(tile, expected):
-    assert ours.build(Variant("u4", "f16", 128, "none", "sm_80", tile)).weights_per_matrix == expected
+    (built,) = ours.build([Variant("u4", "f16", 128, "none", "sm_80", tile)])
+    assert built.weights_per_matrix == expected
 
 
 def test_a_row_s_figures_are_those_counted_by_hand():
-    built = ours.build(Variant("u4", "f16", 128, "none", "sm_80", "16x128x64"))
+    (built,) = ours.build([Variant("u4", "f16", 128, "none", "sm_80", "16x128x64")])
     row = measure.measure(built)
     text = built.sass.splitlines()
     last = next(at for at in reversed(range(len(text))) if "HMMA" in text[at])
@@ -251,6 +254,50 @@ def test_a_row_s_figures_are_those_counted_by_hand():
     assert built.ahead >= 64 and built.ahead % 64 == 0
     assert row.bytes_in_flight == built.ahead * 128 // 2 * round(row.occupancy * 64 / 4)  # nibbles; 64 warps fit
     assert row.unknown == ()
+
+
+def test_kernels_that_are_assembled_together_are_what_each_is_alone():
+    kernels = [
+        lb.compile_linear(fmt, act=act, target="sm_89", bm=bm, zero=zero)
+        for fmt, zero, bm, act in (("u4", "int", 8, "f16"), ("u3", "float", 64, "bf16"), ("f6e3m2", None, 16, "f16"))
+    ]
+    machines = assemble_together([without_lines(kernel.ptx) for kernel in kernels], "sm_89")
+    for kernel, machine in zip(kernels, machines, strict=True):
+        assert (machine.registers, machine.spills) == (kernel.registers, kernel.spills)
+        _, alone = kernel.sass().split(f".text.{kernel.code.entry}:")
+        _, together = machine.sass.split(":", 1)[1].split(":", 1)  # kernel_0: and .text.kernel_0:
+        assert instructions(alone) == instructions(together) and len(instructions(alone)) > 100
+        assert machine.assemble_ms > 0
+
+
+def instructions(text: str) -> list[str]:
+    """SASS without the names of labels and kernels."""
+    return [re.sub(r"`\(.*?\)|\bkernel_\d+|\blinear", "", line) for line in text.splitlines() if "/*" in line]
+
+
+def test_a_kernel_of_several_targets_is_run_once_and_stands_for_all(monkeypatch):
+    runs = []
+
+    def counted(compiled, *given):
+        runs.append(compiled.target)
+        return emulate(compiled, *given)
+
+    emulate = ours.emulate
+    monkeypatch.setattr(ours, "emulate", counted)
+    wanted = [Variant("u4", "f16", 128, "none", target, "8x128x64") for target in ("sm_80", "sm_86", "sm_75")]
+    first, second, third = ours.build(wanted)
+    assert runs == ["sm_80", "sm_75"]  # which has no cp.async
+    assert first.weights_per_matrix == second.weights_per_matrix == 2 * third.weights_per_matrix
+    assert [kernel.target for kernel in (first, second, third)] == ["sm_80", "sm_86", "sm_75"]
+
+
+@pytest.mark.parametrize("fmt", dict.fromkeys((*CODE_TYPES, *NAMED)))
+def test_tracing_and_lowering_take_less_time_than_assembling(fmt):
+    (built,) = ours.build([Variant(fmt, "bf16", 128, "none", "sm_80", "8x128x64")])
+    if isinstance(built, LowbitvmError):
+        assert built.code in static.REFUSALS
+    else:
+        assert built.trace_ms < built.assemble_ms
 
 
 def test_a_loop_inside_the_stage_turns_as_often_as_its_products_say():
@@ -408,4 +455,5 @@ def test_the_script_is_the_command():
     options = ["--quick", "--weights", "u4", "--tile", "16x128x64", "--no-peers"]
     script = subprocess.run([sys.executable, "bench/static.py", *options], cwd=ROOT, capture_output=True, text=True)
     assert script.returncode == 0, script.stderr
-    assert script.stdout == run(*options).output
+    timeless = [re.sub(r"\d\.\d\d *$", "", text, flags=re.MULTILINE) for text in (script.stdout, run(*options).output)]
+    assert timeless[0] == timeless[1] and "u4" in timeless[0]

@@ -121,31 +121,37 @@ def read_ptx(text: str) -> Code:
 
 def natural_loops(code: Code) -> list[frozenset[int]]:
     """The natural loops as sets of instruction indices, loops with the same head united; the smallest first."""
-    reachable = _reachable(code)
-    before: dict[int, list[int]] = {index: [] for index in reachable}
-    for index in sorted(reachable):
+    order, end = _walk(code)
+    before: dict[int, list[int]] = {index: [] for index in order}
+    for index in order:
         for after in code.successors(index):
             before[after].append(index)
     bodies: dict[int, set[int]] = {}
-    for head in sorted(reachable):
-        if len(before[head]) < 2 and before[head] != [head] and head not in code.entries:
-            continue  # entered one way only: no loop starts here
+    for head in order:
         for last in before[head]:
+            if not order[head] <= order[last] <= end[head]:
+                continue  # a way to `last` that does not lead through `head`
             body = _body(before, head, last)
             if head in code.entries or not body & set(code.entries):
                 bodies.setdefault(head, set()).update(body)
     return sorted((frozenset(body) for body in bodies.values()), key=len)
 
 
-def _reachable(code: Code) -> set[int]:
-    found: set[int] = set()
-    waiting = list(code.entries)
+def _walk(code: Code) -> tuple[dict[int, int], dict[int, int]]:
+    """Of a walk in depth from the entries: the place of each instruction that is reached, and of the last one that is
+    reached through it."""
+    order: dict[int, int] = {}
+    end: dict[int, int] = {}
+    waiting = [(entry, False) for entry in reversed(code.entries)]
     while waiting:
-        index = waiting.pop()
-        if index not in found and index < len(code.instructions):
-            found.add(index)
-            waiting += code.successors(index)
-    return found
+        index, done = waiting.pop()
+        if done:
+            end[index] = len(order) - 1
+        elif index not in order and index < len(code.instructions):
+            order[index] = len(order)
+            waiting.append((index, True))
+            waiting += [(after, False) for after in code.successors(index)]
+    return order, end
 
 
 def _body(before: dict[int, list[int]], head: int, last: int) -> set[int]:

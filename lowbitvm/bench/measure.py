@@ -41,6 +41,8 @@ class Kernel:
     producers: int = 0  # of the warps: those that only load
     # weights that one matrix instruction and warp stands for, where not all of them multiply weights (else None)
     weights_per_matrix: float | None = None
+    trace_ms: float | None = None  # from Python to PTX
+    assemble_ms: float | None = None  # from PTX to machine code
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,15 @@ class Row:
     warps: int
     stages: int
     cycles_per_weight: dict[str, float]
+    trace_ms: float | None
+    assemble_ms: float | None
     unknown: tuple[str, ...] = ()  # mnemonics that the table of pipes does not have
 
 
 def measure(kernel: Kernel) -> Row:
     """The row of a kernel. Raises ARGUMENT_INVALID where its code has no loop with matrix instructions."""
     target = targets.get(kernel.target)
-    nest = main_nest(read_sass(kernel.sass))
-    per_matrix = kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0])
-    weights = nest.matrix * per_matrix  # of a warp and turn
-    loop = nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile))
+    loop, weights = turn(kernel)
     total = _sum(loop, lambda name: 1)
     threads = 32 * kernel.warps
     blocks = target.blocks_per_sm(threads, kernel.registers, kernel.shared)
@@ -109,8 +110,21 @@ def measure(kernel: Kernel) -> Row:
             **{pipe: per_weight(_cycles(loop, pipe, target)) for pipe in PIPES},
             MEMORY: round(memory_cycles(kernel.bits, target), DIGITS),
         },
+        trace_ms=_milliseconds(kernel.trace_ms),
+        assemble_ms=_milliseconds(kernel.assemble_ms),
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
     )
+
+
+def turn(kernel: Kernel) -> "tuple[Counter[str], float]":
+    """(instructions by mnemonic, weights) of a warp and a turn of the main loop, with its part of outer loops."""
+    nest = main_nest(read_sass(kernel.sass))
+    weights = nest.matrix * (kernel.weights_per_matrix or _weights_per_matrix(nest, kernel.tile[0]))
+    return nest.counts(trips(weights * (kernel.warps - kernel.producers), kernel.tile)), weights
+
+
+def _milliseconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def trips(block_weights: float, tile: tuple[int, ...]) -> list[float]:

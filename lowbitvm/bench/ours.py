@@ -10,11 +10,13 @@ import numpy as np
 from lowbitvm import dtypes, targets
 from lowbitvm.bench.loops import main_nest, read_ptx
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
+from lowbitvm.bench.together import Machine, assemble_together
 from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED, Format
 from lowbitvm.plan import Tile, chosen_tile
 from lowbitvm.quantize import quantize
-from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
+from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
@@ -52,6 +54,26 @@ class Variant:
         table = "tensor" if CODE_TYPES[self.weights].values is None else None
         return Format(self.weights, self.group, None if self.zero == "none" else self.zero, table=table)
 
+    @property
+    def chosen_tile(self) -> Tile:
+        """Raises TILE_INVALID for a tile that the format has no registers for."""
+        return chosen_tile(self.format, targets.get(self.target), **TILES[self.tile])
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """A kernel that is given by its format and tile."""
+
+    format: Format
+    act: str
+    target: str
+    chosen_tile: Tile
+
+    @property
+    def weights(self) -> str:
+        """As a row has it."""
+        return str(self.format)
+
 
 def variants(
     target_names: Sequence[str],
@@ -68,15 +90,43 @@ def variants(
             yield Variant(name, act, group, zero, target, tile)
 
 
-def build(variant: Variant) -> Kernel:
-    """Compiles a variant and runs one block of it in the emulator, which counts bank conflicts and products.
+def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
+    """The kernel of each variant, or the error of `compile_linear` for parts that the package does not take.
 
-    Raises what `compile_linear` does for parts that the package does not take.
+    One block of each is run in the emulator, which counts bank conflicts and products; the variants of several targets
+    whose code is the same are run once.
     """
-    fmt, parts = variant.format, TILES[variant.tile]
-    tile = chosen_tile(fmt, targets.get(variant.target), **parts)
-    compiled = compile_linear(fmt, act=variant.act, target=variant.target, **asdict(tile))
-    run = emulate(compiled, fmt, variant.act, tile)
+    lowered = [_lowered(variant) for variant in wanted]
+    machines: dict[int, Machine] = {}
+    for target in dict.fromkeys(variant.target for variant in wanted):
+        made = {
+            number: one.ptx
+            for number, (variant, one) in enumerate(zip(wanted, lowered, strict=True))
+            if variant.target == target and not isinstance(one, LowbitvmError)
+        }
+        texts = [without_lines(ptx) for ptx in made.values()]
+        machines |= dict(zip(made, assemble_together(texts, target), strict=True))
+    runs: dict[str, Run] = {}  # by the code of a kernel
+    return [
+        one if isinstance(one, LowbitvmError) else _kernel(variant, one, machines[number], runs)
+        for number, (variant, one) in enumerate(zip(wanted, lowered, strict=True))
+    ]
+
+
+def _lowered(variant: Variant | Exactly) -> CompiledKernel | LowbitvmError:
+    try:
+        tile = asdict(variant.chosen_tile)
+        return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
+    except LowbitvmError as error:
+        return error
+
+
+def _kernel(variant: Variant | Exactly, compiled: CompiledKernel, machine: Machine, runs: dict[str, "Run"]) -> Kernel:
+    fmt, tile = variant.format, variant.chosen_tile
+    _, _, code = compiled.ptx.partition(".address_size")  # behind the lines that name the target
+    if code not in runs:
+        runs[code] = emulate(compiled, fmt, variant.act, tile)
+    run = runs[code]
     return Kernel(
         TOOL,
         variant.weights,
@@ -87,23 +137,29 @@ def build(variant: Variant) -> Kernel:
         (tile.bm, tile.bn, tile.bk),
         tile.warps,
         tile.stages,
-        ahead(compiled.ptx, run.weights_per_matrix * tile.warps / tile.bn),
+        run.ahead,
         fmt.bits,
-        compiled.sass(),
-        compiled.registers,
-        compiled.spills,
+        machine.sass,
+        machine.registers,
+        machine.spills,
         compiled.shared,
         run.bank_conflicts,
         weights_per_matrix=run.weights_per_matrix,
+        trace_ms=compiled.trace_ms,
+        assemble_ms=machine.assemble_ms,
     )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the emulator counted in one block: conflicts in the main loop over EMULATED_K, weights per product."""
+    """What the emulator counted in one block: conflicts in the main loop over EMULATED_K, weights per product.
+
+    And what `ahead` says of its code.
+    """
 
     bank_conflicts: int
     weights_per_matrix: float
+    ahead: int
 
 
 def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
@@ -123,7 +179,8 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
     report = launch(compiled, grid, {"x": x, "w": weight, "y": y}, checks="none")
     assert report is not None
     conflicts = main_loop_conflicts(report, compiled.ptx) * EMULATED_K // k
-    return Run(conflicts, tile.bn * k / report.counters.mma)
+    weights = tile.bn * k / report.counters.mma
+    return Run(conflicts, weights, ahead(compiled.ptx, weights * tile.warps / tile.bn))
 
 
 def ahead(ptx: str, matrix_k: float) -> int:

@@ -5,9 +5,9 @@ instruction for 32 / (L / 4) = 128 / L cycles. Shared memory serves all four at 
 banks (a wavefront) costs four cycles of a sub-core's share. All figures are therefore in the unit of issue slots.
 
 Sources: CUDA C++ Programming Guide, "Arithmetic Instructions", throughput by compute capability; the rates of matrix
-instructions are those of `lowbitvm.targets` (published peaks; Hopper's and Blackwell's hold for wgmma and tcgen05, so
-mma.sync takes at least as long). Assumed, for want of a published number: PRMT, MOV, SEL and the packing conversions
-F2FP and I2FP run at the rate of integer logic.
+instructions are those of `lowbitvm.targets`: published peaks, of which mma.sync reaches a measured share on Hopper; on
+data-centre Blackwell no share is published, and it takes at least as long as is counted here. Assumed, for want of a
+published number: PRMT, MOV, SEL and the packing conversions F2FP and I2FP run at the rate of integer logic.
 """
 
 import re
@@ -102,8 +102,9 @@ def _lanes(name: str, kind: Kind, target: Target) -> int:
     return SLOW.get(target.capability, kind.lanes) if kind.lanes == 128 else kind.lanes
 
 
-def _matrix_rate(name: str, gpu: Gpu) -> int:
+def _matrix_rate(name: str, gpu: Gpu) -> float:
     """Tensor operations per clock and SM of a matrix instruction's operands; f16's where none is published."""
     family = name[0]
+    share = 1.0 if "GMMA" in name or name.startswith("UTC") else gpu.sync_share or 1.0
     narrow = {"I": gpu.s4 if "S4" in name or "U4" in name else gpu.s8, "B": gpu.b1, "Q": gpu.fp8, "O": gpu.fp4}
-    return narrow.get(family) or gpu.f16
+    return (narrow.get(family) or gpu.f16) * share

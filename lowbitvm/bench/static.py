@@ -3,11 +3,12 @@
 import importlib
 import importlib.metadata
 import importlib.util
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain, groupby
+from multiprocessing import get_context
 from typing import Any
 
 from rich import box
@@ -16,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.measure import LATENCY_NS, MEMORY, Row, bytes_needed, measure
+from lowbitvm.bench.measure import LATENCY_NS, MEMORY, Kernel, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
@@ -44,6 +45,7 @@ NUMBERS_OF_MEMORY = ("bank\nconfl", "bytes in\nflight", "of\nneed", "occu-\npanc
 TARGETS = ("sm_80", "sm_89", "sm_90a")
 QUICK_TILES = ("8x128x64", "16x128x64")
 WIDTH = 200  # characters of the table
+BATCH = 16  # kernels per target that are assembled together
 
 
 def collect(
@@ -64,47 +66,67 @@ def collect(
     target_names = target_names or (TARGETS[:1] if quick else TARGETS)
     acts = acts or (INPUTS[:1] if quick else INPUTS)
     tiles = tiles or (QUICK_TILES if quick else list(TILES))
-    with Progress(transient=True) as progress:
-        rows, refused = our_rows(variants(target_names, weights or WEIGHTS, acts, zeros, tiles, group), progress)
-        others, versions = peer_rows(target_names, weights, acts, tiles, progress) if peers else ([], {})
+    wanted = list(variants(target_names, weights or WEIGHTS, acts, zeros, tiles, group))
+    versions, peer_jobs = peer_rows(target_names, weights, acts, tiles) if peers else ({}, [])
+    jobs = [partial(our_rows, some) for some in _batches(wanted)]
+    made = run_all([*peer_jobs, *jobs])  # the longest first
+    others = [row for rows in made[: len(peer_jobs)] for row in rows]
+    ours = {variant: found for rows in made[len(peer_jobs) :] for variant, found in rows.items()}
+    rows = [ours[variant] for variant in wanted if isinstance(ours[variant], Row)]
+    refused = {str(variant): ours[variant] for variant in wanted if isinstance(ours[variant], str)}
     return [*rows, *others], versions, refused
 
 
-def our_rows(variants: Iterable[Variant], progress: Progress) -> tuple[list[Row], dict[str, str]]:
-    """The rows of the variants that exist, and for the others why they do not."""
-    wanted = list(variants)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time goes to nvdisasm, which is another process
-        made = list(progress.track(pool.map(_attempt, wanted), total=len(wanted), description="lowbitvm"))
-    rows = [row for row in made if isinstance(row, Row)]
-    refused = {str(variant): reason for variant, reason in zip(wanted, made, strict=True) if isinstance(reason, str)}
-    return rows, refused
+def run_all(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of all jobs, each of them run in one of as many processes as there are cores."""
+    with Progress(transient=True) as progress:
+        if len(jobs) == 1:
+            return [job() for job in progress.track(jobs)]
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            running = [pool.submit(job) for job in jobs]
+            for done in progress.track(as_completed(running), total=len(jobs), description="compiling"):
+                if done.exception() is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+            return [future.result() for future in running]
 
 
-def _attempt(variant: Variant) -> Row | str:
-    """The variant's row, or why there is none."""
-    try:
-        return measure(build(variant))
-    except LowbitvmError as error:
-        if error.code not in REFUSALS:
-            raise
-        return f"{error.code}: {error.problem}"
+def _batches(wanted: Sequence[Variant]) -> list[list[Variant]]:
+    """The variants in jobs of about the same length; those that differ in the target alone share one."""
+    alike: dict[Variant, list[Variant]] = {}
+    for variant in wanted:
+        alike.setdefault(replace(variant, target=""), []).append(variant)
+    groups = list(alike.values())
+    return [list(chain(*groups[at : at + BATCH])) for at in range(0, len(groups), BATCH)]
+
+
+def our_rows(wanted: Sequence[Variant]) -> dict[Variant, Row | str]:
+    """The row of each variant that exists, and for the others why they do not."""
+    found: dict[Variant, Row | str] = {}
+    for variant, made in zip(wanted, build(wanted), strict=True):
+        if isinstance(made, LowbitvmError) and made.code not in REFUSALS:
+            raise made
+        found[variant] = measure(made) if isinstance(made, Kernel) else f"{made.code}: {made.problem}"
+    return found
 
 
 def peer_rows(
-    target_names: Sequence[str], weights: Sequence[str], acts: Sequence[str], tiles: Sequence[str], progress: Progress
-) -> tuple[list[Row], dict[str, str]]:
-    """The rows of the other tools that are installed, and the version of each tool, or that it is not installed."""
-    rows: list[Row] = []
+    target_names: Sequence[str], weights: Sequence[str], acts: Sequence[str], tiles: Sequence[str]
+) -> tuple[dict[str, str], list[Callable[[], list[Row]]]]:
+    """The version of each other tool, or that it is not installed; and what makes the rows of those that are."""
     versions = {}
+    jobs: list[Callable[[], list[Row]]] = []
     for name, (package, module) in PEERS.items():
-        if importlib.util.find_spec(package) is None:
-            versions[name] = NOT_INSTALLED
-            continue
-        versions[name] = importlib.metadata.version(package)
-        peer = importlib.import_module(module)
-        for target in progress.track(target_names, description=name):
-            rows += peer.rows(target, weights, acts, tiles)
-    return rows, versions
+        installed = importlib.util.find_spec(package) is not None
+        versions[name] = importlib.metadata.version(package) if installed else NOT_INSTALLED
+        if installed:
+            jobs += [partial(_rows_of_peer, module, target, weights, acts, tiles) for target in target_names]
+    return versions, jobs
+
+
+def _rows_of_peer(module: str, *chosen: Any) -> list[Row]:
+    """What the module's `rows` returns; only here is the tool imported."""
+    found: list[Row] = importlib.import_module(module).rows(*chosen)
+    return found
 
 
 def as_json(rows: Sequence[Row], versions: dict[str, str], refused: dict[str, str]) -> dict[str, Any]:
@@ -144,7 +166,8 @@ def _table(target: str, rows: list[Row]) -> Table:
     )
     for column in TEXTS:
         table.add_column(column, no_wrap=True)
-    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *(f"{pipe[:7]}\ncycles" for pipe in (*PIPES, MEMORY))):
+    pipes = (f"{pipe[:7]}\ncycles" for pipe in (*PIPES, MEMORY))
+    for column in (*NUMBERS, *NUMBERS_OF_MEMORY, *pipes, "lower/\nptxas"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -159,5 +182,6 @@ def _table(target: str, rows: list[Row]) -> Table:
             f"{row.bytes_in_flight / needed:.2f}",
             f"{row.occupancy:.0%}",
             *(f"{cycles:.2f}" for cycles in row.cycles_per_weight.values()),
+            "–" if row.trace_ms is None or not row.assemble_ms else f"{row.trace_ms / row.assemble_ms:.2f}",
         )
     return table

@@ -10,7 +10,7 @@ from lowbitvm.plan import SPLIT_K
 
 @kernel(
     x=("m k", None), w=packed("n k"), y=("m n", None), gate=packed("n k"), bias=("n", None), residual=("m n", None),
-    partials=("rows columns", f32), arrivals=("tiles", i32),
+    partials=("rows columns", f32), arrivals=("tiles", i32), order=("k", i32),
 )  # fmt: skip
 def linear(
     x: Tensor,
@@ -21,6 +21,7 @@ def linear(
     residual: Tensor | None = None,
     partials: Tensor | None = None,
     arrivals: Tensor | None = None,
+    order: Tensor | None = None,
     *,
     bm: int,
     bn: int,
@@ -34,11 +35,11 @@ def linear(
     x is (m, k), w and gate are packed (n, k), bias is (n). A block makes a (bm, bn) tile over all of k, or over one of
     `splits` parts of it: each then stores its sums as its tile of partials, a (splits x tiles of m, tiles of n) matrix
     of tiles, and the last of a tile's blocks to arrive adds them in the order of k. arrivals counts them, one counter
-    per tile of y; all counters are 0 before and after.
+    per tile of y; all counters are 0 before and after. order (k): the weights' columns are those of x[:, order].
     """
     i, j = dsl.program_id(0), dsl.program_id(1)
     weights = [w] if gate is None else [w, gate]
-    sums = _products(x, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits)
+    sums = _products(x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits)
     if partials is None or arrivals is None:
         _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
@@ -60,7 +61,16 @@ def linear(
 
 
 def _products(
-    x: Tensor, weights: list[Packed], block: tuple[Value, Value], *, bm: int, bn: int, bk: int, stages: int, splits: int
+    x: Tensor,
+    order: Tensor | None,
+    weights: list[Packed],
+    block: tuple[Value, Value],
+    *,
+    bm: int,
+    bn: int,
+    bk: int,
+    stages: int,
+    splits: int,
 ) -> list[Value]:
     """The block's sums over its part of k, one (bm, bn) tile for each of the weights."""
     i, j = block
@@ -72,7 +82,8 @@ def _products(
         start = dsl.program_id(2) * part
         stop = dsl.minimum(stop, start + part)
     for k in dsl.record_range(start, stop, bk, stages=stages):
-        activations = dsl.load(x, (i * bm, k), (bm, bk))
+        columns = k if order is None else dsl.load(order, (k,), (bk,), other=-1)
+        activations = dsl.load(x, (i * bm, columns), (bm, bk), trusted=order is not None)
         for weight, acc in zip(weights, sums, strict=True):
             codes = dsl.load(weight, (j * bn, k), (bn, bk))
             acc += dsl.dot(activations, dsl.dequant(codes, weight.scales, weight.zeros).T)

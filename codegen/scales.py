@@ -1,0 +1,224 @@
+"""Scales and zeros of 8 bits, alone or with a second level: converted once per unit for all lanes that read them.
+
+A row of scales has 16 bytes per tile of 16 out_features: those of rows g and g + 8, for g from 0 on. A lane copies 4 of
+them, of two g, for its own warp. When they are there it makes the numbers that `GroupRows` reads of them, times those
+of the second level, before the barrier that the unit's other tiles wait for. So 4 lanes that need the same numbers
+share one conversion, and no copy is shorter than the 4 bytes that cp.async takes.
+
+The numbers are f32, e8m0 and i8 without any rounding, products with a second level rounded to nearest once.
+"""
+
+from collections.abc import Callable
+
+from lowbitvm import dtypes
+from lowbitvm.codegen.ptx import Builder, Operand, float_immediate, memory, vector
+from lowbitvm.codegen.staging import PIECE, Piece, Unit, select, shift_right
+from lowbitvm.codegen.state import State
+from lowbitvm.codegen.weights import GroupRows, Rows, part_bytes, part_dtype
+from lowbitvm.formats import Format
+from lowbitvm.ir import Op
+
+WORD = 4  # numbers of 8 bits that are copied and converted together: two pairs
+OUTER_OF = {"scales": "outer", "zeros": "outer_zeros"}
+BANKS_BYTES = 128
+
+Pairs = tuple[list[str], list[str]]  # the registers of the two pairs of a word
+
+
+class OuterRows(Rows):
+    """Second-level scales of a (bn, k) tile: 16 bytes of two g per lane, as `ByteRows` multiplies with them."""
+
+    def __init__(
+        self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, part: str
+    ) -> None:
+        assert load.array is not None and isinstance(load.array.element, Format)
+        super().__init__(state, unit, offset, load, part, 4, load.array.element.outer)
+        lanes = WORD * self.row_tiles
+        self.size = lanes * PIECE * state.warps
+        b = state.builder
+        lane, warp = b.op("and.b32", "r", state.tid, 31), b.op("shr.u32", "r", state.tid, 5)
+        self.warp_base = b.op("mad.lo.s32", "r", warp, lanes * PIECE, state.smem)
+        base = b.op("mad.lo.s32", "r", lane, PIECE, self.warp_base)
+        first = b.op("mad.wide.s32", "rd", row, 4, state.pointer(self.array, part))
+        for i in range(-(-lanes // 32)):
+            number = state.scalar("add", lane, 32 * i)
+            tile = word_tile(state, number, self.row_tiles)
+            index = state.scalar("add", shift_right(state, row, 4), tile)
+            address = b.op("mad.wide.u32", "rd", word_feature(state, number, self.row_tiles), 4, first)
+            piece = Piece("", 0, base, 32 * PIECE * i, "", active=self.fewer(lanes, 32, lane))
+            self.add_piece(address, 0, index, start, piece)
+
+
+class ByteRows(GroupRows):
+    """Scales or zeros of 8 bits of a (bn, k) tile, read as f32: [warp][segment][g][row tile][2 numbers].
+
+    Behind the numbers lie the bytes that they are made of: [warp][segment][two g][row tile][4].
+    """
+
+    def __init__(
+        self,
+        state: State,
+        unit: Unit,
+        offset: int,
+        load: Op,
+        row: Operand,
+        start: Operand,
+        part: str,
+        outer: OuterRows | None,
+    ) -> None:
+        assert load.array is not None and isinstance(load.array.element, Format)
+        self.format = load.array.element
+        Rows.__init__(self, state, unit, offset, load, part, part_bytes(self.format, part), self.format.group)
+        self._measure(dtypes.f32, (part,))
+        self.row_bytes, self.warp_bytes = self.warp_bytes, self.segments * self.warp_bytes
+        self.source_dtype, self.outer = part_dtype(self.format, part), outer
+        self.lane_words = WORD * self.row_tiles  # words of one segment of a warp
+        self.words = self.segments * self.lane_words
+        self.bytes_at = self.size
+        self.size += self.words * WORD * state.warps
+        b = state.builder
+        self.lane = b.op("and.b32", "r", state.tid, 31)
+        self.active = self.fewer(self.words, 32, self.lane)
+        self._add_words(row, start)
+        self.base = self._lane_base()
+        self._emit_store_places()
+        self.factor = ""
+        if self.format.outer == "tensor":
+            self.factor = b.op("ld.global.nc.f32", "f", memory(state.pointer(self.array, OUTER_OF[part])))
+
+    def _add_words(self, row: Operand, start: Operand) -> None:
+        state, b = self.state, self.state.builder
+        first = b.op("mad.wide.s32", "rd", row, 1, state.pointer(self.array, self.part))
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        warp_base = b.op("mad.lo.s32", "r", warp, self.words * WORD, state.smem)
+        self.word_base = b.op("mad.lo.s32", "r", self.lane, WORD, warp_base)
+        for i in range(-(-self.words // 32)):
+            number = state.scalar("add", self.lane, 32 * i)
+            segment = shift_right(state, number, self.lane_words.bit_length() - 1) if self.segments > 1 else 0
+            tile = state.scalar("add", shift_right(state, row, 4), word_tile(state, number, self.row_tiles))
+            address = b.op("mad.wide.u32", "rd", word_feature(state, number, self.row_tiles), 1, first)
+            piece = Piece("", 0, self.word_base, self.bytes_at + 32 * WORD * i, "", active=self.active, bytes=WORD)
+            self.add_piece(address, segment, tile, start, piece)
+
+    def _emit_store_places(self) -> None:
+        """Emits the addresses of a lane's two pairs.
+
+        One bit of the lane says which pair it stores first: with the even g alone half of the banks would serve all.
+        """
+        state, b = self.state, self.state.builder
+        turn = (BANKS_BYTES // (2 * self.element)).bit_length() - 2
+        images = [2 * self.element << i for i in range(self.row_tiles.bit_length() - 1)]
+        images += [2 * self.lane_bytes, 4 * self.lane_bytes]
+        images += [self.row_bytes << i for i in range(self.segments.bit_length() - 1)]
+        self.word_images, lane_images = images, [*images, 0, 0, 0, 0, 0][:5]
+        lane_images[turn] ^= self.lane_bytes
+        warp_images = [self.warp_bytes << i for i in range(state.warps.bit_length() - 1)]
+        place = state.linear(state.tid, lane_images + warp_images)
+        second = b.op("xor.b32", "r", place, self.lane_bytes)
+        self.stores = [str(state.scalar("add", state.smem, place)), str(state.scalar("add", state.smem, second))]
+        self.rotation = str(state.linear(state.tid, [0] * turn + [16]))
+        if self.outer is not None:
+            within = b.op("and.b32", "r", self.lane, self.lane_words - 1)
+            place = b.op("mad.lo.s32", "r", within, PIECE, self.outer.warp_base)
+            half = state.linear(state.tid, [0] * turn + [8])
+            place = str(state.scalar("add", place, half))
+            self.outer_places = [place, b.op("xor.b32", "r", place, 8)]
+
+    def convert(self, slot: int) -> None:
+        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there."""
+        b, place = self.state.builder, slot + self.offset
+        for i in range(-(-self.words // 32)):
+            word = b.register("r")
+            b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i), when=self.active)
+            word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
+            pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), slot, i)
+            for pair, store in zip(pairs, self.stores, strict=True):
+                target = memory(store, place + select(self.word_images, 32 * i))
+                b.do("st.shared.v2.f32", target, vector(pair), when=self.active)
+
+    def _with_outer(self, pairs: Pairs, slot: int, i: int) -> Pairs:
+        """The products of the pairs of word i with the second level."""
+        b = self.state.builder
+        factors = [[self.factor] * 2] * 2
+        if self.outer is not None:
+            at = slot + self.outer.offset + 32 * i % self.lane_words * PIECE
+            factors = [[b.register("f"), b.register("f")] for _ in pairs]
+            for registers, place in zip(factors, self.outer_places, strict=True):
+                b.do("ld.shared.v2.f32", vector(registers), memory(place, at), when=self.active)
+        elif not self.factor:
+            return pairs
+        low, high = (
+            [b.op("mul.rn.f32", "f", *terms) for terms in zip(pair, both, strict=True)]
+            for pair, both in zip(pairs, factors, strict=True)
+        )
+        return low, high
+
+
+def word_tile(state: State, number: Operand, row_tiles: int) -> Operand:
+    """The tile of the word `number` of the thread's warp, from the block's first; its bits are [two g][row tile]."""
+    count = row_tiles.bit_length() - 1
+    tile = state.linear(str(number), [1 << i for i in range(count)])
+    warp = state.linear(state.tid, [0] * 5 + [row_tiles << i for i in range(state.warps.bit_length() - 1)])
+    return state.scalar("add", tile, warp)
+
+
+def word_feature(state: State, number: Operand, row_tiles: int) -> str:
+    """The number, in the row of a group, of the word's first byte, from the block's first."""
+    count = row_tiles.bit_length() - 1
+    feature = state.linear(str(number), [16 << i for i in range(count)] + [4, 8])
+    warp = state.linear(state.tid, [0] * 5 + [16 * row_tiles << i for i in range(state.warps.bit_length() - 1)])
+    return str(state.scalar("add", feature, warp))
+
+
+# -- conversions of the four bytes of a word ---------------------------------------------------------------------------
+
+TOP_BYTE = 0x0444  # prmt of a word and zero: byte 0 to the top
+SIGNED_BYTES = (0x9180, 0xB3A2)  # prmt: bytes 0 and 1, or 2 and 3, each with its sign in the byte above
+E4M3_MASK = 0xBF80BF80  # of f16: the sign, four of the exponent's bits and three of the mantissa's
+E4M3_UP = 2.0**8  # 15 - 7: the exponent biases' difference
+SMALLEST_E8M0 = 0x00400000  # 2**-127 in f32, a subnormal
+MAGIC = 0x4B000000  # 2**23, whose last bits are units
+MAGIC_BYTE = 0x7540  # prmt of a word and MAGIC: byte 0 below
+
+
+def from_e8m0(b: Builder, word: str) -> Pairs:
+    """The byte is f32's exponent, but for 0, which is 2**-127; 255, a NaN, becomes infinite."""
+    numbers = []
+    for i in range(WORD):
+        top = b.op("prmt.b32", "r", word, 0, TOP_BYTE | i << 12)
+        bits = b.op("max.u32", "r", b.op("shr.u32", "r", top, 1), SMALLEST_E8M0)
+        numbers.append(b.op("mov.b32", "f", bits))
+    return numbers[:2], numbers[2:]
+
+
+def from_e4m3(b: Builder, word: str) -> Pairs:
+    """By f16, which has the bits in the same order below another exponent bias, subnormals included."""
+    low, high = (_f16_of_e4m3(b, word, selector, E4M3_UP) for selector in SIGNED_BYTES)
+    return _wide(b, low), _wide(b, high)
+
+
+def _f16_of_e4m3(b: Builder, word: str, selector: int, factor: float) -> str:
+    placed = b.op("shl.b32", "r", b.op("prmt.b32", "r", word, 0, selector), 7)
+    halves = b.op("and.b32", "r", placed, E4M3_MASK)
+    pattern = int(dtypes.f16.numpy.type(factor).view("u2"))
+    return b.op("mul.rn.f16x2", "r", halves, b.op("mov.b32", "r", pattern * 0x10001))
+
+
+def _wide(b: Builder, pair: str) -> list[str]:
+    halves = [b.register("h"), b.register("h")]
+    b.do("mov.b32", vector(halves), pair)
+    return [b.op("cvt.f32.f16", "f", half) for half in halves]
+
+
+def from_i8(b: Builder, word: str) -> Pairs:
+    """The byte plus 128 as the last bits of 2**23: exact, without the conversions that take four cycles."""
+    biased, magic = b.op("xor.b32", "r", word, 0x80808080), b.op("mov.b32", "r", MAGIC)
+    offset = float_immediate(-(2.0**23) - 128)
+    numbers = []
+    for i in range(WORD):
+        bits = b.op("mov.b32", "f", b.op("prmt.b32", "r", biased, magic, MAGIC_BYTE | i))
+        numbers.append(b.op("add.rn.f32", "f", bits, offset))
+    return numbers[:2], numbers[2:]
+
+
+CONVERT: dict[str, Callable[[Builder, str], Pairs]] = {"e8m0": from_e8m0, "e4m3": from_e4m3, "i8": from_i8}
