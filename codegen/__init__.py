@@ -46,6 +46,7 @@ def compile_kernel(program: Program, target_name: str, warps: int) -> Ptx:
 
 
 def _activation(program: Program) -> str:
-    """The dtype of the first operand of the program's dots; f16 for a program without any."""
-    names = [op.operands[0].dtype.name for op in walk(program.body) if op.kind == "dot" and op.operands[0].dtype]
+    """The dtype of the first operand of the program's dots of floats; f16 for a program without any."""
+    found = [op.operands[0].dtype for op in walk(program.body) if op.kind == "dot"]
+    names = [dtype.name for dtype in found if dtype is not None and dtype.is_float]
     return names[0] if names else "f16"

@@ -9,6 +9,7 @@ than the block is replicated.
 import math
 from collections.abc import Iterator
 
+from lowbitvm.codegen.digits import digit_layout, multiplies_digits
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
@@ -39,7 +40,7 @@ def assign_layouts(program: Program, atom: MmaAtom, warps: int) -> dict[Op, Layo
 
     for op in tiles:
         if op.kind == "dot":
-            fix(op, fragment_layout(op, atom, warps))
+            fix(op, digit_layout(op, warps) if multiplies_digits(op) else fragment_layout(op, atom, warps))
     while True:
         while sum([fix(op, layout) for link in ops for op, layout in _implied(link, layouts)]):
             pass

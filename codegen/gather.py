@@ -46,7 +46,7 @@ class GatheredTile(Activations):
         self.row, self.start, self.counts_up = row, start, non_negative(load.operands[0])
         self.row_count, self.column_count = (state.size(dim) for dim in load.array.dims)
         self.order_count = state.size(order.array.dims[0])
-        self.source, self.order = state.pointer(load.array), state.pointer(order.array)
+        self.pointer, self.order = state.pointer(load.array), state.pointer(order.array)
         self.trusted = unit.exact and "trusted" in load.attributes
         self.whole_quads = state.program.divisor(order.array.dims[0]) % QUAD == 0
         quads = unit.k * unit.together // QUAD
@@ -74,7 +74,7 @@ class GatheredTile(Activations):
         index = state.scalar("add", self.first_row, i)
         exists = b.op("setp.lt.u32", "p", index, self.row_count)
         index = b.op("max.s32", "r", b.op("min.s32", "r", index, self.last_row), 0)
-        return b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), self.pitch_bytes, self.source), exists
+        return b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), self.pitch_bytes, self.pointer), exists
 
     def _rows(self) -> Iterator[Row]:
         """The thread's rows; emits the address arithmetic of those that are not known before the loop."""

@@ -7,6 +7,7 @@ from lowbitvm import dtypes
 from lowbitvm.codegen import exchange
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, unordered_arrays
 from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
+from lowbitvm.codegen.digits import DigitDot, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -36,7 +37,7 @@ class Lowering:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.dots: dict[Op, Dot] = {}
+        self.dots: dict[Op, Dot | DigitDot] = {}
         self.accesses: dict[Op, Access] = {}
         self.unordered = unordered_arrays(state.program, state.layouts)
         found = list(accumulations(state.program.body, state.uses))
@@ -263,7 +264,8 @@ class Lowering:
         affine = self._affine_accesses(op, start)
         starts = {access: offsets for access, (offsets, _) in affine.items()}
         pure = self._only_adds_dots(op)
-        pipeline = build_pipeline(state, op, starts, pure)
+        digits = any(map(multiplies_digits, op.body))
+        pipeline = build_digit_pipeline(state, op, starts) if digits else build_pipeline(state, op, starts, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
             pipeline.prologue(start, stop)
@@ -290,11 +292,13 @@ class Lowering:
             for dot, registers in changed.items():
                 dot.leave(registers)
 
-    def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot, list[str]]:
+    def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot | DigitDot, list[str]]:
         """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
         targets = [op.operands[0] for op in loop.body if op in self.accumulated]
-        self.dots.update((op, Dot(self.state, pipeline, op)) for op in loop.body if op.kind == "dot")
-        changed: dict[Dot, list[str]] = {}
+        for op in loop.body:
+            if op.kind == "dot":
+                self.dots[op] = (DigitDot if multiplies_digits(op) else Dot)(self.state, pipeline, op)
+        changed: dict[Dot | DigitDot, list[str]] = {}
         for assign in loop.body:
             if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
                 dot = self.dots[self.accumulated[assign]]
@@ -362,7 +366,7 @@ class Lowering:
                 raise _unsupported(load, f"a dot of a load with other={load.attributes['other']}", "leave it 0")
         for dot in (op for op in pipeline.loop.body if op.kind == "dot"):
             dtype = dot.operands[0].dtype
-            if dtype is not None and dtype.name != self.state.atom.operand:
+            if dtype is not None and dtype.is_float and dtype.name != self.state.atom.operand:
                 raise _unsupported(dot, f"dots of {self.state.atom.operand} and {dtype}", "use one of them in a kernel")
 
     def _affine_accesses(self, loop: Op, start: Operand) -> dict[Op, tuple[list[Operand], list[int]]]:
@@ -404,8 +408,9 @@ class Lowering:
             raise _unsupported(op, "a dot outside a loop over k", "put it into lb.range")
         if op in self.absorbed:
             return
-        b = self.state.builder
-        registers = [b.op("mov.f32", "f", float_immediate(0.0)) for _ in range(self.count(op))]
+        b, kind = self.state.builder, _register_kind(op)
+        name, zero = ("mov.b32", 0) if kind == "r" else ("mov.f32", float_immediate(0.0))
+        registers = [b.op(name, kind, zero) for _ in range(self.count(op))]
         self.dots[op].emit(registers)
         self.state.values[op] = list(registers)
 

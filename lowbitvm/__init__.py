@@ -32,10 +32,12 @@ from lowbitvm.dsl import reduce_sum as sum
 from lowbitvm.dtypes import bf16, f16, f32, i4, i32, u4
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.integer import compile_matmul, matmul
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
@@ -69,12 +71,14 @@ __all__ = [
     "Kernel",
     "LowbitvmError",
     "Packed",
+    "PackedDigits",
     "PackedWeight",
     "Tensor",
     "Value",
     "atomic_add",
     "bf16",
     "compile_linear",
+    "compile_matmul",
     "dequant",
     "dot",
     "exp",
@@ -91,10 +95,13 @@ __all__ = [
     "kernel",
     "launch",
     "load",
+    "matmul",
     "max",
     "maximum",
     "minimum",
     "pack",
+    "pack_activations",
+    "pack_weights",
     "packed",
     "program_id",
     "quantize",

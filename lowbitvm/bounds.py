@@ -9,10 +9,10 @@ truncates their sum to f32 (Fasi et al., PeerJ CS 330, and later models). A step
 loses less than 9 * 2^-24 times the largest term and 2^-23 of its result; a step of 16 with F = 25 (Hopper, Blackwell)
 less than 17 * 2^-25 and 2^-23. Terms and results are at most the sum of |x| |f| so far, so every |x_k| |f_k| counts
 once per step from its own to the segment's last: `steps`. A subnormal is aligned at its format's smallest exponent,
-hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. One fused multiply-add rounds P - z X;
-one each adds it and m X to an accumulator that is at most the sum of all terms so far, hence `adds`; each may lose what
-is below f32's smallest number, as it stands in the accumulator. A second level rounds s, and m, once more. Entries of
-codebooks are rounded to the activations' dtype.
+hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. Entries of codebooks are rounded to the
+activations' dtype. One fused multiply-add rounds P - z X; one each adds it and m X to an accumulator that is at most
+the sum of all terms so far, hence `adds`; each may lose what is below f32's smallest number, as it stands in the
+accumulator. A second level rounds s, and m, once more.
 """
 
 from typing import Any

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.dtypes import DType
+from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import format_digits
 from lowbitvm.ir import Array, Attribute, Op, Program
 from lowbitvm.verify import STAGES, verify
 
@@ -245,6 +246,11 @@ class Packed:
         return self.array.element
 
     @property
+    def offset(self) -> int:
+        """What `dot` leaves out of every value of a format with digits; see `lowbitvm.digits`."""
+        return format_digits(self.format).offset
+
+    @property
     def shape(self) -> tuple[Value, ...]:
         """(out_features, in_features) as i32 scalars."""
         return tuple(_dimension(self.array, axis) for axis in range(2))
@@ -421,12 +427,15 @@ def dot(a: Value, b: Value) -> Value:
     """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
 
     `a` is f16 or bf16, `b` the transposed tile of a dequantised weight. Products are exact; the sum over k is f32's.
+    Or `a` and `b` are codes in digits, of activations and of a weight: then the result is i32, the sum of the products
+    (value - offset) * (value - offset) modulo 2^32, with `Packed.offset` of either side.
     """
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
         raise LowbitvmError(
             "SHAPE_MISMATCH", f"dot of tiles {a.shape} and {b.shape}", "make a (m, k) and b (k, n)", _caller()
         )
-    return _record("dot", dtypes.f32, (a.shape[0], b.shape[1]), (a, b))
+    dtype = dtypes.i32 if isinstance(a.dtype, CodeType) else dtypes.f32
+    return _record("dot", dtype, (a.shape[0], b.shape[1]), (a, b))
 
 
 def _unary(kind: str, value: Value) -> Value:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from lowbitvm import dtypes
+from lowbitvm.digits import BASES
 from lowbitvm.dtypes import ALIASES, CODE_TYPES, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 
@@ -14,6 +15,7 @@ ZEROS: tuple[str | None, ...] = (None, "int", "float", "offset")
 SCALES: tuple[str, ...] = ("f16", "bf16", "f32", "e8m0", "e4m3", "i8")
 OUTERS: tuple[int | str | None, ...] = (None, "tensor", 256)
 TABLES: tuple[str | None, ...] = (None, "tensor", "block", "group")
+ACTS: tuple[str | None, ...] = (None, *(name for name, code in CODE_TYPES.items() if code.is_linear))
 BLOCK = 16  # output features that share a table="block"
 
 _WIDE_SCALES = ("f16", "bf16", "f32")
@@ -40,6 +42,10 @@ class Format:
     outer: a second level of scales in f32: "tensor" (one for the matrix) or 256 (one for 256 codes along K). What is
         called s above is then the product of both levels; an offset m is the product of a stored offset and a second
         level of its own.
+    act: the code type of the activations that an integer weight is multiplied with, exactly: "u1".."u8", "i2".."i8" or
+        "bp1".."bp8"; None for weights that are multiplied with f16 or bf16.
+    digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, or "b1", bit planes.
+        Weights with `act` are in "s8" unless told otherwise; activations have it and no `act`.
     table: for "c1".."c8", whose values are f16 tables of 2**bits entries that come with the weight: one "tensor" table,
         one for every 16 output features ("block"), or one for every scale ("group"). None for the other types.
 
@@ -53,10 +59,14 @@ class Format:
     scale: str = "f16"
     outer: int | str | None = None
     table: str | None = None
+    act: str | None = None
+    digits: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", ALIASES.get(self.dtype, self.dtype))
+        if self.act is not None and self.digits is None:
+            object.__setattr__(self, "digits", "s8")
         for part, options in _OPTIONS.items():
             value = getattr(self, part)
             if not any(type(value) is type(option) and value == option for option in options):  # True is no group
@@ -67,7 +77,7 @@ class Format:
 
     def __str__(self) -> str:
         text = f"{self.dtype},group={self.group},zero={str(self.zero).lower()},scale={self.scale}"
-        extra = {"outer": self.outer, "table": self.table}
+        extra = {"outer": self.outer, "table": self.table, "act": self.act, "digits": self.digits}
         return text + "".join(f",{name}={value}" for name, value in extra.items() if value is not None)
 
     @classmethod
@@ -120,6 +130,8 @@ class Format:
     @property
     def parts(self) -> tuple[str, ...]:
         """The arrays that a weight is stored as, in the order of a kernel's parameters."""
+        if self.digits is not None:
+            return ("words",)
         optional = {
             "zeros": self.zero is not None,
             "table": self.table is not None,
@@ -161,6 +173,8 @@ _OPTIONS: dict[str, Sequence[object]] = {
     "scale": SCALES,
     "outer": OUTERS,
     "table": TABLES,
+    "act": ACTS,
+    "digits": (None, *BASES),
 }
 # what the field has and this package has not, with the nearest that it has
 _UNSUPPORTED: dict[str, Callable[[Any], object]] = {
@@ -203,6 +217,11 @@ _CLASHES: tuple[tuple[Callable[[Format], bool], str, str], ...] = (  # (holds, w
         lambda f: f.code.values is not None and f.table is not None,
         "table={0.table!r} was given, and {0.dtype} has fixed values",
         "use table=None, or the dtype 'c{0.bits}'",
+    ),
+    (
+        lambda f: f.digits is not None and not f.code.is_linear,
+        "digits are of integer codes, {0.dtype} has none",
+        "use an integer dtype, or neither act nor digits",
     ),
 )
 

@@ -1,8 +1,9 @@
 """Executor (a): what a tile IR program means, in numpy.
 
 Tiles are numpy arrays of their dtype, except a dequantised weight, which is exact in float64. `dot` multiplies and sums
-in float64 and rounds once to f32. All other arithmetic is that of f32 and i32: i32 wraps, its division rounds down (by
-zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of a sum in f32 is not fixed.
+in float64 and rounds once to f32; of integer codes it is exact modulo 2^32. All other arithmetic is that of f32 and
+i32: i32 wraps, its division rounds down (by zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of
+a sum in f32 is not fixed.
 """
 
 import functools
@@ -17,11 +18,12 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits
 from lowbitvm.ir import Array, Op, Program
 from lowbitvm.pack import PackedWeight
 
 NumpyArray = np.ndarray[Any, Any]
-Argument = NumpyArray | PackedWeight
+Argument = NumpyArray | PackedWeight | PackedDigits
 
 
 def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Argument]) -> None:
@@ -31,7 +33,7 @@ def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Arg
     DTYPE_MISMATCH where they do not fit its declaration.
     """
     sizes = bind_sizes(program, arguments)
-    weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight)}
+    weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight | PackedDigits)}
     for block in product(*(range(count) for count in grid)):
         _Block(arguments, weights, sizes, block).run(program.body)
 
@@ -80,7 +82,7 @@ def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]
 
 def check_element(array: Array, argument: Any) -> None:
     """Raises DTYPE_MISMATCH unless an argument's elements are those of the declaration."""
-    if isinstance(argument, PackedWeight):
+    if isinstance(argument, PackedWeight | PackedDigits):
         if argument.format != array.element:
             raise LowbitvmError(
                 "DTYPE_MISMATCH",
@@ -105,8 +107,10 @@ def _check_permutations(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _dense(weight: PackedWeight) -> NumpyArray:
-    """The columns in the stored order, as kernels read them."""
+def _dense(weight: PackedWeight | PackedDigits) -> NumpyArray:
+    """The columns in the stored order, as kernels read them; of digits the values without their offset."""
+    if isinstance(weight, PackedDigits):
+        return np.asarray(weight.unpack(), np.float64) - weight.decomposition.offset
     return np.asarray(replace(weight, permutation=None).dequantize(), np.float64)
 
 
@@ -158,7 +162,7 @@ class _Block:
         tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
         if any(offset.shape for offset in op.operands):
             indices = self._indices(op)
-            inside = [(0 <= index) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
+            inside = [(index >= 0) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
             places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
             tile[np.ix_(*inside)] = source[np.ix_(*places)]
         else:
@@ -241,7 +245,10 @@ def _unless_nan(a: Any, b: Any, chosen: Any) -> Any:
 
 def _dot(block: _Block, op: Op) -> NumpyArray:
     a, b = block.operands(op)
-    return np.asarray(a.astype(np.float64) @ b, np.float32)
+    product = a.astype(np.float64) @ b
+    if op.dtype == dtypes.i32:  # of numbers below 2^9: exact, and wrapped
+        return np.asarray(product.astype(np.int64).astype(np.int32))
+    return np.asarray(product, np.float32)
 
 
 def _size(block: _Block, op: Op) -> np.int32:

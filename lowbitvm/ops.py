@@ -1,6 +1,5 @@
 """torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; using `lb.linear` does too."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,8 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
+from lowbitvm.runtime.launch import emulated_target
 from lowbitvm.runtime.linear import run_linear
-from lowbitvm.targets import get
 
 _library = torch.library.Library("lowbitvm", "DEF")
 _library.define(
@@ -159,7 +158,7 @@ def _linear(
     gates = replace(weight, **arrays) if arrays else None
     dtype = x.dtype if dtype is None else dtype
     _check(x, weight, bias, gates, activation, residual, dtype)
-    target = driver.device_target(x.device.index) if x.is_cuda else _emulated()
+    target = driver.device_target(x.device.index) if x.is_cuda else emulated_target()
     if target is None:
         return _reference(x, weight, bias, gates, activation, residual, dtype)
     y = x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
@@ -176,18 +175,6 @@ def _linear(
         batch_invariant=batch_invariant,
     )
     return y
-
-
-def _emulated() -> str | None:
-    """The target that CPU tensors are emulated on. Raises DEVICE_UNAVAILABLE for another LOWBITVM_DEVICE."""
-    device = os.environ.get("LOWBITVM_DEVICE", "")
-    if not device:
-        return None
-    if not device.startswith("emulator:"):
-        raise LowbitvmError(
-            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or unset it"
-        )
-    return get(device.removeprefix("emulator:")).name
 
 
 def _reference(

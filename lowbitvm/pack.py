@@ -252,6 +252,10 @@ def pack(
     not wanted, no permutation, an input_scale that cannot be folded, a NaN in e4m3) and DEVICE_MISMATCH.
     """
     fmt = as_format(fmt)
+    if fmt.digits is not None:
+        raise LowbitvmError(
+            "FORMAT_INVALID", f"pack was given {fmt}, whose codes are stored as digits", "use pack_weights(codes, fmt)"
+        )
     optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
     _check_wanted(optional, fmt)
     parts = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}

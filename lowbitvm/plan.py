@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import format_digits
 from lowbitvm.targets import Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
@@ -97,7 +99,7 @@ def _stages(tile: Tile, fmt: Format) -> int:
     return next(iter(fits), tile.stages)
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, **parts: int | None) -> Tile:
+def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, /, **parts: int | None) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
@@ -130,3 +132,38 @@ def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = Fals
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
     return fmt.zero in ("float", "offset") or fmt.group in (16, 32)
+
+
+# -- integer codes -----------------------------------------------------------------------------------------------------
+
+
+MOST_PAIRS = 8  # n8 tiles times planes of weights that leave registers for a second row tile
+
+
+@dataclass(frozen=True)
+class DigitTile:
+    """One block's share of a product of integer codes, as `Tile`."""
+
+    bm: int
+    bn: int
+    bk: int
+    stages: int
+    warps: int
+
+
+def digit_tile(m: int, activations: Format, weights: Format, target: Target) -> DigitTile:
+    """The tile for m rows of integer activations.
+
+    bm is the smallest that holds the rows and fills columns of the n8 side, up to 64 of them. Tiles of few pairs of
+    digits are wider and deeper, where two stages of them fit STAGED_BYTES.
+    """
+    assert activations.digits is not None and weights.digits is not None
+    base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
+    bm = next((size for size in (COLUMNS, 2 * COLUMNS, 4 * COLUMNS) if m * each <= size), 8 * COLUMNS) // each
+    few = len(format_digits(weights).digits) * bm * each // COLUMNS <= MOST_PAIRS
+    most = 4 if target.has_async_copies else 2
+    for bn, bk in ((128, 2 * base.tile_k), (64, 2 * base.tile_k), (64, base.tile_k))[0 if few else 2 :]:
+        stages = min(most, STAGED_BYTES // (bk * (bn * weights.bits + bm * each * base.bits) // 8))
+        if stages >= 2:
+            break
+    return DigitTile(bm, bn, bk, stages, warps=4)

@@ -80,6 +80,14 @@ class Target:
         return self.capability >= (8, 0)
 
     @property
+    def digits(self) -> tuple[str, ...]:
+        """Bases of integer digits that mma.sync multiplies natively; where b1 is none, it is 8 IMMAs and more.
+
+        Source: the machine code that nvJitLink 13 makes of them.
+        """
+        return ("s8", "b1") if self.capability < (10, 0) else ("s8",)
+
+    @property
     def runs_on_newer_minor(self) -> bool:
         """Whether a cubin also runs on later GPUs of the same major version; an `a` target fits one GPU only."""
         return not self.name.endswith("a")

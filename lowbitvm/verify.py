@@ -117,7 +117,7 @@ def _check_form(op: Op, arrays: tuple[Array, ...], visible: set[Op]) -> None:
     for operand in op.operands:
         if operand not in visible:
             raise invalid(f"the {operand.kind} of {operand.location or 'nowhere'} is not defined before it")
-        if isinstance(operand.dtype, CodeType) and op.kind != "dequant":
+        if isinstance(operand.dtype, CodeType) and op.kind not in CODE_KINDS:
             raise LowbitvmError(
                 "DTYPE_MISMATCH", f"{op.kind}: an operand of packed codes", "use lb.dequant on them", op.location
             )
@@ -255,6 +255,8 @@ def _when_dtypes(op: Op) -> str | None:
 
 def _dot_dtypes(op: Op) -> str | None:
     a, b = op.operands
+    if isinstance(a.dtype, CodeType) or isinstance(b.dtype, CodeType):
+        return _digit_dot(op)
     if a.dtype not in (dtypes.f16, dtypes.bf16):
         return f"the first operand is {a.dtype}, not f16 or bf16"
     return None if b.dtype == dtypes.f32 == op.dtype else f"the second operand is {b.dtype}, the result {op.dtype}"
@@ -327,6 +329,25 @@ def _dot_shape(op: Op) -> str | None:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
+def _digit_dot(op: Op) -> str | None:
+    """Two matrices of codes in digits of one base, the second of them a weight, give i32."""
+    formats = [_source(operand) for operand in op.operands]
+    activations, weights = formats
+    if activations is None or weights is None or activations.digits is None or activations.act is not None:
+        return "operands of codes that are not activations and a weight in digits"
+    if weights.act is None or weights.digits != activations.digits:
+        return f"a dot of {activations} and {weights}, not a weight in the same digits"
+    return None if op.dtype == dtypes.i32 else f"a result of {op.dtype}, not i32"
+
+
+def _source(op: Op) -> Format | None:
+    """The format of the packed array that an operand of a dot is loaded from."""
+    while op.kind == "transpose":
+        op = op.operands[0]
+    element = op.array.element if op.kind == "load" and op.array is not None else None
+    return element if isinstance(element, Format) else None
+
+
 def _fits(name: str) -> Check:
     """The number is one of the result's dtype, or rounds to one: no fraction for integers, no overflow."""
 
@@ -373,6 +394,7 @@ def _elementwise(operands: int, *allowed: DType) -> Rule:
     return Rule(operands, _plain, _same_dtypes(*allowed), _same_shapes, _plain)
 
 
+CODE_KINDS = ("dequant", "transpose", "dot")  # that take packed codes; a transposed tile only feeds a dot
 ARRAY_KINDS = ("dimension", "load", "store", "atomic_add", "dequant")
 RULES: dict[str, Rule] = {
     "program_id": Rule(0, _integers("axis"), _result(dtypes.i32), _scalar, _grid_axis),

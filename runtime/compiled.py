@@ -98,7 +98,7 @@ class CompiledKernel:
     def parameters(self, arguments: Mapping[str, Any]) -> list[Any]:
         """The launch arguments in the order of the PTX parameters: arrays, then sizes as ints.
 
-        Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED and ARGUMENT_INVALID where they do not fit the program.
+        Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED and ARGUMENT_INVALID where they do not fit.
         """
         sizes = bind_sizes(self.program, arguments)
         values: list[Any] = []

@@ -1,6 +1,7 @@
 """Launching a compiled kernel: numpy arrays and CPU tensors on the emulator, CUDA tensors on their GPU."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.compiled import CompiledKernel
-from lowbitvm.targets import Target
+from lowbitvm.targets import Target, get
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -58,6 +60,18 @@ def launch(
     return None
 
 
+def emulated_target() -> str | None:
+    """The target that CPU arrays are emulated on. Raises DEVICE_UNAVAILABLE for another LOWBITVM_DEVICE."""
+    device = os.environ.get("LOWBITVM_DEVICE", "")
+    if not device:
+        return None
+    if not device.startswith("emulator:"):
+        raise LowbitvmError(
+            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or unset it"
+        )
+    return get(device.removeprefix("emulator:")).name
+
+
 def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, int, int]:
     sizes = grid if isinstance(grid, tuple | list) else ()
     if not 1 <= len(sizes) <= 3 or not all(type(size) is int and size >= 0 for size in sizes):
@@ -77,7 +91,7 @@ def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, int, int]:
 def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
     for array in kernel.program.arrays:
         value = arguments[array.name]
-        if isinstance(value, PackedWeight):  # contiguous by construction
+        if isinstance(value, PackedWeight | PackedDigits):  # contiguous by construction
             parts = list(value.arrays.values())
         else:
             _check_contiguous(array.name, value)

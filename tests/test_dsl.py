@@ -240,8 +240,8 @@ def test_a_declaration_that_is_none_is_refused():
 def test_the_interpreter_takes_every_format(fmt: lb.Format) -> None:
     weight = lb.quantize(**float_weight(fmt, 20, 128, seed=2), permutation=np.random.default_rng(2).permutation(128))
     x, y = np.random.default_rng(3).standard_normal((3, 128)).astype(np.float16), np.zeros((3, 20), np.float32)
-    program = linear.trace(x=lb.f16, w=fmt, y=lb.f32, bm=16, bn=16, bk=64, stages=2)
-    lb.interpret(program, (1, 2), {"x": x, "w": weight, "y": y})
+    program = linear.trace(x=lb.f16, w=fmt, y=lb.f32, order=lb.i32, bm=16, bn=16, bk=64, stages=2)
+    lb.interpret(program, (1, 2), {"x": x, "w": weight, "y": y, "order": weight.permutation})
     terms = np.abs(x.astype(np.float64)) @ np.abs(weight.dequantize().astype(np.float64)).T
     exact = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
     # each of the two steps along k rounds its sum to f32, and so does their addition

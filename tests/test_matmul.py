@@ -1,0 +1,161 @@
+"""Products of integer codes of any widths: equal to int64 numpy, interpreted, emulated and on CPU tensors."""
+
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lowbitvm as lb
+from lowbitvm import targets
+from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.integers import PackedDigits
+from lowbitvm.plan import digit_tile
+from lowbitvm.runtime.integer import Variant, longest_k, run_matmul
+from tests.test_digits import CODES, drawn
+
+KINDS = ("u", "i", "bp")
+NATIVE = [(target, base) for target in targets.TARGETS for base in targets.TARGETS[target].digits]
+SAMPLES = [("u2", "i8"), ("i4", "u4"), ("bp3", "bp8"), ("i7", "bp2"), ("ternary", "u8"), ("u8", "i5"), ("bp1", "i1")]
+SAMPLES = [pair for pair in SAMPLES if set(pair) <= set(CODE_TYPES)]
+
+
+def sides(weight: str, act: str, base: str, m: int, n: int, k: int, seed: int = 0) -> tuple[PackedDigits, PackedDigits]:
+    a = lb.pack_activations(drawn(act, (m, k), seed), lb.Format(act, digits=base))
+    return a, lb.pack_weights(drawn(weight, (n, k), seed + 1), lb.Format(weight, act=act, digits=base))
+
+
+def exact(a: PackedDigits, w: PackedDigits) -> np.ndarray:
+    return a.unpack().astype(np.int64) @ w.unpack().astype(np.int64).T
+
+
+def emulated(a: PackedDigits, w: PackedDigits, target: str) -> np.ndarray:
+    """The product by the emulator with all checks on, any finding an error."""
+    y = np.full((a.rows, w.rows), -1, np.int32)
+    report = run_matmul(a, w, y, target, checks="all", on_finding="raise")
+    assert report is None or not report.findings
+    return y
+
+
+def interpreted(a: PackedDigits, w: PackedDigits) -> np.ndarray:
+    tile = digit_tile(a.rows, a.format, w.format, targets.get("sm_80"))
+    variant = Variant(a.format, w.format, tile, aligned=False)
+    y = np.full((a.rows, w.rows), -1, np.int32)
+    sums = {"a_sums": a.sums, "w_sums": w.sums}
+    grid = (-(-a.rows // tile.bm), -(-w.rows // tile.bn))
+    lb.interpret(variant.program(), grid, {"a": a, "w": w, "y": y, **{name: sums[name] for name in variant.sums}})
+    return y
+
+
+def name_of(kind: str, bits: int) -> str:
+    """A code type of a kind; there is no signed type of one bit but bp1."""
+    return f"{kind}{bits}" if f"{kind}{bits}" in CODE_TYPES else f"bp{bits}"
+
+
+@pytest.mark.parametrize("base", ["s8", "b1"])
+@pytest.mark.parametrize("weight_bits", range(1, 9))
+@pytest.mark.parametrize("act_bits", range(1, 9))
+def test_every_pair_of_widths_is_exact_in_interpreter_and_emulator(act_bits: int, weight_bits: int, base: str) -> None:
+    """Nine mixtures of kinds are shared out over the grid, so that each width meets each kind on either side."""
+    kinds = list(product(KINDS, KINDS))
+    for offset in (0, 4):
+        weight_kind, act_kind = kinds[(act_bits + 3 * weight_bits + offset) % 9]
+        weight, act = name_of(weight_kind, weight_bits), name_of(act_kind, act_bits)
+        a, w = sides(weight, act, base, m=3, n=19, k=270)
+        assert np.array_equal(emulated(a, w, "sm_80"), exact(a, w)), (weight, act)
+        assert np.array_equal(interpreted(a, w), exact(a, w)), (weight, act)
+
+
+@pytest.mark.parametrize(("target", "base"), NATIVE)
+@pytest.mark.parametrize(("weight", "act"), SAMPLES)
+def test_every_target_and_base_that_it_has_is_exact(target: str, base: str, weight: str, act: str) -> None:
+    a, w = sides(weight, act, base, m=11, n=70, k=700)
+    assert np.array_equal(emulated(a, w, target), exact(a, w))
+
+
+@settings(max_examples=12)
+@given(
+    pair=st.tuples(st.sampled_from(CODES), st.sampled_from(CODES)),
+    native=st.sampled_from(NATIVE),
+    shape=st.tuples(st.integers(1, 130), st.integers(1, 200), st.integers(1, 3000)),
+    seed=st.integers(0, 99),
+)
+def test_ragged_sizes_are_exact(
+    pair: tuple[str, str], native: tuple[str, str], shape: tuple[int, int, int], seed: int
+) -> None:
+    target, base = native
+    a, w = sides(*pair, base, *shape, seed)
+    assert np.array_equal(emulated(a, w, target), exact(a, w))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 7), (3, 0, 7), (3, 5, 0)])
+def test_empty_sides_give_an_empty_product_or_zeros(shape: tuple[int, int, int]) -> None:
+    a, w = sides("bp3", "bp8", "s8", *shape)
+    assert np.array_equal(emulated(a, w, "sm_80"), exact(a, w))
+
+
+@pytest.mark.parametrize("base", ["s8", "b1"])
+def test_cpu_tensors_give_the_product_by_numpy_and_by_the_emulator(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_codes, w_codes = torch.from_numpy(drawn("bp4", (5, 90))), torch.from_numpy(drawn("i3", (21, 90)))
+    a = lb.pack_activations(a_codes, lb.Format("bp4", digits=base))
+    w = lb.pack_weights(w_codes, lb.Format("i3", act="bp4", digits=base))
+    expected = (a_codes @ w_codes.T).int()
+    for device in ("", "emulator:sm_86"):
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.matmul(a, w)
+        assert y.dtype == torch.int32 and torch.equal(y, expected)
+
+
+def test_the_product_of_the_largest_codes_is_exact_up_to_the_longest_k() -> None:
+    fmt = lb.Format("u8", digits="s8"), lb.Format("u8", act="u8")
+    k = longest_k(*fmt)
+    assert k * 255**2 < 2**31 <= (k + 1) * 255**2
+    full = np.full((1, k), 255)
+    for base in ("s8", "b1"):
+        a = lb.pack_activations(full, lb.Format("u8", digits=base))
+        w = lb.pack_weights(full, lb.Format("u8", act="u8", digits=base))
+        assert emulated(a, w, "sm_75").item() == k * 255**2
+
+
+def test_what_cannot_be_multiplied_exactly_is_refused() -> None:
+    a, w = sides("u2", "i8", "s8", 2, 3, 50)
+    planes, _ = sides("u2", "i8", "b1", 2, 3, 50)
+    longer, _ = sides("u2", "i8", "s8", 2, 3, 51)
+    wide = np.zeros((1, 40000), int)
+    long_a, long_w = lb.pack_activations(wide, "u8"), lb.pack_weights(wide, "u8,act=u8")
+    for code, left, right in (
+        ("FORMAT_UNSUPPORTED: activations in digits of b1", planes, w),
+        ("SHAPE_MISMATCH: a has 51", longer, w),
+        ("ARGUMENT_INVALID: in_features 40000.* at most 33025", long_a, long_w),
+        ("ARGUMENT_INVALID: a is PackedDigits", w, w),
+        ("ARGUMENT_INVALID: w is a int", a, 3),
+    ):
+        with pytest.raises(lb.LowbitvmError, match=code):
+            lb.matmul(left, right)
+
+
+@pytest.mark.parametrize("target", ["sm_100a", "sm_120f"])
+def test_planes_are_refused_where_they_are_emulated(target: str) -> None:
+    with pytest.raises(lb.LowbitvmError, match=r"KERNEL_UNSUPPORTED: digits of base b1.*digits='s8', native"):
+        lb.compile_matmul(lb.Format("u2", act="i8", digits="b1"), target=target)
+
+
+@pytest.mark.parametrize(("target", "base"), NATIVE)
+def test_the_machine_code_multiplies_natively(target: str, base: str) -> None:
+    sass = lb.compile_matmul(lb.Format("i2", act="u8", digits=base), target=target, m=8, cache=False).sass()
+    found = set(re.findall(r"\b[IBHQ]MMA[.A-Z0-9]*", sass))
+    how = {"s8": "IMMA.8816" if target == "sm_75" else "IMMA.16832"}.get(base, "BMMA")
+    assert found and all(name.startswith(how) for name in found), found
+
+
+@pytest.mark.parametrize("base", ["s8", "b1"])
+def test_the_main_loop_has_no_bank_conflicts_and_reads_weights_once(base: str) -> None:
+    a, w = sides("u3", "i8", base, m=8, n=128, k=2048)
+    y = np.zeros((8, 128), np.int32)
+    report = run_matmul(a, w, y, "sm_80")
+    assert report is not None and report.counters.bank_conflicts == 0
+    read = {traffic.name: traffic.read for traffic in report.counters.arrays.values()}
+    assert read["w$words"] == w.words.nbytes == 128 * 2048 * 3 // 8
