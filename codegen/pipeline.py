@@ -12,7 +12,16 @@ import functools
 import math
 from dataclasses import dataclass, field
 
-from lowbitvm.codegen.codebook import GroupTables, SharedTables, table_count, table_key
+from lowbitvm.codegen.codebook import (
+    GlobalTables,
+    GroupTables,
+    SharedTables,
+    StagedTables,
+    TableRows,
+    copied_tables,
+    table_count,
+    table_key,
+)
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
@@ -24,6 +33,7 @@ from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array,
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
+from lowbitvm.plan import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
@@ -56,10 +66,23 @@ class Pipeline:
         key = table_key(codes)
         if key not in self.codebooks:
             if fmt.table == "group":
-                self.codebooks[key] = GroupTables(self.state, codes, TableDecoder(fmt.code, act), self.position)
+                self.codebooks[key] = self._group_tables(codes, TableDecoder(fmt.code, act))
             else:
                 self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
         return self.codebooks[key]
+
+    def _group_tables(self, codes: Op, decoder: TableDecoder) -> GroupTables:
+        tile = self.tiles.get((codes, "table"))
+        if isinstance(tile, TableRows):
+            group = self.unit.k // tile.segments
+            return StagedTables(
+                self.state, codes, decoder, lambda k: self.slot + tile.offset + k // group * tile.row_bytes
+            )
+        room = min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
+        if isinstance(packed_array(codes)[1].group, str) and codes.shape[0] << decoder.code.bits + 1 <= room:
+            place = copied_tables(self.state, codes)
+            return StagedTables(self.state, codes, decoder, lambda k: place)
+        return GlobalTables(self.state, codes, decoder, self.position)
 
     def position(self, k: int) -> Operand:
         """Emits the k in the arrays of the current unit's k."""
@@ -217,6 +240,8 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
                 add_group(codes, parts, row, start)
+            if stages_tables(packed_array(codes)[1], unit.k):
+                add((codes, "table"), TableRows(state, unit, size, codes, row, start))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 

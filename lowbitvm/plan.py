@@ -10,6 +10,7 @@ from lowbitvm.targets import Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
+TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -85,7 +86,14 @@ def _staged_bytes(tile: Tile, fmt: Format) -> int:
     """Shared memory of all stages, scales and zero points included, at most."""
     numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
+
+
+def stages_tables(fmt: Format, k: int) -> bool:
+    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+    meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
+    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
