@@ -63,7 +63,7 @@ class Dot:
         self.array, self.format = packed_array(codes)
         self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
-        self.tables = pipeline.shared_tables(codes, self.act)
+        self.tables = pipeline.codebook(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
@@ -189,7 +189,7 @@ class Dot:
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
                 decoded[place] = (
-                    self.tables.emit(words, t)
+                    self.tables.emit(words, t, k)
                     if self.tables
                     else self.decoder.emit(self.state.builder, words, self.decode_constants)
                 )

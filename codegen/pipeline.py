@@ -12,7 +12,16 @@ import functools
 import math
 from dataclasses import dataclass, field
 
-from lowbitvm.codegen.codebook import SharedTables, table_count, table_key
+from lowbitvm.codegen.codebook import (
+    GlobalTables,
+    GroupTables,
+    SharedTables,
+    StagedTables,
+    TableRows,
+    copied_tables,
+    table_count,
+    table_key,
+)
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
@@ -24,6 +33,7 @@ from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array,
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
+from lowbitvm.plan import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
@@ -47,17 +57,40 @@ class Pipeline:
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
-    codebooks: dict[object, SharedTables] = field(default_factory=dict)  # by array, or by code type where it is fixed
+    codebooks: dict[object, SharedTables | GroupTables] = field(default_factory=dict)
+    stop: str = ""  # the k at which the loop ends
 
-    def shared_tables(self, codes: Op, act: str) -> SharedTables | None:
-        """The tables that a load of codes is decoded by; emits them where they are new. None for other formats."""
+    def codebook(self, codes: Op, act: str) -> SharedTables | GroupTables | None:
+        """What a load of codes is decoded by; emits what it needs before the loop. None for formats without tables."""
         _, fmt = packed_array(codes)
         if fmt.code.kind != "table":
             return None
         key = table_key(codes)
         if key not in self.codebooks:
-            self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
+            if fmt.table == "group":
+                self.codebooks[key] = self._group_tables(codes, TableDecoder(fmt.code, act))
+            else:
+                self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
         return self.codebooks[key]
+
+    def _group_tables(self, codes: Op, decoder: TableDecoder) -> GroupTables:
+        tile = self.tiles.get((codes, "table"))
+        if isinstance(tile, TableRows):
+            group = self.unit.k // tile.segments
+            return StagedTables(
+                self.state, codes, decoder, lambda k: self.slot + tile.offset + k // group * tile.row_bytes
+            )
+        room = min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
+        if isinstance(packed_array(codes)[1].group, str) and codes.shape[0] << decoder.code.bits + 1 <= room:
+            place = copied_tables(self.state, codes)
+            return StagedTables(self.state, codes, decoder, lambda k: place)
+        return GlobalTables(self.state, codes, decoder, self.position)
+
+    def position(self, k: int) -> Operand:
+        """Emits the k in the arrays of the current unit's k."""
+        before = (self.slot - self.base) // self.slot_bytes * self.unit.k
+        first = self.state.builder.op("sub.s32", "r", self.stop, self.left)
+        return self.state.scalar("add", first, before + k)
 
     @functools.cached_property
     def _table_room(self) -> tuple[int, int]:
@@ -68,6 +101,7 @@ class Pipeline:
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
         b = self.state.builder
+        self.stop = str(stop)
         self.left = b.op("mov.b32", "r", stop) if start == 0 else b.op("sub.s32", "r", stop, start)
         if any(tile.needs_k for tile in self.tiles.values()):
             self.ahead = b.op("mov.b32", "r", start)
@@ -209,6 +243,8 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
                 add_group(activations, codes, parts, row, start)
+            if stages_tables(packed_array(codes)[1], unit.k):
+                add((codes, "table"), TableRows(state, unit, size, codes, row, start))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 

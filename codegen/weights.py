@@ -7,7 +7,6 @@ from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, size_bytes
 from lowbitvm.dtypes import DType
-from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op
 
@@ -251,10 +250,6 @@ def part_bytes(fmt: Format, part: str) -> int:
 
 
 def packed_array(codes: Op) -> tuple[Array, Format]:
-    """The packed weight that a load of codes reads. Raises FORMAT_UNSUPPORTED for what no kernel reads yet."""
+    """The packed weight that a load of codes reads."""
     assert codes.array is not None and isinstance(codes.array.element, Format)
-    fmt = codes.array.element
-    if fmt.table == "group":
-        problem, fix = f"no kernel reads codebooks per group of {fmt.dtype}", 'use table="block"'
-        raise LowbitvmError("FORMAT_UNSUPPORTED", problem, fix, codes.location)
-    return codes.array, fmt
+    return codes.array, codes.array.element

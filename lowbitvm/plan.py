@@ -9,6 +9,8 @@ from lowbitvm.integers import format_digits
 from lowbitvm.targets import Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
+TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
+TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -78,7 +80,8 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
         for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
             wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
-            if _staged_bytes(wide, fmt) <= min(target.shared_per_block, STAGED_BYTES * bn // NARROW):
+            free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
+            if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
                 return wide
     return tile
 
@@ -88,7 +91,14 @@ def _staged_bytes(tile: Tile, fmt: Format) -> int:
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
+
+
+def stages_tables(fmt: Format, k: int) -> bool:
+    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+    meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
+    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
