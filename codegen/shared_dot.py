@@ -105,7 +105,7 @@ class SharedDot(Dot):
         for t in range(self.words.row_tiles):
             for chunk in range(unit.k // CHUNK_K):
                 words = self.words.words(pipeline.slot_of(number), t, chunk)
-                for step, fragment in enumerate(self._decoded(words, t)):
+                for step, fragment in enumerate(self._decoded(words, t, chunk * CHUNK_K)):
                     place = buffer + t * self.tile_bytes + (4 * chunk + step) * FRAGMENT
                     k = first + chunk * CHUNK_K + step * self.atom.k
                     of = t, k // self.segment
