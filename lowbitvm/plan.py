@@ -166,7 +166,7 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     planes, step = len(format_digits(weights).digits), base.activation_k
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(PAIRS // planes), 2 * COLUMNS)
     bm = columns * COLUMNS // each
-    words = weights.bits * step // 64  # of a lane: one row tile's weights of one step
+    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
     rows = 2 if 2 * columns * planes <= PAIRS and 2 * words <= LOADED else 1
     own = rows * words + columns * ACTIVATION_WORDS
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
