@@ -138,6 +138,22 @@ def test_what_cannot_be_multiplied_exactly_is_refused() -> None:
             lb.matmul(left, right)
 
 
+def test_a_linear_layer_of_digits_is_refused() -> None:
+    with pytest.raises(lb.LowbitvmError, match="FORMAT_UNSUPPORTED: dequant of u4.*lb.matmul"):
+        lb.compile_linear(lb.Format("u4", act="i8"))
+
+
+def test_tiles_that_warps_cannot_share_out_are_refused() -> None:
+    fmt = lb.Format("u2", act="i8", digits="b1")
+    for parts, problem in (
+        ({"bn": 8}, "a dot of shape"),
+        ({"bk": 512, "warps": 4, "bn": 32}, "bk 512 is no multiple of 2048"),
+        ({"bm": 2, "bk": 256, "warps": 4, "bn": 64}, "bk 256 is no multiple of 512"),
+    ):
+        with pytest.raises(lb.LowbitvmError, match=f"TILE_INVALID: {problem}"):
+            lb.compile_matmul(fmt, m=1, **parts)
+
+
 @pytest.mark.parametrize(
     ("target", "base"), [(t, base) for t in targets.TARGETS for base in digits.BASES if (t, base) not in NATIVE]
 )
