@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +179,13 @@ def test_the_main_loop_has_no_bank_conflicts_and_reads_weights_once(base: str) -
     assert report is not None and report.counters.bank_conflicts == 0
     read = {traffic.name: traffic.read for traffic in report.counters.arrays.values()}
     assert read["w$words"] == w.words.nbytes == 128 * 2048 * 3 // 8
+
+
+def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOWBITVM_DEVICE", "")
+    page = Path(__file__).parent.parent / "docs" / "integers.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    file = tmp_path / "example.py"
+    file.write_text("\n".join(blocks))
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})
