@@ -68,7 +68,7 @@ typedef struct {
     __m512i top;   /* of the largest, as the hardware takes it */
     __m512i low;   /* all are multiples of it */
     __m512i span;  /* top / low */
-    __m512 ratio;  /* the largest magnitude / low */
+    __m512 most;   /* the largest magnitude */
 } Extent;
 
 /* Of vectors of two numbers in each row. False where there are infinities or NaN, or bf16 whose products may be beyond
@@ -86,7 +86,7 @@ INLINE bool measure(const __m512i *pairs, u32 count, u32 type, Extent *e) {
     }
     half = _mm256_max_epu16(lower(most), upper(most));
     most = _mm512_cvtepu16_epi32(half);
-    e->ratio = value(half, type);
+    e->most = value(half, type);
     half = _mm256_min_epu16(lower(least), upper(least));
     least = _mm512_cvtepu16_epi32(_mm256_add_epi16(half, _mm256_set1_epi16(1)));
     bits = _mm512_cvtepu16_epi32(_mm256_or_si256(lower(bits), upper(bits)));
@@ -98,7 +98,6 @@ INLINE bool measure(const __m512i *pairs, u32 count, u32 type, Extent *e) {
     field = _mm512_max_epi32(_mm512_srli_epi32(most, fraction), one);
     e->top = _mm512_slli_epi32(_mm512_add_epi32(field, ALL(127 - bias)), 23);
     e->span = _mm512_sub_epi32(e->top, e->low);
-    e->ratio = _mm512_mul_ps(e->ratio, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), e->low)));
     if (type == F16) return !_mm512_cmpge_epi32_mask(most, ALL(0x7C00));
     return !(_mm512_cmpge_epi32_mask(most, ALL((127 + 40) << 7)) |
              (_mm512_cmplt_epi32_mask(least, ALL((127 - 40) << 7)) & _mm512_cmpneq_epi32_mask(most, _mm512_setzero_si512())));
@@ -110,6 +109,9 @@ typedef struct {
     __m512i scale, limit;                    /* exponents, of rows and of pieces and columns, to be added */
     u32 b_scale[ROWS], b_limit[ROWS];
     float b[PIECES][COLUMNS][GROUP];
+    __m512i a_exponent[PIECES * GROUP];      /* of rows; and of columns, in the order of b; when `aligned` */
+    i32 b_exponent[PIECES][COLUMNS][GROUP];
+    bool aligned;
     u32 exact;                               /* bit 8 piece + column: whether the products' sum is */
 } Operands;
 
@@ -118,6 +120,7 @@ INLINE bool load(const Step *s, u32 type, Operands *o) {
     __m512i rows[PIECES * 4], columns[4];
     Extent a, b;
     float most;
+    __m512 sum = _mm512_setzero_ps();
     for (u32 p = 0; p < pieces; p++) {
         transpose_pairs(s->a[2 * p], s->a[2 * p + 1], rows + 4 * p);
         for (u32 k = 0; k < GROUP; k++) o->a[GROUP * p + k] = value(k % 2 ? upper(rows[4 * p + k / 2]) : lower(rows[4 * p + k / 2]), type);
@@ -126,8 +129,13 @@ INLINE bool load(const Step *s, u32 type, Operands *o) {
     }
     transpose_pairs(s->b[0], s->b[pieces - 1], columns);
     if (!measure(rows, 4 * pieces, type, &a) || !measure(columns, 4, type, &b)) return false;
-    most = GROUP * _mm512_reduce_max_ps(a.ratio);
-    o->exact = _mm512_cmp_ps_mask(_mm512_mul_ps(b.ratio, _mm512_set1_ps(most)), _mm512_set1_ps(0x1p24f), _CMP_LE_OQ);
+    for (u32 n = 0; n < 4; n++) { /* exact, or beyond what matters */
+        sum = _mm512_add_ps(sum, _mm512_abs_ps(value(lower(columns[n]), type)));
+        sum = _mm512_add_ps(sum, _mm512_abs_ps(value(upper(columns[n]), type)));
+    }
+    sum = _mm512_mul_ps(sum, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), b.low)));
+    most = _mm512_reduce_max_ps(_mm512_mul_ps(a.most, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), a.low))));
+    o->exact = _mm512_cmp_ps_mask(_mm512_mul_ps(sum, _mm512_set1_ps(most)), _mm512_set1_ps(0x1p24f), _CMP_LE_OQ);
     o->exact &= _mm512_cmple_epi32_mask(b.span, ALL((F << 23) - _mm512_reduce_max_epi32(a.span)));
     o->scale = _mm512_sub_epi32(ALL(EXPONENT(F)), a.top);
     o->limit = _mm512_add_epi32(ALL((F + 1) << 23), a.low);
@@ -163,19 +171,27 @@ INLINE __m512i exponents(__m512 x, u32 type) {
     return _mm512_maskz_max_epi32(_mm512_test_epi32_mask(AS_INTS(x), ALL(0x7FFFFFFF)), field, ALL(EXPONENT(-14)));
 }
 
+/* What products are aligned by. */
+static void align(const Step *s, u32 type, Operands *o) {
+    for (u32 n = 0; n < GROUP * s->k; n++) o->a_exponent[n] = exponents(o->a[n], type);
+    for (u32 n = 0; n < COLUMNS * GROUP * s->k; n += ROWS) {
+        const __m512i e = _mm512_sub_epi32(exponents(_mm512_loadu_ps(o->b[0][0] + n), type), ALL(EXPONENT(0)));
+        _mm512_storeu_si512(o->b_exponent[0][0] + n, e);
+    }
+    o->aligned = true;
+}
+
 /* One column, aligned and cut product by product; false where C is infinite, NaN or next to nothing. */
-INLINE bool add_with_cuts(Operands *o, u32 type, u32 piece, u32 column) {
+INLINE bool add_with_cuts(Operands *o, u32 piece, u32 column) {
     const __m512 *a = o->a + GROUP * piece, c = o->sum[piece][column];
     const float *b = o->b[piece][column];
+    const i32 *exponent = o->b_exponent[piece][column];
     const __m512i magnitude = _mm512_and_si512(AS_INTS(c), ALL(0x7FFFFFFF)), own = _mm512_and_si512(magnitude, ALL(0x7F800000));
     __m512i top = _mm512_setzero_si512(), sum;
     __m512 scale;
     if (_mm512_cmpge_epi32_mask(magnitude, ALL(EXPONENT(128))) |
         _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, ALL(1)), ALL(EXPONENT(-100) - 1))) return false;
-    for (u32 k = 0; k < GROUP; k++) {
-        const __m512i other = _mm512_sub_epi32(exponents(_mm512_set1_ps(b[k]), type), ALL(EXPONENT(0)));
-        top = _mm512_max_epi32(top, _mm512_add_epi32(exponents(a[k], type), other));
-    }
+    for (u32 k = 0; k < GROUP; k++) top = _mm512_max_epi32(top, _mm512_add_epi32(o->a_exponent[GROUP * piece + k], ALL(exponent[k])));
     /* products by zero are below 2^-83 by this, others not */
     top = _mm512_maskz_mov_epi32(_mm512_cmpge_epi32_mask(top, ALL(EXPONENT(-83))), top);
     top = _mm512_max_epi32(_mm512_max_epi32(top, own), ALL(EXPONENT(-100)));
@@ -193,6 +209,7 @@ INLINE bool add_with_cuts(Operands *o, u32 type, u32 piece, u32 column) {
 INLINE bool multiply(const Step *s, u32 type) {
     Operands o;
     __m512 half[4];
+    o.aligned = false;
     if (!load(s, type, &o)) return false;
     for (u32 parity = 0; parity < 2; parity++) {
         __m512i c[4];
@@ -200,7 +217,10 @@ INLINE bool multiply(const Step *s, u32 type) {
         for (u32 q = 0; q < 4; q++) o.sum[0][2 * q + parity] = AS_FLOATS(c[q]);
     }
     for (u32 piece = 0; piece < s->k; piece++)
-        EACH(add_exactly(&o, piece), column) if (!add_with_cuts(&o, type, piece, column)) return false;
+        EACH(add_exactly(&o, piece), column) {
+            if (!o.aligned) align(s, type, &o);
+            if (!add_with_cuts(&o, piece, column)) return false;
+        }
     for (u32 parity = 0; parity < 2; parity++) {
         for (u32 q = 0; q < 4; q++) half[q] = o.sum[s->k][2 * q + parity];
         transpose_back(half, s->d[parity], s->d[parity + 2]);
