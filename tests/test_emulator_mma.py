@@ -736,7 +736,7 @@ def edge_model(x: Array, y: Array, c: float, kind: str, unit: Unit, accumulator:
 @pytest.mark.parametrize("spread", [0, 2, 6])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_codes_of_few_bits_follow_the_exact_model(arch: str, kind: str, bits: int, spread: int, swapped: bool) -> None:
-    """Sums of which nothing is cut, or only of some products or of C, with C that cancels, dominates or counts little."""
+    """Sums of which nothing is cut, or some products, or C; C cancels, dominates or counts little."""
     rng, dtype = np.random.default_rng(bits + 16 * spread), TYPES[kind].dtype
     tiles, least = 5, 2.0**-24 if kind == "f16" else 1.0
     codes = rng.integers(0, 1 << bits, (tiles, 16, 16)) * least * 2.0 ** rng.integers(0, 9 - bits, (tiles, 16, 1))
