@@ -47,7 +47,7 @@ def has_kernel(fmt: lb.Format, act: str, target: str) -> bool:
     Everything else has to run.
     """
     code = fmt.code
-    awaited = code.kind == "table"
+    awaited = fmt.table == "group"
     return act in targets.get(target).mma_dtypes and (code.kind != "float" or held_by(code, act)) and not awaited
 
 
