@@ -196,7 +196,7 @@ def _alike(gate: PackedWeight, weight: PackedWeight) -> PackedWeight:
     own, other = gate.permutation, weight.permutation
     if own is other:
         return gate
-    if own is None or other is None or not bool((own == other).all()):
+    if own is None or other is None or not (address(own) == address(other) or bool((own == other).all())):
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             "a gate and a weight whose columns are permuted in two ways",
