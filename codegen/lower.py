@@ -7,7 +7,7 @@ from lowbitvm import dtypes
 from lowbitvm.codegen import exchange
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, unordered_arrays
 from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
-from lowbitvm.codegen.digits import DigitDot, build_digit_pipeline, multiplies_digits
+from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -265,7 +265,7 @@ class Lowering:
         starts = {access: offsets for access, (offsets, _) in affine.items()}
         pure = self._only_adds_dots(op)
         digits = any(map(multiplies_digits, op.body))
-        pipeline = build_digit_pipeline(state, op, starts) if digits else build_pipeline(state, op, starts, pure)
+        pipeline = build_digit_pipeline(state, op, starts, pure) if digits else build_pipeline(state, op, starts, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
             pipeline.prologue(start, stop)
@@ -274,7 +274,8 @@ class Lowering:
         if pipeline is None or not pure:
             state.values[op] = [b.op("mov.b32", "r", start)]
         done, again = b.label("done"), b.label("loop")
-        b.do("bra", done, when=b.op("setp.ge.s32", "p", start, stop))
+        first = pipeline.first if isinstance(pipeline, DirectPipeline) else start
+        b.do("bra", done, when=b.op("setp.ge.s32", "p", first, stop))
         b.place(again)
         state.loop_depth += 1
         if pipeline is None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from lowbitvm.digits import BASES, COLUMNS, columns_per_row
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import format_digits
@@ -55,14 +55,15 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
 
     At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
-    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves one to
-    the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
-    gathering of x is few of all instructions.
+    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both), as
+    does the gathering of a permuted weight's x. Two stages are as good as more where the target has no asynchronous
+    copies to fill them; a large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to
+    8 rows the tile is then so wide that the gathering of x is few of all instructions.
     """
-    bm = next((size for size in (8, 16, 32) if m <= size), 64)
+    most = 32 if permuted and fmt.group in (16, 32) else 64
+    bm = next((size for size in (8, 16, 32) if m <= size), most)
     stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
@@ -71,11 +72,13 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
     """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
 
-    A block gathers its x in the same number of instructions whatever its width.
+    A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
+    which stages of 64 are joined to where the groups are longer.
     """
+    bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        for stages in (8, 6, 4, 2) if target.has_async_copies else (2,):
-            wide = replace(tile, bn=bn, warps=bn // 32, stages=stages)
+        for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
+            wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
             free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
             if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
                 return wide
@@ -83,8 +86,10 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
 
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
-    """Shared memory of all stages, scales and zero points included, at most."""
-    numbers = fmt.scale_dtype.bits + (fmt.zero_dtype.bits if fmt.zero_dtype is not None else 0)
+    """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
+    numbers = sum(
+        dtype.bits + 32 * (dtype.bits == 8) for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None
+    )
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
@@ -145,12 +150,18 @@ def _crowded(fmt: Format) -> bool:
 # -- integer codes -----------------------------------------------------------------------------------------------------
 
 
-MOST_PAIRS = 8  # n8 tiles times planes of weights that leave registers for a second row tile
+PAIRS = 32  # row tiles x n8 tiles x planes of weights of a warp: 4 accumulators each
+LOADED = 72  # registers that a warp's own loads of one step may take
+ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
+MOST_WARPS = 8  # that share out k
 
 
 @dataclass(frozen=True)
 class DigitTile:
-    """One block's share of a product of integer codes, as `Tile`."""
+    """One block's share of a product of integer codes, as `Tile`.
+
+    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`.
+    """
 
     bm: int
     bn: int
@@ -159,19 +170,40 @@ class DigitTile:
     warps: int
 
 
-def digit_tile(m: int, activations: Format, weights: Format, target: Target) -> DigitTile:
-    """The tile for m rows of integer activations.
+def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
+    """The tile for m rows of k integer activations.
 
-    bm is the smallest that holds the rows and fills columns of the n8 side, up to 64 of them. Tiles of few pairs of
-    digits are wider and deeper, where two stages of them fit STAGED_BYTES.
+    For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
+    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
     """
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
-    bm = next((size for size in (COLUMNS, 2 * COLUMNS, 4 * COLUMNS) if m * each <= size), 8 * COLUMNS) // each
-    few = len(format_digits(weights).digits) * bm * each // COLUMNS <= MOST_PAIRS
+    planes, step = len(format_digits(weights).digits), base.activation_k
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(PAIRS // planes), 2 * COLUMNS)
+    bm = columns * COLUMNS // each
+    words = weights.bits * step // 64  # of a lane: one row tile's weights of one step
+    rows = 2 if 2 * columns * planes <= PAIRS and 2 * words <= LOADED else 1
+    own = rows * words + columns * ACTIVATION_WORDS
+    if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
+        part = step * _power_to(max(1, LOADED // own))
+        warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
+        return DigitTile(bm, 16 * rows, part * warps, 2, warps)
+    rows = min(2, _power_to(PAIRS // (columns * planes)))
     most = 4 if target.has_async_copies else 2
-    for bn, bk in ((128, 2 * base.tile_k), (64, 2 * base.tile_k), (64, base.tile_k))[0 if few else 2 :]:
-        stages = min(most, STAGED_BYTES // (bk * (bn * weights.bits + bm * each * base.bits) // 8))
+    for warps in (4, 2, 1):
+        stages = min(
+            most, STAGED_BYTES // (step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8)
+        )
         if stages >= 2:
             break
-    return DigitTile(bm, bn, bk, stages, warps=4)
+    return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+
+
+def _power_to(size: int) -> int:
+    """The largest power of two up to a size."""
+    return 1 << size.bit_length() - 1
+
+
+def _power_from(size: int) -> int:
+    """The smallest power of two from a size on; 1 for none."""
+    return 1 << max(0, size - 1).bit_length()

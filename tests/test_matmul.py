@@ -41,7 +41,7 @@ def emulated(a: PackedDigits, w: PackedDigits, target: str) -> np.ndarray:
 
 
 def interpreted(a: PackedDigits, w: PackedDigits) -> np.ndarray:
-    tile = digit_tile(a.rows, a.format, w.format, targets.get("sm_80"))
+    tile = digit_tile(a.rows, a.columns, a.format, w.format, targets.get("sm_80"))
     variant = Variant(a.format, w.format, tile, aligned=False)
     y = np.full((a.rows, w.rows), -1, np.int32)
     sums = {"a_sums": a.sums, "w_sums": w.sums}
