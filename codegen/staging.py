@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import or_, xor
 
-from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
+from lowbitvm.codegen.ptx import Operand, hinted, memory, vector, vector_suffix
 from lowbitvm.codegen.state import State
 
 PIECE = 16  # bytes of one cp.async
@@ -57,6 +57,7 @@ class Staged:
     size: int = 0
     pieces: list[Piece] = field(default_factory=list)
     distance: int = 0  # bytes from one unit to the next in global memory
+    policy: str = ""  # register: the hint of all copies to the L2 cache
 
     def issue(self, slot: int, number: int, k: str) -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
@@ -73,7 +74,8 @@ class Staged:
             outside = piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit)
             if self.state.target.has_async_copies:
                 name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
-                b.do(name, target, source, piece.bytes, outside, when=piece.active)
+                name, operands = hinted(name, (target, source, piece.bytes, outside), self.policy)
+                b.do(name, *operands, when=piece.active)
             else:
                 loaded.append((piece, target, self._loaded(piece, source, outside)))
         for piece, target, words in loaded:
@@ -86,8 +88,18 @@ class Staged:
         if piece.active is not None:
             inside = b.op("not.pred", "p", outside)
             outside = b.op("not.pred", "p", b.op("and.pred", "p", inside, piece.active))
-        b.do(f"ld.global.nc{vector_suffix(words)}.b32", vector(words), source, when=f"!{outside}")
+        self.load_words(words, source, f"!{outside}")
         return words
+
+    def load_words(self, words: list[str], source: str, when: str | None = None) -> None:
+        """Emits a load into 32-bit registers."""
+        name, operands = hinted("ld.global.nc", (vector(words), source), self.policy)
+        self.state.builder.do(f"{name}{vector_suffix(words)}.b32", *operands, when=when)
+
+    def load_half(self, half: str, source: str, when: str | None = None) -> None:
+        """Emits a load into a 16-bit register."""
+        name, operands = hinted("ld.global.nc", (half, source), self.policy)
+        self.state.builder.do(f"{name}.b16", *operands, when=when)
 
     @property
     def needs_k(self) -> bool:
