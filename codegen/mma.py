@@ -12,7 +12,7 @@ nothing else in the loop uses a tile, it holds its numbers times factor / step m
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import or_
 
 import numpy as np
@@ -22,6 +22,7 @@ from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
+from lowbitvm.codegen.scales import ByteRows, Fused, constant_pair, multiplied
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
 from lowbitvm.ir import Op
@@ -59,20 +60,24 @@ class Dot:
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
-        self.format = packed_array(codes)[1]
+        self.array, self.format = packed_array(codes)
         self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
-        self.tables = pipeline.shared_tables(codes, self.act)
+        self.tables = pipeline.codebook(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
-        self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
+        self.fused = next((tile.fused for tile in self.groups if isinstance(tile, ByteRows)), None)
+        self.segment = min(UNIT_K, pipeline.unit.k // (1 if self.fused else self.groups[0].segments))
         self.lane = self._lane_offsets()
         self._emit_constants()
 
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
         b, code = self.state.builder, self.format.code
+        if self.fused is not None:
+            self._emit_fused_constants(self.fused)
+            return
         self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         factors = self.decoder.factors
@@ -92,6 +97,22 @@ class Dot:
         if turned:  # the lanes that have rows 2 q and 2 q + 1: 8 q and 8 q + 4
             first = self.state.linear(self.state.tid, [8, 16])
             self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
+
+    def _emit_fused_constants(self, fused: Fused) -> None:
+        """The scales are in the fragments, but for a second level that the whole weight has."""
+        b = self.state.builder
+        assert isinstance(self.decoder, Decoder)
+        if fused.plain:
+            self.decoder = replace(self.decoder, multiplier=None)
+        self.decode_constants = self.decoder.constants(b)
+        self.zero = b.op("mov.f32", "f", float_immediate(0.0))
+        self.shifts = constant_pair(b, fused.act, *fused.shifts) if fused.shifted else ""
+        self.units, self.sums, self.row_lanes = list(fused.factors), False, []
+        self.fixed_zeros = None
+        one = float_immediate(1.0)
+        self.outer = b.op("mov.f32", "f", one)
+        if self.format.outer == "tensor":
+            self.outer = b.op("ld.global.nc.f32", "f", memory(self.state.pointer(self.array, "outer")))
 
     def _ones(self, count: int) -> list[str]:
         """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
@@ -143,14 +164,22 @@ class Dot:
         columns = self.columns
         decoded: dict[tuple[int, int], list[list[str]]] = {}
         for segment in range(self.pipeline.unit.k // self.segment):
-            loaded = [rows.load(self.pipeline.slot, segment * self.segment) for rows in self.groups]
-            scalings = [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
+            scalings = self._scalings(segment * self.segment)
             weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 self._column(accumulators, segment, j, scalings, weights)
+
+    def _scalings(self, k: int) -> list[Scaling]:
+        """What the sums of the segment from `k` on are scaled with, per row tile."""
+        if self.fused is not None:
+            scales = (self.outer, self.outer)
+            scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
+            return [Scaling(scales, None, None)] * self.row_tiles
+        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
+        return [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
 
     def _weights(self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]]) -> list[list[str]]:
         """The A fragments of row tile t in the segment's k16 steps; emits the decode of those not in `decoded`."""
@@ -160,12 +189,32 @@ class Dot:
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
                 decoded[place] = (
-                    self.tables.emit(words, t)
+                    self.tables.emit(words, t, k)
                     if self.tables
                     else self.decoder.emit(self.state.builder, words, self.decode_constants)
                 )
+                if self.fused is not None:
+                    decoded[place] = self._scaled(decoded[place], self.fused, *place)
             fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
+
+    def _scaled(self, fragments: list[list[str]], fused: Fused, t: int, j: int) -> list[list[str]]:
+        """Emits the products of the fragments of row tile t, k tile j with their scales."""
+        b, (rows,) = self.state.builder, self.groups
+        scaled = []
+        for step, fragment in enumerate(fragments):
+            (pair,) = rows.load(self.pipeline.slot, CHUNK_K * j + self.atom.k * step)[t]["scales"]
+            scales = self._spread(pair)
+            shifts = self._spread(multiplied(b, fused.act, pair, self.shifts)) if fused.shifted else ["", ""]
+            scaled.append([multiplied(b, fused.act, x, scales[r % 2], shifts[r % 2]) for r, x in enumerate(fragment)])
+        return scaled
+
+    def _spread(self, pair: str) -> list[str]:
+        """Either number of a pair twice, as the registers of rows g and g + 8 take it; SASS reads one half so."""
+        b = self.state.builder
+        halves = [b.register("h"), b.register("h")]
+        b.do("mov.b32", vector(halves), pair)
+        return [b.op("mov.b32", "r", vector([half, half])) for half in halves]
 
     def _column(
         self,

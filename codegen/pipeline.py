@@ -12,22 +12,34 @@ import functools
 import math
 from dataclasses import dataclass, field
 
-from lowbitvm.codegen.codebook import SharedTables, table_count, table_key
+from lowbitvm.codegen.codebook import (
+    GlobalTables,
+    GroupTables,
+    SharedTables,
+    StagedTables,
+    TableRows,
+    copied_tables,
+    table_count,
+    table_key,
+)
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
-from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, Fused, OuterRows, chosen_fused
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
+from lowbitvm.plan import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
+CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
+OUTER_BITS = 32
 SLOT_ALIGNMENT = 128
 KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
@@ -45,17 +57,40 @@ class Pipeline:
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
-    codebooks: dict[object, SharedTables] = field(default_factory=dict)  # by array, or by code type where it is fixed
+    codebooks: dict[object, SharedTables | GroupTables] = field(default_factory=dict)
+    stop: str = ""  # the k at which the loop ends
 
-    def shared_tables(self, codes: Op, act: str) -> SharedTables | None:
-        """The tables that a load of codes is decoded by; emits them where they are new. None for other formats."""
+    def codebook(self, codes: Op, act: str) -> SharedTables | GroupTables | None:
+        """What a load of codes is decoded by; emits what it needs before the loop. None for formats without tables."""
         _, fmt = packed_array(codes)
         if fmt.code.kind != "table":
             return None
         key = table_key(codes)
         if key not in self.codebooks:
-            self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
+            if fmt.table == "group":
+                self.codebooks[key] = self._group_tables(codes, TableDecoder(fmt.code, act))
+            else:
+                self.codebooks[key] = SharedTables(self.state, codes, TableDecoder(fmt.code, act, *self._table_room))
         return self.codebooks[key]
+
+    def _group_tables(self, codes: Op, decoder: TableDecoder) -> GroupTables:
+        tile = self.tiles.get((codes, "table"))
+        if isinstance(tile, TableRows):
+            group = self.unit.k // tile.segments
+            return StagedTables(
+                self.state, codes, decoder, lambda k: self.slot + tile.offset + k // group * tile.row_bytes
+            )
+        room = min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
+        if isinstance(packed_array(codes)[1].group, str) and codes.shape[0] << decoder.code.bits + 1 <= room:
+            place = copied_tables(self.state, codes)
+            return StagedTables(self.state, codes, decoder, lambda k: place)
+        return GlobalTables(self.state, codes, decoder, self.position)
+
+    def position(self, k: int) -> Operand:
+        """Emits the k in the arrays of the current unit's k."""
+        before = (self.slot - self.base) // self.slot_bytes * self.unit.k
+        first = self.state.builder.op("sub.s32", "r", self.stop, self.left)
+        return self.state.scalar("add", first, before + k)
 
     @functools.cached_property
     def _table_room(self) -> tuple[int, int]:
@@ -66,6 +101,7 @@ class Pipeline:
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
         b = self.state.builder
+        self.stop = str(stop)
         self.left = b.op("mov.b32", "r", stop) if start == 0 else b.op("sub.s32", "r", stop, start)
         if any(tile.needs_k for tile in self.tiles.values()):
             self.ahead = b.op("mov.b32", "r", start)
@@ -186,7 +222,7 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         tile.policy = state.policy(key[0])
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
-    def add_group(codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
+    def add_group(activations: Op, codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
         fmt = packed_array(codes)[1]
         if part_bytes(fmt, parts[0]) > 1:
             add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
@@ -196,7 +232,8 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             if isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer))
+            fused = _fused(state, activations, codes)
+            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer, fused))
 
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
@@ -206,8 +243,17 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
-                add_group(codes, parts, row, start)
+                add_group(activations, codes, parts, row, start)
+            if stages_tables(packed_array(codes)[1], unit.k):
+                add((codes, "table"), TableRows(state, unit, size, codes, row, start))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
+
+
+def _fused(state: State, activations: Op, codes: Op) -> Fused | None:
+    """How a dot's scales are multiplied with its decoded codes, if they are."""
+    assert activations.dtype is not None
+    columns, row_tiles = activations.shape[0] // 8, codes.shape[0] // 16 // state.warps
+    return chosen_fused(packed_array(codes)[1], activations.dtype.name, columns, row_tiles)
 
 
 def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
@@ -219,7 +265,7 @@ def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
 
 
 def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
-    """Takes steps together up to UNIT_K, where it saves additions of scaled products to the accumulators.
+    """Takes steps together up to UNIT_K, where that saves additions to the accumulators or conversions of scales.
 
     For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments; two such units
     must fit the target's shared memory.
@@ -232,9 +278,19 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     known = [group for group in groups if isinstance(group, int)]
     outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
-    bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
+    bits = sum(
+        16 * a.shape[0] + (packed_array(codes)[1].bits + _scale_bits(packed_array(codes)[1])) * codes.shape[0]
+        for a, codes in loads
+    )
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
-    merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
+    merges = (
+        pure
+        and whole
+        and roomy
+        and fits
+        and divisor(start) % UNIT_K == 0
+        and all(_gains(packed_array(codes)[1], step) for _, codes in loads)
+    )
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
     exact = (
@@ -253,6 +309,20 @@ def _along(load: Op) -> str:
     columns = load.operands[1] if load.operands[1].shape else load
     assert columns.array is not None
     return columns.array.dims[-1]
+
+
+def _scale_bits(fmt: Format) -> float:
+    """Bits of shared memory that scales and zeros take per code, at most."""
+    if part_bytes(fmt, "scales") > 1:
+        return SCALE_BITS
+    numbers = 2 if fmt.zero == "offset" else 1
+    group = min(UNIT_K, fmt.group) if isinstance(fmt.group, int) else UNIT_K
+    return numbers * (CONVERTED_BITS / group + OUTER_BITS / UNIT_K) + (fmt.zero == "int") * SCALE_BITS / 2
+
+
+def _gains(fmt: Format, step: int) -> bool:
+    """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes."""
+    return isinstance(fmt.group, str) or fmt.group > step or part_bytes(fmt, "scales") == 1
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

@@ -7,7 +7,6 @@ from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, size_bytes
 from lowbitvm.dtypes import DType
-from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op
 
@@ -221,17 +220,21 @@ class GroupRows(Rows):
 
         Per row tile and part: one register with a pair of 16-bit numbers, or two f32 registers.
         """
+        registers = self.load_row(slot + self.offset + k * self.segments // self.unit.k * self.row_bytes)
+        each = self.element // 2  # registers of a pair
+        pairs = [registers[i : i + each] for i in range(0, len(registers), each)]
+        return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
+
+    def load_row(self, place: int) -> list[str]:
+        """Emits the loads of the lane's numbers, `place` bytes behind the lane's first."""
         b, kind = self.state.builder, "f" if self.element == 4 else "r"
-        place = slot + self.offset + k * self.segments // self.unit.k * self.row_bytes
         registers: list[str] = []
         while 4 * len(registers) < self.lane_bytes:
             taken = [b.register(kind) for _ in range(min(4, self.lane_bytes // 4 - len(registers)))]
             name = f"ld.shared{f'.v{len(taken)}' if len(taken) > 1 else ''}.{kind.replace('r', 'b')}32"
             b.do(name, vector(taken), memory(self.base, place + 4 * len(registers)))
             registers += taken
-        each = self.element // 2  # registers of a pair
-        pairs = [registers[i : i + each] for i in range(0, len(registers), each)]
-        return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
+        return registers
 
 
 def part_dtype(fmt: Format, part: str) -> DType:
@@ -247,10 +250,6 @@ def part_bytes(fmt: Format, part: str) -> int:
 
 
 def packed_array(codes: Op) -> tuple[Array, Format]:
-    """The packed weight that a load of codes reads. Raises FORMAT_UNSUPPORTED for what no kernel reads yet."""
+    """The packed weight that a load of codes reads."""
     assert codes.array is not None and isinstance(codes.array.element, Format)
-    fmt = codes.array.element
-    if fmt.table == "group":
-        problem, fix = f"no kernel reads codebooks per group of {fmt.dtype}", 'use table="block"'
-        raise LowbitvmError("FORMAT_UNSUPPORTED", problem, fix, codes.location)
-    return codes.array, fmt
+    return codes.array, codes.array.element

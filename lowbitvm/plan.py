@@ -9,6 +9,8 @@ from lowbitvm.integers import format_digits
 from lowbitvm.targets import Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
+TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
+TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -27,6 +29,7 @@ class Tile:
     splits: int = 1
 
 
+CONVERTED_BITS = 8  # of scales that the kernel makes f32 of, in shared memory too
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
@@ -77,27 +80,35 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
         for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
             wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
-            if _staged_bytes(wide, fmt) <= min(target.shared_per_block, STAGED_BYTES * bn // NARROW):
+            free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
+            if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
                 return wide
     return tile
 
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
     """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
-    numbers = sum(
-        dtype.bits + 32 * (dtype.bits == 8) for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None
-    )
+    stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
+    numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
+
+
+def stages_tables(fmt: Format, k: int) -> bool:
+    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+    meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
+    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
     """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency.
 
-    Where groups are longer than a stage, the kernel then takes 128 of k at a time, and waits once for two such units.
+    Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
+    once for two such units.
     """
     stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
-    longer = isinstance(fmt.group, str) or fmt.group > tile.bk
+    longer = isinstance(fmt.group, str) or fmt.group > tile.bk or fmt.scale_dtype.bits == CONVERTED_BITS
     fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
     return next(iter(fits), tile.stages)
 
