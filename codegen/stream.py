@@ -1,7 +1,7 @@
 """Packed codes that go from global memory straight into the registers of the lanes that decode them."""
 
 from lowbitvm.chunk import blocks
-from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
+from lowbitvm.codegen.ptx import Operand, hinted, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import Piece, Unit
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K, Words
@@ -66,7 +66,8 @@ class WordStream(Words):
                 for register in registers:
                     b.do("mov.b32", register, 0)
             source = memory(piece.pointer, piece.pointer_offset + self.shift(number))
-            b.do(f"{LOAD}{vector_suffix(registers)}.b32", vector(registers), source, when=f"!{outside}")
+            name, operands = hinted(LOAD, (vector(registers), source), self.policy)
+            b.do(f"{name}{vector_suffix(registers)}.b32", *operands, when=f"!{outside}")
         if self.k:
             b.do("add.s32", self.k, self.k, unit.k)
 

@@ -18,7 +18,7 @@ from lowbitvm import emulate
 from lowbitvm.bench import ours, static
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
-from lowbitvm.formats import Format
+from lowbitvm.formats import SCALES, Format
 from lowbitvm.interpret import interpret
 from lowbitvm.kernels.linear import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
@@ -66,6 +66,14 @@ def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set
     return names
 
 
+def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of code types, or formats."""
+    for name in value:
+        if name not in ours.WEIGHTS:
+            Format.parse(name)
+    return value
+
+
 @main.command()
 @click.option("--text", help=f"What the language model reads: by default {TEXT!r}, with --generate the start of one.")
 @click.option("--device", default=None, help="cuda or emulator:TARGET; the GPU if there is one, else emulator:sm_80.")
@@ -90,10 +98,10 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 
 
 @main.command("compile")
-@click.option("--weights", required=True, help="Number format of the weights, such as u4, i3 or f6e3m2.")
-@click.option("--group", default="128", show_default=True, help="16, 32, 64, 128, 256, channel or tensor.")
-@click.option("--zero", default="none", show_default=True, type=click.Choice(["none", "int", "float", "offset"]))
-@click.option("--scale", default="f16", show_default=True, type=click.Choice(["f16", "bf16", "f32"]))
+@click.option("--weights", required=True, help="Number format, such as u4, mxfp4 or u3,group=64,zero=int.")
+@click.option("--group", help="16, 32, 64, 128, 256, channel or tensor, in place of the format's own.")
+@click.option("--zero", type=click.Choice(["none", "int", "float", "offset"]))
+@click.option("--scale", type=click.Choice(list(SCALES)))
 @click.option("--act", default="f16", show_default=True, type=click.Choice(["f16", "bf16"]))
 @click.option("--target", default="sm_80", show_default=True, help=", ".join(TARGETS))
 @click.option("--bm", type=int, help="Rows of x per block.")
@@ -111,9 +119,9 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 def compile_command(
     output: Path,
     weights: str,
-    group: str,
-    zero: str,
-    scale: str,
+    group: str | None,
+    zero: str | None,
+    scale: str | None,
     act: str,
     target: str,
     bias: bool,
@@ -124,13 +132,15 @@ def compile_command(
     **parts: int | None,
 ) -> None:
     """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
-    fmt = Format(weights, int(group) if group.isdigit() else group, None if zero == "none" else zero, scale)
+    given = {"group": group, "zero": zero, "scale": scale}
+    fmt = Format.parse(",".join([weights, *(f"{part}={value}" for part, value in given.items() if value is not None)]))
     tile = chosen_tile(fmt, get(target), False, 2 if gate else 1, **parts)
     shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
     epilogue = {"bias": bias, "gate": gate, "residual": residual, "activation": activation, "out": out}
     also = [str(value) if isinstance(value, str) else part for part, value in epilogue.items() if value]
     also += [f"split{tile.splits}"] if tile.splits > 1 else []
-    name = "-".join(["linear", weights, group, zero, scale, act, target, shape, *also])
+    parts_of_name = [part.partition("=")[2] or part for part in str(fmt).split(",")]
+    name = "-".join(["linear", *parts_of_name, act, target, shape, *also])
     with Progress(transient=True) as progress:
         progress.add_task(f"compiling {name}", total=None)
         kernel = compile_linear(fmt, act=act, target=target, **epilogue, **asdict(tile))  # type: ignore[arg-type]
@@ -205,7 +215,7 @@ def emulate_command(
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8x128x64 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
-@click.option("--weights", multiple=True, type=click.Choice(ours.WEIGHTS), help="All that there are.")
+@click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
 @click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
 @click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
