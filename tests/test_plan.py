@@ -6,7 +6,7 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench.measure import bytes_needed, measure
 from lowbitvm.bench.ours import Exactly, build
-from lowbitvm.plan import DECODE_ROWS, MOST_SPLITS, SPARE_REGISTERS, chosen_tile, linear_plan, linear_tile, registers
+from lowbitvm.plan import DECODE_ROWS, MOST_SPLITS, chosen_tile, linear_plan, linear_tile, registers
 
 WIDTHS = [lb.Format(f"u{bits}", group=128, zero="int") for bits in range(1, 9)]
 OTHERS = [
@@ -33,8 +33,8 @@ def test_the_codes_on_their_way_keep_the_memory_busy_on_every_target_and_at_ever
         assert row.bytes_in_flight >= bytes_needed(target), case
         assert row.spills == 0, case
         assert row.bank_conflicts == 0, case
-        tile = variant.chosen_tile
-        assert not tile.direct or row.registers <= registers(tile, variant.format) + SPARE_REGISTERS, case
+        estimate = registers(variant.chosen_tile, variant.format)
+        assert not variant.chosen_tile.direct or row.registers <= 1.25 * estimate, (case, row.registers, estimate)
 
 
 def test_tiles_grow_and_loads_run_further_ahead_as_bits_shrink():
