@@ -12,7 +12,7 @@ nothing else in the loop uses a tile, it holds its numbers times factor / step m
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import or_
 
 import numpy as np
@@ -20,9 +20,10 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.dense import Activations
+from lowbitvm.codegen.fused import Fused
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
-from lowbitvm.codegen.scales import ByteRows, Fused, constant_pair, multiplied
+from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
 from lowbitvm.ir import Op
@@ -44,6 +45,7 @@ class Scaling:
     scales: Pair
     zeros: Pair | None  # -zero, multiplied with X
     offsets: Pair | None  # m, multiplied with X
+    fragments: list[list[str]] = field(default_factory=list)  # per k16 step, whose products take the place of X
 
 
 class Dot:
@@ -61,7 +63,7 @@ class Dot:
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.array, self.format = packed_array(codes)
-        self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
+        self.rows = {part: tile for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
         self.tables = pipeline.shared_tables(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
@@ -109,10 +111,12 @@ class Dot:
         self.shifts = constant_pair(b, fused.act, *fused.shifts) if fused.shifted else ""
         self.units, self.sums, self.row_lanes = list(fused.factors), False, []
         self.fixed_zeros = None
-        one = float_immediate(1.0)
-        self.outer = b.op("mov.f32", "f", one)
-        if self.format.outer == "tensor":
-            self.outer = b.op("ld.global.nc.f32", "f", memory(self.state.pointer(self.array, "outer")))
+        self.outers = {}
+        for part in ("outer", "outer_zeros"):
+            one = b.op("mov.f32", "f", float_immediate(1.0))
+            if part in self.format.parts and self.format.outer == "tensor":
+                one = b.op("ld.global.nc.f32", "f", memory(self.state.pointer(self.array, part)))
+            self.outers[part] = [one, one]
 
     def _ones(self, count: int) -> list[str]:
         """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
@@ -175,9 +179,10 @@ class Dot:
     def _scalings(self, k: int) -> list[Scaling]:
         """What the sums of the segment from `k` on are scaled with, per row tile."""
         if self.fused is not None:
-            scales = (self.outer, self.outer)
-            scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
-            return [Scaling(scales, None, None)] * self.row_tiles
+            outers = [self.outers] * self.row_tiles
+            if "outer" in self.rows:
+                outers = self.rows["outer"].load(self.pipeline.slot, k)
+            return [self._fused_scaling(self.fused, k, t, outer) for t, outer in enumerate(outers)]
         loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
         return [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
 
@@ -198,9 +203,26 @@ class Dot:
             fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
         return fragments
 
+    def _fused_scaling(self, fused: Fused, k: int, t: int, outer: dict[str, list[str]]) -> Scaling:
+        """A second level scales the products with scaled codes, and those with offsets in place of the sums X."""
+        scales = _pair(outer["outer"])
+        scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
+        if self.format.zero is None:
+            return Scaling(scales, None, None)
+        down = 2.0**-fused.exponent
+        factors = [unit * down for unit in self.units] if self.alone else [down, down]
+        offsets = self._times(_pair(outer["outer_zeros"]), factors)
+        zeros = self.rows["zeros"]
+        fragments: dict[int, list[str]] = {}  # per group
+        groups = [step * zeros.segments // self.pipeline.unit.k for step in range(k, k + self.segment, self.atom.k)]
+        for group in dict.fromkeys(groups):
+            (pair,) = zeros.load(self.pipeline.slot, group * self.pipeline.unit.k // zeros.segments)[t]["zeros"]
+            fragments[group] = self._spread(pair) * 2
+        return Scaling(scales, None, offsets, [fragments[group] for group in groups])
+
     def _scaled(self, fragments: list[list[str]], fused: Fused, t: int, j: int) -> list[list[str]]:
         """Emits the products of the fragments of row tile t, k tile j with their scales."""
-        b, (rows,) = self.state.builder, self.groups
+        b, rows = self.state.builder, self.rows["scales"]
         scaled = []
         for step, fragment in enumerate(fragments):
             (pair,) = rows.load(self.pipeline.slot, CHUNK_K * j + self.atom.k * step)[t]["scales"]
@@ -236,7 +258,10 @@ class Dot:
         activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
         sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
-            for i, product in enumerate(self._chain(weights[t], activations)):
+            products = self._chain(weights[t], activations)
+            if scaling.fragments:
+                sums = self._chain(scaling.fragments, activations)
+            for i, product in enumerate(products):
                 register = accumulators[4 * (j + self.columns * t) + i]
                 if sums is not None and scaling.zeros is not None:
                     product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
@@ -292,17 +317,19 @@ class Dot:
     def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
         """Emits the conversions of a row tile's scales and zeros."""
         b, fmt = self.state.builder, self.format
-        scales = self._as_floats(loaded["scales"], self.read_as["scales"])
+        scales = self._as_floats(loaded["scales"], self.rows["scales"].dtype)
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
         if fmt.zero is None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
-            offsets = self._as_floats(loaded["zeros"], self.read_as["zeros"])
+            offsets = self._as_floats(loaded["zeros"], self.rows["zeros"].dtype)
             return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
         if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
             return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
-        terms = zip(self._as_floats(loaded["zeros"], self.read_as["zeros"]), self.slopes, self.constants, strict=True)
+        terms = zip(
+            self._as_floats(loaded["zeros"], self.rows["zeros"].dtype), self.slopes, self.constants, strict=True
+        )
         zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
         return Scaling(scales, zeros, None)
 

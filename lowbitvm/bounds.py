@@ -21,8 +21,8 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import decoder
+from lowbitvm.codegen.fused import Fused, chosen_fused
 from lowbitvm.codegen.pipeline import UNIT_K
-from lowbitvm.codegen.scales import Fused, chosen_fused
 from lowbitvm.pack import PackedWeight
 from lowbitvm.words import TILE_N
 
@@ -116,7 +116,8 @@ def _parts(weight: PackedWeight, fused: bool) -> tuple[Matrix, Matrix, Matrix, M
 
     if fused:
         second = nothing + 1 if parts["outer"] is None else np.abs(_per_k(parts["outer"], weight, outers))
-        return values * _per_k(parts["scales"], weight, groups), second, nothing, nothing
+        offset = np.abs(both_levels("zeros", "outer_zeros")) if fmt.zero == "offset" else nothing
+        return values * _per_k(parts["scales"], weight, groups), second, nothing, offset
     scale = np.abs(both_levels("scales", "outer"))
     if fmt.zero is None:
         return values, scale, nothing, nothing
