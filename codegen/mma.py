@@ -20,7 +20,7 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.dense import Activations
-from lowbitvm.codegen.fused import Fused
+from lowbitvm.codegen.fused import CENTRED_UP, Fused, centres
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
@@ -33,6 +33,7 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+MOST_HELD = 112  # registers of fragments, offsets and accumulators
 SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
 
 Pair = tuple[str, str]  # of row classes g and g + 8
@@ -46,6 +47,7 @@ class Scaling:
     zeros: Pair | None  # -zero, multiplied with X
     offsets: Pair | None  # m, multiplied with X
     fragments: list[list[str]] = field(default_factory=list)  # per k16 step, whose products take the place of X
+    shifts: list[str] = field(default_factory=list)  # -zero twice, for rows g and g + 8, added to the decoded codes
 
 
 class Dot:
@@ -70,7 +72,10 @@ class Dot:
         self.columns = activations.rows // 8  # n8 tiles
         self.row_tiles = words.row_tiles
         self.fused = next((tile.fused for tile in self.groups if isinstance(tile, ByteRows)), None)
-        self.segment = min(UNIT_K, pipeline.unit.k // (1 if self.fused else self.groups[0].segments))
+        self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
+        if self.fused is not None:
+            self.segment = min(self._fused_segment(), pipeline.unit.k)
+        self.centres = self.fused is None and self.segment < SHORTEST_TURN and self._may_centre()
         self.lane = self._lane_offsets()
         self._emit_constants()
 
@@ -80,25 +85,49 @@ class Dot:
         if self.fused is not None:
             self._emit_fused_constants(self.fused)
             return
+        up = self._take_multiplier() if self.centres else 1.0
         self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
-        factors = self.decoder.factors
+        factors = [factor * up for factor in self.decoder.factors]
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
         self.units = [factor / step for factor in factors]
         # -zero = slope * z + constant
         self.slopes = [-factor / step for factor in factors]
         self.constants = [-f * (o + bias / step) for f, o in zip(factors, self.decoder.offsets, strict=True)]
         self.fixed_zeros: Pair | None = None
-        if self.format.zero in (None, "offset") and any(self.constants):
+        if self.format.zero in (None, "offset") and any(self.constants) and not self.centres:
             low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
             self.fixed_zeros = (low, high)
-        self.sums = self.fixed_zeros is not None or self.format.zero is not None
+        self.sums = (self.fixed_zeros is not None or self.format.zero is not None) and not self.centres
         turned = self.sums and self.segment >= SHORTEST_TURN
         self.ones = self._ones(2 if turned else 4) if self.sums else []
         self.row_lanes: list[Operand] = []
         if turned:  # the lanes that have rows 2 q and 2 q + 1: 8 q and 8 q + 4
             first = self.state.linear(self.state.tid, [8, 16])
             self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
+        if self.centres and self.format.zero is None:
+            self.fixed_shifts = [constant_pair(b, self.act, c, c) for c in self.constants]
+
+    def _may_centre(self) -> bool:
+        return self.tables is None and centres(self.format, self.act, self.columns, self.row_tiles)
+
+    def _take_multiplier(self) -> float:
+        """Emits what centred codes are multiplied with: what the decoder would do last, or a power of two."""
+        assert isinstance(self.decoder, Decoder)
+        up, multiplier = CENTRED_UP[self.act], self.decoder.multiplier
+        if multiplier is None:
+            self.up = constant_pair(self.state.builder, self.act, up, up)
+            return up
+        self.up = self.state.builder.op("mov.b32", "r", multiplier * 0x10001)
+        self.decoder = replace(self.decoder, multiplier=None)
+        return 1.0
+
+    def _fused_segment(self) -> int:
+        """k that is summed over: less where the offsets' fragments, two registers per group, leave no room."""
+        assert isinstance(self.format.group, int)
+        offsets = 2 * UNIT_K // self.format.group * (self.format.zero == "offset")
+        held = self.row_tiles * (4 * UNIT_K // self.atom.k + offsets + 4 * self.columns)
+        return UNIT_K if not offsets or held <= MOST_HELD else CHUNK_K
 
     def _emit_fused_constants(self, fused: Fused) -> None:
         """The scales are in the fragments, but for a second level that the whole weight has."""
@@ -169,7 +198,7 @@ class Dot:
         decoded: dict[tuple[int, int], list[list[str]]] = {}
         for segment in range(self.pipeline.unit.k // self.segment):
             scalings = self._scalings(segment * self.segment)
-            weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
+            weights = [self._weights(segment, t, decoded, scalings[t].shifts) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
@@ -186,9 +215,11 @@ class Dot:
         loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
         return [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
 
-    def _weights(self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]]) -> list[list[str]]:
+    def _weights(
+        self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]], shifts: list[str]
+    ) -> list[list[str]]:
         """The A fragments of row tile t in the segment's k16 steps; emits the decode of those not in `decoded`."""
-        fragments = []
+        b, fragments = self.state.builder, []
         for k in range(segment * self.segment, (segment + 1) * self.segment, self.atom.k):
             place = (t, k // CHUNK_K)
             if place not in decoded:
@@ -200,7 +231,10 @@ class Dot:
                 )
                 if self.fused is not None:
                     decoded[place] = self._scaled(decoded[place], self.fused, *place)
-            fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
+            fragment = decoded[place][k % CHUNK_K // self.atom.k]
+            if shifts:
+                fragment = [multiplied(b, self.act, x, self.up, shifts[r % 2]) for r, x in enumerate(fragment)]
+            fragments.append(fragment)
         return fragments
 
     def _fused_scaling(self, fused: Fused, k: int, t: int, outer: dict[str, list[str]]) -> Scaling:
@@ -320,6 +354,9 @@ class Dot:
         scales = self._as_floats(loaded["scales"], self.rows["scales"].dtype)
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
+        if self.centres:
+            pair = None if fmt.zero is None else self._zeros_in_f16(loaded["zeros"][0])
+            return Scaling(scales, None, None, shifts=self._spread(pair) if pair else self.fixed_shifts)
         if fmt.zero is None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
