@@ -1,19 +1,24 @@
-"""Codebooks of a loop's weights: their tables in shared memory, written before the loop, and the decode by them."""
+"""Codebooks of a loop's weights, and the decode by them.
 
+Fixed tables and those of a tensor or of 16 out_features are written to shared memory before the loop, repeated so that
+a code or several are one load without bank conflicts. Those of groups are copied as they are: with the codes, or before
+the loop where all of k is one group. Where these are too large, every code is a load from global memory.
+"""
+
+import abc
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from lowbitvm.codegen.convert import TableDecoder
+from lowbitvm import chunk
+from lowbitvm.codegen.convert import INDEX_BITS, TableDecoder
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
-from lowbitvm.codegen.staging import ceil_div, shift_right
+from lowbitvm.codegen.staging import PIECE, Piece, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State
-from lowbitvm.codegen.weights import packed_array
+from lowbitvm.codegen.weights import CHUNK_K, Rows, packed_array
 from lowbitvm.formats import BLOCK
 from lowbitvm.ir import Op
-
-VECTOR = 16  # bytes of one store
 
 
 def table_key(load: Op) -> object:
@@ -57,15 +62,15 @@ class SharedTables:
             table = b.op("mad.lo.s32", "r", b.op("shr.u32", "r", state.tid, 5), warp_bytes, table)
         self.constants = self.decoder.constants(b, lane, table)
 
-    def emit(self, words: list[str], t: int) -> list[list[str]]:
-        """Emits the decode of the words of a chunk of the warp's row tile t."""
+    def emit(self, words: list[str], t: int, k: int) -> list[list[str]]:
+        """Emits the decode of the words of a chunk of the warp's row tile t, from the unit's in_feature k on."""
         place = self.place + t * self.row_tile_bytes
         return self.decoder.emit(self.state.builder, words, self.constants, place)
 
     def _fill(self) -> None:
         """Emits the stores of the tables: neighbouring threads write neighbouring vectors."""
         state, b, decoder = self.state, self.state.builder, self.decoder
-        vectors = max(1, decoder.row_bytes // VECTOR)  # of a row
+        vectors = max(1, decoder.row_bytes // PIECE)  # of a row
         at_once = state.threads // vectors  # rows
         rows = self.count * decoder.rows
         row = b.op("shr.u32", "r", state.tid, vectors.bit_length() - 1)
@@ -94,6 +99,173 @@ class SharedTables:
         row_tile = shift_right(state, state.values[self.load.operands[0]][0], BLOCK.bit_length() - 1)
         number = b.op("min.s32", "r", last, state.scalar("add", row_tile, table))
         return b.op("mad.wide.s32", "rd", number, 2 << fmt.bits, pointer)
+
+
+class GroupTables(abc.ABC):
+    """A weight's tables of every group of every out_feature, in which each code is looked up by itself."""
+
+    def __init__(self, state: State, load: Op, decoder: TableDecoder) -> None:
+        self.state, self.decoder = state, decoder
+        self.array, self.format = packed_array(load)
+        self.row_bytes = 2 << self.format.bits  # of one out_feature's table
+        self.row_tiles = load.shape[0] // BLOCK // state.warps
+        group = self.format.group
+        self.alike = min(CHUNK_K, group) if isinstance(group, int) else CHUNK_K  # in_features of a chunk in one group
+
+    def emit(self, words: list[str], t: int, k: int) -> list[list[str]]:
+        """Emits the decode of the words of a chunk of the warp's row tile t, from the unit's in_feature k on."""
+        b, bits = self.state.builder, self.format.bits
+        views: dict[tuple[int, int], str] = {}
+        halves: list[str] = []
+        for code in range(chunk.CODES):
+            word, bit = divmod(code * bits, 32)
+            byte, shift = divmod(bit, 8)
+            if (word, shift) not in views:
+                view = words[word]
+                if shift:
+                    view = b.op("shf.r.wrap.b32", "r", view, words[(word + 1) % len(words)], shift)
+                masked = bits < INDEX_BITS
+                views[word, shift] = b.op("and.b32", "r", view, ((1 << bits) - 1) * 0x01010101) if masked else view
+            offset = b.op("dp4a.u32.u32", "r", views[word, shift], 2 << 8 * byte, self.start)
+            halves.append(self._value(offset, t, k + 16 * (code // 8) & -self.alike, code // 2 % 2))
+        registers = [self._pair(*pair) for pair in zip(halves[::2], halves[1::2], strict=True)]
+        b.do("bar.warp.sync", 0xFFFFFFFF)  # ptxas would start the next chunk's loads, and run out of registers
+        return [registers[4 * step : 4 * step + 4] for step in range(4)]
+
+    @property
+    @abc.abstractmethod
+    def start(self) -> Operand:
+        """What is added to the byte that a code is in a table."""
+
+    @abc.abstractmethod
+    def _value(self, offset: str, t: int, k: int, row: int) -> str:
+        """Emits the load, f16, of a code of the unit's k; row 0 is the lane's g, row 1 is g + 8."""
+
+    def _pair(self, low: str, high: str) -> str:
+        """Two f16 values as a register of the activations' dtype."""
+        b = self.state.builder
+        if self.decoder.act == "f16":
+            return b.op("mov.b32", "r", vector([low, high]))
+        floats = [b.op("cvt.f32.f16", "f", half) for half in (high, low)]
+        return b.op("cvt.rn.bf16x2.f32", "r", *floats)
+
+
+class StagedTables(GroupTables):
+    """Tables that are in shared memory as they are stored: [row tile][g][2 rows][2**bits values]."""
+
+    def __init__(self, state: State, load: Op, decoder: TableDecoder, place: Callable[[int], int]) -> None:
+        """`place` gives where the tables for the current unit's k start in shared memory."""
+        super().__init__(state, load, decoder)
+        self.place = place
+        images = [0, 0, *(2 * self.row_bytes << i for i in range(3))]  # lane = 4 g + q
+        images += [self.row_tiles * BLOCK * self.row_bytes << i for i in range(state.warps.bit_length() - 1)]
+        self._start = state.scalar("add", state.smem, state.linear(state.tid, images))
+
+    @property
+    def start(self) -> Operand:
+        return self._start
+
+    def _value(self, offset: str, t: int, k: int, row: int) -> str:
+        place = self.place(k) + (BLOCK * t + row) * self.row_bytes
+        return self.state.builder.op("ld.shared.b16", "h", memory(offset, place))
+
+
+class GlobalTables(GroupTables):
+    """Tables that are too large for shared memory: they are read where they lie."""
+
+    def __init__(self, state: State, load: Op, decoder: TableDecoder, position: Callable[[int], Operand]) -> None:
+        """`position` emits the k in the array of the current unit's k."""
+        super().__init__(state, load, decoder)
+        self.position = position
+        b = state.builder
+        tiles = ceil_div(state, state.size(self.array.dims[0]), BLOCK)
+        self.pitch = b.op("mul.wide.s32", "rd", tiles, BLOCK * self.row_bytes)
+        last = b.op("sub.s32", "r", tiles, 1)
+        warp = b.op("mul.lo.s32", "r", b.op("shr.u32", "r", state.tid, 5), self.row_tiles)
+        first = state.scalar("add", shift_right(state, state.values[load.operands[0]][0], BLOCK.bit_length() - 1), warp)
+        row = b.op("bfe.u32", "r", state.tid, 2, 3)  # g of the lane 4 g + q: its tables for g and g + 8 are neighbours
+        lane = b.op("mad.wide.u32", "rd", row, 2 * self.row_bytes, state.pointer(self.array, "table"))
+        self.pointers = []
+        for t in range(self.row_tiles):
+            tile = b.op("min.s32", "r", state.scalar("add", first, t), last)
+            self.pointers.append(b.op("mad.wide.s32", "rd", tile, BLOCK * self.row_bytes, lane))
+        group = self.format.group
+        self.shift = group.bit_length() - 1 if isinstance(group, int) else None
+        if self.shift is not None:  # the last group: units may reach beyond the array
+            final = b.op("sub.s32", "r", state.size(self.array.dims[1]), 1)
+            self.last = b.op("shr.s32", "r", final, self.shift)
+        self.found: dict[tuple[int, int], str] = {}
+
+    @property
+    def start(self) -> Operand:
+        return 0
+
+    def emit(self, words: list[str], t: int, k: int) -> list[list[str]]:
+        self.found = {}
+        return super().emit(words, t, k)
+
+    def _value(self, offset: str, t: int, k: int, row: int) -> str:
+        b = self.state.builder
+        if (t, k) not in self.found:
+            self.found[t, k] = self._table(t, k)
+        address = b.op("mad.wide.u32", "rd", offset, 1, self.found[t, k])
+        return b.op("ld.global.nc.b16", "h", memory(address, row * self.row_bytes))
+
+    def _table(self, t: int, k: int) -> str:
+        """Emits the address of the lane's first table for row tile t and the unit's in_feature k."""
+        if self.shift is None:
+            return self.pointers[t]
+        b = self.state.builder
+        group = b.op("shr.s32", "r", self.position(k), self.shift)
+        wide = b.op("cvt.s64.s32", "rd", b.op("min.s32", "r", group, self.last))
+        return b.op("mad.lo.s64", "rd", wide, self.pitch, self.pointers[t])
+
+
+class TableRows(Rows):
+    """Tables of a (bn, k) tile's groups, copied as they are stored."""
+
+    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
+        fmt = packed_array(load)[1]
+        super().__init__(state, unit, offset, load, "table", 2 << fmt.bits, fmt.group)
+        self.row_bytes = load.shape[0] * self.stored
+        self.size = self.segments * self.row_bytes
+        b = state.builder
+        first = b.op("mad.wide.s32", "rd", row, self.stored, state.pointer(self.array, "table"))
+        base = b.op("mad.lo.s32", "r", state.tid, PIECE, state.smem)
+        pieces, of_row = self.size // PIECE, self.row_bytes // PIECE
+        for i in range(-(-pieces // state.threads)):
+            active = self.fewer(pieces - i * state.threads, state.threads, state.tid)
+            number = state.scalar("add", state.tid, i * state.threads)
+            segment = b.op("shr.u32", "r", number, of_row.bit_length() - 1) if self.segments > 1 else 0
+            piece = b.op("and.b32", "r", number, of_row - 1)
+            tile = b.op("shr.u32", "r", piece, (BLOCK * self.stored // PIECE).bit_length() - 1)
+            tile = str(state.scalar("add", shift_right(state, row, BLOCK.bit_length() - 1), tile))
+            address = b.op("mad.wide.u32", "rd", piece, PIECE, first)
+            place = i * state.threads * PIECE
+            self.add_piece(address, segment, tile, start, Piece("", 0, base, place, "", active=active))
+
+
+def copied_tables(state: State, load: Op) -> int:
+    """Where in shared memory the tables of a load of codes are that has one group; emits their copy."""
+    array, fmt = packed_array(load)
+    b, row_bytes = state.builder, 2 << fmt.bits
+    size = load.shape[0] * row_bytes
+    place = state.allocate_shared(size, load)
+    last = b.op("sub.s32", "r", ceil_div(state, state.size(array.dims[0]), BLOCK), 1)
+    row_tile = shift_right(state, state.values[load.operands[0]][0], BLOCK.bit_length() - 1)
+    of_tile = BLOCK * row_bytes // PIECE  # pieces
+    base = b.op("mad.lo.s32", "r", state.tid, PIECE, state.smem)
+    for first in range(0, size // PIECE, state.threads):
+        active = b.op("setp.lt.u32", "p", state.tid, size // PIECE) if size // PIECE < state.threads else None
+        number = state.scalar("add", state.tid, first)
+        tile = state.scalar("add", row_tile, b.op("shr.u32", "r", number, of_tile.bit_length() - 1))
+        pointer = b.op("mad.wide.s32", "rd", b.op("min.s32", "r", last, tile), BLOCK * row_bytes,
+                       state.pointer(array, "table"))  # fmt: skip
+        pointer = b.op("mad.wide.u32", "rd", b.op("and.b32", "r", number, of_tile - 1), PIECE, pointer)
+        words = [b.register("r") for _ in range(PIECE // 4)]
+        b.do("ld.global.nc.v4.b32", vector(words), memory(pointer))
+        b.do("st.shared.v4.b32", memory(base, place + first * PIECE), vector(words), when=active)
+    return place
 
 
 class Entries:

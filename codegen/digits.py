@@ -1,8 +1,9 @@
-"""The code of a dot of integer codes: stored tiles through shared memory to s8 or b1 MMAs, and their sums' combination.
+"""The code of a dot of integer codes: stored tiles, the MMAs of their digits, and their sums.
 
 Stored tiles are in fragment order (`lowbitvm.digits`), so they are copied as they are and each lane reads whole vectors
-at lane * width, without bank conflicts. Base s8 widens narrow weights in registers, four codes at a time; base b1 takes
-planes as they are. Every pair of digits has an accumulator of its own until the loop ends.
+at lane * width, without bank conflicts; for few rows the warps load them to registers. Weights narrower than a digit
+are widened in registers, a whole register of codes at a time. Every pair of digits has an accumulator of its own until
+the loop ends.
 """
 
 import functools
@@ -14,10 +15,10 @@ from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, quads
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, Base, Decomposition, columns_per_row, field_mask, narrow
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import BYTES, format_digits, row_tiles, tile_words
+from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
 from lowbitvm.ir import Op
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
@@ -34,14 +35,15 @@ class Atom:
     xor: bool  # counts bits that differ instead of bits that are both set
 
 
-def digit_atom(target: Target, base: str, weights: str, activations: str) -> Atom:
-    """The instruction that a target has for digits of a base; weights and activations: "u8" or "s8" in base s8."""
+def digit_atom(target: Target, base: Base, weights: Decomposition, activations: Decomposition) -> Atom:
+    """The instruction that a target has for digits of a base."""
     split = target.capability < (8, 0)
-    if base == "s8":
-        shape = "m8n8k16" if split else "m16n8k32"
-        return Atom(f"mma.sync.aligned.{shape}.row.col.s32.{weights}.{activations}.s32", split, xor=False)
-    shape, how = ("m8n8k128", "xor") if split else ("m16n8k256", "and")
-    return Atom(f"mma.sync.aligned.{shape}.row.col.s32.b1.b1.s32.{how}.popc", split, xor=split)
+    shape = f"m8n8k{base.step_k // 2}" if split else f"m16n8k{base.step_k}"
+    types, suffix = "b1.b1", ".xor.popc" if split else ".and.popc"
+    if base.bits > 1:
+        types, suffix = ".".join(f"{'s' if side.signed else 'u'}{base.bits}" for side in (weights, activations)), ""
+    name = f"mma.sync.aligned.{shape}.row.col.s32.{types}.s32{suffix}"
+    return Atom(name, split, xor=split and base.bits == 1)
 
 
 def source_format(load: Op) -> Format:
@@ -59,7 +61,8 @@ def digit_layout(dot: Op, warps: int) -> Layout:
     fmt = source_format(dot.operands[0])
     assert fmt.digits is not None
     each = columns_per_row(fmt.code, fmt.digits)
-    if bm * each % COLUMNS or bn % (16 * warps):
+    alone = shares_k(dot.shape, warps)
+    if bm * each % COLUMNS or bn % (16 if alone else 16 * warps):
         raise LowbitvmError(
             "TILE_INVALID",
             f"a dot of shape {dot.shape} over {warps} warps, with {each} columns for every row",
@@ -72,52 +75,151 @@ def digit_layout(dot: Op, warps: int) -> Layout:
     outs = {"i": (COLUMNS // each).bit_length() - 1, "j": 4}
     tile = Layout({"register": [*register, {"j": 8}], "lane": lane}, outs)
     columns = Layout.identity("register", (bm * each // COLUMNS).bit_length() - 1, "i")
-    rows = Layout.identity("register", (bn // 16 // warps).bit_length() - 1, "j")
-    return tile * columns * rows * Layout.identity("warp", warps.bit_length() - 1, "j")
+    if not alone:
+        rows = Layout.identity("register", (bn // 16 // warps).bit_length() - 1, "j")
+        return tile * columns * rows * Layout.identity("warp", warps.bit_length() - 1, "j")
+    whole = tile * columns * Layout.identity("register", (bn // 16).bit_length() - 1, "j")
+    count = warps.bit_length() - 1
+    kept = max(0, whole.ins["register"] - count)  # bits; after the exchange each warp has a part of the registers
+    images = whole.bases["register"]
+    bases = {**whole.bases, "register": images[:kept], "warp": [*images[kept:], *[{}] * count][:count]}
+    return Layout(bases, whole.outs)
 
 
 class FragmentTile(Staged):
-    """Stored tiles in shared memory as in global memory: [row tile][k tile][words], shared out piece by piece."""
+    """Stored tiles in shared memory as in global memory: [row tile][k tile][words].
+
+    Each row tile has its share of the threads, so that a thread's pieces have one pointer and one predicate.
+    """
 
     def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
         super().__init__(state, unit, offset)
-        assert load.array is not None
-        fmt = source_format(load)
-        assert fmt.digits is not None
-        self.format, self.tile_k = fmt, BASES[fmt.digits].tile_k
-        self.tile_bytes = 4 * tile_words(fmt)
-        self.row_tiles, self.k_tiles = row_tiles(fmt, load.shape[0]), unit.k // self.tile_k
-        self.row_bytes = self.distance = self.k_tiles * self.tile_bytes
-        self.size = self.row_tiles * self.row_bytes
+        stored = self.stored = StoredTiles(state, load, row, start)
+        self.row_bytes = self.distance = unit.k // stored.k * stored.bytes
+        self.size = stored.rows * self.row_bytes
         b = state.builder
-        per_tile = load.shape[0] // self.row_tiles  # rows
-        rows, self.columns = (state.size(dim) for dim in load.array.dims)
-        count = ceil_div(state, rows, per_tile) if per_tile > 1 else rows
-        first = shift_right(state, row, per_tile.bit_length() - 1) if per_tile > 1 else row
-        pitch = b.op("mul.wide.u32", "rd", ceil_div(state, self.columns, self.tile_k), self.tile_bytes)
-        origin = state.pointer(load.array, "words")
-        if start != 0:
-            k_tile = shift_right(state, start, self.tile_k.bit_length() - 1)
-            origin = b.op("mad.wide.u32", "rd", k_tile, self.tile_bytes, origin)
-        place = b.op("mad.lo.s32", "r", state.tid, PIECE, state.smem)
-        pieces = self.size // PIECE
-        for number in range(0, pieces, state.threads):
-            piece = state.scalar("add", state.tid, number)
-            tile = b.op("div.u32", "r", piece, self.row_bytes // PIECE)
-            within = b.op("rem.u32", "r", piece, self.row_bytes // PIECE)
-            index = state.scalar("add", first, tile)
-            address = b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), pitch, origin)
-            address = self.centred(b.op("mad.wide.u32", "rd", within, PIECE, address))
-            outside, limit = self.inside(functools.partial(self._k_limit, within), index, count)
-            active = self.fewer(pieces - number, state.threads, state.tid)
-            self.pieces.append(Piece(address, 0, place, number * PIECE, outside, limit, active))
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        per_warp = stored.rows // state.warps if stored.format.act is not None else 0  # weights are shared out
+        first = state.scalar("add", state.smem, state.scalar("mul", warp, per_warp * self.row_bytes))
+        lane = b.op("and.b32", "r", state.tid, 31)
+        self.bases = {w: b.op("mad.lo.s32", "r", lane, 4 * w, first) for w in dict.fromkeys(stored.vectors)}
+        threads = max(1, state.threads // stored.rows)  # of a row tile
+        within = b.op("and.b32", "r", state.tid, threads - 1)
+        row_tile = b.op("shr.u32", "r", state.tid, threads.bit_length() - 1)
+        for number in range(0, stored.rows, state.threads):
+            tile = state.scalar("add", row_tile, number)
+            exists = self.fewer(stored.rows - number, state.threads // threads, row_tile)
+            index = state.scalar("add", stored.first, tile)
+            address = self.centred(b.op("mad.wide.u32", "rd", within, PIECE, stored.address(index)))
+            place = b.op("mad.lo.s32", "r", within, PIECE, state.smem)
+            place = b.op("mad.lo.s32", "r", tile, self.row_bytes, place)
+            for shift in range(0, self.row_bytes // PIECE, threads):
+                if shift == 0 or not unit.exact:
+                    k = functools.partial(self._k_limit, within, shift)
+                    outside, limit = self.inside(k, index, stored.count)
+                active = self.fewer(self.row_bytes // PIECE - shift, threads, within)
+                assert exists is None or active is None
+                self.pieces.append(
+                    Piece(address, shift * PIECE, place, shift * PIECE, outside, limit, active or exists)
+                )
 
-    def _k_limit(self, within: str) -> Operand:
-        """The k below which a unit must begin for the piece `within` of a row tile to exist."""
-        if self.k_tiles == 1:
-            return self.columns
-        tile = self.state.builder.op("div.u32", "r", within, self.tile_bytes // PIECE)
-        return self.state.scalar("sub", self.columns, self.state.scalar("mul", tile, self.tile_k))
+    def _k_limit(self, within: str, shift: int) -> Operand:
+        """The k below which a unit must begin for the piece `within` + `shift` of a row tile to exist."""
+        if self.row_bytes == self.stored.bytes:
+            return self.stored.columns
+        piece = self.state.scalar("add", within, shift)
+        tile = self.state.builder.op("div.u32", "r", piece, self.stored.bytes // PIECE)
+        return self.state.scalar("sub", self.stored.columns, self.state.scalar("mul", tile, self.stored.k))
+
+    def words(self, slot: int, row: int, tile: int) -> list[str]:
+        """Emits the loads of the lane's words of one stored tile of a slot."""
+        b = self.state.builder
+        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes
+        words: list[str] = []
+        for width in self.stored.vectors:
+            registers = [b.register("r") for _ in range(width)]
+            b.do(f"ld.shared{vector_suffix(registers)}.b32", vector(registers), memory(self.bases[width], place))
+            words += registers
+            place += 32 * 4 * width
+        return words
+
+
+class DirectTile(Staged):
+    """Stored tiles that each warp loads from global memory to registers: every warp all rows, and its own part of k."""
+
+    def __init__(self, state: State, unit: Unit, load: Op, row: Operand, pipeline_k: str) -> None:
+        super().__init__(state, unit, 0)
+        stored = self.stored = StoredTiles(state, load, row, pipeline_k)
+        self.distance = unit.k // stored.k * stored.bytes
+        b = state.builder
+        lane = b.op("and.b32", "r", state.tid, 31)
+        last = b.op("sub.s32", "r", stored.count, 1)
+        self.pointers: list[dict[int, str]] = []  # per row tile and width of vectors; rows beyond the last repeat it
+        for number in range(stored.rows):
+            index = state.scalar("min", state.scalar("add", stored.first, number), last)
+            address = stored.address(index)
+            widths = dict.fromkeys(stored.vectors)
+            self.pointers.append({w: b.op("mad.wide.u32", "rd", lane, 4 * w, address) for w in widths})
+
+    def words(self, left: str, row: int, tile: int) -> list[str]:
+        """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
+        b, words, place = self.state.builder, [], tile * self.stored.bytes
+        inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
+        for width in self.stored.vectors:
+            registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
+            name = f"ld.global.nc{vector_suffix(registers)}.b32"
+            b.do(name, vector(registers), memory(self.pointers[row][width], place), when=inside)
+            words += registers
+            place += 32 * 4 * width
+        return words
+
+    def advance(self) -> None:
+        for pointer in (pointer for widths in self.pointers for pointer in widths.values()):
+            self.state.builder.do("add.s64", pointer, pointer, self.distance)
+
+
+class StoredTiles:
+    """The stored tiles of a matrix of codes that a load reads: where they lie in global memory."""
+
+    def __init__(self, state: State, load: Op, row: Operand, start: Operand) -> None:
+        assert load.array is not None
+        fmt = self.format = source_format(load)
+        self.state, self.bytes, self.k = state, 4 * tile_words(fmt), tile_k(fmt)
+        self.rows = row_tiles(fmt, load.shape[0])  # of tiles
+        self.vectors = [width for count in digit_words(fmt) for width in blocks(count)]  # words of a lane's loads
+        b = state.builder
+        per_tile = load.shape[0] // self.rows
+        rows, self.columns = (state.size(dim) for dim in load.array.dims)
+        self.count = ceil_div(state, rows, per_tile) if per_tile > 1 else rows
+        self.first = shift_right(state, row, per_tile.bit_length() - 1) if per_tile > 1 else row
+        self.pitch = b.op("mul.wide.u32", "rd", ceil_div(state, self.columns, self.k), self.bytes)
+        self.origin = state.pointer(load.array, "words")
+        if start != 0:
+            tile = shift_right(state, start, self.k.bit_length() - 1)
+            self.origin = b.op("mad.wide.u32", "rd", tile, self.bytes, self.origin)
+
+    def address(self, index: Operand) -> str:
+        """The address of a row tile at the loop's start."""
+        b = self.state.builder
+        return b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), self.pitch, self.origin)
+
+
+class DirectPipeline(Pipeline):
+    """A loop whose warps share out k: warp w takes the w-th part of every step, and none waits for another."""
+
+    def prologue(self, start: Operand, stop: Operand) -> None:
+        self.left = self.state.builder.op("sub.s32", "r", stop, self.first)
+
+    @property
+    def first(self) -> str:
+        """The k that the warp starts at."""
+        return self.ahead
+
+    def begin_unit(self, number: int) -> None:
+        pass
+
+    def drain(self) -> None:
+        pass
 
 
 def multiplies_digits(op: Op) -> bool:
@@ -125,24 +227,51 @@ def multiplies_digits(op: Op) -> bool:
     return op.kind == "dot" and op.dtype == dtypes.i32
 
 
-def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]") -> Pipeline:
+def shares_k(shape: tuple[int, ...], warps: int) -> bool:
+    """Whether the warps share out k: where a dot (bm, bn) has not 16 columns for each of them."""
+    return shape[1] < 16 * warps
+
+
+def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline:
     """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
 
-    `offsets` are the loads' offsets at the first iteration. Raises KERNEL_UNSUPPORTED, TILE_INVALID and
-    SHARED_MEMORY_EXCEEDED.
+    `offsets` are the loads' offsets at the first iteration; pure: the loop does nothing but add dots to tiles. Raises
+    KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
     """
     dots = [op for op in loop.body if op.kind == "dot"]
     if any(dot.dtype != dtypes.i32 for dot in dots):
         problem = "dots of integer codes and of floats in one loop"
         raise LowbitvmError("KERNEL_UNSUPPORTED", problem, "write a loop for each", loop.location)
     loads = list(dict.fromkeys(load for dot in dots for load in (dot.operands[0], dot.operands[1].operands[0])))
+    parts = {state.warps if shares_k(dot.shape, state.warps) else 1 for dot in dots}
     for load in loads:
-        _check_load(state, loop, load)
+        _check_load(state, loop, load, max(parts))
     step, start = loop.integer("step"), loop.operands[0]
     dims = {load.array.dims[1] for load in loads if load.array is not None}
-    whole = all(state.program.divisor(dim) % step == 0 for dim in dims) and divisor(start) % step == 0
-    exact = whole and len(dims) == 1 and _ends_at(loop.operands[1], dims)
-    unit = Unit(step, loop.integer("stages"), 1, exact, next(iter(dims)))
+    ends = len(dims) == 1 and _ends_at(loop.operands[1], dims)
+    part = step // max(parts)
+    exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
+    if parts == {1}:
+        return _staged(state, loop, Unit(step, loop.integer("stages"), 1, exact, min(dims)), loads, offsets)
+    if len(parts) > 1 or not ends or not pure:
+        raise LowbitvmError(
+            "KERNEL_UNSUPPORTED",
+            "warps that share out k in a loop that does more than add dots of one bn up to the end of k",
+            f"make bn a multiple of 16 x {state.warps} warps",
+            loop.location,
+        )
+    b = state.builder
+    warp = b.op("shr.u32", "r", state.tid, 5)
+    first = str(state.scalar("add", state.scalar("mul", warp, part), offsets[loads[0]][1]))
+    unit = Unit(step, 1, 1, exact, min(dims))
+    tiles: dict[tuple[Op, str], Staged] = {
+        (load, "tile"): DirectTile(state, unit, load, offsets[load][0], first) for load in loads
+    }
+    return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
+
+
+def _staged(state: State, loop: Op, unit: Unit, loads: list[Op], offsets: "dict[Op, list[Operand]]") -> Pipeline:
+    """A pipeline through shared memory."""
     tiles: dict[tuple[Op, str], Staged] = {}
     size = 0
     for load in loads:
@@ -157,8 +286,8 @@ def _ends_at(stop: Op, dims: set[str]) -> bool:
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] in dims
 
 
-def _check_load(state: State, loop: Op, load: Op) -> None:
-    """Raises for a load of codes that a digit kernel cannot make."""
+def _check_load(state: State, loop: Op, load: Op, parts: int) -> None:
+    """Raises for a load of codes that a digit kernel cannot make; warps share out each step of k in `parts`."""
     if load.kind != "load":
         problem = f"a dot of the codes of a {load.kind}"
         raise LowbitvmError(
@@ -180,10 +309,10 @@ def _check_load(state: State, loop: Op, load: Op) -> None:
             "write lb.load(a, (row, k), ...) with k of the innermost lb.range",
             load.location,
         )
-    tile_k, step = BASES[fmt.digits].tile_k, loop.integer("step")
+    least, step = parts * BASES[fmt.digits].activation_k, loop.integer("step")
     per_tile = load.shape[0] // row_tiles(fmt, load.shape[0])
     problems = {
-        f"bk {load.shape[1]} is no multiple of the {tile_k} k of a stored tile": load.shape[1] % tile_k,
+        f"bk {load.shape[1]} is no multiple of {least}": load.shape[1] % least,
         f"the loop's step {step} is not bk {load.shape[1]}": step != load.shape[1],
         f"the loop's start is no multiple of bk {load.shape[1]}": divisor(loop.operands[0]) % load.shape[1],
         "the loop may start below k = 0": not non_negative(loop.operands[0]),
@@ -199,24 +328,25 @@ class DigitDot:
 
     def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
         activations, weights = (pipeline.tiles[load, "tile"] for load in (op.operands[0], op.operands[1].operands[0]))
-        assert isinstance(activations, FragmentTile) and isinstance(weights, FragmentTile)
-        assert weights.format.digits is not None
-        self.state, self.pipeline, self.alone = state, pipeline, False
-        self.activations, self.weights, self.base = activations, weights, BASES[weights.format.digits]
-        self.left, self.right = format_digits(weights.format), format_digits(activations.format)
-        signs = ["s8" if side.signed else "u8" for side in (self.left, self.right)]
-        self.atom = digit_atom(state.target, self.base.name, *signs)
-        self.each = columns_per_row(activations.format.code, self.base.name)
-        self.columns, self.row_tiles = activations.row_tiles, weights.row_tiles // state.warps
-        b = state.builder
-        self.lane = b.op("and.b32", "r", state.tid, 31)
-        warp = b.op("shr.u32", "r", state.tid, 5)
-        first = b.op("mad.lo.s32", "r", warp, self.row_tiles * weights.row_bytes, state.smem)
-        widths = (4,) * weights.format.bits if self.base.name == "b1" else blocks(weights.format.bits)
-        self.vectors = widths  # words of each vector load of a lane in a tile of weights
-        self.weight_bases = {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, first) for w in dict.fromkeys(widths)}
-        self.activation_base = b.op("mad.lo.s32", "r", self.lane, 4 * ACTIVATION_WORDS, state.smem)
-        self.zero = b.op("mov.b32", "r", 0)
+        assert isinstance(activations, FragmentTile | DirectTile) and isinstance(weights, FragmentTile | DirectTile)
+        left, right = weights.stored.format, activations.stored.format
+        assert left.digits is not None
+        self.state, self.pipeline, self.op, self.alone = state, pipeline, op, False
+        self.activations, self.weights, self.base = activations, weights, BASES[left.digits]
+        self.left, self.right = format_digits(left), format_digits(right)
+        self.atom = digit_atom(state.target, self.base, self.left, self.right)
+        self.widths = digit_words(left)
+        self.each = columns_per_row(right.code, self.base.name)
+        self.direct = isinstance(pipeline, DirectPipeline)
+        self.columns, self.row_tiles = activations.stored.rows, weights.stored.rows
+        self.tiles = pipeline.unit.k // self.base.activation_k  # of activations along k
+        if self.direct:
+            self.tiles //= state.warps
+            self.exchange = state.allocate_shared(self._exchanged() * state.threads * 4, op)
+        else:
+            self.row_tiles //= state.warps
+        self.lane = state.builder.op("and.b32", "r", state.tid, 31)
+        self.zero = state.builder.op("mov.b32", "r", 0)
         self.coefficients = self._lane_coefficients()
 
     def enter(self, accumulators: list[str]) -> None:
@@ -251,60 +381,77 @@ class DigitDot:
             self.activation_counts = [zeros() for _ in columns]
 
     def _multiply(self) -> None:
-        """Emits the MMAs of the current slot."""
-        for tile in range(self.weights.k_tiles):
-            weights = [self._weight_fragments(t, tile) for t in range(self.row_tiles)]
-            for j in range(self.columns):
-                for step, pair in enumerate(self._activation_fragments(j, tile)):
-                    for t, fragments in enumerate(weights):
-                        for sums, fragment in zip(self.sums[t][j], fragments[step], strict=True):
-                            self._mma(sums, fragment, pair)
-                    if self.atom.xor:
-                        self._mma(self.activation_counts[j], [self.zero] * 4, pair)
+        """Emits the MMAs of the current slot; where warps load for themselves, after all loads."""
+        step = self.tiles if self.direct else 1
+        for first in range(0, self.tiles, step):
+            group = range(first, first + step)
+            weights = [[self._weight_words(t, tile) for t in range(self.row_tiles)] for tile in group]
+            ahead = [self._activation_words(j, tile) for tile in group for j in range(self.columns) if self.direct]
+            loaded = iter(ahead)
+            for tile, words in zip(group, weights, strict=True):
+                fragments = [self._fragments(row) for row in words]
+                for j in range(self.columns):
+                    self._column(j, fragments, next(loaded) if self.direct else self._activation_words(j, tile))
+                if self.atom.xor:
+                    self._count_weights(fragments)
+
+    def _column(self, j: int, weights: list[list[list[list[str]]]], activations: list[str]) -> None:
+        """Emits the products of one n8 tile and the row tiles' fragments over one stored tile of activations."""
+        for step in range(2):
+            pair = activations[2 * step :][:2]
+            for t, fragments in enumerate(weights):
+                for sums, fragment in zip(self.sums[t][j], fragments[step], strict=True):
+                    self._mma(sums, fragment, pair)
             if self.atom.xor:
-                for counts, fragments in zip(self.weight_counts, weights, strict=True):
-                    for count, fragment in zip(counts, fragments[0], strict=True):
-                        self._mma(count, fragment, [self.zero] * 2)
+                self._mma(self.activation_counts[j], [self.zero] * 4, pair)
 
-    def _weight_fragments(self, t: int, tile: int) -> list[list[list[str]]]:
-        """Per k step of a stored tile and plane: the four registers of the m16 side."""
-        b = self.state.builder
-        place = self.pipeline.slot + self.weights.offset + t * self.weights.row_bytes + tile * self.weights.tile_bytes
-        words: list[list[str]] = []
-        for width in self.vectors:
-            words.append([b.register("r") for _ in range(width)])
-            name = f"ld.shared{vector_suffix(words[-1])}.b32"
-            b.do(name, vector(words[-1]), memory(self.weight_bases[width], place))
-            place += 32 * 4 * width
-        if self.base.name == "b1":
-            return [words]
-        wide = self._widened([word for part in words for word in part])
-        return [[wide[:4]], [wide[4:]]]
+    def _count_weights(self, weights: list[list[list[list[str]]]]) -> None:
+        for counts, fragments in zip(self.weight_counts, weights, strict=True):
+            for planes in fragments:
+                for count, fragment in zip(counts, planes, strict=True):
+                    self._mma(count, fragment, [self.zero] * 2)
 
-    def _widened(self, words: list[str]) -> list[str]:
-        """A lane's quads, one code per byte."""
-        b = self.state.builder
-        if len(words) == 8:
+    def _weight_words(self, t: int, tile: int) -> list[list[str]]:
+        """A lane's words of the stored tiles of a row tile that lie beside one of activations."""
+        each = self.base.activation_k // self.base.tile_k
+        return [self._words(self.weights, t, tile * each + i) for i in range(each)]
+
+    def _activation_words(self, j: int, tile: int) -> list[str]:
+        words = self._words(self.activations, j, tile)
+        assert len(words) == ACTIVATION_WORDS
+        return words
+
+    def _words(self, side: FragmentTile | DirectTile, row: int, tile: int) -> list[str]:
+        if isinstance(side, DirectTile):
+            return side.words(self.pipeline.left, row, tile)
+        return side.words(self.pipeline.slot, row, tile)
+
+    def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
+        """Per k step and digit: the four registers of the m16 side."""
+        fragments = []
+        for tile in words:
+            rest, planes = iter(tile), []
+            for digit, count in zip(self.left.digits, self.widths, strict=True):
+                planes.append(self._widened([next(rest) for _ in range(count)], digit.bits))
+            fragments += [[plane[4 * step :][:4] for plane in planes] for step in range(self.base.steps)]
+        return fragments
+
+    def _widened(self, words: list[str], bits: int) -> list[str]:
+        """A lane's fragment registers of one digit of `bits` bits."""
+        b, width = self.state.builder, self.base.bits
+        if bits == width:
             return words
         found = []
-        for runs in quads(len(words)):
-            quad = ""
+        for runs in narrow(bits, width, 4 * self.base.steps):
+            register = ""
             for run in runs:
-                word, distance = words[run.word], run.position - run.bit
+                word, distance, mask = words[run.word], run.position - run.bit, field_mask(run, width)
                 if distance:
                     word = b.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
-                mask = (((1 << run.length) - 1) << run.bit) * BYTES
-                quad = b.op("lop3.b32", "r", word, mask, quad, AND_OR) if quad else b.op("and.b32", "r", word, mask)
-            found.append(quad)
+                more = (word, mask, register, AND_OR)
+                register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
+            found.append(register)
         return found
-
-    def _activation_fragments(self, j: int, tile: int) -> list[list[str]]:
-        """Per k step of a stored tile: the two registers of the n8 side."""
-        part, b = self.activations, self.state.builder
-        words = [b.register("r") for _ in range(ACTIVATION_WORDS)]
-        place = self.pipeline.slot + part.offset + j * part.row_bytes + tile * part.tile_bytes
-        b.do(f"ld.shared{vector_suffix(words)}.b32", vector(words), memory(self.activation_base, place))
-        return [words[i : i + 2] for i in range(0, len(words), 2)]
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:
         """Emits sums += the products of one k step."""
@@ -335,16 +482,44 @@ class DigitDot:
 
     def _combine(self, accumulators: list[str]) -> None:
         """Emits accumulators += sum over pairs of digits of both coefficients times their sum."""
-        registers = iter(accumulators)
+        totals = []
         for t in range(self.row_tiles):
             for j in range(self.columns):
                 values = [self._over_weights(t, j, i) for i in range(4)]
-                for low, high in (values[:2], values[2:]):
-                    parts = [[low], [high]] if self.each == 1 else [[low, high]]
-                    for columns in parts:
-                        total = self._over_columns(columns)
-                        register = next(registers)
-                        self.state.builder.do("add.s32", register, register, total)
+                together = 1 if self.each == 1 else 2  # columns of a lane that are planes of one row
+                totals += [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
+        if self.direct:
+            totals = self._over_warps(totals)
+        for register, total in zip(accumulators, totals, strict=True):
+            self.state.builder.do("add.s32", register, register, total)
+
+    def _exchanged(self) -> int:
+        """Values of a lane that the warps exchange."""
+        return self.row_tiles * self.columns * (4 if self.each == 1 else 2)
+
+    def _over_warps(self, totals: list[str]) -> list[str]:
+        """The sums over the warps of a part of the totals for each: [warp][total][lane] in shared memory."""
+        state, b = self.state, self.state.builder
+        if state.loop_depth:
+            b.do("bar.sync", 0)  # what was exchanged before may still be read
+        size = 32 * 4 * len(totals)  # bytes of a warp
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
+        own = b.op("mad.lo.s32", "r", warp, size, lane)
+        for i, total in enumerate(totals):
+            b.do("st.shared.b32", memory(own, self.exchange + 128 * i), total)
+        b.do("bar.sync", 0)
+        kept = max(1, len(totals) // state.warps)
+        part = b.op("and.b32", "r", warp, len(totals) // kept - 1)
+        place = b.op("mad.lo.s32", "r", part, 128 * kept, lane)
+        found = []
+        for i in range(kept):
+            total = ""
+            for other in range(state.warps):
+                value = b.op("ld.shared.b32", "r", memory(place, self.exchange + other * size + 128 * i))
+                total = b.op("add.s32", "r", total, value) if total else value
+            found.append(total)
+        return found
 
     def _over_weights(self, t: int, j: int, i: int) -> str:
         """The sum over the weights' digits at register i of the n8 tile j and the row tile t."""

@@ -1,9 +1,8 @@
-"""Scales and zero points of short groups that are applied to the decoded codes, where nothing is rounded so.
+"""Scales that are multiplied with the decoded codes.
 
-Fused scales: where the product of every code with every scale is a number of the activations' dtype, one sum on the
-tensor cores goes over several groups. Offsets are the products of the activations and one number per group then, like
-those of codes. Centred codes: integer zero points, and the bias of signed codes, are taken off the codes, and the sums
-of the activations of each group are not needed.
+Where the product of every code with every scale is a number of the activations' dtype, nothing is rounded so, and one
+sum on the tensor cores goes over several short groups. Offsets are the products of the activations and one number per
+group then, like those of codes.
 """
 
 import functools
@@ -96,36 +95,3 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
     decoding = fused.shifted + 4 * steps * (not fused.plain) + offset * (2 + columns * steps)
     sums = 4 * fused.shifted + 4 * offset + (fused.shifted or offset) * steps / row_tiles
     return fused if decoding <= columns * (4 + sums) + CONVERSION * (1 + offset) else None
-
-
-CENTRED_UP = {"f16": 2.0**15, "bf16": 1.0}  # what centred codes are multiplied with meanwhile, to normal f16 numbers
-
-
-@functools.cache
-def centred(code: dtypes.CodeType, zero: str | None, act: str) -> Decoder | None:
-    """The decode, without its last product, whose codes less their zero point are exact; None where there is none."""
-    if not code.is_linear or zero not in (None, "int") or (zero, act) == ("int", "bf16"):
-        return None
-    used = decoder(code, act)
-    assert isinstance(used, Decoder)
-    values = np.arange(code.low, code.high + 1)
-    zeros = values if zero == "int" else np.zeros(1)
-    factors = np.array(used.factors) * (CENTRED_UP[act] if used.multiplier is None else 1)
-    shifts = [-f * (o + (code.bias + zeros) / code.step) for f, o in zip(factors, used.offsets, strict=True)]
-    if not np.any(shifts):
-        return None
-    differences = np.multiply.outer(factors, np.subtract.outer(values, zeros) / code.step)
-    slopes = factors / code.step
-    return used if all(_is_exact(np.asarray(numbers), act) for numbers in (shifts, differences, slopes)) else None
-
-
-def centres(fmt: Format, act: str, columns: int, row_tiles: int) -> bool:
-    """Whether zero points are taken off the codes: a sum of 16 of k costs four instructions so, and none of its own.
-
-    Where the decode ends with a product, that takes the zero point too.
-    """
-    if isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
-        return False
-    used = centred(fmt.code, fmt.zero, act)
-    steps = fmt.group // 16
-    return used is not None and 4 * steps * (used.multiplier is None) <= columns * (4 + steps / row_tiles)

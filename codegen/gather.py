@@ -19,6 +19,7 @@ from lowbitvm.ir import Op
 QUAD = 4  # neighbouring columns of a thread
 ROWS = 4  # that share a thread's indices, at least
 MOST_HELD = 32  # numbers of a thread on their way through registers; where there are more, a turn waits for them
+MOST_ROWS = 32  # of a tile whose accumulators leave registers for that
 NOWHERE = -1  # the index of a column that the array of indices does not have
 
 Row = tuple[str, str]  # pointer to a row, or to one that exists in its place; predicate: it exists
@@ -53,7 +54,7 @@ class GatheredTile(Activations):
         self.across = min(quads, state.threads)
         self.down = max(1, min(self.rows // ROWS, state.threads // self.across))
         self.mine = self.rows // self.down
-        self.held = quads // self.across * self.mine * QUAD <= MOST_HELD
+        self.held = self.rows <= MOST_ROWS and quads // self.across * self.mine * QUAD <= MOST_HELD
         self.numbers = range(0, quads, self.across)  # of thread 0's quads
         self.active = self._emit_active()
 
@@ -96,7 +97,7 @@ class GatheredTile(Activations):
     def needs_k(self) -> bool:
         return False
 
-    def issue(self, slot: int, number: int, k: str) -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         """Nothing: `prepare` and `turn` fetch what several units need."""
 
     def prepare(self, base: int, slot_bytes: int, left: str) -> None:

@@ -92,7 +92,7 @@ class ByteRows(GroupRows):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         self.active = self.fewer(self.words, 32, self.lane)
         self._add_words(row, start)
-        self.base = self._lane_base()
+        self.base = self.base_of(self.n_warps, self.row_tiles)
         self._emit_store_places()
         self.factor = ""
         if self.format.outer == "tensor" and fused is None:
@@ -140,6 +140,7 @@ class ByteRows(GroupRows):
     def convert(self, slot: int) -> None:
         """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there."""
         b, place = self.state.builder, slot + self.offset
+        self.loaded = {key: registers for key, registers in self.loaded.items() if key[0] != slot}
         for i in range(-(-self.words // 32)):
             word = b.register("r")
             b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i), when=self.active)

@@ -18,7 +18,7 @@ from lowbitvm import emulate
 from lowbitvm.bench import ours, static
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
-from lowbitvm.formats import Format
+from lowbitvm.formats import SCALES, Format
 from lowbitvm.interpret import interpret
 from lowbitvm.kernels.linear import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
@@ -90,10 +90,10 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 
 
 @main.command("compile")
-@click.option("--weights", required=True, help="Number format of the weights, such as u4, i3 or f6e3m2.")
-@click.option("--group", default="128", show_default=True, help="16, 32, 64, 128, 256, channel or tensor.")
-@click.option("--zero", default="none", show_default=True, type=click.Choice(["none", "int", "float", "offset"]))
-@click.option("--scale", default="f16", show_default=True, type=click.Choice(["f16", "bf16", "f32"]))
+@click.option("--weights", required=True, help="Number format, such as u4, mxfp4 or u3,group=64,zero=int.")
+@click.option("--group", help="16, 32, 64, 128, 256, channel or tensor, in place of the format's own.")
+@click.option("--zero", type=click.Choice(["none", "int", "float", "offset"]))
+@click.option("--scale", type=click.Choice(list(SCALES)))
 @click.option("--act", default="f16", show_default=True, type=click.Choice(["f16", "bf16"]))
 @click.option("--target", default="sm_80", show_default=True, help=", ".join(TARGETS))
 @click.option("--bm", type=int, help="Rows of x per block.")
@@ -110,9 +110,9 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 def compile_command(
     output: Path,
     weights: str,
-    group: str,
-    zero: str,
-    scale: str,
+    group: str | None,
+    zero: str | None,
+    scale: str | None,
     act: str,
     target: str,
     bias: bool,
@@ -123,13 +123,15 @@ def compile_command(
     **parts: int | None,
 ) -> None:
     """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
-    fmt = Format(weights, int(group) if group.isdigit() else group, None if zero == "none" else zero, scale)
+    given = {"group": group, "zero": zero, "scale": scale}
+    fmt = Format.parse(",".join([weights, *(f"{part}={value}" for part, value in given.items() if value is not None)]))
     tile = chosen_tile(fmt, get(target), **parts)
     shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
     epilogue = {"bias": bias, "gate": gate, "residual": residual, "activation": activation, "out": out}
     also = [str(value) if isinstance(value, str) else part for part, value in epilogue.items() if value]
     also += [f"split{tile.splits}"] if tile.splits > 1 else []
-    name = "-".join(["linear", weights, group, zero, scale, act, target, shape, *also])
+    parts_of_name = [part.partition("=")[2] or part for part in str(fmt).split(",")]
+    name = "-".join(["linear", *parts_of_name, act, target, shape, *also])
     with Progress(transient=True) as progress:
         progress.add_task(f"compiling {name}", total=None)
         kernel = compile_linear(fmt, act=act, target=target, **epilogue, **asdict(tile))  # type: ignore[arg-type]

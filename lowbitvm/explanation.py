@@ -12,7 +12,7 @@ from lowbitvm.codegen.convert import cost, decoder
 from lowbitvm.dtypes import get
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.pack import PackedWeight, stored_bytes
+from lowbitvm.pack import PackedWeight, as_format, stored_bytes
 from lowbitvm.plan import SPLIT_K, Tile, linear_plan
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.targets import Target
@@ -96,7 +96,7 @@ def explain(
     if isinstance(weights, PackedWeight):
         fmt, (n, k) = weights.format, weights.shape
     else:
-        fmt = weights if isinstance(weights, Format) else Format.parse(weights)
+        fmt = as_format(weights)
     if not all(type(size) is int and size > 0 for size in (m, n, k)):
         raise LowbitvmError(
             "ARGUMENT_INVALID", f"a problem of m {m}, n {n}, k {k}", "give three ints above 0, or a packed weight and m"

@@ -1,5 +1,6 @@
 """Packed weight formats: which codes, in which groups, with which scales, zero points and codebooks."""
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -44,7 +45,7 @@ class Format:
         level of its own.
     act: the code type of the activations that an integer weight is multiplied with, exactly: "u1".."u8", "i2".."i8" or
         "bp1".."bp8"; None for weights that are multiplied with f16 or bf16.
-    digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, or "b1", bit planes.
+    digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, "s4", or "b1", planes.
         Weights with `act` are in "s8" unless told otherwise; activations have it and no `act`.
     table: for "c1".."c8", whose values are f16 tables of 2**bits entries that come with the weight: one "tensor" table,
         one for every 16 output features ("block"), or one for every scale ("group"). None for the other types.
@@ -246,6 +247,19 @@ def _nearest_group(value: object, sizes: Sequence[int]) -> int | None:
     return min(sizes, key=lambda size: abs(size - value))
 
 
+# Names of the field, with the names that they have here; "fp" and "int" with a number of bits are close enough to find.
+_MEANT = {"i1": "bp1", "int1": "bp1", "fp4": "mxfp4", "fp6": "mxfp6e3m2", "fp8": "e4m3", "e2m1": "f4e2m1"}
+_DTYPES = "u1..u8, i2..i8, bp1..bp8, ternary, f3e1m1..f8e7m0, e4m3, e5m2, nf4, c1..c8"
+
+
+def _meant(value: object) -> str:
+    """The name that is nearest to an unknown dtype, and all that there are."""
+    text = str(value).lower()
+    text = re.sub(r"^uint(?=\d)", "u", re.sub(r"^s?int(?=\d)", "i", text))
+    close = [_MEANT[text]] if text in _MEANT else difflib.get_close_matches(text, [*CODE_TYPES, *NAMED], 1)
+    return f"use {close[0]!r}, the nearest of {_DTYPES}" if close else f"use one of {_DTYPES}"
+
+
 def _refuse(part: str, value: object, options: Sequence[object]) -> NoReturn:
     if part == "dtype" and isinstance(value, str) and value in NAMED:
         raise LowbitvmError(
@@ -259,7 +273,8 @@ def _refuse(part: str, value: object, options: Sequence[object]) -> NoReturn:
             f"Format {part} {value!r} is known but cannot be packed",
             f"use {nearest!r}, the nearest of {listed}",
         )
-    raise LowbitvmError("FORMAT_INVALID", f"Format {part} {value!r} does not exist", f"use one of {listed}")
+    fix = _meant(value) if part == "dtype" else f"use one of {listed}"
+    raise LowbitvmError("FORMAT_INVALID", f"Format {part} {value!r} does not exist", fix)
 
 
 NAMED: dict[str, Format] = {

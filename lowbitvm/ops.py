@@ -53,17 +53,7 @@ def linear(
     Raises DTYPE_MISMATCH, SHAPE_MISMATCH, ARGUMENT_INVALID, FORMAT_UNSUPPORTED, TENSOR_NOT_CONTIGUOUS,
     DEVICE_MISMATCH; a backward pass through it raises GRADIENT_UNSUPPORTED.
     """
-    for name, value in (("weight", weight), *([] if gate is None else [("gate", gate)])):
-        if not isinstance(value, PackedWeight):
-            raise LowbitvmError(
-                "ARGUMENT_INVALID",
-                f"the {name} is a {type(value).__name__}",
-                "pass what lb.pack or lb.quantize returns",
-            )
-        if not dtypes.is_tensor(value.words):
-            raise LowbitvmError("DEVICE_MISMATCH", f"the {name} holds numpy arrays", "pack torch tensors")
-    dtype = x.dtype if dtype is None else dtype
-    _check(x, weight, bias, gate, activation, residual, dtype)
+    _check_kinds(x, weight, gate, activation, dtype)
     operator = torch.ops.lowbitvm.linear
     parts = (weight.words, weight.scales, weight.zeros)
     more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
@@ -75,14 +65,45 @@ def linear(
     return result
 
 
+def _check_kinds(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    gate: PackedWeight | None,
+    activation: str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Checks what the operator does not see, or could not be called with; `_check` does the rest."""
+    if not isinstance(x, torch.Tensor):
+        raise LowbitvmError("ARGUMENT_INVALID", f"x is a {type(x).__name__}", "pass a torch tensor")
+    for name, value in (("weight", weight), *([] if gate is None else [("gate", gate)])):
+        if not isinstance(value, PackedWeight):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"the {name} is a {type(value).__name__}",
+                "pass what lb.pack or lb.quantize returns",
+            )
+        if not dtypes.is_tensor(value.words):
+            raise LowbitvmError("DEVICE_MISMATCH", f"the {name} holds numpy arrays", "pack torch tensors")
+    if gate is not None and (gate.format, gate.shape) != (weight.format, weight.shape):
+        raise LowbitvmError(
+            "SHAPE_MISMATCH" if gate.format == weight.format else "FORMAT_UNSUPPORTED",
+            f"the gate is {gate.format} of shape {gate.shape}, the weight {weight.format} of shape {weight.shape}",
+            "pack both alike",
+        )
+    if activation not in ACTIVATIONS:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"there is no activation function {activation!r}", f"use one of {list(ACTIVATIONS)}"
+        )
+    if dtype not in (None, *OUTPUTS):
+        raise LowbitvmError("DTYPE_MISMATCH", f"the result is {dtype}", "use float16, bfloat16 or float32")
+
+
 def _check(
     x: torch.Tensor,
     weight: PackedWeight,
     bias: torch.Tensor | None,
     gate: PackedWeight | None,
-    activation: str | None,
     residual: torch.Tensor | None,
-    dtype: torch.dtype,
 ) -> None:
     if x.dtype not in (torch.float16, torch.bfloat16):
         raise LowbitvmError("DTYPE_MISMATCH", f"x is {x.dtype}", "cast it to float16 or bfloat16")
@@ -98,24 +119,13 @@ def _check(
             f"bias is {bias.dtype} of shape {tuple(bias.shape)}, x is {x.dtype}, out_features {weight.out_features}",
             "pass a bias (out_features) in the dtype of x",
         )
-    if gate is not None and (gate.format, gate.shape) != (weight.format, weight.shape):
-        raise LowbitvmError(
-            "SHAPE_MISMATCH" if gate.format == weight.format else "FORMAT_UNSUPPORTED",
-            f"the gate is {gate.format} of shape {gate.shape}, the weight {weight.format} of shape {weight.shape}",
-            "pack both alike",
-        )
-    if activation not in ACTIVATIONS:
-        raise LowbitvmError(
-            "ARGUMENT_INVALID", f"there is no activation function {activation!r}", f"use one of {list(ACTIVATIONS)}"
-        )
     shape = (*x.shape[:-1], weight.out_features)
     if residual is not None and residual.shape != shape:
         raise LowbitvmError(
             "SHAPE_MISMATCH", f"the residual has shape {tuple(residual.shape)}, the result {shape}", "make both equal"
         )
-    for name, given in (("the result", dtype), *([] if residual is None else [("the residual", residual.dtype)])):
-        if given not in OUTPUTS:
-            raise LowbitvmError("DTYPE_MISMATCH", f"{name} is {given}", "use float16, bfloat16 or float32")
+    if residual is not None and residual.dtype not in OUTPUTS:
+        raise LowbitvmError("DTYPE_MISMATCH", f"the residual is {residual.dtype}", "use float16, bfloat16 or float32")
     tensors = {"x": x, "bias": bias, "residual": residual, **weight.arrays}
     tensors |= {} if gate is None else {f"gate {name}": tensor for name, tensor in gate.arrays.items()}
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -152,12 +162,11 @@ def _linear(
     batch_invariant: bool = False,
 ) -> torch.Tensor:
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
-    more = (table, outer, outer_zeros, permutation)
-    weight = PackedWeight(words, scales, zeros, Format.parse(fmt), out_features, in_features, *more)
-    arrays: dict[str, Any] = {} if gate is None else dict(zip(weight.arrays, gate, strict=True))
-    gates = replace(weight, **arrays) if arrays else None
+    stored = (words, scales, zeros, Format.parse(fmt), out_features, in_features)
+    weight = PackedWeight(*stored, table, outer, outer_zeros, permutation)
+    gates = _gate(weight, gate)
+    _check(x, weight, bias, gates, residual)
     dtype = x.dtype if dtype is None else dtype
-    _check(x, weight, bias, gates, activation, residual, dtype)
     target = driver.device_target(x.device.index) if x.is_cuda else emulated_target()
     if target is None:
         return _reference(x, weight, bias, gates, activation, residual, dtype)
@@ -175,6 +184,14 @@ def _linear(
         batch_invariant=batch_invariant,
     )
     return y
+
+
+def _gate(weight: PackedWeight, tensors: list[torch.Tensor] | None) -> PackedWeight | None:
+    """The second weight, of the arrays that the first one has, in order."""
+    if tensors is None:
+        return None
+    arrays: dict[str, Any] = dict(zip(weight.arrays, tensors, strict=True))
+    return replace(weight, **arrays)
 
 
 def _reference(
@@ -220,10 +237,20 @@ def _linear_fake(
     fmt: str,
     out_features: int,
     in_features: int,
-    *more: Any,
+    table: torch.Tensor | None = None,
+    outer: torch.Tensor | None = None,
+    outer_zeros: torch.Tensor | None = None,
+    permutation: torch.Tensor | None = None,
+    gate: list[torch.Tensor] | None = None,
+    residual: torch.Tensor | None = None,
+    *,
     dtype: torch.dtype | None = None,
     **epilogue: Any,
 ) -> torch.Tensor:
+    """What torch.compile traces instead: a mistake is found then, not in the first run."""
+    stored = (words, scales, zeros, Format.parse(fmt), out_features, in_features)
+    weight = PackedWeight(*stored, table, outer, outer_zeros, permutation)
+    _check(x, weight, bias, _gate(weight, gate), residual)
     return x.new_empty((*x.shape[:-1], out_features), dtype=dtype or x.dtype)
 
 

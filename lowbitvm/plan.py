@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-from lowbitvm.digits import BASES, COLUMNS, columns_per_row
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import format_digits
-from lowbitvm.targets import Target
+from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
+TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
+TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 
 
@@ -30,20 +32,32 @@ class Tile:
 CONVERTED_BITS = 8  # of scales that the kernel makes f32 of, in shared memory too
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
+SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if target.has_async_copies)
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
 NARROW = 128  # bn, but for permuted weights with few rows
+LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
 def linear_plan(
-    m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False, permuted: bool = False
+    m: int,
+    n: int,
+    k: int,
+    fmt: Format,
+    target: Target,
+    batch_invariant: bool = False,
+    permuted: bool = False,
+    gate: bool = False,
 ) -> Tile:
     """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
+    With `gate` there are two weights, whose sums leave no registers for the largest tile.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target, permuted)
+    most = INVARIANT_ROWS if batch_invariant else SMALL_ROWS if gate else m
+    tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted)
     while tile.bn > max(n, NARROW):
         tile = replace(tile, bn=tile.bn // 2, warps=tile.warps // 2)
     blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
@@ -51,41 +65,71 @@ def linear_plan(
 
 
 def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False) -> Tile:
-    """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
+    """The tile for m rows of activations: the smallest bm of 8 to 128 that holds them.
 
-    At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
-    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both).
-    Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves one to
-    the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
-    gathering of x is few of all instructions.
+    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
+    have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
+    groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
+    permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
+    large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then
+    so wide that the gathering of x is few of all instructions.
     """
-    bm = next((size for size in (8, 16, 32) if m <= size), 64)
-    stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == 64 and _crowded(fmt) else 4)
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
+    if large is not None:
+        return large
+    most = 32 if permuted and fmt.group in (16, 32) else SMALL_ROWS
+    bm = next((size for size in (8, 16, 32) if m <= size), most)
+    full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
+    stages = full if target is None or target.has_async_copies else 2
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: bool = False) -> bool:
+    """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
+
+    There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
+    have room.
+    """
+    if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
+        return False
+    if permuted or fmt.scale_dtype.bits == 8 or fmt.code.kind == "table":
+        return False
+    room = SMALLEST_SHARED if target is None else target.shared_per_block
+    return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
+
+
 def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
     """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
 
-    A block gathers its x in the same number of instructions whatever its width.
+    A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
+    which stages of 64 are joined to where the groups are longer.
     """
+    bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        for stages in (8, 6, 4, 2) if target.has_async_copies else (2,):
-            wide = replace(tile, bn=bn, warps=bn // 32, stages=stages)
-            if _staged_bytes(wide, fmt) <= min(target.shared_per_block, STAGED_BYTES * bn // NARROW):
+        for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
+            wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
+            free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
+            if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
                 return wide
     return tile
 
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
-    """Shared memory of all stages, scales and zero points included, at most."""
+    """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
+
+
+def stages_tables(fmt: Format, k: int) -> bool:
+    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+    meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
+    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -111,7 +155,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = Fals
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
     tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
@@ -138,12 +182,18 @@ def _crowded(fmt: Format) -> bool:
 # -- integer codes -----------------------------------------------------------------------------------------------------
 
 
-MOST_PAIRS = 8  # n8 tiles times planes of weights that leave registers for a second row tile
+PAIRS = 32  # row tiles x n8 tiles x planes of weights of a warp: 4 accumulators each
+LOADED = 72  # registers that a warp's own loads of one step may take
+ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
+MOST_WARPS = 8  # that share out k
 
 
 @dataclass(frozen=True)
 class DigitTile:
-    """One block's share of a product of integer codes, as `Tile`."""
+    """One block's share of a product of integer codes, as `Tile`.
+
+    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`.
+    """
 
     bm: int
     bn: int
@@ -152,19 +202,41 @@ class DigitTile:
     warps: int
 
 
-def digit_tile(m: int, activations: Format, weights: Format, target: Target) -> DigitTile:
-    """The tile for m rows of integer activations.
+def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
+    """The tile for m rows of k integer activations.
 
-    bm is the smallest that holds the rows and fills columns of the n8 side, up to 64 of them. Tiles of few pairs of
-    digits are wider and deeper, where two stages of them fit STAGED_BYTES.
+    For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
+    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
     """
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
-    bm = next((size for size in (COLUMNS, 2 * COLUMNS, 4 * COLUMNS) if m * each <= size), 8 * COLUMNS) // each
-    few = len(format_digits(weights).digits) * bm * each // COLUMNS <= MOST_PAIRS
+    planes, step = len(format_digits(weights).digits), base.activation_k
+    pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
+    bm = columns * COLUMNS // each
+    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
+    rows = 2 if 2 * columns * planes <= pairs and 2 * words <= LOADED else 1
+    own = rows * words + columns * ACTIVATION_WORDS
+    if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
+        part = step * _power_to(max(1, LOADED // own))
+        warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
+        return DigitTile(bm, 16 * rows, part * warps, 2, warps)
+    rows = min(2, _power_to(pairs // (columns * planes)))
     most = 4 if target.has_async_copies else 2
-    for bn, bk in ((128, 2 * base.tile_k), (64, 2 * base.tile_k), (64, base.tile_k))[0 if few else 2 :]:
-        stages = min(most, STAGED_BYTES // (bk * (bn * weights.bits + bm * each * base.bits) // 8))
+    for warps in (4, 2, 1):
+        stages = min(
+            most, STAGED_BYTES // (step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8)
+        )
         if stages >= 2:
             break
-    return DigitTile(bm, bn, bk, stages, warps=4)
+    return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+
+
+def _power_to(size: int) -> int:
+    """The largest power of two up to a size."""
+    return 1 << size.bit_length() - 1
+
+
+def _power_from(size: int) -> int:
+    """The smallest power of two from a size on; 1 for none."""
+    return 1 << max(0, size - 1).bit_length()

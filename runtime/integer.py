@@ -70,18 +70,19 @@ def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKer
 
 
 def compile_matmul(
-    weights: Format | str, *, target: str = "sm_80", m: int = 16, cache: bool = True, **parts: int
+    weights: Format | str, *, target: str = "sm_80", m: int = 16, k: int = 4096, cache: bool = True, **parts: int
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
 
-    m: rows of activations that the tile is chosen for; `parts` of the tile (see `lowbitvm.plan.DigitTile`) replace the
-    chosen ones. Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
+    m, k: rows of activations, and in_features, that the tile is chosen for; `parts` of the tile (see
+    `lowbitvm.plan.DigitTile`) replace the chosen ones.
+    Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
     if fmt.act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
     activations = Format(fmt.act, digits=fmt.digits)
-    tile = replace(digit_tile(m, activations, fmt, targets.get(target)), **parts)
+    tile = replace(digit_tile(m, k, activations, fmt, targets.get(target)), **parts)
     return _compiled(Variant(activations, fmt, tile, aligned=True), target, disk_cache() if cache else None)
 
 
@@ -126,7 +127,7 @@ def run_matmul(
     """
     check_sides(a, w)
     (m, k), n = a.shape, w.rows
-    tile = digit_tile(m, a.format, w.format, targets.get(target)) if tile is None else tile
+    tile = digit_tile(m, k, a.format, w.format, targets.get(target)) if tile is None else tile
     variant = Variant(a.format, w.format, tile, k % tile.bk == 0)
     sums = {"a_sums": a.sums, "w_sums": w.sums}
     arguments = {"a": a, "w": w, "y": y, **{name: sums[name] for name in variant.sums}}

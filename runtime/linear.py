@@ -11,7 +11,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Program
 from lowbitvm.kernels.linear import ACTIVATIONS, linear
-from lowbitvm.pack import PackedWeight
+from lowbitvm.pack import PackedWeight, as_format
 from lowbitvm.plan import Tile, chosen_tile, linear_plan
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
@@ -89,9 +89,9 @@ class Variant:
 def compile_linear(
     weights: str | Format,
     *,
-    group: int | str = 128,
+    group: int | str | None = None,
     zero: str | None = None,
-    scale: str = "f16",
+    scale: str | None = None,
     act: str = "f16",
     target: str = "sm_80",
     bm: int | None = None,
@@ -111,16 +111,18 @@ def compile_linear(
 ) -> CompiledKernel:
     """The linear kernel y (m, n) = f(x (m, k) w^T + bias (n)) + residual (m, n) for one weight format; needs no GPU.
 
-    weights: a Format, or its dtype such as "u4", then with `group`, `zero` and `scale`. act: "f16" or "bf16", the dtype
-    of x, bias and residual; out: that of y, "f16", "bf16" or "f32", by default act. activation: f, "relu", "silu",
-    "gelu" or None. gate: y = f(x gate^T) * (x w^T + bias) + residual with a second weight of the same format. The
-    tile's parts are optional (see `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
+    weights: a Format, or its text such as "u4", "u3,group=64,zero=int" or "mxfp4"; `group`, `zero` and `scale` stand in
+    place of its own where they are given. act: "f16" or "bf16", the dtype of x, bias and residual; out: that of y,
+    "f16", "bf16" or "f32", by default act. activation: f, "relu", "silu", "gelu" or None. gate: y = f(x gate^T) *
+    (x w^T + bias) + residual with a second weight of the same format. The tile's parts are optional (see
+    `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
     permuted: the weight's columns are those of x[:, order], order being another argument of the kernel, i32 (k).
     cache: keep the cubin on disk.
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
     SHARED_MEMORY_EXCEEDED.
     """
-    fmt = weights if isinstance(weights, Format) else Format(weights, group=group, zero=zero, scale=scale)
+    parts: dict[str, Any] = {"group": group, "zero": zero, "scale": scale}
+    fmt = replace(as_format(weights), **{name: part for name, part in parts.items() if part is not None})
     tile = chosen_tile(
         fmt, targets.get(target), permuted, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits
     )
@@ -166,7 +168,7 @@ def run_linear(
     permuted = weight.permutation is not None
     variant = Variant(
         weight.format,
-        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted),
+        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted, gate is not None),
         dtypes.of(x).name,
         dtypes.of(y).name,
         None if bias is None else dtypes.of(bias).name,
@@ -194,7 +196,7 @@ def _alike(gate: PackedWeight, weight: PackedWeight) -> PackedWeight:
     own, other = gate.permutation, weight.permutation
     if own is other:
         return gate
-    if own is None or other is None or not bool((own == other).all()):
+    if own is None or other is None or not (address(own) == address(other) or bool((own == other).all())):
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             "a gate and a weight whose columns are permuted in two ways",

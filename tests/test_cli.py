@@ -41,6 +41,14 @@ def test_a_mistake_is_one_line_with_its_code():
     assert "Traceback" not in result.output
 
 
+def test_compile_takes_a_format_as_text_and_parts_in_place_of_its_own(tmp_path):
+    arguments = ["--weights", "mxfp4", "--group", "64", "--scale", "f16", "-o", str(tmp_path)]
+    result = CliRunner().invoke(main, ["compile", *arguments])
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.glob("linear-f4e2m1-64-none-f16-f16-sm_80-*.json")
+    assert json.loads(file.read_text())["weights"] == "f4e2m1,group=64,zero=none,scale=f16"
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(main, ["compile", "--weights", "u4", "-o", str(tmp_path / "file" / "below")])

@@ -4,6 +4,7 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import NAMED
 from lowbitvm.targets import TARGETS
 from tests.mutate import REGISTER, instructions
 
@@ -72,10 +73,25 @@ def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):
     assert again.registers == registers
 
 
+def test_a_format_is_taken_as_it_is_as_text_and_by_its_parts():
+    fmt = lb.Format("u3", group=64, zero="int", scale="bf16")
+    code = lb.compile_linear(fmt, cache=False).ptx
+    for weights, parts in (
+        ("u3,group=64,zero=int,scale=bf16", {}),
+        ("u3", {"group": 64, "zero": "int", "scale": "bf16"}),
+        ("u3,group=32,zero=int,scale=bf16", {"group": 64}),
+        (lb.Format("u3", group=64, scale="bf16"), {"zero": "int"}),
+    ):
+        assert lb.compile_linear(weights, **parts, cache=False).ptx == code
+    assert lb.compile_linear("mxfp4", cache=False).ptx == lb.compile_linear(NAMED["mxfp4"], cache=False).ptx
+
+
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [
         ("FORMAT_INVALID", {"weights": "u99"}),
+        ("FORMAT_INVALID", {"weights": 4}),
+        ("FORMAT_INVALID", {"weights": "mxfp4", "scale": "f64"}),
         ("FORMAT_UNSUPPORTED", {"weights": "f8e6m1"}),
         ("FORMAT_INVALID", {"weights": "u4", "group": 33}),
         ("DTYPE_MISMATCH", {"weights": "u4", "act": "f32"}),
@@ -87,7 +103,7 @@ def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):
         ("TILE_INVALID", {"weights": "u4", "warps": 3}),
         ("TILE_INVALID", {"weights": "u4", "warps": 0}),
         ("TILE_INVALID", {"weights": "u4", "bm": 16.0}),
-        ("TILE_INVALID", {"weights": "u4", "bm": 128}),
+        ("TILE_INVALID", {"weights": "u4", "bm": 256}),
         ("TILE_INVALID", {"weights": "u4", "bm": 64, "warps": 4, "zero": "offset"}),
         ("SHARED_MEMORY_EXCEEDED", {"weights": "u4", "bm": 64, "bn": 256, "bk": 256, "stages": 5, "warps": 8}),
     ],

@@ -170,6 +170,26 @@ def test_groups_tile_in_features_or_the_error_names_both_numbers(fmt: Format, n:
         assert fmt.scales_shape(n, k) == ((1, 1) if fmt.group == "tensor" else (n, fmt.groups(k)))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("u9", "u8"), ("i1", "bp1"), ("int4", "i4"), ("UINT2", "u2"), ("fp4", "mxfp4"), ("fp8", "e4m3"),
+     ("e2m1", "f4e2m1"), ("f8e4m3fn", "f8e4m3"), ("mxfp", "mxfp4"), ("c9", "c8"), ("nf3", "nf4")],
+)  # fmt: skip
+def test_an_unknown_dtype_is_answered_with_the_nearest_and_what_there_is(name: str, meant: str) -> None:
+    with pytest.raises(LowbitvmError) as caught:
+        Format(name)
+    assert caught.value.code == "FORMAT_INVALID" and f"use {meant!r}, the nearest of u1..u8, " in caught.value.fix
+    if meant not in ("f8e4m3", "mxfp4"):
+        assert meant in dtypes.CODE_TYPES
+
+
+def test_what_resembles_no_dtype_is_answered_with_all() -> None:
+    with pytest.raises(LowbitvmError, match=r"'potato' does not exist.*use one of u1\.\.u8, i2\.\.i8"):
+        Format("potato")
+    for last in ("u8", "i8", "bp8", "ternary", "f3e1m1", "f8e7m0", "e4m3", "e5m2", "nf4", "c8"):  # what the fix lists
+        assert last in dtypes.CODE_TYPES
+
+
 def test_the_fix_for_an_indivisible_group_is_the_next_multiple() -> None:
     with pytest.raises(LowbitvmError, match="pad in_features to 256"):
         Format("u4", group=128).groups(129)

@@ -141,18 +141,6 @@ def test_every_format_runs_on_every_family_of_targets(name, target):
                 lb.compile_linear(name, act=act, target=target)
 
 
-@pytest.mark.parametrize(
-    "fmt",
-    [
-        lb.Format("c4", table="group"),
-    ],
-    ids=str,
-)
-def test_formats_without_a_kernel_are_refused_with_the_nearest_that_has_one(fmt):
-    with pytest.raises(lb.LowbitvmError, match=r"FORMAT_UNSUPPORTED.*use"):
-        lb.compile_linear(fmt)
-
-
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 16, 64), (3, 0, 64), (3, 16, 0), (0, 0, 0)])
 def test_sizes_of_zero_are_legal(m, n, k):
     check(lb.Format("u4", group="channel", zero="int"), "f16", m, n, k, bias=True)

@@ -213,6 +213,25 @@ def test_what_cannot_follow_the_product_is_refused(code, options):
         lb.linear(torch.zeros(2, 64).half(), WEIGHT, **options)
 
 
+def test_a_mistake_is_found_when_the_operator_is_traced():
+    def layer(x):
+        return operator(x, WEIGHT)
+
+    with pytest.raises(Exception, match=r"SHAPE_MISMATCH: x has shape \(2, 65\)"):  # torch wraps it in its own
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.zeros(2, 65).half())
+
+
+def test_arguments_of_the_wrong_kind_are_named():
+    x = torch.zeros(2, 64).half()
+    for arguments, options, code in (
+        ((np.zeros((2, 64), np.float16), WEIGHT), {}, "ARGUMENT_INVALID: x is a ndarray"),
+        ((x, WEIGHT), {"activation": torch.relu}, "ARGUMENT_INVALID: there is no activation"),
+        ((x, WEIGHT), {"dtype": "f16"}, "DTYPE_MISMATCH: the result is f16"),
+    ):
+        with pytest.raises(LowbitvmError, match=code):
+            lb.linear(*arguments, **options)
+
+
 def test_a_weight_of_numpy_arrays_is_refused():
     weight = lb.quantize(np.zeros((16, 64), np.float32), lb.Format("i4", group=64))
     with pytest.raises(LowbitvmError, match="DEVICE_MISMATCH"):

@@ -1,0 +1,105 @@
+"""The linear kernel on both executors, and its exact result with what may follow the product, and the bound."""
+
+import math
+from dataclasses import dataclass, replace
+
+import ml_dtypes
+import numpy as np
+
+import lowbitvm as lb
+from lowbitvm import dtypes
+from lowbitvm.bounds import linear_bound, linear_exact
+from lowbitvm.plan import Tile
+from lowbitvm.runtime.compiled import compile_program, launch_grid
+from lowbitvm.runtime.linear import Variant
+
+FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
+FUNCTIONS = {
+    None: lambda v: v,
+    "relu": lambda v: np.maximum(v, 0),
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "gelu": lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
+}
+# |f'| <= 1.13 (gelu; silu 1.1), and what exp, the division and the polynomial add, relative to |v| (kernels/linear.py,
+# dsl.exp): 2^-22 + |v| 2^-23 of an exponential that is at most 1 / |v| of the result where |v| is large.
+SLOPE, FUNCTION_LOSS = 1.13, 2.0**-20
+ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24}
+LARGEST = {"f16": 65504.0, "bf16": 3.38e38, "f32": 3.4e38}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The arguments of `lb.linear`, as numpy arrays; `out` is the dtype of the result."""
+
+    x: np.ndarray
+    w: lb.PackedWeight
+    gate: lb.PackedWeight | None = None
+    bias: np.ndarray | None = None
+    residual: np.ndarray | None = None
+    activation: str | None = None
+    out: str = "f16"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.w.out_features
+
+    def arguments(self) -> dict[str, object]:
+        """The kernel's arrays but y."""
+        named = {"x": self.x, "w": self.w, "gate": self.gate, "bias": self.bias, "residual": self.residual}
+        named["order"] = self.w.permutation
+        return {name: value for name, value in named.items() if value is not None}
+
+    def variant(self, tile: Tile) -> Variant:
+        """The kernel that computes it."""
+        kinds = [None if array is None else dtypes.of(array).name for array in (self.bias, self.residual)]
+        act = dtypes.of(self.x).name
+        aligned = self.x.shape[1] % 8 == 0
+        fmt, gated, permuted = self.w.format, self.gate is not None, self.w.permutation is not None
+        return Variant(fmt, tile, act, self.out, kinds[0], gated, kinds[1], self.activation, aligned, permuted)
+
+    def ordered(self) -> "Layer":
+        """The same without a permutation: the columns of x stand in the order of the weights'."""
+        if self.w.permutation is None:
+            return self
+        gate = self.gate and replace(self.gate, permutation=None)
+        return replace(self, x=self.x[:, self.w.permutation], w=replace(self.w, permutation=None), gate=gate)
+
+    def expected(self) -> tuple[np.ndarray, np.ndarray]:
+        """(result in float64, bound of the kernel's error)."""
+        with np.errstate(all="ignore"):
+            function = FUNCTIONS[self.activation]
+            product, loss = linear_exact(self.x, self.w, self.bias), linear_bound(self.x, self.w, self.bias)
+            gated = self.gate is not None
+            inner, inner_loss = (
+                (linear_exact(self.x, self.gate), linear_bound(self.x, self.gate)) if gated else (product, loss)
+            )
+            exact, bound = function(inner), SLOPE * inner_loss + FUNCTION_LOSS * np.abs(inner)
+            if gated:
+                bound = np.abs(exact) * loss + np.abs(product) * bound + loss * bound
+                exact = exact * product
+            if self.residual is not None:
+                exact = exact + self.residual.astype(np.float64)
+            size = np.abs(exact) + bound
+            bound = bound + 2 * ROUNDING["f32"] * (np.abs(exact) + 1) + ROUNDING[self.out] * size + 2.0**-24
+            return exact, np.where(size * (1 + ROUNDING[self.out]) <= LARGEST[self.out], bound, np.inf)
+
+
+def run_both(layer: Layer, variant: Variant, target: str, **options: object) -> list[np.ndarray]:
+    """y of the emulator, with all checks and without a finding, and of the interpreter."""
+    tile, program = variant.tile, variant.program()
+    kernel, results = compile_program(program, target, tile.warps), []
+    tiles = launch_grid(layer.shape, (tile.bm, tile.bn))
+    for emulated in (True, False):
+        y = np.full(layer.shape, 7, FLOATS[variant.out])
+        given = layer.arguments() | {"y": y}
+        if tile.splits > 1:
+            shape = (tile.splits * (1 + variant.gate) * tiles[0] * tile.bm, tiles[1] * tile.bn)
+            given |= {"partials": np.full(shape, np.nan, np.float32), "arrivals": np.zeros(math.prod(tiles), np.int32)}
+        grid = (*tiles, tile.splits)
+        if emulated:
+            assert lb.launch(kernel, grid, given, **options).findings == []
+        else:
+            lb.interpret(program, grid, given)
+        assert "arrivals" not in given or not given["arrivals"].any()
+        results.append(y)
+    return results
