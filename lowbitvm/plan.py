@@ -138,7 +138,7 @@ def _stages(tile: Tile, fmt: Format) -> int:
     Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
     once for two such units.
     """
-    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8)
+    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(fmt, tile.bk)
     longer = isinstance(fmt.group, str) or fmt.group > tile.bk or fmt.scale_dtype.bits == CONVERTED_BITS
     fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
     return next(iter(fits), tile.stages)
@@ -211,16 +211,17 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
-    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(PAIRS // planes), 2 * COLUMNS)
+    pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
     bm = columns * COLUMNS // each
-    words = weights.bits * step // 64  # of a lane: one row tile's weights of one step
-    rows = 2 if 2 * columns * planes <= PAIRS and 2 * words <= LOADED else 1
+    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
+    rows = 2 if 2 * columns * planes <= pairs and 2 * words <= LOADED else 1
     own = rows * words + columns * ACTIVATION_WORDS
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
         part = step * _power_to(max(1, LOADED // own))
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
-    rows = min(2, _power_to(PAIRS // (columns * planes)))
+    rows = min(2, _power_to(pairs // (columns * planes)))
     most = 4 if target.has_async_copies else 2
     for warps in (4, 2, 1):
         stages = min(

@@ -75,17 +75,23 @@ class Target:
         return min(by_registers, by_shared, self.warps_per_sm // warps, self.max_blocks_per_sm)
 
     @property
+    def has_cache_hints(self) -> bool:
+        """Whether loads and copies take hints to the L2 cache."""
+        return self.capability >= (8, 0)
+
+    @property
     def has_async_copies(self) -> bool:
         """Whether there is cp.async."""
         return self.capability >= (8, 0)
 
     @property
     def digits(self) -> tuple[str, ...]:
-        """Bases of integer digits that mma.sync multiplies natively; where b1 is none, it is 8 IMMAs and more.
+        """Bases of integer digits that mma.sync multiplies natively; the others become IMMAs and up to 200 more.
 
         Source: the machine code that nvJitLink 13 makes of them.
         """
-        return ("s8", "b1") if self.capability < (10, 0) else ("s8",)
+        natives = {"s8": True, "s4": self.capability < (9, 0), "b1": self.capability < (10, 0)}
+        return tuple(name for name, native in natives.items() if native)
 
     @property
     def runs_on_newer_minor(self) -> bool:
