@@ -195,8 +195,11 @@ class Pipeline:
         self.state.builder.do("sub.s32", self.left, self.left, self.unit.turn * self.unit.k)
 
     def drain(self) -> None:
-        """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
-        if self.state.target.has_async_copies and not self.unit.exact:
+        """Emits the wait for copies of units that were never used.
+
+        Exact units are not fetched beyond the last, but for those before the loop where weights are decoded ahead.
+        """
+        if self.state.target.has_async_copies and (self.unit.lead or not self.unit.exact):
             self.state.builder.do("cp.async.wait_all")
 
 
