@@ -236,6 +236,7 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
     def add(key: tuple[Op, str], tile: Staged) -> None:
         nonlocal size
         tiles[key] = tile
+        tile.policy = state.policy(key[0])
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
     def add_group(activations: Op, codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
