@@ -7,7 +7,7 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.codegen.assign import AXES
 from lowbitvm.codegen.exchange import BITS, in_register, owner_predicate
-from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector, vector_suffix
+from lowbitvm.codegen.ptx import Operand, float_immediate, hinted, memory, vector, vector_suffix
 from lowbitvm.codegen.state import State, divisor, size_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ir import Array, Op, Program, walk
@@ -89,7 +89,8 @@ class Access:
             bits = 32 if packed else BITS[kind]
             for register in registers:
                 b.do(f"mov.b{bits}", register, immediate(other, self.dtype, pair=packed))
-            b.do(f"{name}{vector_suffix(registers)}.b{bits}", vector(registers), memory(pointer, offset), when=mask)
+            loaded, operands = hinted(name, (vector(registers), memory(pointer, offset)), state.policy(self.op))
+            b.do(f"{loaded}{vector_suffix(registers)}.b{bits}", *operands, when=mask)
             result += _split(state, registers) if packed else registers
         return result
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from lowbitvm import chunk
 from lowbitvm.codegen.convert import INDEX_BITS, TableDecoder
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Unit, ceil_div, shift_right
@@ -104,6 +103,8 @@ class SharedTables:
 class GroupTables(abc.ABC):
     """A weight's tables of every group of every out_feature, in which each code is looked up by itself."""
 
+    steps_at_once = 4  # k16 steps whose loads are on their way together
+
     def __init__(self, state: State, load: Op, decoder: TableDecoder) -> None:
         self.state, self.decoder = state, decoder
         self.array, self.format = packed_array(load)
@@ -116,21 +117,26 @@ class GroupTables(abc.ABC):
         """Emits the decode of the words of a chunk of the warp's row tile t, from the unit's in_feature k on."""
         b, bits = self.state.builder, self.format.bits
         views: dict[tuple[int, int], str] = {}
-        halves: list[str] = []
-        for code in range(chunk.CODES):
-            word, bit = divmod(code * bits, 32)
-            byte, shift = divmod(bit, 8)
-            if (word, shift) not in views:
-                view = words[word]
-                if shift:
-                    view = b.op("shf.r.wrap.b32", "r", view, words[(word + 1) % len(words)], shift)
-                masked = bits < INDEX_BITS
-                views[word, shift] = b.op("and.b32", "r", view, ((1 << bits) - 1) * 0x01010101) if masked else view
-            offset = b.op("dp4a.u32.u32", "r", views[word, shift], 2 << 8 * byte, self.start)
-            halves.append(self._value(offset, t, k + 16 * (code // 8) & -self.alike, code // 2 % 2))
-        registers = [self._pair(*pair) for pair in zip(halves[::2], halves[1::2], strict=True)]
-        b.do("bar.warp.sync", 0xFFFFFFFF)  # ptxas would start the next chunk's loads, and run out of registers
-        return [registers[4 * step : 4 * step + 4] for step in range(4)]
+        steps: list[list[str]] = []
+        for step in range(4):
+            halves: list[str] = []
+            for code in range(8 * step, 8 * step + 8):
+                word, bit = divmod(code * bits, 32)
+                byte, shift = divmod(bit, 8)
+                if (word, shift) not in views:
+                    view = words[word]
+                    if shift:
+                        view = b.op("shf.r.wrap.b32", "r", view, words[(word + 1) % len(words)], shift)
+                    masked = bits < INDEX_BITS
+                    views[word, shift] = b.op("and.b32", "r", view, ((1 << bits) - 1) * 0x01010101) if masked else view
+                offset = b.op("dp4a.u32.u32", "r", views[word, shift], 2 << 8 * byte, self.start)
+                halves.append(self._value(offset, t, k + 16 * step & -self.alike, code // 2 % 2))
+            steps.append([self._pair(*pair) for pair in zip(halves[::2], halves[1::2], strict=True)])
+            if (
+                step % self.steps_at_once == self.steps_at_once - 1
+            ):  # else ptxas starts more loads than it has registers
+                b.do("bar.warp.sync", 0xFFFFFFFF)
+        return steps
 
     @property
     @abc.abstractmethod
@@ -172,6 +178,8 @@ class StagedTables(GroupTables):
 
 class GlobalTables(GroupTables):
     """Tables that are too large for shared memory: they are read where they lie."""
+
+    steps_at_once = 2
 
     def __init__(self, state: State, load: Op, decoder: TableDecoder, position: Callable[[int], Operand]) -> None:
         """`position` emits the k in the array of the current unit's k."""

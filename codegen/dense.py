@@ -77,9 +77,9 @@ class DenseTile(Activations):
         """The k below which a unit must begin for the piece to exist that is `chunk` pieces after column `first`."""
         return self.state.scalar("sub", columns, self.state.scalar("add", first, 8 * chunk))
 
-    def issue(self, slot: int, number: int, k: str) -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         if self.vectorised:
-            super().issue(slot, number, k)
+            super().issue(slot, number, k, beyond)
             return
         for piece in self.pieces:
             self._copy_elements(piece, slot, piece.pointer_offset + self.shift(number), k)
@@ -94,7 +94,7 @@ class DenseTile(Activations):
             if piece.active is not None:
                 inside = b.op("and.pred", "p", inside, piece.active)
             half = b.op("mov.b16", "h", 0)
-            b.do("ld.global.nc.b16", half, memory(piece.pointer, shift + 2 * element), when=inside)
+            self.load_half(half, memory(piece.pointer, shift + 2 * element), inside)
             halves.append(half)
         words = [b.op("mov.b32", "r", vector(list(pair))) for pair in zip(halves[::2], halves[1::2], strict=True)]
         target = memory(piece.base, slot + self.offset + piece.offset)

@@ -54,6 +54,7 @@ class Pipeline:
     tiles: dict[tuple[Op, str], Staged]
     slot_bytes: int
     base: int  # of slot 0 in shared memory
+    number: int = 0  # of the current unit in its iteration
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
@@ -108,7 +109,10 @@ class Pipeline:
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(0, self.unit.ahead, self.unit.together):
-            self._fetch_group(number)
+            self._fetch_group(number, zeros=self.unit.lead > 0)
+        if self.unit.lead and self.unit.exact:  # one unit beyond the last is decoded, to no end
+            for tile in self.tiles.values():
+                tile.clear(self.slot_of(self.unit.ahead))
         for tile in self._gathered():
             tile.prepare(self.base, self.slot_bytes, self.left)
             for number in range(0, self.unit.ahead - self.unit.together, self.unit.together):
@@ -117,40 +121,53 @@ class Pipeline:
     def _gathered(self) -> list[GatheredTile]:
         return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
 
-    def _fetch_group(self, number: int) -> None:
+    def slot_of(self, number: int) -> int:
+        """Where the tiles of the `number`-th unit of an iteration lie."""
+        return self.base + number % self.unit.slots * self.slot_bytes
+
+    def wait(self, pending: int, number: int) -> None:
+        """Emits the wait until but `pending` groups of copies are there for all threads, `number` and later units."""
+        if self.state.target.has_async_copies:
+            self.state.builder.do("cp.async.wait_group", pending)
+        self._convert(number)
+        self.state.builder.do("bar.sync", 0)
+
+    def _fetch_group(self, number: int, zeros: bool = False) -> None:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
         for each in range(self.unit.together):
-            self._fetch(number + each)
+            self._fetch(number + each, zeros)
         if self.state.target.has_async_copies:
             self.state.builder.do("cp.async.commit_group")
 
-    def _fetch(self, number: int) -> None:
-        """Emits the copies of the unit that is `number` units from the iteration's first."""
+    def _fetch(self, number: int, zeros: bool) -> None:
+        """Emits the copies of the unit that is `number` units from the iteration's first.
+
+        zeros: units beyond the last are zeros; else exact ones are left out.
+        """
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
-        for tile in self.tiles.values():
+        tiles = [tile for tile in self.tiles.values() if number % tile.every == 0]
+        for tile in tiles:
             tile.follow()
-        if unit.exact:
-            b.do("bra.uni", skip, when=b.op("setp.le.s32", "p", self.left, number * unit.k))
-        for tile in self.tiles.values():
-            tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
-        if unit.exact:
+        beyond = b.op("setp.le.s32", "p", self.left, number * unit.k) if unit.exact else ""
+        if unit.exact and not zeros:
+            b.do("bra.uni", skip, when=beyond)
+        for tile in tiles:
+            tile.issue(self.slot_of(number), number, self.ahead, beyond if zeros else "")
+        if unit.exact and not zeros:
             b.place(skip)
         if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
 
     def begin_unit(self, number: int) -> None:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
-        b, unit = self.state.builder, self.unit
+        unit = self.unit
         if number % unit.together == 0:
             for tile in self._gathered():
                 tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
-            if self.state.target.has_async_copies:
-                b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
-            self._convert(number)
-            b.do("bar.sync", 0)
+            self.wait(unit.ahead // unit.together - 1 - unit.lead, number)
             self._fetch_group(number + unit.ahead)
-        self.slot = self.base + number * self.slot_bytes
+        self.number, self.slot = number, self.slot_of(number)
 
     def _convert(self, number: int) -> None:
         """Emits what makes numbers of the bytes that a wait brought: of `number` and the units together with it.
@@ -158,7 +175,7 @@ class Pipeline:
         A lane reads bytes that other lanes of its warp copied.
         """
         b, unit = self.state.builder, self.unit
-        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows)]
+        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows) and number % tile.every == 0]
         if not converted:
             return
         b.do("bar.warp.sync", 0xFFFFFFFF)
@@ -167,14 +184,14 @@ class Pipeline:
             if each > number and unit.exact:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
             for tile in converted:
-                tile.convert(self.base + each * self.slot_bytes)
+                tile.convert(self.slot_of(each))
         b.place(done)
 
     def end_iteration(self) -> None:
         """Emits the step to the next iteration."""
         for tile in self.tiles.values():
             tile.advance()
-        self.state.builder.do("sub.s32", self.left, self.left, self.unit.slots * self.unit.k)
+        self.state.builder.do("sub.s32", self.left, self.left, self.unit.turn * self.unit.k)
 
     def drain(self) -> None:
         """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
@@ -219,6 +236,7 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
     def add(key: tuple[Op, str], tile: Staged) -> None:
         nonlocal size
         tiles[key] = tile
+        tile.policy = state.policy(key[0])
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
     def add_group(activations: Op, codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
@@ -282,25 +300,24 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
         for a, codes in loads
     )
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
+    shared = state.warps_m > 1
     merges = (
         pure
         and whole
-        and roomy
-        and fits
         and divisor(start) % UNIT_K == 0
         and all(_gains(packed_array(codes)[1], step) for _, codes in loads)
     )
+    period = max(1, UNIT_K // step) if merges and shared and all(group > step for group in known) else 1
+    merges = merges and roomy and fits and not shared
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    exact = (
-        whole
-        and divisor(start) % k == 0
-        and math.lcm(state.program.divisor(next(iter(dims))), *known, *outers) % k == 0
-    )
+    span = k * period
+    sizes = math.lcm(state.program.divisor(next(iter(dims))), *known, *outers)
+    exact = whole and divisor(start) % span == 0 and sizes % span == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
-    return Unit(k, slots, together, exact and vectorised, dims.pop())
+    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared))
 
 
 def _along(load: Op) -> str:

@@ -4,6 +4,7 @@ Operands are register names, immediates (Python ints) or memory operands `[regis
 """
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowbitvm import ir
@@ -94,6 +95,11 @@ def vector(registers: list[str]) -> str:
 def vector_suffix(registers: list[str]) -> str:
     """What an access by a vector of registers is called: vector_suffix(["%r1", "%r2"]) -> ".v2"; "" for one."""
     return f".v{len(registers)}" if len(registers) > 1 else ""
+
+
+def hinted(name: str, operands: Sequence[Operand], policy: str) -> tuple[str, list[Operand]]:
+    """(name, operands) of a global access with its hint to the L2 cache, where `policy` is the register of one."""
+    return (f"{name}.L2::cache_hint", [*operands, policy]) if policy else (name, [*operands])
 
 
 def float_immediate(value: float) -> str:

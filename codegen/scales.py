@@ -168,7 +168,7 @@ class ByteRows(GroupRows):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         self.active = self.fewer(self.words, 32, self.lane)
         self._add_words(row, start)
-        self.base = self._lane_base()
+        self.base = self.base_of(self.n_warps, self.row_tiles)
         self._emit_store_places()
         self.factor = ""
         if self.format.outer == "tensor" and fused is None:

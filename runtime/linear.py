@@ -46,6 +46,7 @@ class Variant:
     activation: str | None = None
     vectorised: bool = True
     permuted: bool = False
+    l2_hints: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -82,6 +83,7 @@ class Variant:
             stages=tile.stages,
             splits=tile.splits,
             activation=self.activation,
+            l2_hints=self.l2_hints,
             divisible={"k": VECTOR} if self.vectorised else {},
         )
 
@@ -107,6 +109,7 @@ def compile_linear(
     out: str | None = None,
     vectorised: bool = True,
     permuted: bool = False,
+    l2_hints: bool = False,
     cache: bool = True,
 ) -> CompiledKernel:
     """The linear kernel y (m, n) = f(x (m, k) w^T + bias (n)) + residual (m, n) for one weight format; needs no GPU.
@@ -117,7 +120,8 @@ def compile_linear(
     (x w^T + bias) + residual with a second weight of the same format. The tile's parts are optional (see
     `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
     permuted: the weight's columns are those of x[:, order], order being another argument of the kernel, i32 (k).
-    cache: keep the cubin on disk.
+    l2_hints: weights are marked as the first to leave the L2 cache, x as the last; without effect before sm_80. cache:
+    keep the cubin on disk.
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
     SHARED_MEMORY_EXCEEDED.
     """
@@ -127,7 +131,9 @@ def compile_linear(
         fmt, targets.get(target), permuted, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits
     )
     given = act if bias else None, gate, act if residual else None
-    return _compile(Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted), target, cache)
+    return _compile(
+        Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted, l2_hints), target, cache
+    )
 
 
 def _compile(variant: Variant, target: str, cache: bool) -> CompiledKernel:
@@ -168,7 +174,7 @@ def run_linear(
     permuted = weight.permutation is not None
     variant = Variant(
         weight.format,
-        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted),
+        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted, gate is not None),
         dtypes.of(x).name,
         dtypes.of(y).name,
         None if bias is None else dtypes.of(bias).name,

@@ -47,8 +47,7 @@ def has_kernel(fmt: lb.Format, act: str, target: str) -> bool:
     Everything else has to run.
     """
     code = fmt.code
-    awaited = code.kind == "table"
-    return act in targets.get(target).mma_dtypes and (code.kind != "float" or held_by(code, act)) and not awaited
+    return act in targets.get(target).mma_dtypes and (code.kind != "float" or held_by(code, act))
 
 
 def layer(fmt: lb.Format, m: int, n: int, k: int, act: str, seed: int, **parts: object) -> Layer:

@@ -34,10 +34,11 @@ SMALL_SCALES = {  # about as large, on average, as those of FLOATS
 NUMBERS = [name for name, code in CODE_TYPES.items() if code.kind != "table"]
 
 
-def random_weight(rng: np.random.Generator, fmt: lb.Format, n: int, k: int) -> lb.PackedWeight:
+def random_weight(rng: np.random.Generator, fmt: lb.Format, n: int, k: int, table=None) -> lb.PackedWeight:
     code = fmt.code
-    assert code.values is not None
-    patterns = np.flatnonzero(np.isfinite(code.values))[: code.used]
+    patterns = np.flatnonzero(np.isfinite(np.arange(1 << fmt.bits) if code.values is None else code.values))[
+        : code.used
+    ]
     codes = code.codes(rng.choice(patterns, (n, k)).astype(np.int16)).astype(code.numpy)
     shape = fmt.scales_shape(n, k)
     small = SMALL_SCALES.get(fmt.scale)
@@ -54,6 +55,8 @@ def random_weight(rng: np.random.Generator, fmt: lb.Format, n: int, k: int) -> l
         if name in fmt.parts:
             unit = 1 / 64 if fmt.scale == "i8" else 1.0
             second[name] = rng.uniform(-unit, unit, fmt.outer_shape(n, k)).astype(np.float32)
+    if fmt.table is not None:
+        second["table"] = rng.standard_normal(fmt.table_shape(n, k)).astype(np.float16) if table is None else table
     return lb.pack(codes, scales, zeros, fmt, **second)
 
 

@@ -140,7 +140,7 @@ def test_what_cannot_be_multiplied_exactly_is_refused() -> None:
 
 
 def test_a_linear_layer_of_digits_is_refused() -> None:
-    with pytest.raises(lb.LowbitvmError, match="FORMAT_UNSUPPORTED: dequant of u4.*lb.matmul"):
+    with pytest.raises(lb.LowbitvmError, match=r"FORMAT_UNSUPPORTED: dequant of u4.*lb.matmul"):
         lb.compile_linear(lb.Format("u4", act="i8"))
 
 

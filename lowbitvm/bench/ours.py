@@ -34,7 +34,10 @@ TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan c
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel that is asked for. `weights` is one of WEIGHTS; formats of NAMED have a group of their own."""
+    """One kernel that is asked for. `weights` is one of WEIGHTS, or any other format's text.
+
+    Formats of NAMED, and texts of more than a code type, have their own group and zero points.
+    """
 
     weights: str
     act: str
@@ -49,8 +52,8 @@ class Variant:
     @property
     def format(self) -> Format:
         """Raises FORMAT_INVALID or FORMAT_UNSUPPORTED for parts that do not go together."""
-        if self.weights in NAMED:
-            return NAMED[self.weights]
+        if self.weights not in CODE_TYPES:
+            return Format.parse(self.weights)
         table = "tensor" if CODE_TYPES[self.weights].values is None else None
         return Format(self.weights, self.group, None if self.zero == "none" else self.zero, table=table)
 
