@@ -27,7 +27,7 @@ from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
 from lowbitvm.codegen.state import State
-from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
+from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, packed_array
 from lowbitvm.ir import Op
 from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 
@@ -60,7 +60,7 @@ class Dot:
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
-        assert isinstance(activations, Activations) and isinstance(words, WordTile) and a.dtype is not None
+        assert isinstance(activations, Activations) and isinstance(words, Words) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
