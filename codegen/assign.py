@@ -20,13 +20,15 @@ VECTOR_BITS = 128
 SAME_LAYOUT = {"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "exp", "sqrt", "cast", "assign"}
 
 
-def assign_layouts(program: Program, atom: MmaAtom, warps: int) -> dict[Op, Layout]:
+def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]) -> dict[Op, Layout]:
     """The layout of every tile in the program but those that only feed dots (these live in shared memory).
+
+    arrangement: how many warps share out axes 0 and 1 of a dot.
 
     Where a broadcast, expand, transpose or reduction would need a tile in a layout that it does not have, the lowering
     exchanges elements between threads. Raises TILE_INVALID for a dot that the atom does not divide.
     """
-    ops = list(walk(program.body))
+    ops, warps = list(walk(program.body)), math.prod(arrangement)
     staged = staged_tiles(ops)
     tiles = [op for op in ops if op.dtype is not None and op.shape and op not in staged]
     groups = _groups(ops, tiles)
@@ -40,7 +42,8 @@ def assign_layouts(program: Program, atom: MmaAtom, warps: int) -> dict[Op, Layo
 
     for op in tiles:
         if op.kind == "dot":
-            fix(op, digit_layout(op, warps) if multiplies_digits(op) else fragment_layout(op, atom, warps))
+            by_digits = multiplies_digits(op)
+            fix(op, digit_layout(op, warps) if by_digits else fragment_layout(op, atom, *arrangement))
     while True:
         while sum([fix(op, layout) for link in ops for op, layout in _implied(link, layouts)]):
             pass
@@ -52,23 +55,25 @@ def assign_layouts(program: Program, atom: MmaAtom, warps: int) -> dict[Op, Layo
         fix(largest, blocked_layout(largest.shape, widest, warps))
 
 
-def fragment_layout(dot: Op, atom: MmaAtom, warps: int) -> Layout:
+def fragment_layout(dot: Op, atom: MmaAtom, warps_m: int, warps_n: int) -> Layout:
     """The layout of a dot's result (bm, bn) when the weights, axis 1, are the M side of `atom` (Y^T = W X^T).
 
-    Warps share out axis 1; each holds all of axis 0. Registers: the atom's, then n8 tiles of axis 0, then m16 tiles.
+    warps_n warps share out axis 1, and warps_m of such rows of warps axis 0. Registers: the atom's, then n8 tiles of
+    axis 0, then m16 tiles.
     """
     bm, bn = dot.shape
-    if bm % atom.n or bn % (atom.m * warps):
+    if bm % (atom.n * warps_m) or bn % (atom.m * warps_n):
         raise LowbitvmError(
             "TILE_INVALID",
-            f"a dot of shape {dot.shape} over {warps} warps",
-            f"make bm a multiple of {atom.n} and bn one of {atom.m} x {warps} warps",
+            f"a dot of shape {dot.shape} over {warps_m} x {warps_n} warps",
+            f"make bm a multiple of {atom.n} x {warps_m} warps and bn one of {atom.m} x {warps_n} warps",
             dot.location,
         )
     tile = atom.c.rename(outs={"m": "j", "n": "i"})
-    columns = Layout.identity("register", _log2(bm // atom.n), "i")
-    rows = Layout.identity("register", _log2(bn // atom.m // warps), "j")
-    return tile * columns * rows * Layout.identity("warp", _log2(warps), "j")
+    columns = Layout.identity("register", _log2(bm // atom.n // warps_m), "i")
+    rows = Layout.identity("register", _log2(bn // atom.m // warps_n), "j")
+    warps = Layout.identity("warp", _log2(warps_n), "j") * Layout.identity("warp", _log2(warps_m), "i")
+    return tile * columns * rows * warps
 
 
 def blocked_layout(shape: tuple[int, ...], bits: int, warps: int) -> Layout:

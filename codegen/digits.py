@@ -1,8 +1,9 @@
-"""The code of a dot of integer codes: stored tiles through shared memory to s8 or b1 MMAs, and their sums' combination.
+"""The code of a dot of integer codes: stored tiles, the MMAs of their digits, and their sums.
 
 Stored tiles are in fragment order (`lowbitvm.digits`), so they are copied as they are and each lane reads whole vectors
-at lane * width, without bank conflicts. Base s8 widens narrow weights in registers, four codes at a time; base b1 takes
-planes as they are. Every pair of digits has an accumulator of its own until the loop ends.
+at lane * width, without bank conflicts; for few rows the warps load them to registers. Weights narrower than a digit
+are widened in registers, a whole register of codes at a time. Every pair of digits has an accumulator of its own until
+the loop ends.
 """
 
 import functools
@@ -14,10 +15,10 @@ from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, quads
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, Base, Decomposition, columns_per_row, field_mask, narrow
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import BYTES, format_digits, row_tiles, tile_k, tile_words
+from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
 from lowbitvm.ir import Op
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
@@ -34,14 +35,15 @@ class Atom:
     xor: bool  # counts bits that differ instead of bits that are both set
 
 
-def digit_atom(target: Target, base: str, weights: str, activations: str) -> Atom:
-    """The instruction that a target has for digits of a base; weights and activations: "u8" or "s8" in base s8."""
+def digit_atom(target: Target, base: Base, weights: Decomposition, activations: Decomposition) -> Atom:
+    """The instruction that a target has for digits of a base."""
     split = target.capability < (8, 0)
-    if base == "s8":
-        shape = "m8n8k16" if split else "m16n8k32"
-        return Atom(f"mma.sync.aligned.{shape}.row.col.s32.{weights}.{activations}.s32", split, xor=False)
-    shape, how = ("m8n8k128", "xor") if split else ("m16n8k256", "and")
-    return Atom(f"mma.sync.aligned.{shape}.row.col.s32.b1.b1.s32.{how}.popc", split, xor=split)
+    shape = f"m8n8k{base.step_k // 2}" if split else f"m16n8k{base.step_k}"
+    types, suffix = "b1.b1", ".xor.popc" if split else ".and.popc"
+    if base.bits > 1:
+        types, suffix = ".".join(f"{'s' if side.signed else 'u'}{base.bits}" for side in (weights, activations)), ""
+    name = f"mma.sync.aligned.{shape}.row.col.s32.{types}.s32{suffix}"
+    return Atom(name, split, xor=split and base.bits == 1)
 
 
 def source_format(load: Op) -> Format:
@@ -184,8 +186,7 @@ class StoredTiles:
         fmt = self.format = source_format(load)
         self.state, self.bytes, self.k = state, 4 * tile_words(fmt), tile_k(fmt)
         self.rows = row_tiles(fmt, load.shape[0])  # of tiles
-        narrow = fmt.act is not None and fmt.digits != "b1"
-        self.vectors = blocks(fmt.bits) if narrow else (4,) * (tile_words(fmt) // 128)  # words per load of a lane
+        self.vectors = [width for count in digit_words(fmt) for width in blocks(count)]  # words of a lane's loads
         b = state.builder
         per_tile = load.shape[0] // self.rows
         rows, self.columns = (state.size(dim) for dim in load.array.dims)
@@ -333,8 +334,8 @@ class DigitDot:
         self.state, self.pipeline, self.op, self.alone = state, pipeline, op, False
         self.activations, self.weights, self.base = activations, weights, BASES[left.digits]
         self.left, self.right = format_digits(left), format_digits(right)
-        signs = ["s8" if side.signed else "u8" for side in (self.left, self.right)]
-        self.atom = digit_atom(state.target, self.base.name, *signs)
+        self.atom = digit_atom(state.target, self.base, self.left, self.right)
+        self.widths = digit_words(left)
         self.each = columns_per_row(right.code, self.base.name)
         self.direct = isinstance(pipeline, DirectPipeline)
         self.columns, self.row_tiles = activations.stored.rows, weights.stored.rows
@@ -426,27 +427,30 @@ class DigitDot:
         return side.words(self.pipeline.slot, row, tile)
 
     def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
-        """Per k step and plane: the four registers of the m16 side."""
-        if self.base.name == "b1":
-            return [[tile[i : i + 4] for i in range(0, len(tile), 4)] for tile in words]
-        wide = self._widened(words[0])
-        return [[wide[:4]], [wide[4:]]]
+        """Per k step and digit: the four registers of the m16 side."""
+        fragments = []
+        for tile in words:
+            rest, planes = iter(tile), []
+            for digit, count in zip(self.left.digits, self.widths, strict=True):
+                planes.append(self._widened([next(rest) for _ in range(count)], digit.bits))
+            fragments += [[plane[4 * step :][:4] for plane in planes] for step in range(self.base.steps)]
+        return fragments
 
-    def _widened(self, words: list[str]) -> list[str]:
-        """A lane's quads, one code per byte."""
-        b = self.state.builder
-        if len(words) == 8:
+    def _widened(self, words: list[str], bits: int) -> list[str]:
+        """A lane's fragment registers of one digit of `bits` bits."""
+        b, width = self.state.builder, self.base.bits
+        if bits == width:
             return words
         found = []
-        for runs in quads(len(words)):
-            quad = ""
+        for runs in narrow(bits, width, 4 * self.base.steps):
+            register = ""
             for run in runs:
-                word, distance = words[run.word], run.position - run.bit
+                word, distance, mask = words[run.word], run.position - run.bit, field_mask(run, width)
                 if distance:
                     word = b.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
-                mask = (((1 << run.length) - 1) << run.bit) * BYTES
-                quad = b.op("lop3.b32", "r", word, mask, quad, AND_OR) if quad else b.op("and.b32", "r", word, mask)
-            found.append(quad)
+                more = (word, mask, register, AND_OR)
+                register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
+            found.append(register)
         return found
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:

@@ -12,6 +12,7 @@ from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
+from lowbitvm.codegen.shared_dot import SharedDot
 from lowbitvm.codegen.state import State, invariant
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -298,7 +299,7 @@ class Lowering:
         targets = [op.operands[0] for op in loop.body if op in self.accumulated]
         for op in loop.body:
             if op.kind == "dot":
-                self.dots[op] = (DigitDot if multiplies_digits(op) else Dot)(self.state, pipeline, op)
+                self.dots[op] = self._make_dot(op, pipeline)
         changed: dict[Dot | DigitDot, list[str]] = {}
         for assign in loop.body:
             if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
@@ -306,6 +307,13 @@ class Lowering:
                 changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
                 dot.enter(changed[dot] if self._may_hold_numbers(assign.operands[0], loop) else [])
         return changed
+
+    def _make_dot(self, op: Op, pipeline: Pipeline) -> Dot | DigitDot:
+        if multiplies_digits(op):
+            return DigitDot(self.state, pipeline, op)
+        dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)
+        dot.prime()
+        return dot
 
     def _may_hold_numbers(self, tile: Op, loop: Op) -> bool:
         """Whether a tile may be other than zero before a loop."""
@@ -319,14 +327,14 @@ class Lowering:
         state, b, unit = self.state, self.state.builder, pipeline.unit
         first = state.shared_bytes
         most = first
-        for number in range(unit.slots):
+        for number in range(unit.turn):
             state.shared_bytes = first  # the copies of the body run one after the other
             pipeline.begin_unit(number)
             self._pass(op, hoisted)
             most = max(most, state.shared_bytes)
             for index in state.values.get(op, ()):
                 b.do("add.s32", index, index, unit.k)
-            if number < unit.slots - 1:
+            if number < unit.turn - 1 and (number + 1) % unit.period == 0:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", pipeline.left, (number + 1) * unit.k))
         state.shared_bytes = most
         pipeline.end_iteration()

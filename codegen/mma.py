@@ -6,22 +6,25 @@ to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + 
 
     sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
 
-added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. Where
-nothing else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
+added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. For
+many rows of activations the decode subtracts bias and integer zero points instead, where that is exact. Where nothing
+else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
 """
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import or_
 
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.centring import centring
 from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
+from lowbitvm.codegen.scales import ByteRows, Fused, constant_pair, multiplied
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
 from lowbitvm.ir import Op
@@ -31,6 +34,7 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+LEAST_CENTRED = 8  # n8 tiles of a warp: for fewer, row sums take fewer instructions than exact zeros in the decode
 SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
 
 Pair = tuple[str, str]  # of row classes g and g + 8
@@ -59,39 +63,74 @@ class Dot:
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
-        self.format = packed_array(codes)[1]
+        self.array, self.format = packed_array(codes)
         self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
         self.tables = pipeline.codebook(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
-        self.columns = activations.rows // 8  # n8 tiles
-        self.row_tiles = words.row_tiles
-        self.segment = min(UNIT_K, pipeline.unit.k // self.groups[0].segments)
-        self.lane = self._lane_offsets()
+        self.columns = activations.rows // 8 // state.warps_m  # n8 tiles of a warp
+        self.row_tiles = words.row_tiles * state.warps_m
+        self.fused = next((tile.fused for tile in self.groups if isinstance(tile, ByteRows)), None)
+        many = self.columns >= LEAST_CENTRED and self.fused is None
+        self.centring = centring(self.format, self.decoder) if many else None
+        if self.centring is not None:
+            self.decoder = self.centring.decoder
+        self.segment = min(UNIT_K, pipeline.unit.span // (1 if self.fused else self.groups[0].segments))
+        self._emit_addresses()
         self._emit_constants()
+
+    def prime(self) -> None:
+        """Emits what must be ready before the first unit."""
 
     def _emit_constants(self) -> None:
         """Emits what stays in registers during the loop."""
         b, code = self.state.builder, self.format.code
+        if self.fused is not None:
+            self._emit_fused_constants(self.fused)
+            return
         self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
-        factors = self.decoder.factors
+        factors, offsets = self.decoder.factors, self.decoder.offsets
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
+        if self.centring is not None:
+            self.centre_constants = self.centring.registers(b)
+            factors, offsets, step, bias = (self.centring.unit,) * 2, (0.0, 0.0), 1, 0
         self.units = [factor / step for factor in factors]
         # -zero = slope * z + constant
         self.slopes = [-factor / step for factor in factors]
-        self.constants = [-f * (o + bias / step) for f, o in zip(factors, self.decoder.offsets, strict=True)]
+        self.constants = [-f * (o + bias / step) for f, o in zip(factors, offsets, strict=True)]
         self.fixed_zeros: Pair | None = None
         if self.format.zero in (None, "offset") and any(self.constants):
             low, high = (b.op("mov.f32", "f", float_immediate(c)) for c in self.constants)
             self.fixed_zeros = (low, high)
-        self.sums = self.fixed_zeros is not None or self.format.zero is not None
-        turned = self.sums and self.segment >= SHORTEST_TURN
-        self.ones = self._ones(2 if turned else 4) if self.sums else []
+        self.sums = self.fixed_zeros is not None or (self.format.zero is not None and self.centring is None)
+        if self.sums:
+            self._emit_sum_constants()
+
+    def _emit_sum_constants(self) -> None:
+        """Emits what row sums take that stays in registers during the loop."""
+        turned, b = self.segment >= SHORTEST_TURN, self.state.builder
+        self.ones = self._ones(2 if turned else 4)
         self.row_lanes: list[Operand] = []
         if turned:  # the lanes that have rows 2 q and 2 q + 1: 8 q and 8 q + 4
             first = self.state.linear(self.state.tid, [8, 16])
             self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
+
+    def _emit_fused_constants(self, fused: Fused) -> None:
+        """The scales are in the fragments, but for a second level that the whole weight has."""
+        b = self.state.builder
+        assert isinstance(self.decoder, Decoder)
+        if fused.plain:
+            self.decoder = replace(self.decoder, multiplier=None)
+        self.decode_constants = self.decoder.constants(b)
+        self.zero = b.op("mov.f32", "f", float_immediate(0.0))
+        self.shifts = constant_pair(b, fused.act, *fused.shifts) if fused.shifted else ""
+        self.units, self.sums, self.row_lanes = list(fused.factors), False, []
+        self.fixed_zeros = None
+        one = float_immediate(1.0)
+        self.outer = b.op("mov.f32", "f", one)
+        if self.format.outer == "tensor":
+            self.outer = b.op("ld.global.nc.f32", "f", memory(self.state.pointer(self.array, "outer")))
 
     def _ones(self, count: int) -> list[str]:
         """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
@@ -102,16 +141,28 @@ class Dot:
         sign = b.op("shr.s32", "r", self.state.size(self.pipeline.unit.dimension), 31)
         return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")[:count]]
 
-    def _lane_offsets(self) -> dict[int, str]:
-        """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits."""
+    def _emit_addresses(self) -> None:
+        """Emits the addresses that stay in registers during the loop."""
+        self.lane = self._lane_offsets(LDMATRIX_K)
+
+    def _lane_offsets(self, depth: int, by_warp_n: int = 0) -> dict[int, str]:
+        """The lane's ldmatrix address in the activation tile of slot 0, one per pattern of swizzled k bits.
+
+        depth: in_features of an ldmatrix: all of one n8 tile, or half of them of the next n8 tile. by_warp_n: rows from
+        one warp along n to the next.
+        """
         tile, state = self.activations, self.state
         lanes = ldmatrix_addresses(4).rename(outs={"matrix": "chunk"})  # matrix j is chunk j of k
         first = tile.layout.slice(chunk=2, row=3)
         images = [image["byte"] for image in lanes.compose(first).bases["lane"]]
-        base = state.linear(state.tid, images)
         self.swizzled = functools.reduce(or_, images)
+        if depth < LDMATRIX_K:
+            images[-1] = 8 * tile.pitch
+        counts = ((by_warp_n, state.warps // state.warps_m), (8 * self.columns, state.warps_m))
+        by_warp = [rows * tile.pitch << i for rows, warps in counts for i in range(warps.bit_length() - 1)]
+        base = state.linear(state.tid, images + by_warp)
         offsets: dict[int, str] = {}
-        for k in range(0, tile.columns, LDMATRIX_K):
+        for k in range(0, tile.columns, depth):
             pattern = k * 2 & self.swizzled
             if pattern not in offsets:
                 place: Operand = state.builder.op("xor.b32", "r", base, pattern) if pattern else base
@@ -143,29 +194,77 @@ class Dot:
         columns = self.columns
         decoded: dict[tuple[int, int], list[list[str]]] = {}
         for segment in range(self.pipeline.unit.k // self.segment):
-            loaded = [rows.load(self.pipeline.slot, segment * self.segment) for rows in self.groups]
-            scalings = [self._scaling(functools.reduce(or_, parts)) for parts in zip(*loaded, strict=True)]
-            weights = [self._weights(segment, t, decoded) for t in range(self.row_tiles)]
+            scalings, addends = self._scalings(segment * self.segment)
+            weights = [self._weights(segment, t, decoded, addends[t]) for t in range(self.row_tiles)]
             between = max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 self._column(accumulators, segment, j, scalings, weights)
 
-    def _weights(self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]]) -> list[list[str]]:
+    def _scalings(self, k: int) -> tuple[list[Scaling], list[list[str]]]:
+        """What the sums of the segment from `k` on are scaled with, and what its fragments are centred with.
+
+        Both per row tile.
+        """
+        if self.fused is not None:
+            scales = (self.outer, self.outer)
+            scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
+            return [Scaling(scales, None, None)] * self.row_tiles, [[]] * self.row_tiles
+        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
+        numbers = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
+        return [self._scaling(parts) for parts in numbers], [self._addends(parts) for parts in numbers]
+
+    def _addends(self, loaded: dict[str, list[str]]) -> list[str]:
+        """What `centring` adds to the fragments of a row tile, whose scales and zero points were loaded."""
+        if self.centring is None or not self.centring.with_zeros:
+            return [] if self.centring is None else self.centre_constants[2:]
+        return self.centring.addends(self.state.builder, loaded["zeros"][0])
+
+    def _decoded(self, words: list[str], t: int, k: int) -> list[list[str]]:
+        """The A fragments of a chunk's words, of the t-th row tile that the warp decodes, from the unit's k on."""
+        if self.tables:
+            return self.tables.emit(words, t, k)
+        assert isinstance(self.decoder, Decoder)
+        return self.decoder.emit(self.state.builder, words, self.decode_constants)
+
+    def _centred(self, fragment: list[str], addends: list[str]) -> list[str]:
+        if self.centring is None:
+            return fragment
+        return self.centring.emit(self.state.builder, fragment, self.centre_constants[:2], addends)
+
+    def _weights(
+        self, segment: int, t: int, decoded: dict[tuple[int, int], list[list[str]]], addends: list[str]
+    ) -> list[list[str]]:
         """The A fragments of row tile t in the segment's k16 steps; emits the decode of those not in `decoded`."""
         fragments = []
         for k in range(segment * self.segment, (segment + 1) * self.segment, self.atom.k):
             place = (t, k // CHUNK_K)
             if place not in decoded:
                 words = self.words.words(self.pipeline.slot, *place)
-                decoded[place] = (
-                    self.tables.emit(words, t, k)
-                    if self.tables
-                    else self.decoder.emit(self.state.builder, words, self.decode_constants)
-                )
-            fragments.append(decoded[place][k % CHUNK_K // self.atom.k])
+                decoded[place] = self._decoded(words, t, k)
+                if self.fused is not None:
+                    decoded[place] = self._scaled(decoded[place], self.fused, *place)
+            fragments.append(self._centred(decoded[place][k % CHUNK_K // self.atom.k], addends))
         return fragments
+
+    def _scaled(self, fragments: list[list[str]], fused: Fused, t: int, j: int) -> list[list[str]]:
+        """Emits the products of the fragments of row tile t, k tile j with their scales."""
+        b, (rows,) = self.state.builder, self.groups
+        scaled = []
+        for step, fragment in enumerate(fragments):
+            (pair,) = rows.load(self.pipeline.slot, CHUNK_K * j + self.atom.k * step)[t]["scales"]
+            scales = self._spread(pair)
+            shifts = self._spread(multiplied(b, fused.act, pair, self.shifts)) if fused.shifted else ["", ""]
+            scaled.append([multiplied(b, fused.act, x, scales[r % 2], shifts[r % 2]) for r, x in enumerate(fragment)])
+        return scaled
+
+    def _spread(self, pair: str) -> list[str]:
+        """Either number of a pair twice, as the registers of rows g and g + 8 take it; SASS reads one half so."""
+        b = self.state.builder
+        halves = [b.register("h"), b.register("h")]
+        b.do("mov.b32", vector(halves), pair)
+        return [b.op("mov.b32", "r", vector([half, half])) for half in halves]
 
     def _column(
         self,
@@ -179,7 +278,6 @@ class Dot:
 
         Column by column, so that few products are alive at a time.
         """
-        b = self.state.builder
         first = segment * self.segment
         aligned = first // LDMATRIX_K * LDMATRIX_K  # a segment of 16 is half of what one ldmatrix loads
         loads = [self._activations(j, k) for k in range(aligned, first + self.segment, LDMATRIX_K)]
@@ -187,13 +285,19 @@ class Dot:
         activations = activations[(first - aligned) // self.atom.k :][: self.segment // self.atom.k]
         sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
-            for i, product in enumerate(self._chain(weights[t], activations)):
-                register = accumulators[4 * (j + self.columns * t) + i]
-                if sums is not None and scaling.zeros is not None:
-                    product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
-                b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
-                if sums is not None and scaling.offsets is not None:
-                    b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
+            first_register = 4 * (j + self.columns * t)
+            registers = accumulators[first_register : first_register + 4]
+            self._add(registers, self._chain(weights[t], activations), scaling, sums)
+
+    def _add(self, registers: list[str], products: list[str], scaling: Scaling, sums: list[str] | None) -> None:
+        """Emits the addition of an atom's scaled products to its accumulators."""
+        b = self.state.builder
+        for i, (register, product) in enumerate(zip(registers, products, strict=True)):
+            if sums is not None and scaling.zeros is not None:
+                product = b.op("fma.rn.f32", "f", sums[i], scaling.zeros[i // 2], product)
+            b.do("fma.rn.f32", register, product, scaling.scales[i // 2], register)
+            if sums is not None and scaling.offsets is not None:
+                b.do("fma.rn.f32", register, sums[i], scaling.offsets[i // 2], register)
 
     def _row_sums(self, loads: list[list[str]], activations: list[list[str]]) -> list[str]:
         """Emits the sums X of an n8 tile's rows in the accumulators' layout, over the segment.
@@ -219,18 +323,30 @@ class Dot:
 
     def _activations(self, j: int, k: int) -> list[str]:
         """Emits the ldmatrix of n8 tile j at k: registers (k16 step 0: b0, b1; step 1: b0, b1)."""
+        return self._matrices(self.lane, self.pipeline.slot, j, k)
+
+    def _matrices(self, lane: dict[int, str], slot: int, j: int, k: int) -> list[str]:
         tile, b = self.activations, self.state.builder
         byte = k * 2
         pattern = byte & self.swizzled
-        place = self.pipeline.slot + tile.offset + j * 8 * tile.pitch + (byte ^ pattern)
+        place = slot + tile.offset + j * 8 * tile.pitch + (byte ^ pattern)
         registers = [b.register("r") for _ in range(4)]
-        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), memory(self.lane[pattern], place))
+        b.do("ldmatrix.sync.aligned.m8n8.x4.shared.b16", vector(registers), memory(lane[pattern], place))
         return registers
 
-    def _mma(self, weights: list[str], activations: list[str], accumulators: list[str] | None) -> list[str]:
-        """Emits the products of one k16 step: one instruction, or two of half the depth before sm_80."""
+    def _mma(
+        self,
+        weights: list[str],
+        activations: list[str],
+        accumulators: list[str] | None,
+        results: list[str] | None = None,
+    ) -> list[str]:
+        """Emits the products of one k16 step: one instruction, or two of half the depth before sm_80.
+
+        They are added to the accumulators, or to zero, in `results`: the accumulators, or fresh registers.
+        """
         b = self.state.builder
-        results = accumulators or [b.register("f") for _ in range(4)]
+        results = results or accumulators or [b.register("f") for _ in range(4)]
         parts = [(weights, activations)]
         if self.instruction.k < self.atom.k:
             parts = [(weights[:2], activations[:1]), (weights[2:], activations[1:])]
@@ -246,7 +362,7 @@ class Dot:
         scales = self._as_floats(loaded["scales"], self.read_as["scales"])
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
-        if fmt.zero is None:
+        if fmt.zero is None or self.centring is not None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
             offsets = self._as_floats(loaded["zeros"], self.read_as["zeros"])

@@ -26,7 +26,7 @@ from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
-from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, Fused, OuterRows, chosen_fused
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
@@ -38,6 +38,8 @@ from lowbitvm.plan import stages_tables
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
+CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
+OUTER_BITS = 32
 SLOT_ALIGNMENT = 128
 KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
@@ -52,6 +54,7 @@ class Pipeline:
     tiles: dict[tuple[Op, str], Staged]
     slot_bytes: int
     base: int  # of slot 0 in shared memory
+    number: int = 0  # of the current unit in its iteration
     slot: int = 0  # where the current unit's tiles lie
     left: str = ""
     ahead: str = ""  # the k of the next unit to fetch, if any tile needs it
@@ -106,7 +109,10 @@ class Pipeline:
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
         for number in range(0, self.unit.ahead, self.unit.together):
-            self._fetch_group(number)
+            self._fetch_group(number, zeros=self.unit.lead > 0)
+        if self.unit.lead and self.unit.exact:  # one unit beyond the last is decoded, to no end
+            for tile in self.tiles.values():
+                tile.clear(self.slot_of(self.unit.ahead))
         for tile in self._gathered():
             tile.prepare(self.base, self.slot_bytes, self.left)
             for number in range(0, self.unit.ahead - self.unit.together, self.unit.together):
@@ -115,40 +121,53 @@ class Pipeline:
     def _gathered(self) -> list[GatheredTile]:
         return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
 
-    def _fetch_group(self, number: int) -> None:
+    def slot_of(self, number: int) -> int:
+        """Where the tiles of the `number`-th unit of an iteration lie."""
+        return self.base + number % self.unit.slots * self.slot_bytes
+
+    def wait(self, pending: int, number: int) -> None:
+        """Emits the wait until but `pending` groups of copies are there for all threads, `number` and later units."""
+        if self.state.target.has_async_copies:
+            self.state.builder.do("cp.async.wait_group", pending)
+        self._convert(number)
+        self.state.builder.do("bar.sync", 0)
+
+    def _fetch_group(self, number: int, zeros: bool = False) -> None:
         """Emits the copies of the units that one wait serves, of which `number` is the first."""
         for each in range(self.unit.together):
-            self._fetch(number + each)
+            self._fetch(number + each, zeros)
         if self.state.target.has_async_copies:
             self.state.builder.do("cp.async.commit_group")
 
-    def _fetch(self, number: int) -> None:
-        """Emits the copies of the unit that is `number` units from the iteration's first."""
+    def _fetch(self, number: int, zeros: bool) -> None:
+        """Emits the copies of the unit that is `number` units from the iteration's first.
+
+        zeros: units beyond the last are zeros; else exact ones are left out.
+        """
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
-        for tile in self.tiles.values():
+        tiles = [tile for tile in self.tiles.values() if number % tile.every == 0]
+        for tile in tiles:
             tile.follow()
-        if unit.exact:
-            b.do("bra.uni", skip, when=b.op("setp.le.s32", "p", self.left, number * unit.k))
-        for tile in self.tiles.values():
-            tile.issue(self.base + number % unit.slots * self.slot_bytes, number, self.ahead)
-        if unit.exact:
+        beyond = b.op("setp.le.s32", "p", self.left, number * unit.k) if unit.exact else ""
+        if unit.exact and not zeros:
+            b.do("bra.uni", skip, when=beyond)
+        for tile in tiles:
+            tile.issue(self.slot_of(number), number, self.ahead, beyond if zeros else "")
+        if unit.exact and not zeros:
             b.place(skip)
         if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
 
     def begin_unit(self, number: int) -> None:
         """Emits the wait for an iteration's unit and the copies of the unit that takes the free slot."""
-        b, unit = self.state.builder, self.unit
+        unit = self.unit
         if number % unit.together == 0:
             for tile in self._gathered():
                 tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
-            if self.state.target.has_async_copies:
-                b.do("cp.async.wait_group", unit.ahead // unit.together - 1)
-            self._convert(number)
-            b.do("bar.sync", 0)
+            self.wait(unit.ahead // unit.together - 1 - unit.lead, number)
             self._fetch_group(number + unit.ahead)
-        self.slot = self.base + number * self.slot_bytes
+        self.number, self.slot = number, self.slot_of(number)
 
     def _convert(self, number: int) -> None:
         """Emits what makes numbers of the bytes that a wait brought: of `number` and the units together with it.
@@ -156,7 +175,7 @@ class Pipeline:
         A lane reads bytes that other lanes of its warp copied.
         """
         b, unit = self.state.builder, self.unit
-        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows)]
+        converted = [tile for tile in self.tiles.values() if isinstance(tile, ByteRows) and number % tile.every == 0]
         if not converted:
             return
         b.do("bar.warp.sync", 0xFFFFFFFF)
@@ -165,14 +184,14 @@ class Pipeline:
             if each > number and unit.exact:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
             for tile in converted:
-                tile.convert(self.base + each * self.slot_bytes)
+                tile.convert(self.slot_of(each))
         b.place(done)
 
     def end_iteration(self) -> None:
         """Emits the step to the next iteration."""
         for tile in self.tiles.values():
             tile.advance()
-        self.state.builder.do("sub.s32", self.left, self.left, self.unit.slots * self.unit.k)
+        self.state.builder.do("sub.s32", self.left, self.left, self.unit.turn * self.unit.k)
 
     def drain(self) -> None:
         """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
@@ -219,7 +238,7 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         tiles[key] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
-    def add_group(codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
+    def add_group(activations: Op, codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:
         fmt = packed_array(codes)[1]
         if part_bytes(fmt, parts[0]) > 1:
             add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
@@ -229,7 +248,8 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             if isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer))
+            fused = _fused(state, activations, codes)
+            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer, fused))
 
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
@@ -239,10 +259,17 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             row, start = offsets[codes]
             add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
             for parts in _group_parts(packed_array(codes)[1]):
-                add_group(codes, parts, row, start)
+                add_group(activations, codes, parts, row, start)
             if stages_tables(packed_array(codes)[1], unit.k):
                 add((codes, "table"), TableRows(state, unit, size, codes, row, start))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
+
+
+def _fused(state: State, activations: Op, codes: Op) -> Fused | None:
+    """How a dot's scales are multiplied with its decoded codes, if they are."""
+    assert activations.dtype is not None
+    columns, row_tiles = activations.shape[0] // 8, codes.shape[0] // 16 // state.warps
+    return chosen_fused(packed_array(codes)[1], activations.dtype.name, columns, row_tiles)
 
 
 def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
@@ -254,7 +281,7 @@ def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
 
 
 def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
-    """Takes steps together up to UNIT_K, where it saves additions of scaled products to the accumulators.
+    """Takes steps together up to UNIT_K, where that saves additions to the accumulators or conversions of scales.
 
     For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments; two such units
     must fit the target's shared memory.
@@ -267,20 +294,29 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     known = [group for group in groups if isinstance(group, int)]
     outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
-    bits = sum(16 * a.shape[0] + (packed_array(codes)[1].bits + SCALE_BITS) * codes.shape[0] for a, codes in loads)
+    bits = sum(
+        16 * a.shape[0] + (packed_array(codes)[1].bits + _scale_bits(packed_array(codes)[1])) * codes.shape[0]
+        for a, codes in loads
+    )
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
-    merges = pure and whole and roomy and fits and divisor(start) % UNIT_K == 0 and all(group > step for group in known)
+    shared = state.warps_m > 1
+    merges = (
+        pure
+        and whole
+        and divisor(start) % UNIT_K == 0
+        and all(_gains(packed_array(codes)[1], step) for _, codes in loads)
+    )
+    period = max(1, UNIT_K // step) if merges and shared and all(group > step for group in known) else 1
+    merges = merges and roomy and fits and not shared
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    exact = (
-        whole
-        and divisor(start) % k == 0
-        and math.lcm(state.program.divisor(next(iter(dims))), *known, *outers) % k == 0
-    )
+    span = k * period
+    sizes = math.lcm(state.program.divisor(next(iter(dims))), *known, *outers)
+    exact = whole and divisor(start) % span == 0 and sizes % span == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
-    return Unit(k, slots, together, exact and vectorised, dims.pop())
+    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared))
 
 
 def _along(load: Op) -> str:
@@ -288,6 +324,20 @@ def _along(load: Op) -> str:
     columns = load.operands[1] if load.operands[1].shape else load
     assert columns.array is not None
     return columns.array.dims[-1]
+
+
+def _scale_bits(fmt: Format) -> float:
+    """Bits of shared memory that scales and zeros take per code, at most."""
+    if part_bytes(fmt, "scales") > 1:
+        return SCALE_BITS
+    numbers = 2 if fmt.zero == "offset" else 1
+    group = min(UNIT_K, fmt.group) if isinstance(fmt.group, int) else UNIT_K
+    return numbers * (CONVERTED_BITS / group + OUTER_BITS / UNIT_K) + (fmt.zero == "int") * SCALE_BITS / 2
+
+
+def _gains(fmt: Format, step: int) -> bool:
+    """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes."""
+    return isinstance(fmt.group, str) or fmt.group > step or part_bytes(fmt, "scales") == 1
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

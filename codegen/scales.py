@@ -5,12 +5,22 @@ them, of two g, for its own warp. When they are there it makes the numbers that 
 of the second level, before the barrier that the unit's other tiles wait for. So 4 lanes that need the same numbers
 share one conversion, and no copy is shorter than the 4 bytes that cp.async takes.
 
-The numbers are f32, e8m0 and i8 without any rounding, products with a second level rounded to nearest once.
+The numbers are f32, without any rounding; products with a second level are rounded to nearest once. They scale the
+sums of their groups. Where the product of every code with every scale is a number of the activations' dtype, and groups
+are short, the numbers are of that dtype instead and scale the decoded codes (`Fused`): nothing is rounded either, and
+one sum goes over several groups.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.convert import MINUS_ZERO, Decoder, decoder
 from lowbitvm.codegen.ptx import Builder, Operand, float_immediate, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Unit, select, shift_right
 from lowbitvm.codegen.state import State
@@ -22,7 +32,79 @@ WORD = 4  # numbers of 8 bits that are copied and converted together: two pairs
 OUTER_OF = {"scales": "outer", "zeros": "outer_zeros"}
 BANKS_BYTES = 128
 
+LONGEST_FUSED = 64  # of k: the sum of a longer group is scaled at once
+F16_EXPONENTS = range(7, -8, -1)  # of the power of two that e4m3 scales are multiplied with: 448 * 2**7 is finite
+BF16_LARGEST_POWER = 118  # 448 * 2**118 is finite, and so are its products with small codes
+
 Pairs = tuple[list[str], list[str]]  # the registers of the two pairs of a word
+
+
+@dataclass(frozen=True)
+class Fused:
+    """How decoded codes are scaled: fragment' = S * (fragment + shift) = factor * value * scale.
+
+    S = scale * 2**exponent is what lies in shared memory. factors, shifts: by row class. plain: the decoder leaves out
+    its own multiplier.
+    """
+
+    act: str
+    exponent: int
+    factors: tuple[float, float]
+    shifts: tuple[float, float]
+    plain: bool
+
+    @property
+    def shifted(self) -> bool:
+        return any(self.shifts)
+
+
+@functools.cache
+def fused_scales(code: dtypes.CodeType, act: str) -> Fused | None:
+    """How codes are scaled with e4m3 while they are decoded, None where that is not exact for every code and scale."""
+    if code.kind == "table":
+        return None
+    used = decoder(code, act)
+    assert isinstance(used, Decoder)
+    up = 1.0 if used.multiplier is None else float(np.array(used.multiplier, np.uint16).view(dtypes.bf16.numpy))
+    own = np.array(used.factors) / up
+    step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
+    shifts = -own * (np.array(used.offsets) + bias / step)
+    values = code.values
+    assert values is not None
+    exact = np.multiply.outer(own / step, values[: code.used][np.isfinite(values[: code.used])])
+    scales = np.arange(127, dtype=np.uint8).view(dtypes.e4m3_scale.numpy).astype(np.float64)
+    top = min(BF16_LARGEST_POWER, 4 - math.ceil(math.log2(np.abs(exact).max() * scales.max())))
+    for exponent in F16_EXPONENTS if act == "f16" else [top]:
+        scaled = scales * 2.0**exponent
+        terms = (scaled, np.multiply.outer(shifts, scaled), np.multiply.outer(exact, scaled))
+        if all(_is_exact(numbers, act) for numbers in terms):
+            low, high = own * 2.0**exponent / step
+            return Fused(act, exponent, (low, high), (float(shifts[0]), float(shifts[1])), used.multiplier is not None)
+    return None
+
+
+def _is_exact(numbers: "np.ndarray[Any, Any]", act: str) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((numbers.astype(dtypes.get(act).numpy).astype(np.float64) == numbers).all())
+
+
+def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused | None:
+    """`fused_scales` where a format has them and where they take no more instructions than scaling the sums.
+
+    Per group and row tile: four products for 16 of k, against four of each n8 tile of activations; codes with an offset
+    take as many again, and the sums of the activations, where they are not shifted in the decode.
+    """
+    if fmt.scale != "e4m3" or fmt.zero is not None or fmt.outer == 256:
+        return None
+    if isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
+        return None
+    fused = fused_scales(fmt.code, act)
+    if fused is None:
+        return None
+    steps = fmt.group // 16
+    decoding = fused.shifted + 4 * steps * (not fused.plain)
+    summing = columns * (4 + fused.shifted * (4 + steps / row_tiles))
+    return fused if decoding <= summing else None
 
 
 class OuterRows(Rows):
@@ -50,8 +132,9 @@ class OuterRows(Rows):
 
 
 class ByteRows(GroupRows):
-    """Scales or zeros of 8 bits of a (bn, k) tile, read as f32: [warp][segment][g][row tile][2 numbers].
+    """Scales or zeros of 8 bits of a (bn, k) tile, read as f32, or as the activations' dtype where they are `fused`.
 
+    They lie as [warp][segments][g][segment][row tile][2 numbers]: so many segments together that one load has 16 bytes.
     Behind the numbers lie the bytes that they are made of: [warp][segment][two g][row tile][4].
     """
 
@@ -65,12 +148,17 @@ class ByteRows(GroupRows):
         start: Operand,
         part: str,
         outer: OuterRows | None,
+        fused: Fused | None,
     ) -> None:
         assert load.array is not None and isinstance(load.array.element, Format)
-        self.format = load.array.element
+        self.format, self.fused = load.array.element, fused
         Rows.__init__(self, state, unit, offset, load, part, part_bytes(self.format, part), self.format.group)
-        self._measure(dtypes.f32, (part,))
-        self.row_bytes, self.warp_bytes = self.warp_bytes, self.segments * self.warp_bytes
+        self._measure(dtypes.get(fused.act) if fused else dtypes.f32, (part,))
+        self.segment_bytes = self.lane_bytes  # of a lane
+        self.joined = max(1, min(self.segments, PIECE // self.segment_bytes))
+        self.lane_bytes *= self.joined
+        self.row_bytes, self.warp_bytes = 8 * self.lane_bytes, self.segments * 8 * self.segment_bytes
+        self.loaded: dict[tuple[int, int], list[str]] = {}
         self.source_dtype, self.outer = part_dtype(self.format, part), outer
         self.lane_words = WORD * self.row_tiles  # words of one segment of a warp
         self.words = self.segments * self.lane_words
@@ -80,10 +168,10 @@ class ByteRows(GroupRows):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         self.active = self.fewer(self.words, 32, self.lane)
         self._add_words(row, start)
-        self.base = self._lane_base()
+        self.base = self.base_of(self.n_warps, self.row_tiles)
         self._emit_store_places()
         self.factor = ""
-        if self.format.outer == "tensor":
+        if self.format.outer == "tensor" and fused is None:
             self.factor = b.op("ld.global.nc.f32", "f", memory(state.pointer(self.array, OUTER_OF[part])))
 
     def _add_words(self, row: Operand, start: Operand) -> None:
@@ -106,11 +194,12 @@ class ByteRows(GroupRows):
         One bit of the lane says which pair it stores first: with the even g alone half of the banks would serve all.
         """
         state, b = self.state, self.state.builder
-        turn = (BANKS_BYTES // (2 * self.element)).bit_length() - 2
         images = [2 * self.element << i for i in range(self.row_tiles.bit_length() - 1)]
         images += [2 * self.lane_bytes, 4 * self.lane_bytes]
-        images += [self.row_bytes << i for i in range(self.segments.bit_length() - 1)]
+        images += [self.segment_bytes << i for i in range(self.joined.bit_length() - 1)]
+        images += [self.row_bytes << i for i in range((self.segments // self.joined).bit_length() - 1)]
         self.word_images, lane_images = images, [*images, 0, 0, 0, 0, 0][:5]
+        turn = next((bit for bit, image in enumerate(lane_images) if image % BANKS_BYTES == 0), 4)
         lane_images[turn] ^= self.lane_bytes
         warp_images = [self.warp_bytes << i for i in range(state.warps.bit_length() - 1)]
         place = state.linear(state.tid, lane_images + warp_images)
@@ -131,10 +220,23 @@ class ByteRows(GroupRows):
             word = b.register("r")
             b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i), when=self.active)
             word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
-            pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), slot, i)
+            if self.fused:
+                pairs: Pairs = halves_of_e4m3(b, word, self.fused)
+            else:
+                pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), slot, i)
             for pair, store in zip(pairs, self.stores, strict=True):
                 target = memory(store, place + select(self.word_images, 32 * i))
-                b.do("st.shared.v2.f32", target, vector(pair), when=self.active)
+                b.do("st.shared.b32" if self.fused else "st.shared.v2.f32", target, vector(pair), when=self.active)
+
+    def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
+        """As of `GroupRows`; what one load brought of several segments is loaded once."""
+        block, segment = divmod(k * self.segments // self.unit.k, self.joined)
+        if (slot, block) not in self.loaded:
+            self.loaded[slot, block] = self.load_row(slot + self.offset + block * self.row_bytes)
+        each = 2 * self.element // 4  # registers of a pair
+        first = segment * self.row_tiles * each
+        registers = self.loaded[slot, block][first : first + self.row_tiles * each]
+        return [{self.part: registers[i : i + each]} for i in range(0, len(registers), each)]
 
     def _with_outer(self, pairs: Pairs, slot: int, i: int) -> Pairs:
         """The products of the pairs of word i with the second level."""
@@ -176,6 +278,9 @@ TOP_BYTE = 0x0444  # prmt of a word and zero: byte 0 to the top
 SIGNED_BYTES = (0x9180, 0xB3A2)  # prmt: bytes 0 and 1, or 2 and 3, each with its sign in the byte above
 E4M3_MASK = 0xBF80BF80  # of f16: the sign, four of the exponent's bits and three of the mantissa's
 E4M3_UP = 2.0**8  # 15 - 7: the exponent biases' difference
+BF16_E4M3_MASK = 0x87F087F0
+BF16_E4M3_UP = 120  # 127 - 7
+LARGEST_BF16_POWER = 127
 SMALLEST_E8M0 = 0x00400000  # 2**-127 in f32, a subnormal
 MAGIC = 0x4B000000  # 2**23, whose last bits are units
 MAGIC_BYTE = 0x7540  # prmt of a word and MAGIC: byte 0 below
@@ -200,8 +305,40 @@ def from_e4m3(b: Builder, word: str) -> Pairs:
 def _f16_of_e4m3(b: Builder, word: str, selector: int, factor: float) -> str:
     placed = b.op("shl.b32", "r", b.op("prmt.b32", "r", word, 0, selector), 7)
     halves = b.op("and.b32", "r", placed, E4M3_MASK)
-    pattern = int(dtypes.f16.numpy.type(factor).view("u2"))
-    return b.op("mul.rn.f16x2", "r", halves, b.op("mov.b32", "r", pattern * 0x10001))
+    return multiplied(b, "f16", halves, constant_pair(b, "f16", factor, factor))
+
+
+def halves_of_e4m3(b: Builder, word: str, fused: Fused) -> Pairs:
+    """The scales times 2**exponent in the activations' dtype."""
+    if fused.act == "f16":
+        low, high = (_f16_of_e4m3(b, word, selector, E4M3_UP * 2.0**fused.exponent) for selector in SIGNED_BYTES)
+    else:
+        low, high = (_bf16_of_e4m3(b, word, selector, fused.exponent) for selector in SIGNED_BYTES)
+    return [low], [high]
+
+
+def _bf16_of_e4m3(b: Builder, word: str, selector: int, exponent: int) -> str:
+    """The bits in order below the exponent bias 127, by at most two products with powers of two."""
+    placed = b.op("shl.b32", "r", b.op("prmt.b32", "r", word, 0, selector), 4)
+    halves, up = b.op("and.b32", "r", placed, BF16_E4M3_MASK), exponent + BF16_E4M3_UP
+    while up:
+        factor = 2.0 ** min(up, LARGEST_BF16_POWER)
+        halves = multiplied(b, "bf16", halves, constant_pair(b, "bf16", factor, factor))
+        up -= min(up, LARGEST_BF16_POWER)
+    return halves
+
+
+def constant_pair(b: Builder, act: str, low: float, high: float) -> str:
+    """A register with two numbers of `act`."""
+    patterns = np.array([low, high]).astype(dtypes.get(act).numpy).view(np.uint16)
+    return b.op("mov.b32", "r", int(patterns[1]) << 16 | int(patterns[0]))
+
+
+def multiplied(b: Builder, act: str, pair: str, factors: str, added: str = "") -> str:
+    """pair * factors + added of two numbers each, rounded once; bf16 has no product alone before sm_90."""
+    if act == "f16" and not added:
+        return b.op("mul.rn.f16x2", "r", pair, factors)
+    return b.op(f"fma.rn.{act}x2", "r", pair, factors, added or b.op("mov.b32", "r", MINUS_ZERO * 0x10001))
 
 
 def _wide(b: Builder, pair: str) -> list[str]:

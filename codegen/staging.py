@@ -1,6 +1,7 @@
 """A tile that is copied to shared memory some units ahead: its pieces, and where they lie."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import or_, xor
@@ -18,7 +19,8 @@ class Unit:
 
     dimension: the array dimension along k. exact: all of k that a fetched unit covers exists, so that pieces need no
     limits along k; units beyond the last are not fetched. together: units that one wait, barrier and group of copies
-    serve.
+    serve. period: units over which products are summed before the scales are applied; loops end after whole periods.
+    lead: units by which the weights are decoded before they are multiplied.
     """
 
     k: int
@@ -26,6 +28,18 @@ class Unit:
     together: int
     exact: bool
     dimension: str
+    period: int = 1
+    lead: int = 0
+
+    @property
+    def span(self) -> int:
+        """k of a period."""
+        return self.k * self.period
+
+    @property
+    def turn(self) -> int:
+        """Units of an iteration: every one has the same slot, place in its period and buffer in all iterations."""
+        return math.lcm(self.slots, self.period, 1 + self.lead)
 
     @property
     def ahead(self) -> int:
@@ -57,12 +71,13 @@ class Staged:
     size: int = 0
     pieces: list[Piece] = field(default_factory=list)
     distance: int = 0  # bytes from one unit to the next in global memory
+    every: int = 1  # of so many units only the first is copied
 
-    def issue(self, slot: int, number: int, k: str) -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
 
         The unit is the `number`-th of an iteration, counted on into the next; `k` is the register of its first k, where
-        the tile needs that.
+        the tile needs that. Zeros are copied where the predicate `beyond` is true: there is no such exact unit.
         """
         b = self.state.builder
         pointers = {pointer: self.source(pointer, k) for pointer in dict.fromkeys(p.pointer for p in self.pieces)}
@@ -71,6 +86,8 @@ class Staged:
             target = memory(piece.base, slot + self.offset + piece.offset)
             source = memory(pointers[piece.pointer], piece.pointer_offset + self.shift(number))
             outside = piece.outside if self.unit.exact else b.op("setp.ge.s32", "p", k, piece.limit)
+            if beyond:
+                outside = b.op("or.pred", "p", outside, beyond)
             if self.state.target.has_async_copies:
                 name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
                 b.do(name, target, source, piece.bytes, outside, when=piece.active)
@@ -89,6 +106,14 @@ class Staged:
         b.do(f"ld.global.nc{vector_suffix(words)}.b32", vector(words), source, when=f"!{outside}")
         return words
 
+    def clear(self, slot: int) -> None:
+        """Emits stores of zeros to all that `issue` copies into a slot."""
+        zero = self.state.builder.op("mov.b32", "r", 0)
+        for piece in self.pieces:
+            target = memory(piece.base, slot + self.offset + piece.offset)
+            words = [zero] * (piece.bytes // 4)
+            self.state.builder.do(f"st.shared{vector_suffix(words)}.b32", target, vector(words), when=piece.active)
+
     @property
     def needs_k(self) -> bool:
         """Whether `issue` needs the unit's first k."""
@@ -104,7 +129,7 @@ class Staged:
     @property
     def middle(self) -> int:
         """Bytes from the first unit that an iteration fetches to where its pointers show."""
-        return self.unit.slots * self.distance // 2 // PIECE * PIECE
+        return self.unit.turn * self.distance // 2 // PIECE * PIECE
 
     def centred(self, pointer: str) -> str:
         """The pointer to the first unit, moved to the middle of what the first iteration fetches."""
@@ -122,7 +147,7 @@ class Staged:
         """Emits the move of the pointers by one iteration."""
         for pointer in dict.fromkeys(piece.pointer for piece in self.pieces):
             if self.distance:
-                self.state.builder.do("add.s64", pointer, pointer, self.unit.slots * self.distance)
+                self.state.builder.do("add.s64", pointer, pointer, self.unit.turn * self.distance)
 
     def inside(self, k: Callable[[], Operand], index: Operand, count: str) -> tuple[str, str]:
         """(outside, limit) of a piece whose row or column is `index` of `count`, and which exists below k()."""

@@ -25,6 +25,7 @@ class State:
     atom: MmaAtom
     warps: int
     layouts: dict[Op, Layout]
+    warps_m: int = 1  # of the warps, how many share out the rows of activations; the others share out the weights
     builder: Builder = field(default_factory=Builder)
     values: dict[Op, list[Operand]] = field(default_factory=dict)
     shared_bytes: int = 0  # dynamic shared memory of the kernel
@@ -112,6 +113,10 @@ class State:
         if kind == "mod":
             return build.op("add.s32", "r", remainder, build.op("selp.b32", "r", b, 0, wrong))
         return build.op("add.s32", "r", build.op("div.s32", "r", a, b), build.op("selp.b32", "r", -1, 0, wrong))
+
+    def shared_address(self, images: Sequence[int]) -> str:
+        """The shared address that is linear in the bits of the thread's number."""
+        return str(self.scalar("add", self.smem, self.linear(self.tid, images)))
 
     def linear(self, source: str, images: Sequence[int]) -> Operand:
         """The XOR of images[i] over the set bits i of a register: a GF(2)-linear map in the fewest shifts and masks.

@@ -102,9 +102,10 @@ class Rows(Staged):
         super().__init__(state, unit, offset)
         assert load.array is not None
         self.array, self.part, self.stored = load.array, part, stored
-        self.row_tiles = load.shape[0] // 16 // state.warps
+        self.n_warps, self.every = state.warps // state.warps_m, unit.period
+        self.row_tiles = load.shape[0] // 16 // self.n_warps
         self.group = group if isinstance(group, int) else None
-        self.segments = max(1, unit.k // self.group) if self.group else 1
+        self.segments = max(1, unit.span // self.group) if self.group else 1
         self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
         self.row_count = ceil_div(state, state.size(load.array.dims[0]), 16)
         self.pitch = state.builder.op("mul.lo.s32", "r", self.row_count, 16 * stored)
@@ -114,7 +115,7 @@ class Rows(Staged):
         b = self.state.builder
         if segment != 0:
             address = b.op("mad.wide.s32", "rd", segment, self.pitch, address)
-        if self.group is not None and self.group <= self.unit.k:
+        if self.group is not None and self.group <= self.unit.span:
             address = self._before(address, start)
         limit = functools.partial(self._k_limit, self.state.size(self.array.dims[1]), segment)
         piece.outside, piece.limit = self.inside(limit, tile, self.row_count)
@@ -168,21 +169,32 @@ class GroupRows(Rows):
         super().__init__(state, unit, offset, load, parts[0], part_bytes(fmt, parts[0]), fmt.group)
         self._measure(part_dtype(fmt, parts[0]), parts)
         self._add_pieces(row, start)
-        self.base = self._lane_base()
+        self.base = self.base_of(self.n_warps, self.row_tiles)
 
     def _measure(self, dtype: DType, parts: tuple[str, ...]) -> None:
         self.dtype, self.parts, self.element = dtype, parts, size_bytes(dtype)
         self.lane_bytes = self.row_tiles * len(parts) * 2 * self.element
         self.warp_bytes = 8 * self.lane_bytes
-        self.row_bytes = self.state.warps * self.warp_bytes
+        self.row_bytes = self.n_warps * self.warp_bytes
         self.size = self.segments * self.row_bytes
 
-    def _lane_base(self) -> str:
-        """The register of the address of the lane's numbers."""
-        state = self.state
+    def base_of(self, warps: int, row_tiles: int) -> str:
+        """The register of the lane's address in slot 0 of its numbers of its warp's first row tile.
+
+        `warps` have `row_tiles` each; warps beyond these begin anew.
+        """
         lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
-        warp = [self.warp_bytes << i for i in range(state.warps.bit_length() - 1)]
-        return str(state.scalar("add", state.smem, state.linear(state.tid, lane + warp)))
+        warp = [self.tile_place(row_tiles << i) for i in range(warps.bit_length() - 1)]
+        return self.state.shared_address(lane + warp)
+
+    def place(self, part: str, t: int, segment: int) -> int:
+        """Bytes from `base_of` to the pair of a part, in a warp's t-th row tile and the period's segment."""
+        return self.offset + segment * self.row_bytes + self.tile_place(t) + self.parts.index(part) * 2 * self.element
+
+    def tile_place(self, number: int) -> int:
+        """Bytes from the numbers of the block's first row tile to those of its `number`-th."""
+        warp, tile = divmod(number, self.row_tiles)
+        return warp * self.warp_bytes + tile * len(self.parts) * 2 * self.element
 
     def _add_pieces(self, row: Operand, start: Operand) -> None:
         state, b = self.state, self.state.builder
@@ -212,25 +224,29 @@ class GroupRows(Rows):
         """tile * (row tile) + g * (row) of the piece `number`, whose bits are [segment][warp][g][row tile][part]."""
         count = self.row_tiles.bit_length() - 1
         images = [0] * (len(self.parts) - 1) + [tile << i for i in range(count)] + [g << i for i in range(3)]
-        images += [tile << count + i for i in range(self.state.warps.bit_length() - 1)]
+        images += [tile << count + i for i in range(self.n_warps.bit_length() - 1)]
         return str(self.state.linear(str(number), images))
 
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
-        """Emits the loads of all numbers that the lane needs for the unit's k-th in_feature.
+        """Emits the loads of all numbers that the lane needs for the period's k-th in_feature.
 
         Per row tile and part: one register with a pair of 16-bit numbers, or two f32 registers.
         """
+        registers = self.load_row(slot + self.offset + k * self.segments // self.unit.span * self.row_bytes)
+        each = self.element // 2  # registers of a pair
+        pairs = [registers[i : i + each] for i in range(0, len(registers), each)]
+        return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
+
+    def load_row(self, place: int) -> list[str]:
+        """Emits the loads of the lane's numbers, `place` bytes behind the lane's first."""
         b, kind = self.state.builder, "f" if self.element == 4 else "r"
-        place = slot + self.offset + k * self.segments // self.unit.k * self.row_bytes
         registers: list[str] = []
         while 4 * len(registers) < self.lane_bytes:
             taken = [b.register(kind) for _ in range(min(4, self.lane_bytes // 4 - len(registers)))]
             name = f"ld.shared{f'.v{len(taken)}' if len(taken) > 1 else ''}.{kind.replace('r', 'b')}32"
             b.do(name, vector(taken), memory(self.base, place + 4 * len(registers)))
             registers += taken
-        each = self.element // 2  # registers of a pair
-        pairs = [registers[i : i + each] for i in range(0, len(registers), each)]
-        return [dict(zip(self.parts, pairs[i:], strict=False)) for i in range(0, len(pairs), len(self.parts))]
+        return registers
 
 
 def part_dtype(fmt: Format, part: str) -> DType:

@@ -22,10 +22,12 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import decoder
 from lowbitvm.codegen.pipeline import UNIT_K
+from lowbitvm.codegen.scales import Fused, chosen_fused
 from lowbitvm.pack import PackedWeight
 from lowbitvm.words import TILE_N
 
 STEP = 8
+MOST_COLUMNS = 32  # n8 tiles of activations: of a kernel that fuses scales if any does
 MMA_LOSS = 11 * 2.0**-24  # of one step, relative to the sum of the terms' magnitudes
 F32_ROUNDING = 2.0**-24
 SMALLEST_NORMAL = {"f16": 2.0**-14, "bf16": 2.0**-126}
@@ -45,8 +47,11 @@ def linear_bound(x: Any, weight: PackedWeight, bias: Any | None = None, bk: int 
     Infinite where the result or a partial sum may overflow, and in rows with a non-finite activation.
     """
     act = dtypes.of(x).name
+    fused = chosen_fused(weight.format, act, MOST_COLUMNS, 1)
     with np.errstate(all="ignore"):
-        return _bound(_wide(x), weight, 0.0 if bias is None else np.abs(_wide(bias)), act, bk)
+        added = 0.0 if bias is None else np.abs(_wide(bias))
+        bounds = [_bound(_wide(x), weight, added, act, bk, way) for way in dict.fromkeys((None, fused))]
+        return np.maximum(bounds[0], bounds[-1])
 
 
 def linear_exact(x: Any, weight: PackedWeight, bias: Any | None = None) -> Matrix:
@@ -64,13 +69,13 @@ def agrees(y: Any, exact: Matrix, bound: Matrix) -> np.ndarray[Any, np.dtype[np.
     return np.where(np.isfinite(exact), near | ~np.isfinite(bound), ~np.isfinite(got))
 
 
-def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: int) -> Matrix:
+def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: int, fused: Fused | None) -> Matrix:
     fmt, k = weight.format, weight.in_features
-    values, scale, zero, offset = _parts(weight)
-    factor, shift, floor = _fragments(weight, act)
+    values, scale, zero, offset = _parts(weight, fused is not None)
+    factor, shift, floor = _fragments(weight, act, fused)
     fragments = np.maximum(np.abs(values + shift), floor)  # what the MMAs see, in units of values
     taken = np.abs(zero + shift)
-    group = fmt.group_size(k)
+    group = fmt.group_size(k) if fused is None else UNIT_K
     longest, shortest = min(UNIT_K, group) or 1, min(UNIT_K, group, bk) or 1
     steps = -(-(longest - np.arange(k) % longest) // STEP)
     adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1) + (fmt.outer is not None)
@@ -94,8 +99,11 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     return bounded
 
 
-def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """(values, |scales|, zeros, |offsets|), each (N, K): the weights are scale * (value - zero) + offset."""
+def _parts(weight: PackedWeight, fused: bool) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+    """(values, |scales|, zeros, |offsets|), each (N, K): the weights are scale * (value - zero) + offset.
+
+    fused: the values are their products with the first level of scales.
+    """
     fmt = weight.format
     parts, k = weight.arguments(), np.arange(weight.in_features)
     groups, outers = (k // max(1, size) for size in (fmt.group_size(weight.in_features), fmt.outer_size(k.size)))
@@ -106,6 +114,9 @@ def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
         inner = _per_k(parts[part], weight, groups)
         return inner if parts[outer] is None else inner * _per_k(parts[outer], weight, outers)
 
+    if fused:
+        second = nothing + 1 if parts["outer"] is None else np.abs(_per_k(parts["outer"], weight, outers))
+        return values * _per_k(parts["scales"], weight, groups), second, nothing, nothing
     scale = np.abs(both_levels("scales", "outer"))
     if fmt.zero is None:
         return values, scale, nothing, nothing
@@ -113,7 +124,7 @@ def _parts(weight: PackedWeight) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     return (values, scale, nothing, np.abs(given)) if fmt.zero == "offset" else (values, scale, given, nothing)
 
 
-def _fragments(weight: PackedWeight, act: str) -> tuple[Matrix, Matrix, Matrix]:
+def _fragments(weight: PackedWeight, act: str, fused: Fused | None) -> tuple[Matrix, Matrix, Matrix]:
     """How the kernel's MMAs see the weights: fragment = factor * (value + shift), aligned at no less than the floor.
 
     Each (N, 1): they depend on the row of the 16-row tile. The floor is in units of values.
@@ -123,6 +134,8 @@ def _fragments(weight: PackedWeight, act: str) -> tuple[Matrix, Matrix, Matrix]:
     rows = np.arange(weight.out_features)[:, None] % TILE_N // (TILE_N // 2)
     factor = np.array(used.factors)[rows] / step
     shift = np.array(used.offsets)[rows] * step + bias
+    if fused is not None:
+        factor, shift = np.array(fused.factors)[rows], np.zeros_like(shift)
     return factor, shift, SMALLEST_NORMAL[act] / factor
 
 

@@ -8,14 +8,17 @@ stored number t, unsigned or two's complement: value = offset + factor * t. Then
 where A_i, W_j are the digits, c_i, d_j their coefficients and sum(A) = sum over k of a - a.offset: rank-one terms.
 Padding of k is t = 0, which adds nothing to any of them.
 
-Stored tiles are in the order of the MMA fragments. With g = lane >> 2, q = lane & 3 (PTX ISA, "Matrix Fragments for
-mma.m16n8k32" and ".m16n8k256"):
-    s8  weights: 16 rows x 64 k; lane: 8 quads of 4 codes, quad 4 s + r: row g + 8 (r & 1), k = 32 s + 16 (r >> 1) + 4 q
-        + byte. Each bit of a quad is somewhere in the same byte of the lane's p words, so that one shift and one mask
-        widen four codes: see `quads`. Activations: 8 rows x 64 k, 4 words per lane of one byte per code.
-    b1  weights: 16 rows x 256 k; per plane 4 words per lane, word r: row g + 8 (r & 1), k = 128 (r >> 1) + 32 q + bit.
-        Activations: 8 columns x 512 k, 4 words per lane, a column being a plane of a row: rows side by side, each with
-        its planes padded to a power of two. So the 8 planes of a single row fill the n8 side.
+Stored tiles are in the order of the MMA fragments. A fragment register has 32 / bits digits of a base; with
+g = lane >> 2 and q = lane & 3 (PTX ISA, "Matrix Fragments for mma.m16n8k32", "k64" and "k256")
+
+    weights      register r of a step: row g + 8 (r & 1), k = half of the step (r >> 1) + (32 / bits) q + digit
+    activations  register r of a step: column g, k = half of the step r + (32 / bits) q + digit
+
+A stored tile of weights has 16 rows, and per digit the registers of one step (s8: two). Codes are narrower than digits
+of 4 or 8 bits: each bit of a register lies somewhere in the same field of `bits` bits of a word, so that one shift and
+one mask widen all codes of a register (`narrow`). A stored tile of activations has 8 columns and two steps. A column is
+a digit of a row: rows lie side by side, each with its digits, padded to a power of two. So the 8 planes of a single row
+fill the n8 side.
 """
 
 import functools
@@ -24,21 +27,26 @@ from typing import NamedTuple
 
 from lowbitvm.dtypes import CodeType
 
-QUADS = 8  # of a lane in one s8 tile of weights
 COLUMNS = 8  # n of the MMA
 
 
 @dataclass(frozen=True)
 class Base:
-    """A kind of digit, of `bits` bits. step_k: k of one MMA.
-
-    tile_k: k of a stored tile of weights; of activations it is two steps, 4 words per lane.
-    """
+    """A kind of digit, of `bits` bits. steps: of the k of one MMA in a stored tile of weights; two of activations."""
 
     name: str
     bits: int
-    step_k: int
-    tile_k: int
+    steps: int
+
+    @property
+    def step_k(self) -> int:
+        """k of one MMA: two fragment registers of four lanes."""
+        return 2 * 4 * 32 // self.bits
+
+    @property
+    def tile_k(self) -> int:
+        """k of a stored tile of weights."""
+        return self.steps * self.step_k
 
     @property
     def activation_k(self) -> int:
@@ -47,7 +55,7 @@ class Base:
 
 
 ACTIVATION_WORDS = 4  # of a lane in a stored tile
-BASES: dict[str, Base] = {base.name: base for base in (Base("s8", 8, 32, 64), Base("b1", 1, 256, 256))}
+BASES: dict[str, Base] = {base.name: base for base in (Base("s8", 8, 2), Base("s4", 4, 1), Base("b1", 1, 1))}
 
 
 @dataclass(frozen=True)
@@ -88,12 +96,12 @@ class Decomposition:
 def decompose(code: CodeType, digit_bits: int, bits: int | None = None) -> Decomposition:
     """A code type in digits of `digit_bits` bits, stored in `bits` bits (its own number where that is None).
 
-    Two's complement wherever t can be the value itself, which needs no offset, and the top digit can have the sign:
-    narrow weights are widened by masks and have none. A top digit of one bit counts negatively.
+    Two's complement wherever t can be the value itself, which needs no offset, in planes or a single whole digit:
+    narrow codes are widened by masks, and the columns of an MMA have one sign. A sign plane counts negatively.
     """
     bits = code.bits if bits is None else bits
     lowest = -(1 << (bits - 1))
-    signed = code.low < 0 and lowest <= code.low and code.high < -lowest and bits % digit_bits == 0
+    signed = code.low < 0 and lowest <= code.low and code.high < -lowest and digit_bits in (1, bits)
     factor, offset = (1, 0) if signed else (code.step, code.low)
     digits = []
     for place in range(0, bits, digit_bits):
@@ -110,17 +118,18 @@ def of_weights(code: CodeType, base: str) -> Decomposition:
 
 
 def of_activations(code: CodeType, base: str) -> Decomposition:
-    """Activations: whole bytes in base s8."""
-    return decompose(code, BASES[base].bits, None if base == "b1" else BASES[base].bits)
+    """Activations: whole digits."""
+    width = BASES[base].bits
+    return decompose(code, width, -(-code.bits // width) * width)
 
 
 def columns_per_row(code: CodeType, base: str) -> int:
-    """Columns of the n8 side that one row of activations takes: its planes, padded to a power of two."""
+    """Columns of the n8 side that one row of activations takes: its digits, padded to a power of two."""
     return 1 << (len(of_activations(code, base).digits) - 1).bit_length()
 
 
 class Run(NamedTuple):
-    """Bits `position` .. `position + length - 1` of each byte of a word are bits `bit` .. of each code of a quad."""
+    """Bits `position` .. `position + length - 1` of each field of a word: bits `bit` .. of each code of a register."""
 
     word: int
     position: int
@@ -129,18 +138,17 @@ class Run(NamedTuple):
 
 
 @functools.cache
-def quads(bits: int) -> tuple[tuple[Run, ...], ...]:
-    """Where the QUADS quads of a lane lie in its `bits` words.
+def narrow(bits: int, width: int, registers: int) -> tuple[tuple[Run, ...], ...]:
+    """Where the registers, each with codes of `bits` bits in fields of `width`, lie in registers * bits / width words.
 
-    Every byte of a word holds as many whole codes as fit. What is left of the words makes up the last quads, from as
-    few runs as there can be.
+    Every field of a word holds as many whole codes as fit. What is left of the words makes up the last registers, from
+    as few runs as there can be.
     """
-    whole = 8 // bits
-    found: list[tuple[Run, ...]] = [
-        (Run(word, place * bits, 0, bits),) for word in range(bits) for place in range(whole)
-    ]
-    left = {word: (whole * bits, 8 % bits) for word in range(bits) if 8 % bits}  # word -> position, length
-    while len(found) < QUADS:
+    whole, words = width // bits, registers * bits // width
+    found: list[tuple[Run, ...]] = []
+    found += [(Run(word, place * bits, 0, bits),) for word in range(words) for place in range(whole)]
+    left = {word: (whole * bits, width % bits) for word in range(words) if width % bits}  # word -> position, length
+    while len(found) < registers:
         runs, bit = [], 0
         while bit < bits:
             word = max(left, key=lambda w: (min(left[w][1], bits - bit), -left[w][1], -w))
@@ -152,3 +160,8 @@ def quads(bits: int) -> tuple[tuple[Run, ...], ...]:
             bit += taken
         found.append(tuple(runs))
     return tuple(found)
+
+
+def field_mask(run: Run, width: int) -> int:
+    """The bits of a run in every code of a register."""
+    return sum(((1 << run.length) - 1) << run.bit + place for place in range(0, 32, width))

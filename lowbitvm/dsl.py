@@ -414,6 +414,13 @@ def _index(value: Value | int) -> Value:
 def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -> Value:
     """The real values of a tile of codes: q * s, (q - z) * s or q * s + m, as the format says; exact, typed f32."""
     array = codes.op.array
+    if array is not None and isinstance(array.element, Format) and array.element.digits is not None:
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"dequant of {array.element}, whose codes are stored as digits",
+            "multiply them as integers: lb.matmul, or lb.dot of both sides' codes",
+            _caller(),
+        )
     expected = array is not None and isinstance(array.element, Format) and array.element.zero is not None
     if codes.op.kind != "load" or scales.array is not array or (zeros is not None) != expected:
         raise _invalid(

@@ -45,7 +45,7 @@ class Format:
         level of its own.
     act: the code type of the activations that an integer weight is multiplied with, exactly: "u1".."u8", "i2".."i8" or
         "bp1".."bp8"; None for weights that are multiplied with f16 or bf16.
-    digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, or "b1", bit planes.
+    digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, "s4", or "b1", planes.
         Weights with `act` are in "s8" unless told otherwise; activations have it and no `act`.
     table: for "c1".."c8", whose values are f16 tables of 2**bits entries that come with the weight: one "tensor" table,
         one for every 16 output features ("block"), or one for every scale ("group"). None for the other types.

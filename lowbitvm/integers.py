@@ -1,6 +1,5 @@
 """Matrices of integer codes in the stored order that digit kernels read; `lowbitvm.digits` says what it is."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from lowbitvm.formats import Format
 from lowbitvm.words import check_codes
 
 LANES = 32
-BYTES = 0x01010101
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -158,11 +156,18 @@ def row_tiles(fmt: Format, rows: int) -> int:
     return -(-rows * digits.columns_per_row(fmt.code, fmt.digits) // digits.COLUMNS)
 
 
+def digit_words(fmt: Format) -> list[int]:
+    """Words of a lane in one stored tile, digit by digit; activations have one digit, the others are columns."""
+    assert fmt.digits is not None
+    if fmt.act is None:
+        return [digits.ACTIVATION_WORDS]
+    base = BASES[fmt.digits]
+    return [4 * base.steps * digit.bits // base.bits for digit in format_digits(fmt).digits]
+
+
 def tile_words(fmt: Format) -> int:
     """Words of one stored tile."""
-    assert fmt.digits is not None
-    base = BASES[fmt.digits]
-    return LANES * (fmt.bits * base.tile_k // 64 if fmt.act is not None else digits.ACTIVATION_WORDS)
+    return LANES * sum(digit_words(fmt))
 
 
 def tile_k(fmt: Format) -> int:
@@ -171,84 +176,103 @@ def tile_k(fmt: Format) -> int:
     return BASES[fmt.digits].tile_k if fmt.act is not None else BASES[fmt.digits].activation_k
 
 
-# In the transpositions below: t row tile, T k tile, h row & 8, s k32 step, u upper half of a step, q and g of the lane,
-# p plane, b the byte of a word, or its 32 bits.
-
-
 def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
     """u32 words of stored numbers u8 (rows, K)."""
-    count, k_tiles = row_tiles(fmt, stored.shape[0]), -(-stored.shape[1] // tile_k(fmt))
+    assert fmt.digits is not None
+    parts = format_digits(fmt).digits
+    cut = [stored >> digit.place & ((1 << digit.bits) - 1) for digit in parts]
     if fmt.act is None:
-        stored = _columns(stored, fmt)
-    high = 1 if fmt.act is None else 2  # rows above g
-    full = np.zeros((count * 8 * high, k_tiles * tile_k(fmt)), np.uint8)
-    full[: stored.shape[0], : stored.shape[1]] = stored
-    if fmt.digits == "s8":
-        tiles = full.reshape(count, high, 8, k_tiles, 2, 2, 4, 4).transpose(0, 3, 2, 6, 4, 5, 1, 7)
-        quads = np.ascontiguousarray(tiles).view(np.uint32).reshape(count, k_tiles, LANES, 4 * high)
-        words = _narrowed(quads, fmt.bits) if fmt.act is not None else quads
-    else:
-        planes = fmt.bits if fmt.act is not None else 1
-        steps = 1 if fmt.act is not None else 2  # of a stored tile
-        bits = full[..., None] >> np.arange(planes, dtype=np.uint8) & 1
-        tiles = bits.reshape(count, high, 8, k_tiles, steps, 2, 4, 32, planes).transpose(0, 3, 8, 2, 6, 4, 5, 1, 7)
-        words = np.packbits(np.ascontiguousarray(tiles), axis=-1, bitorder="little").view(np.uint32)
-    return words.reshape(count, k_tiles, tile_words(fmt))
+        each = digits.columns_per_row(fmt.code, fmt.digits)
+        columns = np.zeros((stored.shape[0], each, stored.shape[1]), np.uint8)
+        columns[:, : len(parts)] = np.stack(cut, 1)
+        cut = [columns.reshape(stored.shape[0] * each, stored.shape[1])]
+    count, k_tiles = row_tiles(fmt, stored.shape[0]), -(-stored.shape[1] // tile_k(fmt))
+    words = [
+        _narrowed(_registers(digit, fmt, count, k_tiles), part.bits, BASES[fmt.digits].bits)
+        for digit, part in zip(cut, parts, strict=False)
+    ]
+    return np.concatenate(words, -1)
 
 
 def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:
     """Stored numbers i64 (rows, K) of words; the inverse of `_packed`."""
-    fmt, (count, k_tiles, _) = matrix.format, words.shape
-    words, high = words.view(np.uint32), 1 if fmt.act is None else 2
-    if fmt.digits == "s8":
-        quads = _widened(words, fmt.bits) if fmt.act is not None else words
-        tiles = np.ascontiguousarray(quads).view(np.uint8).reshape(count, k_tiles, 8, 4, 2, 2, high, 4)
-        full = tiles.transpose(0, 6, 2, 1, 4, 5, 3, 7)
-    else:
-        planes = fmt.bits if fmt.act is not None else 1
-        steps = 1 if fmt.act is not None else 2
-        bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
-        tiles = bits.reshape(count, k_tiles, planes, 8, 4, steps, 2, high, 32).transpose(0, 7, 3, 1, 5, 6, 4, 8, 2)
-        full = (tiles.astype(np.int64) << np.arange(planes)).sum(-1)
-    rows = full.shape[0] * full.shape[1] * full.shape[2]
-    flat = full.reshape(rows, math.prod(full.shape[3:]))[:, : matrix.columns].astype(np.int64)
-    if fmt.act is None and fmt.digits == "b1":
+    fmt, (rows, k) = matrix.format, matrix.shape
+    assert fmt.digits is not None
+    parts, width = format_digits(fmt).digits, BASES[fmt.digits].bits
+    ends = np.cumsum([LANES * count for count in digit_words(fmt)])
+    pieces = np.split(words.view(np.uint32), ends[:-1], -1)
+    found = [_digits(_widened(piece, part.bits, width), fmt) for piece, part in zip(pieces, parts, strict=False)]
+    if fmt.act is None:
         each = digits.columns_per_row(fmt.code, fmt.digits)
-        by_row = flat[: matrix.rows * each].reshape(matrix.rows, each, matrix.columns)
-        flat = (by_row << np.arange(each)[:, None]).sum(1)
-    return flat[: matrix.rows]
+        columns = found[0][: rows * each].reshape(rows, each, found[0].shape[1])
+        found = [columns[:, i] for i in range(len(parts))]
+    total = np.zeros((rows, k), np.int64)
+    for part, digit in zip(parts, found, strict=True):
+        total += digit[:rows, :k].astype(np.int64) << part.place
+    return total
 
 
-def _columns(stored: NumpyArray, fmt: Format) -> NumpyArray:
-    """Rows of activations as columns of the n8 side: themselves, or in base b1 their planes."""
-    if fmt.digits != "b1":
-        return stored
-    each = digits.columns_per_row(fmt.code, "b1")
-    planes = stored[:, None, :] >> np.arange(each, dtype=np.uint8)[:, None] & 1
-    return planes.reshape(stored.shape[0] * each, stored.shape[1])
+# Axes of the transpositions below: row tile, row & 8, g, k tile, step, half of the step, q, digit of a register.
 
 
-def _narrowed(quads: NumpyArray, bits: int) -> NumpyArray:
-    """The words of tiles [..., 32, 8 quads] with one code per byte."""
-    words = np.zeros((*quads.shape[:2], LANES * bits), np.uint32)
-    for quad, runs in enumerate(digits.quads(bits)):
+def _fragment_shape(fmt: Format) -> tuple[int, int, int]:
+    """(rows / 8 of a stored tile, steps of it, digits of a register)."""
+    assert fmt.digits is not None
+    base = BASES[fmt.digits]
+    return (1 if fmt.act is None else 2, 2 if fmt.act is None else base.steps, 32 // base.bits)
+
+
+def _registers(codes: NumpyArray, fmt: Format, count: int, k_tiles: int) -> NumpyArray:
+    """Fragment registers u32 [row tile, k tile, lane, register] of one digit u8 (rows, K)."""
+    high, steps, each = _fragment_shape(fmt)
+    full = np.zeros((count * 8 * high, k_tiles * tile_k(fmt)), np.uint8)
+    full[: codes.shape[0], : codes.shape[1]] = codes
+    tiles = full.reshape(count, high, 8, k_tiles, steps, 2, 4, each).transpose(0, 3, 2, 6, 4, 5, 1, 7)
+    registers = np.zeros(tiles.shape[:-1], np.uint32)
+    for i in range(each):
+        registers |= tiles[..., i].astype(np.uint32) << np.uint32(32 // each * i)
+    return registers.reshape(count, k_tiles, LANES, steps * 2 * high)
+
+
+def _digits(registers: NumpyArray, fmt: Format) -> NumpyArray:
+    """The inverse of `_registers`, padding included."""
+    high, steps, each = _fragment_shape(fmt)
+    count, k_tiles = registers.shape[:2]
+    parts = registers.reshape(count, k_tiles, 8, 4, steps, 2, high)
+    tiles = np.zeros((*parts.shape, each), np.uint8)
+    for i in range(each):
+        tiles[..., i] = parts >> np.uint32(32 // each * i) & np.uint32((1 << 32 // each) - 1)
+    return tiles.transpose(0, 6, 2, 1, 4, 5, 3, 7).reshape(count * 8 * high, k_tiles * tile_k(fmt))
+
+
+def _narrowed(registers: NumpyArray, bits: int, width: int) -> NumpyArray:
+    """The words [row tile, k tile, words] of registers with codes of `bits` bits in fields of `width`."""
+    count = registers.shape[-1]
+    words = np.zeros((*registers.shape[:2], LANES * count * bits // width), np.uint32)
+    for register, runs in enumerate(digits.narrow(bits, width, count)):
         for run in runs:
-            field = quads[..., quad] >> np.uint32(run.bit) & np.uint32(((1 << run.length) - 1) * BYTES)
-            words[..., _places(bits, run.word)] |= field << np.uint32(run.position)
+            field = registers[..., register] & np.uint32(digits.field_mask(run, width))
+            words[..., _places(count * bits // width, run.word)] |= _shifted(field, run.position - run.bit)
     return words
 
 
-def _widened(words: NumpyArray, bits: int) -> NumpyArray:
+def _widened(words: NumpyArray, bits: int, width: int) -> NumpyArray:
     """The inverse of `_narrowed`."""
-    quads = np.zeros((*words.shape[:2], LANES, digits.QUADS), np.uint32)
-    for quad, runs in enumerate(digits.quads(bits)):
+    count = words.shape[-1] // LANES * width // bits
+    registers = np.zeros((*words.shape[:2], LANES, count), np.uint32)
+    for register, runs in enumerate(digits.narrow(bits, width, count)):
         for run in runs:
-            field = words[..., _places(bits, run.word)] >> np.uint32(run.position)
-            quads[..., quad] |= (field & np.uint32(((1 << run.length) - 1) * BYTES)) << np.uint32(run.bit)
-    return quads
+            field = _shifted(words[..., _places(count * bits // width, run.word)], run.bit - run.position)
+            registers[..., register] |= field & np.uint32(digits.field_mask(run, width))
+    return registers
 
 
-def _places(bits: int, word: int) -> NumpyArray:
-    """Where word `word` of the lanes lies in a tile of weights."""
-    start, width, index = chunk.word_place(bits, word)
+def _shifted(words: NumpyArray, distance: int) -> NumpyArray:
+    """Words shifted left, or right where the distance is negative."""
+    return words << np.uint32(distance) if distance >= 0 else words >> np.uint32(-distance)
+
+
+def _places(count: int, word: int) -> NumpyArray:
+    """Where word `word` of `count` of the lanes lies in a stored tile."""
+    start, width, index = chunk.word_place(count, word)
     return start + np.arange(LANES) * width + index

@@ -6,7 +6,7 @@ from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import format_digits
-from lowbitvm.targets import Target
+from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
@@ -29,22 +29,35 @@ class Tile:
     splits: int = 1
 
 
+CONVERTED_BITS = 8  # of scales that the kernel makes f32 of, in shared memory too
 SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
+SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if target.has_async_copies)
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
 NARROW = 128  # bn, but for permuted weights with few rows
+LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
 def linear_plan(
-    m: int, n: int, k: int, fmt: Format, target: Target, batch_invariant: bool = False, permuted: bool = False
+    m: int,
+    n: int,
+    k: int,
+    fmt: Format,
+    target: Target,
+    batch_invariant: bool = False,
+    permuted: bool = False,
+    gate: bool = False,
 ) -> Tile:
     """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
+    With `gate` there are two weights, whose sums leave no registers for the largest tile.
     """
-    tile = linear_tile(INVARIANT_ROWS if batch_invariant else m, fmt, target, permuted)
+    most = INVARIANT_ROWS if batch_invariant else SMALL_ROWS if gate else m
+    tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted)
     while tile.bn > max(n, NARROW):
         tile = replace(tile, bn=tile.bn // 2, warps=tile.warps // 2)
     blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
@@ -52,21 +65,40 @@ def linear_plan(
 
 
 def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False) -> Tile:
-    """The tile for m rows of activations: the smallest bm of 8 to 64 that holds them.
+    """The tile for m rows of activations: the smallest bm of 8 to 128 that holds them.
 
-    At bm = 64 four warps have the best ratio of multiply-adds to instructions, but the row sums of float zero points
-    and the two segments of groups of 32 take registers that only eight warps leave free (`make bench` shows both), as
-    does the gathering of a permuted weight's x. Two stages are as good as more where the target has no asynchronous
-    copies to fill them; a large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to
-    8 rows the tile is then so wide that the gathering of x is few of all instructions.
+    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
+    have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
+    groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
+    permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
+    large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then
+    so wide that the gathering of x is few of all instructions.
     """
-    most = 32 if permuted and fmt.group in (16, 32) else 64
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
+    if large is not None:
+        return large
+    most = 32 if permuted and fmt.group in (16, 32) else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
-    stages = (3 if bm == 64 and fmt.code.kind == "table" else 4) if target is None or target.has_async_copies else 2
+    full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
+    stages = full if target is None or target.has_async_copies else 2
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
+
+
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: bool = False) -> bool:
+    """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
+
+    There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
+    have room.
+    """
+    if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
+        return False
+    if permuted or fmt.scale_dtype.bits == 8 or fmt.code.kind == "table":
+        return False
+    room = SMALLEST_SHARED if target is None else target.shared_per_block
+    return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
@@ -87,9 +119,8 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
 
 def _staged_bytes(tile: Tile, fmt: Format) -> int:
     """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
-    numbers = sum(
-        dtype.bits + 32 * (dtype.bits == 8) for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None
-    )
+    stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
+    numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
     return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
@@ -104,10 +135,11 @@ def stages_tables(fmt: Format, k: int) -> bool:
 def _stages(tile: Tile, fmt: Format) -> int:
     """As many stages as a small tile's share of shared memory holds: few bits need many stages to hide the latency.
 
-    Where groups are longer than a stage, the kernel then takes 128 of k at a time, and waits once for two such units.
+    Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
+    once for two such units.
     """
     stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(fmt, tile.bk)
-    longer = isinstance(fmt.group, str) or fmt.group > tile.bk
+    longer = isinstance(fmt.group, str) or fmt.group > tile.bk or fmt.scale_dtype.bits == CONVERTED_BITS
     fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
     return next(iter(fits), tile.stages)
 
@@ -123,7 +155,7 @@ def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = Fals
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
     tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted), **given)
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS // 2 if _crowded(fmt) else ACCUMULATORS
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
@@ -179,16 +211,17 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
-    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(PAIRS // planes), 2 * COLUMNS)
+    pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
     bm = columns * COLUMNS // each
-    words = weights.bits * step // 64  # of a lane: one row tile's weights of one step
-    rows = 2 if 2 * columns * planes <= PAIRS and 2 * words <= LOADED else 1
+    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
+    rows = 2 if 2 * columns * planes <= pairs and 2 * words <= LOADED else 1
     own = rows * words + columns * ACTIVATION_WORDS
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
         part = step * _power_to(max(1, LOADED // own))
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
-    rows = min(2, _power_to(PAIRS // (columns * planes)))
+    rows = min(2, _power_to(pairs // (columns * planes)))
     most = 4 if target.has_async_copies else 2
     for warps in (4, 2, 1):
         stages = min(

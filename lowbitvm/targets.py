@@ -81,11 +81,12 @@ class Target:
 
     @property
     def digits(self) -> tuple[str, ...]:
-        """Bases of integer digits that mma.sync multiplies natively; where b1 is none, it is 8 IMMAs and more.
+        """Bases of integer digits that mma.sync multiplies natively; the others become IMMAs and up to 200 more.
 
         Source: the machine code that nvJitLink 13 makes of them.
         """
-        return ("s8", "b1") if self.capability < (10, 0) else ("s8",)
+        natives = {"s8": True, "s4": self.capability < (9, 0), "b1": self.capability < (10, 0)}
+        return tuple(name for name, native in natives.items() if native)
 
     @property
     def runs_on_newer_minor(self) -> bool:

@@ -168,7 +168,7 @@ def run_linear(
     permuted = weight.permutation is not None
     variant = Variant(
         weight.format,
-        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted),
+        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted, gate is not None),
         dtypes.of(x).name,
         dtypes.of(y).name,
         None if bias is None else dtypes.of(bias).name,

@@ -103,7 +103,7 @@ def test_a_format_is_taken_as_it_is_as_text_and_by_its_parts():
         ("TILE_INVALID", {"weights": "u4", "warps": 3}),
         ("TILE_INVALID", {"weights": "u4", "warps": 0}),
         ("TILE_INVALID", {"weights": "u4", "bm": 16.0}),
-        ("TILE_INVALID", {"weights": "u4", "bm": 128}),
+        ("TILE_INVALID", {"weights": "u4", "bm": 256}),
         ("TILE_INVALID", {"weights": "u4", "bm": 64, "warps": 4, "zero": "offset"}),
         ("SHARED_MEMORY_EXCEEDED", {"weights": "u4", "bm": 64, "bn": 256, "bk": 256, "stages": 5, "warps": 8}),
     ],

@@ -42,13 +42,14 @@ def test_planes_of_twos_complement_need_no_offset_and_those_of_bipolar_codes_cou
     assert digits.of_activations(dtypes.CODE_TYPES["bp7"], "s8").offset == 0  # -127 to 127 fit a byte
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_quads_use_every_bit_of_a_lanes_words_once_and_fill_every_code(bits: int) -> None:
-    runs = [run for quad in digits.quads(bits) for run in quad]
+@pytest.mark.parametrize(("bits", "width"), [(bits, width) for width in (1, 4, 8) for bits in range(1, width + 1)])
+def test_narrow_registers_use_every_bit_of_their_words_once_and_fill_every_code(bits: int, width: int) -> None:
+    found = digits.narrow(bits, width, 8)
+    runs = [run for register in found for run in register]
     stored = sorted((run.word, run.position + i) for run in runs for i in range(run.length))
-    assert stored == [(word, bit) for word in range(bits) for bit in range(8)]
-    for quad in digits.quads(bits):
-        assert sorted(run.bit + i for run in quad for i in range(run.length)) == list(range(bits))
+    assert stored == [(word, bit) for word in range(bits * 8 // width) for bit in range(width)]
+    for register in found:
+        assert sorted(run.bit + i for run in register for i in range(run.length)) == list(range(bits))
 
 
 @given(

@@ -730,6 +730,31 @@ def edge_model(x: Array, y: Array, c: float, kind: str, unit: Unit, accumulator:
     return float(dtype(c) + dtype(value)) if unit.detached else value
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("spread", [0, 2, 6])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_codes_of_few_bits_follow_the_exact_model(arch: str, kind: str, bits: int, spread: int, swapped: bool) -> None:
+    """Sums of which nothing is cut, or some products, or C; C cancels, dominates or counts little."""
+    rng, dtype = np.random.default_rng(bits + 16 * spread), TYPES[kind].dtype
+    tiles, least = 5, 2.0**-24 if kind == "f16" else 1.0
+    codes = rng.integers(0, 1 << bits, (tiles, 16, 16)) * least * 2.0 ** rng.integers(0, 9 - bits, (tiles, 16, 1))
+    a, b = codes.astype(dtype), draw(rng, (tiles, 8, 16), kind, spread)
+    if swapped:
+        a, b = draw(rng, (tiles, 16, 16), kind, spread), codes[:, :8].astype(dtype)
+    exact = np.einsum("tmk,tnk->tmn", a.astype(np.float64), b.astype(np.float64))
+    c = np.stack([0 * exact[0], -exact[1], exact[2] * 2.0**9, exact[3] * 2.0**-9, 1 - exact[4]]).astype(np.float32)
+    name = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
+    d, _ = run(name, *fragments(a, b, c, (kind, kind)), arch=arch)
+    unit = unit_of(arch, kind, 16)
+    check(
+        matrix_of(d.view(np.float32)),
+        200,
+        lambda t, m, n: model(product_terms(a[t, m], b[t, n], (kind, kind)), float(c[t, m, n]), unit, "f32"),
+    )
+
+
 @pytest.mark.parametrize("specials", [False, True])
 @pytest.mark.parametrize("accumulator", ["f32", "f16"])
 @pytest.mark.parametrize(("kind", "k"), [("f16", 16), ("bf16", 16), ("tf32", 8), ("e4m3", 32), ("e5m2", 32)])

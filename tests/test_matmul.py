@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbitvm as lb
-from lowbitvm import targets
+from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.integers import PackedDigits
 from lowbitvm.plan import digit_tile
@@ -18,6 +19,7 @@ from lowbitvm.runtime.integer import Variant, longest_k, run_matmul
 from tests.test_digits import CODES, drawn
 
 KINDS = ("u", "i", "bp")
+NATIVE_CODE = {"s8": ("IMMA.8816", "IMMA.16832"), "s4": ("IMMA.8832", "IMMA.16864"), "b1": "BMMA"}
 NATIVE = [(target, base) for target in targets.TARGETS for base in targets.TARGETS[target].digits]
 SAMPLES = [("u2", "i8"), ("i4", "u4"), ("bp3", "bp8"), ("i7", "bp2"), ("ternary", "u8"), ("u8", "i5"), ("bp1", "i1")]
 SAMPLES = [pair for pair in SAMPLES if set(pair) <= set(CODE_TYPES)]
@@ -55,7 +57,7 @@ def name_of(kind: str, bits: int) -> str:
     return f"{kind}{bits}" if f"{kind}{bits}" in CODE_TYPES else f"bp{bits}"
 
 
-@pytest.mark.parametrize("base", ["s8", "b1"])
+@pytest.mark.parametrize("base", digits.BASES)
 @pytest.mark.parametrize("weight_bits", range(1, 9))
 @pytest.mark.parametrize("act_bits", range(1, 9))
 def test_every_pair_of_widths_is_exact_in_interpreter_and_emulator(act_bits: int, weight_bits: int, base: str) -> None:
@@ -97,7 +99,7 @@ def test_empty_sides_give_an_empty_product_or_zeros(shape: tuple[int, int, int])
     assert np.array_equal(emulated(a, w, "sm_80"), exact(a, w))
 
 
-@pytest.mark.parametrize("base", ["s8", "b1"])
+@pytest.mark.parametrize("base", digits.BASES)
 def test_cpu_tensors_give_the_product_by_numpy_and_by_the_emulator(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a_codes, w_codes = torch.from_numpy(drawn("bp4", (5, 90))), torch.from_numpy(drawn("i3", (21, 90)))
     a = lb.pack_activations(a_codes, lb.Format("bp4", digits=base))
@@ -137,21 +139,39 @@ def test_what_cannot_be_multiplied_exactly_is_refused() -> None:
             lb.matmul(left, right)
 
 
-@pytest.mark.parametrize("target", ["sm_100a", "sm_120f"])
-def test_planes_are_refused_where_they_are_emulated(target: str) -> None:
-    with pytest.raises(lb.LowbitvmError, match=r"KERNEL_UNSUPPORTED: digits of base b1.*digits='s8', native"):
-        lb.compile_matmul(lb.Format("u2", act="i8", digits="b1"), target=target)
+def test_a_linear_layer_of_digits_is_refused() -> None:
+    with pytest.raises(lb.LowbitvmError, match=r"FORMAT_UNSUPPORTED: dequant of u4.*lb.matmul"):
+        lb.compile_linear(lb.Format("u4", act="i8"))
+
+
+def test_tiles_that_warps_cannot_share_out_are_refused() -> None:
+    fmt = lb.Format("u2", act="i8", digits="b1")
+    for parts, problem in (
+        ({"bn": 8}, "a dot of shape"),
+        ({"bk": 512, "warps": 4, "bn": 32}, "bk 512 is no multiple of 2048"),
+        ({"bm": 2, "bk": 256, "warps": 4, "bn": 64}, "bk 256 is no multiple of 512"),
+    ):
+        with pytest.raises(lb.LowbitvmError, match=f"TILE_INVALID: {problem}"):
+            lb.compile_matmul(fmt, m=1, **parts)
+
+
+@pytest.mark.parametrize(
+    ("target", "base"), [(t, base) for t in targets.TARGETS for base in digits.BASES if (t, base) not in NATIVE]
+)
+def test_digits_are_refused_where_they_are_emulated(target: str, base: str) -> None:
+    native = " or ".join(map(repr, targets.TARGETS[target].digits))
+    with pytest.raises(lb.LowbitvmError, match=f"KERNEL_UNSUPPORTED: digits of base {base}.*digits={native}, native"):
+        lb.compile_matmul(lb.Format("u2", act="i8", digits=base), target=target)
 
 
 @pytest.mark.parametrize(("target", "base"), NATIVE)
 def test_the_machine_code_multiplies_natively(target: str, base: str) -> None:
     sass = lb.compile_matmul(lb.Format("i2", act="u8", digits=base), target=target, m=8, cache=False).sass()
     found = set(re.findall(r"\b[IBHQ]MMA[.A-Z0-9]*", sass))
-    how = {"s8": "IMMA.8816" if target == "sm_75" else "IMMA.16832"}.get(base, "BMMA")
-    assert found and all(name.startswith(how) for name in found), found
+    assert found and all(name.startswith(NATIVE_CODE[base]) for name in found), found
 
 
-@pytest.mark.parametrize("base", ["s8", "b1"])
+@pytest.mark.parametrize("base", digits.BASES)
 def test_the_main_loop_has_no_bank_conflicts_and_reads_weights_once(base: str) -> None:
     a, w = sides("u3", "i8", base, m=8, n=128, k=2048)
     y = np.zeros((8, 128), np.int32)
@@ -159,3 +179,13 @@ def test_the_main_loop_has_no_bank_conflicts_and_reads_weights_once(base: str) -
     assert report is not None and report.counters.bank_conflicts == 0
     read = {traffic.name: traffic.read for traffic in report.counters.arrays.values()}
     assert read["w$words"] == w.words.nbytes == 128 * 2048 * 3 // 8
+
+
+def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOWBITVM_DEVICE", "")
+    page = Path(__file__).parent.parent / "docs" / "integers.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    file = tmp_path / "example.py"
+    file.write_text("\n".join(blocks))
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})

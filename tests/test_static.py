@@ -414,13 +414,13 @@ def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_ther
 
 def test_what_has_no_kernel_is_listed_with_the_reason(tmp_path):
     file = tmp_path / "static.json"
-    options = ["--weights", "u4", "--zero", "float", "--tile", "128x128x64", "--act", "f16", "--target", "sm_80"]
+    options = ["--weights", "u8", "--zero", "float", "--tile", "128x128x64", "--act", "f16", "--target", "sm_89"]
     result = run(*options, "--no-peers", "--json", str(file))
     assert result.exit_code == 0, result.output
     refused = json.loads(file.read_text())["refused"]
-    assert list(refused) == ["u4 f16 group=128 zero=float sm_80 128x128x64"]
+    assert list(refused) == ["u8 f16 group=128 zero=float sm_89 128x128x64"]
     assert refused.popitem()[1].startswith("TILE_INVALID: ")
-    assert "no kernel u4 f16 group=128 zero=float sm_80 128x128x64: TILE_INVALID" in result.output
+    assert "no kernel u8 f16 group=128 zero=float sm_89 128x128x64: TILE_INVALID" in result.output
 
 
 @pytest.mark.parametrize("name", [name for name, (package, _) in static.PEERS.items() if find_spec(package)])

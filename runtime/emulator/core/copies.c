@@ -139,7 +139,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
 static void land(Warp *w, u32 n, u32 lanes) {
     Copy *c = w->copies[n];
     write_bytes(w, c, lanes);
-    if (w->m->checks & SHADOWED) EACH(lanes, l) shadow_copy_landed(w, l, c->address[l], c->size, false);
+    if (w->m->checks & SHADOWED) shadow_copies_landed(w, lanes, c->address, c->size, false);
     c->lanes &= ~lanes;
 }
 
@@ -163,7 +163,7 @@ static void arrive(Warp *w, struct Arrival a) {
         Copy *c = w->copies[n];
         if (c->serial >= a.serial || !(c->lanes & ~c->arrived & lane)) continue;
         write_bytes(w, c, lane);
-        if (w->m->checks & SHADOWED) shadow_copy_landed(w, a.lane, c->address[a.lane], c->size, true);
+        if (w->m->checks & SHADOWED) shadow_copies_landed(w, lane, c->address, c->size, true);
         c->arrived |= lane;
     }
     sync_publish_copies(w, a.lane, &a.known);

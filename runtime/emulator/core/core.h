@@ -442,7 +442,7 @@ void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size
 void shadow_write(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
 void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 access);
 void shadow_copies_issued(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size);
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool arrived);
+void shadow_copies_landed(Warp *w, u32 lanes, const u32 *address, u32 size, bool arrived);
 
 /* history.c: global memory's access history */
 bool history_start(Array *a);

@@ -70,4 +70,6 @@ typedef struct {
     void *d[4]; /* which may be operands too */
 } Step;
 bool fused_step(const Step *s);
+/* mma_columns.c: all of k by sums of 8; false where the operands need another way */
+bool multiply_columns(const Step *s);
 #endif

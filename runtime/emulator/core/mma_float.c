@@ -372,6 +372,14 @@ static u32 least_field(u32 type, bool bytes, const Unit *u) {
     return bytes && !u->detached ? (u32)(formats[F16].bias + 1 - formats[type].bias) : 1;
 }
 
+/* All registers of one product, whose results are registers too. */
+static void take_registers(const Product *p, Step *s, u32 *const *d) {
+    s->k = p->b_registers;
+    for (u32 r = 0; r < p->a_registers; r++) s->a[r] = p->a[r];
+    for (u32 r = 0; r < p->b_registers; r++) s->b[r] = p->b[r];
+    for (u32 r = 0; r < 4; r++) s->c[r] = p->c[r], s->d[r] = d[r];
+}
+
 /* By vectors, where operands and unit allow. Pieces of 16 bytes of A's rows: two registers each of A, one of B. */
 static bool multiply_fast(const Product *p, const Unit *u, u32 *const *d) {
     const bool bytes = bits_of_type(p, p->a_type) == 8, f16 = p->c_type == F16, in_place = !f16 && !u->detached;
@@ -382,6 +390,10 @@ static bool multiply_fast(const Product *p, const Unit *u, u32 *const *d) {
     if (p->scale_vector || !together) return false;
     s.type = bytes ? F16 : p->a_type, s.fraction_bits = u->fraction_bits, s.kept = f16 ? 11 : u->kept, s.f16 = f16;
     s.a_least = least_field(p->a_type, bytes, u), s.b_least = least_field(p->b_type, bytes, u);
+    if (in_place && !bytes && together == 1) {
+        take_registers(p, &s, d);
+        if (multiply_columns(&s)) return true;
+    }
     if (bytes) widen_operands(p, u->detached, wide);
     if (u->detached) memset(sums.value, 0, sizeof sums.value);
     else if (f16) widen_c(p, &sums);

@@ -9,6 +9,22 @@
 
 #define SPLIT (~(u64)0)
 
+/* Stamps of four words. They compare as signed numbers do before time 2^31, which is when the vectors' use ends. */
+typedef i64 Stamps __attribute__((vector_size(32)));
+typedef i32 Halves __attribute__((vector_size(16)));
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi" /* everything is inlined: no vector is passed */
+#endif
+#define EVERY(x) ((Stamps){0} + (i64)(x))
+#define CHOOSE(which, x, y) (((which) & (x)) | (~(which) & (y)))
+INLINE bool any(const Stamps *x) { return (*x)[0] | (*x)[1] | (*x)[2] | (*x)[3]; }
+INLINE Stamps four(const u64 *stamps) {
+    Stamps x;
+    memcpy(&x, stamps, sizeof x);
+    return x;
+}
+INLINE bool early(const Warp *w) { return !(w->m->now >> 31); }
+
 static void race(Warp *w, const Insn *i, u64 with, u32 lane, u32 address, u32 size, Party other) {
     report_other(w, i, of_copy(with) ? F_RACE_ASYNC : F_RACE_SHARED, lane, address, size, other);
 }
@@ -97,13 +113,38 @@ INLINE bool read_words(const Warp *w, u32 lane, u64 mine, u32 words, const u64 *
     return true;
 }
 
+/* The same of four words at once; not of threads that know more than epoch and convergence say. */
+INLINE bool read_four(const Warp *w, u64 stamp, const u64 *write, u64 *read, u32 *second) {
+    const Stamps epoch = EVERY(until(w->b->epoch)), mine = EVERY(stamp), upper = EVERY(~(u64)0xFFFFFFFF);
+    const Stamps writes = four(write), reads = four(read), again = reads > epoch;
+    const Stamps unusual = (writes > epoch) | (writes == 0) | (writes & EVERY(FLIGHT)) | (reads & EVERY(LIST));
+    Stamps now = mine;
+    if (any(&unusual)) return false;
+    if (any(&again)) {
+        const Stamps differs = (reads ^ mine) & 1023, own_warp = differs < LANES, own = differs == 0;
+        const Stamps known = (own_warp & (reads <= EVERY(until(w->converged)))) | (own & ((reads & EVERY(OF_LANES)) == 0));
+        const Stamps ordered = ~again | (known & ((reads & EVERY(OF_WARPS)) == 0)), later = (reads & 1023) < (mine & 1023);
+        const Stamps named = CHOOSE(later, mine, reads), other = CHOOSE(later, reads, mine);
+        const Stamps whose = (reads & EVERY(OF_LANES | OF_WARPS)) | CHOOSE(own_warp, EVERY(OF_LANES), EVERY(OF_WARPS));
+        Halves seconds;
+        if (w->m->exact || w->informed) return false;
+        memcpy(&seconds, second, sizeof seconds);
+        seconds = __builtin_convertvector(CHOOSE(ordered | own, __builtin_convertvector(seconds, Stamps), other), Halves);
+        memcpy(second, &seconds, sizeof seconds);
+        now = CHOOSE(ordered, mine, (mine & upper) | (named & ~upper) | whose);
+    }
+    memcpy(read, &now, sizeof now);
+    return true;
+}
+
 VECTOR void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u32 size) {
     const u64 first = stamp_of(w, i, 0);
+    const bool vectors = size == 16 && early(w);
     EACH(lanes, l) {
         const u32 word = (u32)address[l] / 4;
         u64 *write = w->b->shared_write + word, *read = w->b->shared_read + word;
         u32 *second = w->b->shared_second + word;
-        if (size == 16 ? read_words(w, l, first | l, 4, write, read, second)
+        if (vectors ? read_four(w, first | l, write, read, second)
                        : size % 4 == 0 && read_words(w, l, first | l, size / 4, write, read, second)) continue;
         range(w, i, l, (u32)address[l], size, READ, 0, false);
         range(w, i, l, (u32)address[l], size, READ, first | l, true);
@@ -113,6 +154,11 @@ VECTOR void shadow_read(Warp *w, const Insn *i, u32 lanes, const u64 *address, u
 INLINE bool may_write(const Warp *w, u32 words, const u64 *write, const u64 *read) {
     const u64 epoch = until(w->b->epoch);
     u64 unusual = 0;
+    if (words == 4 && early(w)) {
+        const Stamps writes = four(write), reads = four(read);
+        const Stamps found = (writes > EVERY(epoch)) | (reads > EVERY(epoch)) | (writes & EVERY(FLIGHT)) | (reads & EVERY(LIST));
+        return !any(&found);
+    }
     for (u32 n = 0; n < words; n++) unusual |= (write[n] > epoch) | (write[n] & FLIGHT) | (read[n] > epoch) | (read[n] & LIST);
     return !unusual;
 }
@@ -153,12 +199,11 @@ void shadow_strong(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, u32 
     range(w, i, lane, address, size, access, stamp_of(w, i, lane), true);
 }
 
-/* Its bytes are visible to the thread that issued it, as if that had written them just now; or, where an mbarrier was told,
- * to those who wait for that. Nothing has been allowed to touch them since the issue: where something has, that was found,
- * and its stamp stays. */
-void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool arrived) {
+/* A lane's bytes are visible to the thread that issued the copy, as if that had written them just now; or, where an mbarrier
+ * was told, to those who wait for that. Nothing has been allowed to touch them since the issue: where something has, that was
+ * found, and its stamp stays. */
+static void land_words(Warp *w, u32 lane, u32 address, u32 size, u64 kept, u64 now) {
     Block *b = w->b;
-    const u64 now = (u64)w->m->now << 32 | LANDED, kept = 0xFFFFFFFF & ~(arrived ? 0 : FLIGHT);
     const u32 thread = w->index * LANES + lane;
     for (u32 n = address; n < address + size;) { /* whole words */
         const bool split = b->shared_write[n / 4] == SPLIT;
@@ -167,6 +212,24 @@ void shadow_copy_landed(Warp *w, u32 lane, u32 address, u32 size, bool arrived) 
         else if (STAMP_THREAD(*at) == thread && of_copy(*at)) *at &= ~FLIGHT;
         n += split ? 1 : 4;
     }
+}
+
+/* The usual case: four words that nothing has touched. */
+INLINE bool land_four(const Warp *w, u32 lane, u64 *write, u64 kept, u64 now) {
+    const u64 thread = w->index * LANES + lane;
+    const Stamps flight = EVERY(FLIGHT | thread);
+    Stamps at = four(write);
+    const Stamps other = (at & EVERY(FLIGHT | LANDED | STRONG | 1023)) ^ flight;
+    if (any(&other)) return false;
+    at = (at & EVERY(kept)) | EVERY(now);
+    memcpy(write, &at, sizeof at);
+    return true;
+}
+
+VECTOR void shadow_copies_landed(Warp *w, u32 lanes, const u32 *address, u32 size, bool arrived) {
+    const u64 now = (u64)w->m->now << 32 | LANDED, kept = 0xFFFFFFFF & ~(arrived ? 0 : FLIGHT);
+    EACH(lanes, l)
+        if (size != 16 || !land_four(w, l, w->b->shared_write + address[l] / 4, kept, now)) land_words(w, l, address[l], size, kept, now);
 }
 
 bool shadow_reset(Block *b) {

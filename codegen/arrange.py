@@ -1,0 +1,64 @@
+"""How a block's warps share out the tiles of its dots."""
+
+from lowbitvm import dtypes
+from lowbitvm.codegen.weights import CHUNK_K
+from lowbitvm.formats import Format
+from lowbitvm.ir import Op, Program, walk
+from lowbitvm.targets import Target
+
+LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
+WARP_ROWS = 64  # of activations that a warp has then
+MOST_WARPS = 8  # more leave no registers for products beside the accumulators, nor do two dots
+LEAST_SLOTS = 3  # one unit is multiplied, the next one decoded, another one fetched
+
+
+def warps_along_m(program: Program, target: Target, warps: int) -> int:
+    """How many of the warps share out the rows of activations; the others share out the weights.
+
+    1: each weight is decoded in the registers of the one warp that multiplies it. More: several warps multiply it, so
+    it is decoded once for all of them, into shared memory, which must have room for that.
+    """
+    loops = [op for op in walk(program.body) if op.kind == "range" and any(x.kind == "dot" for x in op.body)]
+    dots = [op for loop in loops for op in loop.body if op.kind == "dot"]
+    rows = {dot.shape[0] for dot in dots}
+    if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies or not all(map(_is_plain, dots)):
+        return 1
+    along_m = rows.pop() // WARP_ROWS
+    fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
+    divides = warps % along_m == 0 and all(dot.shape[1] % (16 * warps) == 0 for dot in dots)
+    deep = all(loop.integer("stages") >= LEAST_SLOTS and loop.integer("step") == CHUNK_K for loop in loops)
+    roomy = warps <= MOST_WARPS and all(sum(op.kind == "dot" for op in loop.body) == 1 for loop in loops)
+    return along_m if fits and divides and deep and roomy else 1
+
+
+def _is_plain(dot: Op) -> bool:
+    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored."""
+    activations, fmt = dot.operands[0], _format(dot)
+    by_rows = activations.kind == "load" and not activations.operands[1].shape
+    return dot.dtype != dtypes.i32 and by_rows and fmt is not None and fmt.scale_dtype.bits > 8
+
+
+def _format(dot: Op) -> Format | None:
+    """The format of a dot's weights; None where they are no loads of packed codes."""
+    weights = dot.operands[1]
+    while weights.operands and weights.kind in ("transpose", "dequant"):
+        weights = weights.operands[0]
+    element = None if weights.array is None else weights.array.element
+    return element if isinstance(element, Format) else None
+
+
+def _shared_bytes(loop: Op) -> int:
+    """Bytes of shared memory that a loop's tiles and decoded weights take."""
+    dots = [op for op in loop.body if op.kind == "dot"]
+    activations, total = {dot.operands[0] for dot in dots}, 0
+    stages, k = loop.integer("stages"), loop.integer("step")
+    for tile in activations:
+        total += stages * 2 * tile.shape[0] * k
+    for dot in dots:
+        fmt = _format(dot)
+        if fmt is None:
+            continue
+        rows = max(1, k // fmt.group) if isinstance(fmt.group, int) else 1
+        numbers = sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None) * rows
+        total += dot.shape[1] * (stages * (k * fmt.bits + numbers) // 8 + 2 * 2 * k)
+    return total

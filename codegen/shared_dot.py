@@ -1,0 +1,190 @@
+"""`dot` for many rows of activations: every weight is decoded once per block, into shared memory.
+
+Warps are arranged in two dimensions: several of them multiply the same weights with different rows of activations.
+While a unit is multiplied, each warp decodes its share of the next one into the other of two buffers, in the order of A
+fragments: [row tile][k16 step][lane][4 registers], so that a fragment is one 16-byte access of each lane, both ways,
+without bank conflicts. The barrier of a unit serves the buffers too. Products of a period's units stay in registers.
+Row sums of the activations, where zero points need them, are made ahead in the same way, each by one warp for all.
+"""
+
+import functools
+from collections.abc import Iterator
+from operator import or_
+
+from lowbitvm.codegen.mma import LDMATRIX_K, Dot
+from lowbitvm.codegen.pipeline import Pipeline
+from lowbitvm.codegen.ptx import memory, vector
+from lowbitvm.codegen.state import State
+from lowbitvm.codegen.weights import CHUNK_K
+from lowbitvm.ir import Op
+
+FRAGMENT = 512  # bytes: 16 x 16 weights of 16 bits
+VECTOR = 16  # bytes that a lane has of a fragment
+
+
+class SharedDot(Dot):
+    """The emission of one `dot` into accumulators, of the same registers as `Dot`'s."""
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        super().__init__(state, pipeline, op)
+        self.op = op
+        self.k_steps = pipeline.unit.k // self.atom.k
+        self.tile_bytes = self.k_steps * FRAGMENT  # of a row tile
+        n_warps = state.warps // state.warps_m
+        size = self.row_tiles * n_warps * self.tile_bytes
+        self.buffers = [state.allocate_shared(size, op) for _ in range(2)]
+        lanes, warp = [VECTOR << i for i in range(5)], state.warps.bit_length() - 1
+        written = [self.words.row_tiles * self.tile_bytes << i for i in range(warp)]
+        read = [self.row_tiles * self.tile_bytes << i for i in range(n_warps.bit_length() - 1)]
+        self.write_base, self.read_base = (state.shared_address(lanes + by_warp) for by_warp in (written, read))
+        if self.centring is not None and self.centring.with_zeros:
+            (self.zero_rows,) = (rows for rows in self.groups if "zeros" in rows.parts)
+            self.zero_base = self.zero_rows.base_of(state.warps, self.words.row_tiles)
+        if self.sums:
+            self._prepare_sums()
+        self.products: dict[tuple[int, int], list[str]] = {}  # (row tile, n8 tile): sums of the period so far
+        self.scales: list[dict[str, list[str]]] = []  # of the segment, as they were loaded, by row tile
+
+    def _emit_addresses(self) -> None:
+        self.lane = self._lane_offsets(self.atom.k)
+
+    def prime(self) -> None:
+        """Emits the decode of the first unit."""
+        self.pipeline.wait(self.pipeline.unit.ahead - 1, 0)
+        for _ in self._decode(0):
+            pass
+        self._sum_rows(0)
+
+    def emit(self, accumulators: list[str]) -> None:
+        """Emits the products of the current unit, their addition at a period's end, and the decode of the next unit."""
+        unit, number = self.pipeline.unit, self.pipeline.number
+        first = number % unit.period * unit.k  # of the period
+        decode = self._decode(number + 1)
+        steps = range(0, unit.k, self.atom.k)
+        for k in steps:
+            place = first + k
+            if place % self.segment == 0:  # now: the slot is filled anew before a period's last unit is multiplied
+                loaded = [rows.load(self.pipeline.slot, place) for rows in self.groups]
+                self.scales = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
+            self._multiply_by(number, k)
+            if (place + self.atom.k) % self.segment == 0:
+                self._flush(accumulators, number, place // self.segment)
+            for _ in range(self.words.row_tiles):  # of the next unit's fragments
+                next(decode)
+        self._sum_rows(number + 1)
+
+    def _multiply_by(self, number: int, k: int) -> None:
+        """Emits the products of one k16 step: those of a segment's first with zero added."""
+        b = self.state.builder
+        pairs = [self._matrices(self.lane, self.pipeline.slot, j, k) for j in range(0, self.columns, 2)]
+        activations = [half for pair in pairs for half in (pair[:2], pair[2:])]
+        for t in range(self.row_tiles):
+            fragment = [b.register("r") for _ in range(4)]
+            place = self.buffers[number % 2] + t * self.tile_bytes + k // self.atom.k * FRAGMENT
+            b.do("ld.shared.v4.b32", vector(fragment), memory(self.read_base, place))
+            for j, half in enumerate(activations):
+                self.products[t, j] = self._mma(fragment, half, self.products.get((t, j)))
+
+    def _flush(self, accumulators: list[str], number: int, segment: int) -> None:
+        """Emits the addition of the scaled products of a segment to the accumulators."""
+        scalings = [self._scaling(loaded) for loaded in self.scales]
+        for j in range(self.columns):
+            sums = self._sums(number, segment, j) if self.sums else None
+            for t, scaling in enumerate(scalings):
+                first = 4 * (j + self.columns * t)
+                self._add(accumulators[first : first + 4], self.products[t, j], scaling, sums)
+        self.products = {}
+
+    def _decode(self, number: int) -> Iterator[None]:
+        """Emits the decode of the warp's share of a unit, in as many pieces as it has fragments."""
+        b, pipeline = self.state.builder, self.pipeline
+        unit = pipeline.unit
+        first = number % unit.period * unit.k
+        buffer = self.buffers[number % 2]
+        addends: dict[tuple[int, int], list[str]] = {}  # by row tile and segment
+        for t in range(self.words.row_tiles):
+            for chunk in range(unit.k // CHUNK_K):
+                words = self.words.words(pipeline.slot_of(number), t, chunk)
+                for step, fragment in enumerate(self._decoded(words, t, chunk * CHUNK_K)):
+                    place = buffer + t * self.tile_bytes + (4 * chunk + step) * FRAGMENT
+                    k = first + chunk * CHUNK_K + step * self.atom.k
+                    of = t, k // self.segment
+                    if of not in addends:
+                        addends[of] = self._addends(self._zeros(number - number % unit.period, *of))
+                    centred = self._centred(fragment, addends[of])
+                    b.do("st.shared.v4.b32", memory(self.write_base, place), vector(centred))
+                    yield
+
+    def _zeros(self, number: int, t: int, segment: int) -> dict[str, list[str]]:
+        """Emits the load of the zero points of a row tile that the warp decodes, if any; unit `number` has them."""
+        if self.centring is None or not self.centring.with_zeros:
+            return {}
+        place = self.pipeline.slot_of(number) + self.zero_rows.place("zeros", t, segment)
+        return {"zeros": [self.state.builder.op("ld.shared.b32", "r", memory(self.zero_base, place))]}
+
+    # -- row sums ----------------------------------------------------------------------------------------------------
+
+    def _emit_sum_constants(self) -> None:
+        self.ones = self._ones(2)
+
+    def _prepare_sums(self) -> None:
+        """Places the row sums: f32[2 buffers][segments of a period][rows of activations]."""
+        state, rows = self.state, self.activations.rows
+        n_warps = state.warps // state.warps_m
+        self.segments = self.pipeline.unit.span // self.segment
+        self.summed = self.columns // n_warps  # n8 tiles that a warp sums up
+        self.sum_lane = self._lane_offsets(LDMATRIX_K, 8 * self.summed)
+        self.sum_bytes = 4 * rows
+        self.sum_place = state.allocate_shared(2 * self.segments * self.sum_bytes, self.op)
+        n_bits, m_bits = n_warps.bit_length() - 1, state.warps_m.bit_length() - 1
+        by_m = [32 * self.columns << i for i in range(m_bits)]
+        written = [0, 0, 4, 8, 16, *(32 * self.summed << i for i in range(n_bits)), *by_m]
+        read = [8, 16, 0, 0, 0, *[0] * n_bits, *by_m]
+        self.sum_write, self.sum_read = state.shared_address(written), state.shared_address(read)
+        self.first_of_quad = state.builder.op("setp.eq.s32", "p", state.builder.op("and.b32", "r", state.tid, 3), 0)
+        # by n8 tile: the sums over the units of a period so far, which an iteration hands on to the next
+        self.totals = [state.builder.register("f") for _ in range(self.summed)]
+
+    def _sum_rows(self, number: int) -> None:
+        """Emits the sums of the warp's share of a unit's rows; those of a segment are stored at its end.
+
+        The four registers of an ldmatrix are taken as an MMA's M side, the other side being ones: row g of the result
+        has one half of row g's sum, row g + 8 the other.
+        """
+        if not self.sums:
+            return
+        b, unit = self.state.builder, self.pipeline.unit
+        depth, slot = min(self.segment, unit.k), self.pipeline.slot_of(number)
+        for start in range(0, unit.k, depth):
+            first = number % unit.period * unit.k + start
+            for j, total in enumerate(self.totals):
+                halves: list[str] | None = None
+                for part in self._summed(slot, j, start, depth):
+                    halves = self._mma(part, self.ones, halves)
+                assert halves is not None
+                if first % self.segment == 0:
+                    b.do("add.rn.f32", total, halves[0], halves[2])
+                else:
+                    b.do("add.rn.f32", total, total, b.op("add.rn.f32", "f", halves[0], halves[2]))
+                if (first + depth) % self.segment == 0:
+                    place = self._sum_offset(number, first // self.segment) + 32 * j
+                    b.do("st.shared.b32", memory(self.sum_write, place), total, when=self.first_of_quad)
+
+    def _summed(self, slot: int, j: int, start: int, depth: int) -> Iterator[list[str]]:
+        """The M sides of the MMAs that sum up an n8 tile's rows over `depth` of k."""
+        for k in range(start // LDMATRIX_K * LDMATRIX_K, start + depth, LDMATRIX_K):
+            matrices = self._matrices(self.sum_lane, slot, j, k)
+            if depth < LDMATRIX_K:
+                nothing, first = self.state.builder.op("mov.b32", "r", 0), (start - k) // 8
+                matrices = [*matrices[first : first + 2], nothing, nothing]
+            yield matrices
+
+    def _sum_offset(self, number: int, segment: int) -> int:
+        return self.sum_place + (number % 2 * self.segments + segment) * self.sum_bytes
+
+    def _sums(self, number: int, segment: int, j: int) -> list[str]:
+        """Emits the load of an n8 tile's row sums, in the accumulators' layout."""
+        pair = [self.state.builder.register("f") for _ in range(2)]
+        place = self._sum_offset(number, segment) + 32 * j
+        self.state.builder.do("ld.shared.v2.f32", vector(pair), memory(self.sum_read, place))
+        return pair * 2

@@ -1,0 +1,52 @@
+"""What the main loops of integer products cost on sm_80, counted in their machine code."""
+
+import pytest
+
+import lowbitvm as lb
+from lowbitvm import targets
+from lowbitvm.bench.loops import main_nest, read_sass
+from lowbitvm.digits import BASES, COLUMNS, columns_per_row
+from lowbitvm.integers import format_digits
+from lowbitvm.plan import digit_tile
+
+
+def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float]:
+    """(instructions per weight and thread, share of matrix instructions, multiply-adds per instruction)."""
+    fmt, activations = lb.Format(weights, act=act, digits=base), lb.Format(act, digits=base)
+    kernel = lb.compile_matmul(fmt, target="sm_80", m=m, cache=False)
+    tile = digit_tile(m, 4096, activations, fmt, targets.get("sm_80"))
+    assert kernel.spills == 0
+    nest = main_nest(read_sass(kernel.sass()))
+    total = len(nest.levels[0])
+    columns = tile.bm * columns_per_row(activations.code, base) // COLUMNS
+    of_warp = nest.matrix / (len(format_digits(fmt).digits) * columns) * 16 * BASES[base].step_k  # weights
+    return total / (of_warp / 32), nest.matrix / total, of_warp * tile.bm / total
+
+
+@pytest.mark.parametrize(
+    ("weights", "act", "base", "m", "most", "share"),
+    [
+        ("u1", "i8", "b1", 1, 0.04, 0.25),
+        ("i2", "i8", "b1", 1, 0.05, 0.33),
+        ("i3", "i8", "b1", 1, 0.08, 0.33),
+        ("i4", "i8", "b1", 1, 0.10, 0.33),
+        ("i2", "i8", "b1", 8, 0.25, 0.55),
+        ("i4", "i4", "b1", 8, 0.25, 0.50),
+        ("i4", "i4", "s4", 8, 0.15, 0.25),
+        ("i4", "i8", "s8", 8, 0.60, 0.10),
+        ("u1", "u1", "b1", 4096, 0.25, 0.60),
+    ],
+)
+def test_few_rows_take_few_instructions_per_weight(
+    weights: str, act: str, base: str, m: int, most: float, share: float
+) -> None:
+    per_weight, matrix, _ = loop(weights, act, base, m)
+    assert per_weight <= most and matrix >= share
+
+
+@pytest.mark.parametrize(
+    ("weights", "act", "base", "least"),
+    [("i8", "i8", "s8", 1800), ("i4", "i8", "s8", 1200), ("i3", "i8", "s8", 1200), ("i4", "i4", "s4", 3600)],
+)
+def test_large_tiles_do_many_products_per_instruction(weights: str, act: str, base: str, least: float) -> None:
+    assert loop(weights, act, base, 4096)[2] >= least
