@@ -217,7 +217,7 @@ class GlobalTables(GroupTables):
         if (t, k) not in self.found:
             self.found[t, k] = self._table(t, k)
         address = b.op("mad.wide.u32", "rd", offset, 1, self.found[t, k])
-        return b.op("ld.global.nc.b16", "h", memory(address, row * self.row_bytes))
+        return b.op("ld.global.b16", "h", memory(address, row * self.row_bytes))  # .nc would be moved across barriers
 
     def _table(self, t: int, k: int) -> str:
         """Emits the address of the lane's first table for row tile t and the unit's in_feature k."""
