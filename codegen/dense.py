@@ -94,7 +94,7 @@ class DenseTile(Activations):
             if piece.active is not None:
                 inside = b.op("and.pred", "p", inside, piece.active)
             half = b.op("mov.b16", "h", 0)
-            b.do("ld.global.nc.b16", half, memory(piece.pointer, shift + 2 * element), when=inside)
+            self.load_half(half, memory(piece.pointer, shift + 2 * element), inside)
             halves.append(half)
         words = [b.op("mov.b32", "r", vector(list(pair))) for pair in zip(halves[::2], halves[1::2], strict=True)]
         target = memory(piece.base, slot + self.offset + piece.offset)

@@ -186,17 +186,17 @@ class GatheredTile(Activations):
         b, before = self.state.builder, number * self.unit.k
         if self.unit.exact:
             inside = b.op("setp.gt.s32", "p", quad.left, before)
-            b.do("ld.global.nc.v4.b32", vector(quad.indices), memory(quad.pointer, 4 * before), when=inside)
+            self.load_words(quad.indices, memory(quad.pointer, 4 * before), inside)
             return
         for index in quad.indices:
             b.do("mov.b32", index, NOWHERE)
         if self.whole_quads:
             inside = b.op("setp.gt.s32", "p", quad.room, before)
-            b.do("ld.global.nc.v4.b32", vector(quad.indices), memory(quad.pointer, 4 * before), when=inside)
+            self.load_words(quad.indices, memory(quad.pointer, 4 * before), inside)
             return
         for column, index in enumerate(quad.indices, before):
             inside = b.op("setp.gt.s32", "p", quad.room, column)
-            b.do("ld.global.nc.b32", index, memory(quad.pointer, 4 * column), when=inside)
+            self.load_words([index], memory(quad.pointer, 4 * column), inside)
 
     def _load_numbers(self, quad: Quad, number: int) -> None:
         """Emits the loads of a quad's numbers, into its registers, if its unit exists."""
@@ -243,7 +243,7 @@ class GatheredTile(Activations):
         b, done = self.state.builder, self.state.builder.label("loaded")
         for (pointer, _), row in zip(rows, numbers, strict=True):
             for index, number in zip(quad.indices, row, strict=True):
-                b.do("ld.global.nc.b16", number, memory(b.op("mad.wide.u32", "rd", index, 2, pointer)))
+                self.load_half(number, memory(b.op("mad.wide.u32", "rd", index, 2, pointer)))
         if not outside:
             return
         b.do("bra", done, when=inside)

@@ -4,6 +4,7 @@ Operands are register names, immediates (Python ints) or memory operands `[regis
 """
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowbitvm import ir
@@ -22,6 +23,7 @@ class Builder:
         self.lines: list[str] = []
         self._counts = dict.fromkeys(REGISTER_CLASSES, 0)
         self._labels = 0
+        self._version = LOWEST_VERSION
         self._files: dict[str, int] = {}
         self._arrays: dict[str, str] = {}
         self._location = self._written = ""
@@ -56,6 +58,10 @@ class Builder:
         self._arrays[name] = f".global .align 16 .b16 {name}[{len(halves)}] = {{{', '.join(map(str, halves))}}};"
         return self.op("mov.u64", "rd", name)
 
+    def needs(self, version: str) -> None:
+        """What is emitted needs this version of the PTX ISA."""
+        self._version = max(self._version, version)
+
     def label(self, stem: str) -> str:
         """A fresh label name; `place` puts it."""
         self._labels += 1
@@ -72,7 +78,7 @@ class Builder:
             for prefix, kind in REGISTER_CLASSES.items()
             if self._counts[prefix]
         ]
-        version = max(target.ptx_version, LOWEST_VERSION)
+        version = max(target.ptx_version, self._version)
         head = [f".version {version}", f".target {target.name}", ".address_size 64", ""]
         head += [".extern .shared .align 128 .b8 smem[];", *self._arrays.values(), ""]
         head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]
@@ -94,6 +100,11 @@ def vector(registers: list[str]) -> str:
 def vector_suffix(registers: list[str]) -> str:
     """What an access by a vector of registers is called: vector_suffix(["%r1", "%r2"]) -> ".v2"; "" for one."""
     return f".v{len(registers)}" if len(registers) > 1 else ""
+
+
+def hinted(name: str, operands: Sequence[Operand], policy: str) -> tuple[str, list[Operand]]:
+    """(name, operands) of a global access with its hint to the L2 cache, where `policy` is the register of one."""
+    return (f"{name}.L2::cache_hint", [*operands, policy]) if policy else (name, [*operands])
 
 
 def float_immediate(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import or_, xor
 
-from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
+from lowbitvm.codegen.ptx import Operand, hinted, memory, vector, vector_suffix
 from lowbitvm.codegen.state import State
 
 PIECE = 16  # bytes of one cp.async
@@ -72,6 +72,7 @@ class Staged:
     pieces: list[Piece] = field(default_factory=list)
     distance: int = 0  # bytes from one unit to the next in global memory
     every: int = 1  # of so many units only the first is copied
+    policy: str = ""  # register: the hint of all copies to the L2 cache
 
     def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
@@ -90,7 +91,8 @@ class Staged:
                 outside = b.op("or.pred", "p", outside, beyond)
             if self.state.target.has_async_copies:
                 name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
-                b.do(name, target, source, piece.bytes, outside, when=piece.active)
+                name, operands = hinted(name, (target, source, piece.bytes, outside), self.policy)
+                b.do(name, *operands, when=piece.active)
             else:
                 loaded.append((piece, target, self._loaded(piece, source, outside)))
         for piece, target, words in loaded:
@@ -103,7 +105,7 @@ class Staged:
         if piece.active is not None:
             inside = b.op("not.pred", "p", outside)
             outside = b.op("not.pred", "p", b.op("and.pred", "p", inside, piece.active))
-        b.do(f"ld.global.nc{vector_suffix(words)}.b32", vector(words), source, when=f"!{outside}")
+        self.load_words(words, source, f"!{outside}")
         return words
 
     def clear(self, slot: int) -> None:
@@ -113,6 +115,16 @@ class Staged:
             target = memory(piece.base, slot + self.offset + piece.offset)
             words = [zero] * (piece.bytes // 4)
             self.state.builder.do(f"st.shared{vector_suffix(words)}.b32", target, vector(words), when=piece.active)
+
+    def load_words(self, words: list[str], source: str, when: str | None = None) -> None:
+        """Emits a load into 32-bit registers."""
+        name, operands = hinted("ld.global.nc", (vector(words), source), self.policy)
+        self.state.builder.do(f"{name}{vector_suffix(words)}.b32", *operands, when=when)
+
+    def load_half(self, half: str, source: str, when: str | None = None) -> None:
+        """Emits a load into a 16-bit register."""
+        name, operands = hinted("ld.global.nc", (half, source), self.policy)
+        self.state.builder.do(f"{name}.b16", *operands, when=when)
 
     @property
     def needs_k(self) -> bool:

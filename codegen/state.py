@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.ptx import Builder, Operand
+from lowbitvm.codegen.ptx import Builder, Operand, float_immediate
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op, Program, walk
@@ -41,6 +41,8 @@ class State:
                 self.uses[operand] = self.uses.get(operand, 0) + 1
         self.parameters = entry_parameters(self.program)
         self._load_parameters()
+        hints = dict.fromkeys(op.attributes["evict"] for op in walked if "evict" in op.attributes)
+        self.policies = {evict: self._policy(str(evict)) for evict in hints if self.target.has_cache_hints}
 
     @property
     def threads(self) -> int:
@@ -58,6 +60,13 @@ class State:
                 self.registers[name] = b.op("ld.param.u32", "r", f"[{name}]")
         self.tid = b.op("mov.u32", "r", "%tid.x")
         self.smem = b.op("mov.u32", "r", "smem")
+
+    def _policy(self, evict: str) -> str:
+        return self.builder.op(f"createpolicy.fractional.L2::evict_{evict}.b64", "rd", float_immediate(1.0))
+
+    def policy(self, load: Op) -> str:
+        """The register of a load's hint to the L2 cache; "" without one."""
+        return self.policies.get(load.attributes.get("evict", ""), "")
 
     def pointer(self, array: Array, part: str = "") -> str:
         """The global address register of an array, or of a part of a packed weight."""

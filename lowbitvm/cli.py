@@ -66,6 +66,14 @@ def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set
     return names
 
 
+def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of code types, or formats."""
+    for name in value:
+        if name not in ours.WEIGHTS:
+            Format.parse(name)
+    return value
+
+
 @main.command()
 @click.option("--text", help=f"What the language model reads: by default {TEXT!r}, with --generate the start of one.")
 @click.option("--device", default=None, help="cuda or emulator:TARGET; the GPU if there is one, else emulator:sm_80.")
@@ -206,7 +214,7 @@ def emulate_command(
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8x128x64 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
-@click.option("--weights", multiple=True, type=click.Choice(ours.WEIGHTS), help="All that there are.")
+@click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
 @click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
 @click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))

@@ -349,6 +349,7 @@ def load(
     shape: tuple[int, ...],
     other: Scalar = 0,
     trusted: bool = False,
+    evict: str | None = None,
 ) -> Value:
     """The tile of `shape` at `offsets` (in elements); elements beyond the array are `other`.
 
@@ -357,12 +358,15 @@ def load(
     has no index is `other`, since -1 is no column. trusted: a promise that no number in the array of indices lies
     outside the source, which saves the comparisons; a broken one reads what is not the array's.
     From a Packed weight the result is a tile of codes (rows, in_features) for `dequant`, of zeros beyond the array.
+    evict: "first" or "last", a hint to the L2 cache which lines to give up early (what is read once) or late; with a
+    weight's codes it holds for its scales as well. Targets before sm_80 have no such hints and ignore it.
     """
     _expect(source, (Tensor, Packed), "lb.load reads a parameter of the kernel")
     array = source.array
     dtype = source.dtype if isinstance(source, Tensor) else source.format.code
-    promise: dict[str, Attribute] = {"trusted": True} if trusted else {}
-    return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other, **promise)
+    more: dict[str, Attribute] = {"trusted": True} if trusted else {}
+    more |= {"evict": evict} if evict is not None else {}
+    return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other, **more)
 
 
 def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:

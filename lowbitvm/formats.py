@@ -247,8 +247,16 @@ def _nearest_group(value: object, sizes: Sequence[int]) -> int | None:
     return min(sizes, key=lambda size: abs(size - value))
 
 
-# Names of the field, with the names that they have here; "fp" and "int" with a number of bits are close enough to find.
-_MEANT = {"i1": "bp1", "int1": "bp1", "fp4": "mxfp4", "fp6": "mxfp6e3m2", "fp8": "e4m3", "e2m1": "f4e2m1"}
+# names of the field, with those that they have here
+_MEANT = {
+    "i1": "bp1",
+    "fp4": "mxfp4",
+    "fp6": "mxfp6e3m2",
+    "fp8": "e4m3",
+    "e2m1": "f4e2m1",
+    "e4m3fn": "e4m3",
+    "f8e4m3fn": "e4m3",
+}
 _DTYPES = "u1..u8, i2..i8, bp1..bp8, ternary, f3e1m1..f8e7m0, e4m3, e5m2, nf4, c1..c8"
 
 
@@ -256,7 +264,8 @@ def _meant(value: object) -> str:
     """The name that is nearest to an unknown dtype, and all that there are."""
     text = str(value).lower()
     text = re.sub(r"^uint(?=\d)", "u", re.sub(r"^s?int(?=\d)", "i", text))
-    close = [_MEANT[text]] if text in _MEANT else difflib.get_close_matches(text, [*CODE_TYPES, *NAMED], 1)
+    cutoff = 0.5 if len(text) == 2 else 0.65  # "u9" shares half of its letters with "u8"
+    close = [_MEANT[text]] if text in _MEANT else difflib.get_close_matches(text, [*CODE_TYPES, *NAMED], 1, cutoff)
     return f"use {close[0]!r}, the nearest of {_DTYPES}" if close else f"use one of {_DTYPES}"
 
 

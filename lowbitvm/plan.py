@@ -201,6 +201,11 @@ class DigitTile:
     stages: int
     warps: int
 
+    @property
+    def part(self) -> int:
+        """k of a step that a warp, or all of them together, take."""
+        return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
+
 
 def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
     """The tile for m rows of k integer activations.

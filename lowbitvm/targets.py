@@ -75,6 +75,16 @@ class Target:
         return min(by_registers, by_shared, self.warps_per_sm // warps, self.max_blocks_per_sm)
 
     @property
+    def has_cache_hints(self) -> bool:
+        """Whether loads and copies take hints to the L2 cache."""
+        return self.capability >= (8, 0)
+
+    @property
+    def has_paired_casts(self) -> bool:
+        """Whether one instruction rounds two f32 to a pair of 16-bit floats."""
+        return self.capability >= (8, 0)
+
+    @property
     def has_async_copies(self) -> bool:
         """Whether there is cp.async."""
         return self.capability >= (8, 0)

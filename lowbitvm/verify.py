@@ -19,6 +19,7 @@ MAX_TILE_ELEMENTS = 1 << 20
 MAX_RANK = 3
 ARITHMETIC = (dtypes.f32, dtypes.i32)
 STAGES = range(2, 9)
+EVICT = ("first", "last")
 RESERVED_NAMES = ("_", "WARP_SZ", "smem")  # PTX's own, and the generated code's shared memory
 
 Check = Callable[[Op], str | None]  # what is wrong with an op, or None
@@ -159,6 +160,11 @@ def _number(name: str) -> Check:
         return None if isinstance(value, int | float) else f"{name}={value!r} is no number"
 
     return check
+
+
+def _load_form(op: Op) -> str | None:
+    evict = op.attributes.get("evict")
+    return _number("other")(op) if evict in (None, *EVICT) else f"evict={evict!r} is none of {EVICT}"
 
 
 def _reduce_form(op: Op) -> str | None:
@@ -401,7 +407,7 @@ RULES: dict[str, Rule] = {
     "dimension": Rule(0, _integers("axis"), _result(dtypes.i32), _scalar, _array_axis),
     "constant": Rule(0, _number("value"), _result(*ARITHMETIC), _scalar, _fits("value")),
     "full": Rule(0, _number("value"), _array_type, _plain, _fits("value")),
-    "load": Rule(None, _number("other"), _load_dtypes, _access, _fits("other")),
+    "load": Rule(None, _load_form, _load_dtypes, _access, _fits("other")),
     "store": Rule(None, _dense, _store_dtypes, _access, _plain, has_result=False),
     "atomic_add": Rule(None, _dense, _atomic_dtypes, _scalars, _plain),
     "compare": Rule(2, _compare_form, _compare_dtypes, _scalars, _plain),

@@ -17,4 +17,4 @@ def test_the_examples_run(number, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

@@ -387,7 +387,8 @@ def test_every_code_type_and_named_format_is_asked_for_with_the_zero_points_that
     assert len(found) == len(set(found)) == len({*CODE_TYPES, *NAMED}) * 2 * len(ours.TILES)
     for variant in found:
         assert variant.format.zero == ("int" if variant.weights in ("ternary", *INTEGERS) else None)
-    assert Variant("mxfp4", "f16", 128, "none", "sm_80", "16x128x64").format == lb.Format.parse("mxfp4")
+    for name in ("mxfp4", "u4,group=32,zero=offset,scale=i8,outer=256"):
+        assert Variant(name, "f16", 128, "none", "sm_80", "16x128x64").format == lb.Format.parse(name)
 
 
 def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_there_is_none(tmp_path):
@@ -445,7 +446,7 @@ def test_tools_that_are_not_installed_are_said_to_be_so(monkeypatch):
 
 def test_mistakes_of_usage_are_explained(tmp_path):
     assert "say what to measure: --static" in CliRunner().invoke(main, ["bench"]).output
-    assert "'u9' is not one of" in run("--weights", "u9").output
+    assert "FORMAT_INVALID: Format dtype 'u9'" in run("--weights", "u9").output
     options = ["--quick", "--weights", "u4", "--tile", "8x128x64", "--no-peers"]
     result = run(*options, "--json", str(tmp_path / "none" / "file.json"))
     assert result.exit_code == 1 and "cannot be written" in result.output

@@ -34,7 +34,10 @@ TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan c
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel that is asked for. `weights` is one of WEIGHTS; formats of NAMED have a group of their own."""
+    """One kernel that is asked for. `weights` is one of WEIGHTS, or any other format's text.
+
+    Formats of NAMED, and texts of more than a code type, have their own group and zero points.
+    """
 
     weights: str
     act: str
@@ -42,6 +45,7 @@ class Variant:
     zero: str  # "none" for None
     target: str
     tile: str
+    permuted = False
 
     def __str__(self) -> str:
         return f"{self.weights} {self.act} group={self.group} zero={self.zero} {self.target} {self.tile}"
@@ -49,8 +53,8 @@ class Variant:
     @property
     def format(self) -> Format:
         """Raises FORMAT_INVALID or FORMAT_UNSUPPORTED for parts that do not go together."""
-        if self.weights in NAMED:
-            return NAMED[self.weights]
+        if self.weights not in CODE_TYPES:
+            return Format.parse(self.weights)
         table = "tensor" if CODE_TYPES[self.weights].values is None else None
         return Format(self.weights, self.group, None if self.zero == "none" else self.zero, table=table)
 
@@ -68,6 +72,7 @@ class Exactly:
     act: str
     target: str
     chosen_tile: Tile
+    permuted: bool = False
 
     @property
     def weights(self) -> str:
@@ -115,7 +120,7 @@ def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
 
 def _lowered(variant: Variant | Exactly) -> CompiledKernel | LowbitvmError:
     try:
-        tile = asdict(variant.chosen_tile)
+        tile: dict[str, Any] = {"permuted": variant.permuted, **asdict(variant.chosen_tile)}
         return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
     except LowbitvmError as error:
         return error
@@ -176,7 +181,9 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
     x: Any = rng.standard_normal((tile.bm, k)).astype(dtype)
     y: Any = np.zeros((tile.bm, tile.bn), dtype)
     grid = launch_grid((tile.bm, tile.bn), (tile.bm, tile.bn))
-    report = launch(compiled, grid, {"x": x, "w": weight, "y": y}, checks="none")
+    arrays = {"x": x, "w": weight, "y": y, "order": np.arange(k, dtype=np.int32)}
+    taken = {array.name: arrays[array.name] for array in compiled.program.arrays}
+    report = launch(compiled, grid, taken, checks="none")
     assert report is not None
     conflicts = main_loop_conflicts(report, compiled.ptx) * EMULATED_K // k
     weights = tile.bn * k / report.counters.mma

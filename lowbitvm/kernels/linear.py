@@ -29,6 +29,7 @@ def linear(
     stages: int,
     splits: int = 1,
     activation: str | None = None,
+    l2_hints: bool = False,
 ) -> None:
     """y (m, n) = f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual with a gate; f: `activation`.
 
@@ -36,10 +37,11 @@ def linear(
     `splits` parts of it: each then stores its sums as its tile of partials, a (splits x tiles of m, tiles of n) matrix
     of tiles, and the last of a tile's blocks to arrive adds them in the order of k. arrivals counts them, one counter
     per tile of y; all counters are 0 before and after. order (k): the weights' columns are those of x[:, order].
+    l2_hints: the L2 cache keeps x, which all blocks read, rather than the weights, which one row of blocks does.
     """
     i, j = dsl.program_id(0), dsl.program_id(1)
     weights = [w] if gate is None else [w, gate]
-    sums = _products(x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits)
+    sums = _products(x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits, l2_hints=l2_hints)
     if partials is None or arrivals is None:
         _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
@@ -71,10 +73,12 @@ def _products(
     bk: int,
     stages: int,
     splits: int,
+    l2_hints: bool,
 ) -> list[Value]:
     """The block's sums over its part of k, one (bm, bn) tile for each of the weights."""
     i, j = block
     sums = [dsl.zeros((bm, bn)) for _ in weights]
+    often, once = ("last", "first") if l2_hints else (None, None)
     start: Value | int = 0
     stop = x.shape[1]
     if splits > 1:
@@ -82,10 +86,10 @@ def _products(
         start = dsl.program_id(2) * part
         stop = dsl.minimum(stop, start + part)
     for k in dsl.record_range(start, stop, bk, stages=stages):
-        columns = k if order is None else dsl.load(order, (k,), (bk,), other=-1)
-        activations = dsl.load(x, (i * bm, columns), (bm, bk), trusted=order is not None)
+        columns = k if order is None else dsl.load(order, (k,), (bk,), other=-1, evict=often)
+        activations = dsl.load(x, (i * bm, columns), (bm, bk), trusted=order is not None, evict=often)
         for weight, acc in zip(weights, sums, strict=True):
-            codes = dsl.load(weight, (j * bn, k), (bn, bk))
+            codes = dsl.load(weight, (j * bn, k), (bn, bk), evict=once)
             acc += dsl.dot(activations, dsl.dequant(codes, weight.scales, weight.zeros).T)
     return sums
 
