@@ -132,9 +132,10 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
-    if permuted or fmt.scale_dtype.bits == 8 or fmt.code.kind == "table":
+    if permuted or fmt.scale_dtype.bits == 8 or fmt.table == "group":
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
+    room -= TABLE_BYTES if fmt.code.kind == "table" else 0
     return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
 
 
