@@ -24,9 +24,10 @@ from lowbitvm.codegen.codebook import (
 )
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.fused import Fused, chosen_fused
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
-from lowbitvm.codegen.scales import OUTER_OF, ByteRows, Fused, OuterRows, chosen_fused
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
@@ -194,8 +195,11 @@ class Pipeline:
         self.state.builder.do("sub.s32", self.left, self.left, self.unit.turn * self.unit.k)
 
     def drain(self) -> None:
-        """Emits the wait for copies of units that were never used; exact units are not fetched beyond the last."""
-        if self.state.target.has_async_copies and not self.unit.exact:
+        """Emits the wait for copies of units that were never used.
+
+        Exact units are not fetched beyond the last, but for those before the loop where weights are decoded ahead.
+        """
+        if self.state.target.has_async_copies and (self.unit.lead or not self.unit.exact):
             self.state.builder.do("cp.async.wait_all")
 
 
@@ -244,12 +248,15 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         if part_bytes(fmt, parts[0]) > 1:
             add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
             return
+        fused = _fused(state, activations, codes)
+        if fused is not None and isinstance(fmt.outer, int) and (codes, "outer") not in tiles:
+            outers = tuple(part for part in fmt.parts if part in OUTER_OF.values())
+            add((codes, "outer"), GroupRows(state, unit, size, codes, row, start, outers))
         for part in parts:
             outer = None
-            if isinstance(fmt.outer, int):
+            if fused is None and isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            fused = _fused(state, activations, codes)
             add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer, fused))
 
     for _, activations, codes in dots:

@@ -6,7 +6,7 @@ from lowbitvm.chunk import blocks
 from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, size_bytes
-from lowbitvm.dtypes import DType
+from lowbitvm.dtypes import DType, f32
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op
 
@@ -155,7 +155,7 @@ class Rows(Staged):
 
 
 class GroupRows(Rows):
-    """Scales, zeros or both of a (bn, k) tile, of `dtype` as they are read.
+    """Scales, zeros or both of a (bn, k) tile, or their second levels, of `dtype` as they are read.
 
     A lane needs the numbers of rows g and g + 8 of its warp's row tiles. They are copied pair by pair, so that they lie
     as they are read: [warp][g][row tile][part][2 numbers], one load for all.
@@ -166,7 +166,8 @@ class GroupRows(Rows):
     ) -> None:
         assert load.array is not None and isinstance(load.array.element, Format)
         fmt = load.array.element
-        super().__init__(state, unit, offset, load, parts[0], part_bytes(fmt, parts[0]), fmt.group)
+        group = fmt.outer if parts[0] == "outer" else fmt.group
+        super().__init__(state, unit, offset, load, parts[0], part_bytes(fmt, parts[0]), group)
         self._measure(part_dtype(fmt, parts[0]), parts)
         self._add_pieces(row, start)
         self.base = self.base_of(self.n_warps, self.row_tiles)
@@ -250,14 +251,14 @@ class GroupRows(Rows):
 
 
 def part_dtype(fmt: Format, part: str) -> DType:
-    """What a weight's scales or zeros are stored as."""
-    dtype = fmt.scale_dtype if part == "scales" else fmt.zero_dtype
+    """What a weight's scales, zeros or second levels are stored as."""
+    dtype = {"scales": fmt.scale_dtype, "zeros": fmt.zero_dtype}.get(part, f32)
     assert dtype is not None
     return dtype
 
 
 def part_bytes(fmt: Format, part: str) -> int:
-    """Bytes of one stored number of a weight's scales or zeros."""
+    """Bytes of one stored number of a weight's scales, zeros or second levels."""
     return size_bytes(part_dtype(fmt, part))
 
 

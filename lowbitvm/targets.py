@@ -80,6 +80,11 @@ class Target:
         return self.capability >= (8, 0)
 
     @property
+    def has_paired_casts(self) -> bool:
+        """Whether one instruction rounds two f32 to a pair of 16-bit floats."""
+        return self.capability >= (8, 0)
+
+    @property
     def has_async_copies(self) -> bool:
         """Whether there is cp.async."""
         return self.capability >= (8, 0)

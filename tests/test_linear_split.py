@@ -2,7 +2,6 @@
 
 import math
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,19 +15,9 @@ from lowbitvm.plan import SHORTEST_SPLIT, Tile, linear_plan
 from lowbitvm.runtime.compiled import compile_program, launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
 from lowbitvm.runtime.workspace import workspace
+from tests.linear import FLOATS, Layer
 
-FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 FMT = lb.Format("u4", group=64, zero="int")
-EXACT = {
-    None: lambda v: v,
-    "relu": lambda v: np.maximum(v, 0),
-    "silu": lambda v: v / (1 + np.exp(-v)),
-    "gelu": lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
-}
-# |f'| <= 1.13 (gelu; silu 1.1), and what exp, the division and the polynomial add, relative to |v| (kernels/linear.py,
-# dsl.exp): 2^-22 + |v| 2^-23 of an exponential that is at most 1 / |v| of the result where |v| is large.
-SLOPE, FUNCTION_LOSS = 1.13, 2.0**-20
-ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24}
 
 
 def weight_of(rng: np.random.Generator, n: int, k: int) -> lb.PackedWeight:
@@ -93,19 +82,7 @@ def test_splits_and_epilogues_agree_with_float64(problem):
     kinds = act if problem["bias"] else None, problem["gated"], act if problem["residual"] else None
     variant = Variant(FMT, tile, act, out, *kinds, problem["activation"], vectorised=True)
     arguments = {"x": x, "w": w, "gate": gate, "bias": bias, "residual": residual}
-    function = EXACT[problem["activation"]]
-    product, loss = linear_exact(x, w, bias), linear_bound(x, w, bias)
-    inner, inner_loss = (linear_exact(x, gate), linear_bound(x, gate)) if gate is not None else (product, loss)
-    shaped = function(inner)
-    shaped_loss = SLOPE * inner_loss + FUNCTION_LOSS * np.abs(inner)
-    if gate is not None:
-        exact = shaped * product
-        bound = np.abs(shaped) * loss + np.abs(product) * shaped_loss + loss * shaped_loss
-    else:
-        exact, bound = shaped, shaped_loss
-    if residual is not None:
-        exact = exact + residual.astype(np.float64)
-    bound = bound + 2 * ROUNDING["f32"] * (np.abs(exact) + 1) + ROUNDING[out] * (np.abs(exact) + bound) + 2.0**-24
+    exact, bound = Layer(x, w, gate, bias, residual, problem["activation"], out).expected()
     for y in run_both(variant, problem["target"], arguments, m, n):
         assert agrees(y, exact, bound).all()
 

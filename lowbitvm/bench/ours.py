@@ -45,6 +45,7 @@ class Variant:
     zero: str  # "none" for None
     target: str
     tile: str
+    permuted = False
 
     def __str__(self) -> str:
         return f"{self.weights} {self.act} group={self.group} zero={self.zero} {self.target} {self.tile}"
@@ -71,6 +72,7 @@ class Exactly:
     act: str
     target: str
     chosen_tile: Tile
+    permuted: bool = False
 
     @property
     def weights(self) -> str:
@@ -118,7 +120,7 @@ def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
 
 def _lowered(variant: Variant | Exactly) -> CompiledKernel | LowbitvmError:
     try:
-        tile = asdict(variant.chosen_tile)
+        tile: dict[str, Any] = {"permuted": variant.permuted, **asdict(variant.chosen_tile)}
         return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
     except LowbitvmError as error:
         return error
@@ -179,7 +181,9 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
     x: Any = rng.standard_normal((tile.bm, k)).astype(dtype)
     y: Any = np.zeros((tile.bm, tile.bn), dtype)
     grid = launch_grid((tile.bm, tile.bn), (tile.bm, tile.bn))
-    report = launch(compiled, grid, {"x": x, "w": weight, "y": y}, checks="none")
+    arrays = {"x": x, "w": weight, "y": y, "order": np.arange(k, dtype=np.int32)}
+    taken = {array.name: arrays[array.name] for array in compiled.program.arrays}
+    report = launch(compiled, grid, taken, checks="none")
     assert report is not None
     conflicts = main_loop_conflicts(report, compiled.ptx) * EMULATED_K // k
     weights = tile.bn * k / report.counters.mma
