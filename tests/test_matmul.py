@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.integers import PackedDigits
-from lowbitvm.plan import digit_tile
+from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.integer import Variant, longest_k, rank_one, run_matmul
 from tests.test_digits import CODES, drawn
 
@@ -238,3 +238,31 @@ def test_scaled_torch_tensors_give_torch_dtypes() -> None:
     bound = magnitude * e + d * real.abs().double().sum(1) + 64 * d * e
     bound = bound * (1 + 2.0**-16)  # scales are rounded to f32
     assert ((y.double() - exact).abs() <= bound + 2.0**-8 * (exact.abs() + bound)).all()
+
+
+@settings(max_examples=10)
+@given(
+    pair=st.tuples(st.sampled_from(CODES), st.sampled_from(CODES)),
+    native=st.sampled_from(NATIVE),
+    parts=st.tuples(*(st.sampled_from([1, 2, 4]) for _ in range(4))),
+    direct=st.booleans(),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 90), st.integers(1, 1500)),
+)
+def test_any_tile_is_exact(
+    pair: tuple[str, str], native: tuple[str, str], parts: tuple[int, ...], direct: bool, shape: tuple[int, int, int]
+) -> None:
+    """Tiles whose warps share out n, by shared memory, and such whose warps share out k, by registers."""
+    (target, base), (columns, rows, warps, steps) = native, parts
+    a, w = sides(*pair, base, *shape)
+    assume(rows * columns * len(w.decomposition.digits) <= 32)
+    bm = columns * digits.COLUMNS // digits.columns_per_row(a.format.code, base)
+    if direct:
+        warps = max(warps, 2 * rows)
+        tile = DigitTile(bm, 16 * rows, warps * steps * digits.BASES[base].activation_k, 2, warps)
+    else:
+        steps = min(steps, 2)
+        tile = DigitTile(bm, 16 * rows * warps, steps * digits.BASES[base].activation_k, 2, warps)
+        assume(2 * tile.bk * (tile.bn * w.format.bits + 8 * columns * digits.BASES[base].bits) // 8 <= 60 << 10)
+    y = np.full((a.rows, w.rows), -1, np.int32)
+    run_matmul(a, w, y, target, tile=tile, checks="all", on_finding="raise")
+    assert np.array_equal(y, exact(a, w)), tile
