@@ -266,3 +266,52 @@ def test_any_tile_is_exact(
     y = np.full((a.rows, w.rows), -1, np.int32)
     run_matmul(a, w, y, target, tile=tile, checks="all", on_finding="raise")
     assert np.array_equal(y, exact(a, w)), tile
+
+
+@pytest.mark.parametrize(("name", "bits"), [("u8", 3), ("u4", 1), ("i8", 5), ("i3", 2), ("bp7", 6), ("bp2", 1)])
+def test_the_top_planes_of_a_weight_are_a_weight_that_reads_them_only(name: str, bits: int) -> None:
+    whole_a, whole = sides(name, "bp3", "b1", m=3, n=40, k=2048)
+    code, codes = CODE_TYPES[name], whole.unpack().astype(np.int64)
+    for m, target in ((3, "sm_80"), (3, "sm_75"), (70, "sm_80")):
+        a = whole_a if m == 3 else sides(name, "bp3", "b1", m=m, n=1, k=2048)[0]
+        top = whole.top(bits)
+        dropped, patterns = code.bits - bits, (codes + code.bias) // code.step
+        kept = CODE_TYPES[top.format.dtype]
+        assert np.array_equal(top.unpack(), (patterns >> dropped) * kept.step - kept.bias)
+        y = np.zeros((m, 40), np.int32)
+        report = run_matmul(a, top, y, target, checks="all", on_finding="raise")
+        assert report is not None and np.array_equal(y, exact(a, top))
+        if m == 3:  # with many rows whole tiles go through shared memory
+            read = next(traffic for traffic in report.counters.arrays.values() if traffic.name == "w$words")
+            assert read.distinct_read * code.bits == whole.words.nbytes * bits
+    if code.step == 1 and code.bias:
+        assert np.array_equal(whole.top(bits).unpack(), codes >> dropped)
+
+
+def test_the_top_of_the_top_is_the_top() -> None:
+    w = sides("u6", "i8", "b1", m=1, n=20, k=300)[1]
+    assert np.array_equal(w.top(4).top(2).unpack(), w.top(2).unpack())
+    assert np.array_equal(w.top(4).top(2).sums, w.top(2).sums)
+
+
+def test_bipolar_scales_grow_with_the_planes_that_are_left_out() -> None:
+    real = np.random.default_rng(0).normal(size=(20, 256)).astype(np.float32)
+    w = lb.quantize_weights(real, lb.Format("bp4", "channel", scale="f32", act="i8", digits="b1"))
+    top = w.top(2)
+    assert w.scales is not None and top.scales is not None
+    error = np.abs(top.unpack() * top.scales[:, None] - w.unpack() * w.scales[:, None])
+    assert (error <= 3 * w.scales[:, None] * (1 + 2.0**-20)).all()  # two planes of weights 1 and 2
+
+
+def test_planes_that_are_not_there_are_refused() -> None:
+    real = np.ones((4, 64), np.float32)
+    scaled = lb.quantize_weights(real, lb.Format("i4", "channel", act="i8", digits="b1"))
+    for code, make in (
+        ("ARGUMENT_INVALID: the top 4 planes of 4", lambda: sides("u4", "i8", "b1", 1, 2, 3)[1].top(4)),
+        ("ARGUMENT_INVALID: the top 1 planes", lambda: sides("i4", "i8", "b1", 1, 2, 3)[1].top(1)),
+        ("ARGUMENT_INVALID: the top 2 planes", lambda: sides("u4", "i8", "s8", 1, 2, 3)[1].top(2)),
+        ("FORMAT_UNSUPPORTED: scaled top planes", lambda: scaled.top(2)),
+        ("FORMAT_INVALID: planes=3", lambda: lb.Format("u4", act="i8", digits="b1", planes=3)),
+    ):
+        with pytest.raises(lb.LowbitvmError, match=code):
+            make()
