@@ -74,7 +74,7 @@ def test_two_weights_meet_the_same_activations(warps: int, bn: int, bk: int) -> 
 
 
 def test_sides_in_other_digits_do_not_meet_in_a_dot() -> None:
-    a, w = sides("i8", "i8", "s8", m=8, n=16, k=64)
+    w = sides("i8", "i8", "s8", m=8, n=16, k=64)[1]
     planes = sides("i8", "i8", "b1", m=8, n=16, k=64)[0]
     for left, right, problem in ((planes, w, "a dot of i8.*digits=b1"), (w, w, "that are not activations")):
         with pytest.raises(lb.LowbitvmError, match=f"DTYPE_MISMATCH: dot: .*{problem}"):
