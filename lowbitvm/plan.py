@@ -109,9 +109,7 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     """
     bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
-    free = (
-        free if target.has_async_copies else free * 7 // 8
-    )  # the margin with which two stages become two joined units
+    free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
         wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
         for depth in (512, 384, 256):
