@@ -27,7 +27,7 @@ from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
 from lowbitvm.codegen.state import State
-from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
+from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, packed_array
 from lowbitvm.ir import Op
 from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 
@@ -60,7 +60,7 @@ class Dot:
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
-        assert isinstance(activations, Activations) and isinstance(words, WordTile) and a.dtype is not None
+        assert isinstance(activations, Activations) and isinstance(words, Words) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
@@ -73,6 +73,7 @@ class Dot:
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8 // state.warps_m  # n8 tiles of a warp
         self.row_tiles = words.row_tiles * state.warps_m
+        self.converted = any(isinstance(tile, ByteRows) for tile in self.groups)
         self.fused = next((tile.fused for tile in self.groups if isinstance(tile, ByteRows)), None)
         few = self.columns < LEAST_CENTRED and not self._centres()
         self.centring = None if few or self.fused is not None else centring(self.format, self.decoder)
@@ -221,7 +222,7 @@ class Dot:
         for segment in range(self.pipeline.unit.k // self.segment):
             scalings, addends = self._scalings(segment * self.segment)
             weights = [self._weights(segment, t, decoded, addends[t]) for t in range(self.row_tiles)]
-            between = max(1, FENCE_K // self.segment)
+            between = 1 if self.converted or self.segment == self.atom.k else max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)

@@ -9,6 +9,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.layout import Layout
 
 KIB = 1024
+LATENCY_NS = 800  # of DRAM
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Target:
         if registers > self.registers_per_thread or threads > self.threads_per_block:
             return 0
         return min(by_registers, by_shared, self.warps_per_sm // warps, self.max_blocks_per_sm)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes per SM that must be on their way for its GPU's memory to be busy: bandwidth x LATENCY_NS."""
+        return round(self.gpu.dram_gbs * LATENCY_NS / self.gpu.sms)
 
     @property
     def has_cache_hints(self) -> bool:

@@ -83,6 +83,7 @@ class Variant:
             bk=tile.bk,
             stages=tile.stages,
             splits=tile.splits,
+            direct=tile.direct,
             activation=self.activation,
             l2_hints=self.l2_hints,
             divisible={dim: VECTOR for dim, holds in (("k", self.vectorised), ("n", self.aligned)) if holds},
@@ -103,6 +104,7 @@ def compile_linear(
     stages: int | None = None,
     warps: int | None = None,
     splits: int = 1,
+    direct: int | None = None,
     bias: bool = False,
     gate: bool = False,
     residual: bool = False,
@@ -128,11 +130,10 @@ def compile_linear(
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
     SHARED_MEMORY_EXCEEDED.
     """
-    parts: dict[str, Any] = {"group": group, "zero": zero, "scale": scale}
-    fmt = replace(as_format(weights), **{name: part for name, part in parts.items() if part is not None})
-    tile = chosen_tile(
-        fmt, targets.get(target), permuted, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits
-    )
+    given_parts: dict[str, Any] = {"group": group, "zero": zero, "scale": scale}
+    fmt = replace(as_format(weights), **{name: part for name, part in given_parts.items() if part is not None})
+    parts = {"bm": bm, "bn": bn, "bk": bk, "stages": stages, "warps": warps, "splits": splits, "direct": direct}
+    tile = chosen_tile(fmt, targets.get(target), permuted, 2 if gate else 1, **parts)
     given = act if bias else None, gate, act if residual else None
     variant = Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted, l2_hints, aligned)
     return _compile(variant, target, cache)
