@@ -117,7 +117,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     stages = full if target is None or target.has_async_copies else 2
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
-        return _wide(tile, m, fmt, target)
+        return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
@@ -150,7 +150,7 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
         wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
         for depth in (512, 384, 256):
             deep = replace(wide, stages=depth // bk)
-            if weights * _staged_bytes(deep, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
+            if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
                 return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
 

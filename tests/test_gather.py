@@ -136,6 +136,18 @@ def test_a_gate_is_gathered_with_its_weight_and_must_have_the_same_permutation()
             run_linear(x, weight, None, y, "sm_80", gate=replace(gate, permutation=other))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("fmt", ["u4,zero=int", "u8", "nvfp4", "u3,group=32,zero=float"])
+def test_wide_tiles_leave_room_for_a_gate(target, fmt):
+    known = lb.Format.parse(fmt)
+    for m in (4, 8):
+        tile = linear_plan(m, 4096, 4096, known, get(target), permuted=True, gate=True)
+        kernel = lb.runtime.compiled.compile_program(
+            Variant(known, tile, gate=True, permuted=True).program(), target, tile.warps
+        )
+        assert kernel.shared <= get(target).shared_per_block and kernel.spills == 0, tile
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_torch_runs_permuted_weights(monkeypatch, gated):
     given = weight_of(FMT, 24, 128).arguments()
