@@ -63,7 +63,7 @@ def test_few_rows_are_limited_by_the_memory_and_many_by_the_tensor_cores():
 
 def test_the_issue_slots_are_those_of_the_instructions_that_are_listed():
     told = lb.explain("u4", 16, 128 * 108, 4096)
-    assert told.grid == (1, 108, 1)
+    assert told.grid[:2] == (1, 108)  # and each SM has as many blocks as there are splits
     weights = 128 * 4096 / 128  # of a lane of the SM
     assert told.limits["issue slots"] == pytest.approx(weights * sum(told.instructions.values()) / 1.41e3, rel=1e-9)
     assert 0 < sum(told.decode.values()) < sum(told.instructions.values())

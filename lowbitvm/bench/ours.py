@@ -11,6 +11,7 @@ from lowbitvm import dtypes, targets
 from lowbitvm.bench.loops import main_nest, read_ptx
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.bench.together import Machine, assemble_together
+from lowbitvm.codegen.stream import LOAD
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED, Format
@@ -22,7 +23,7 @@ from lowbitvm.runtime.linear import compile_linear
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
-COPIES: tuple[str | tuple[str, ...], ...] = (("cp.async.ca", "cp.async.cg"), "ld.global")
+COPIES: tuple[str | tuple[str, ...], ...] = (LOAD, ("cp.async.ca", "cp.async.cg"), "ld.global")
 WEIGHTS = (*CODE_TYPES, *NAMED)
 TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan chooses the rest
     "8x128x64": {"bm": 8, "bn": 128, "bk": 64},

@@ -1,0 +1,122 @@
+"""Tiles of 128 rows: weights decoded once per block into shared memory, on every kind of format and target."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lowbitvm as lb
+from lowbitvm import targets
+from lowbitvm.bounds import agrees, linear_bound, linear_exact
+from lowbitvm.codegen.centring import centring
+from lowbitvm.codegen.convert import decoder, held_by
+from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.plan import linear_tile
+from lowbitvm.runtime.compiled import launch_grid
+from tests.test_linear import FLOATS, NUMBERS, check, random_activations, random_weight
+
+ROWS = 128
+
+
+def run(fmt, act, m, n, k, target="sm_80", kind="normal", seed=0, **tile):
+    """Runs one problem with a tile of ROWS rows in the emulator and compares it with float64."""
+    rng = np.random.default_rng(seed)
+    weight, x = random_weight(rng, fmt, n, k), random_activations(rng, act, m, k, kind, fmt)
+    kernel = lb.compile_linear(fmt, act=act, target=target, cache=False, vectorised=k % 8 == 0, bm=ROWS, **tile)
+    y = np.full((m, n), 7, FLOATS[act])
+    report = lb.launch(kernel, launch_grid((m, n), (ROWS, 128)), {"x": x, "w": weight, "y": y})
+    assert report.findings == []
+    assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+    return kernel, report, weight
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_format_is_decoded_once_per_block(name):
+    code = CODE_TYPES[name]
+    for number, act in enumerate(("f16", "bf16")):
+        fmt = lb.Format(name, group=(64, 128)[number], zero=("int" if code.is_linear else "float", None)[number])
+        if held_by(code, act):
+            run(fmt, act, m=9, n=24, k=256)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90a", "sm_120f"])
+@pytest.mark.parametrize("name", ["u4", "f6e3m2"])
+def test_interpreter_and_emulator_agree_on_every_family_of_targets(name, target):
+    check(lb.Format(name, zero="int" if name == "u4" else "float"), "f16", m=ROWS + 3, n=24, k=384, target=target)
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["u1", "i3", "u4", "bp7", "u8", "ternary", "f4e2m1", "f6e3m2", "e4m3"]),
+    st.sampled_from([16, 32, 64, 128, 256, "channel", "tensor"]),
+    st.sampled_from([None, "int", "float", "offset"]),
+    st.sampled_from(["f16", "f32"]),
+    st.sampled_from(["f16", "bf16"]),
+    st.integers(1, 9),
+    st.integers(1, 140),
+    st.integers(1, 140),
+    st.sampled_from(["normal", "outlier", "not finite"]),
+    st.sampled_from(["sm_80", "sm_89"]),
+)
+def test_any_sizes_agree_with_float64(name, group, zero, scale, act, groups, m, n, kind, target):
+    code = CODE_TYPES[name]
+    zero = "float" if zero == "int" and not code.is_linear else zero
+    fmt = lb.Format(name, group, zero, scale)
+    k = groups * group if isinstance(group, int) else 37 * groups
+    tile = linear_tile(ROWS, fmt, targets.get(target))
+    if tile.bm == ROWS:  # else shared memory has no room for it
+        run(fmt, act, m, n, k, target, kind, stages=tile.stages)
+
+
+@pytest.mark.parametrize("zero", [None, "int", "float"])
+def test_weights_and_scales_are_read_once_per_block_without_bank_conflicts(zero):
+    fmt = lb.Format("u4", group=128, zero=zero)
+    kernel, report, weight = run(fmt, "f16", 2 * ROWS, 256, 512)
+    assert kernel.spills == 0
+    assert report.counters.bank_conflicts == 0
+    assert report.counters.arrays[1].read == 2 * weight.words.nbytes
+    assert report.counters.arrays[2].read == 2 * weight.scales.nbytes
+
+
+@pytest.mark.parametrize("stages", [3, 4, 5])
+@pytest.mark.parametrize("k", [64, 128, 192, 256, 320, 704])
+def test_any_number_of_units_meets_any_number_of_stages(stages, k):
+    run(lb.Format("u3", group=64, zero="int"), "f16", 9, 128, k, stages=stages)
+    run(lb.Format("u3", group="channel", zero="float"), "f16", 9, 128, k + 8, stages=stages)
+
+
+def test_integer_zero_points_need_no_row_sums():
+    products = {zero: run(lb.Format("u4", zero=zero), "f16", ROWS, 128, 512)[1].counters.mma for zero in (None, "int")}
+    assert products[None] == products["int"] == ROWS * 128 * 512 // (16 * 8 * 16)
+
+
+@pytest.mark.parametrize("act", ["f16", "bf16"])
+def test_centring_is_exact_for_every_code_and_zero_point(act):
+    native = FLOATS[act]
+    for code in (code for code in CODE_TYPES.values() if code.is_linear):
+        fmt = lb.Format(code.name, zero="int")
+        found = centring(fmt, decoder(code, act))
+        assert found is not None or (act == "bf16" and code.name in ("bp7", "bp8"))
+        if found is None:
+            continue
+        codes = np.arange(code.used or 1 << code.bits) * code.step - code.bias
+        zeros = np.arange(code.low, code.high + 1)
+        exact = found.unit * (codes[:, None] - zeros)
+        assert np.array_equal(exact.astype(native).astype(np.float64), exact), code
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_120f"])
+@pytest.mark.parametrize("zero", [None, "int", "offset"])
+def test_nothing_spills_where_the_plan_takes_it(target, zero):
+    for act, group in (("f16", 128), ("bf16", "channel"), ("f16", 64)):
+        fmt = lb.Format("u4", group=group, zero=zero)
+        tile = linear_tile(ROWS, fmt, targets.get(target))
+        assert tile.bm == ROWS
+        kernel = lb.compile_linear(fmt, act=act, target=target, bm=ROWS, stages=tile.stages, cache=False)
+        assert kernel.spills == 0, (target, act, group)
+
+
+def test_small_targets_keep_64_rows():
+    assert linear_tile(4096, lb.Format("u4"), targets.get("sm_75")).bm == 64
+    assert linear_tile(4096, lb.Format("u8"), targets.get("sm_89")).bm == 64
+    assert linear_tile(4096, lb.Format("u4"), targets.get("sm_89")).bm == ROWS
