@@ -113,7 +113,7 @@ def problems(draw):
         "out": draw(st.sampled_from(outs)),
         "bias": draw(st.sampled_from([None, act])),
         "residual": draw(st.sampled_from([None, *outs])),
-        "gated": draw(st.booleans()) and targets.get(target).shared_per_block > 2**17,
+        "gated": draw(st.booleans()),
         "permuted": draw(st.booleans()),
         "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
         "batch_invariant": draw(st.booleans()),

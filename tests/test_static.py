@@ -447,7 +447,7 @@ def test_tools_that_are_not_installed_are_said_to_be_so(monkeypatch):
 
 def test_an_error_in_one_of_several_processes_is_that_of_the_command():
     jobs = [partial(lb.Format.parse, text) for text in ("u4", "u4,group=33", "u8")]
-    with pytest.raises(LowbitvmError, match="^FORMAT_INVALID: Format group 33"):
+    with pytest.raises(LowbitvmError, match=r"^FORMAT_INVALID: Format group 33"):
         static.run_all(jobs)
     assert static.run_all(jobs[::2]) == [lb.Format("u4"), lb.Format("u8")]
 
