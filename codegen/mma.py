@@ -73,6 +73,7 @@ class Dot:
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8 // state.warps_m  # n8 tiles of a warp
         self.row_tiles = words.row_tiles * state.warps_m
+        self.converted = any(isinstance(tile, ByteRows) for tile in self.groups)
         self.fused = next((tile.fused for tile in self.groups if isinstance(tile, ByteRows)), None)
         few = self.columns < LEAST_CENTRED and not self._centres()
         self.centring = None if few or self.fused is not None else centring(self.format, self.decoder)
@@ -221,7 +222,7 @@ class Dot:
         for segment in range(self.pipeline.unit.k // self.segment):
             scalings, addends = self._scalings(segment * self.segment)
             weights = [self._weights(segment, t, decoded, addends[t]) for t in range(self.row_tiles)]
-            between = max(1, FENCE_K // self.segment)
+            between = 1 if self.converted or self.segment == self.atom.k else max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)

@@ -40,6 +40,7 @@ from lowbitvm.plan import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
+FEW_ACCUMULATORS = 16
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
 OUTER_BITS = 32
@@ -329,10 +330,7 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     shared = state.warps_m > 1
     merges = (
-        pure
-        and whole
-        and divisor(start) % UNIT_K == 0
-        and all(_gains(packed_array(codes)[1], step) for _, codes in loads)
+        pure and whole and divisor(start) % UNIT_K == 0 and all(_gains(state, a, codes, step) for a, codes in loads)
     )
     period = max(1, UNIT_K // step) if merges and shared and all(group > step for group in known) else 1
     merges = merges and roomy and fits and not shared
@@ -363,9 +361,17 @@ def _scale_bits(fmt: Format) -> float:
     return numbers * (CONVERTED_BITS / group + OUTER_BITS / UNIT_K) + (fmt.zero == "int") * SCALE_BITS / 2
 
 
-def _gains(fmt: Format, step: int) -> bool:
-    """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes."""
-    return isinstance(fmt.group, str) or fmt.group > step or part_bytes(fmt, "scales") == 1
+def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
+    """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes.
+
+    Sums of short groups need registers beside those of a large tile's accumulators.
+    """
+    fmt = packed_array(codes)[1]
+    if isinstance(fmt.group, str) or fmt.group > step:
+        return True
+    few = activations.shape[0] * codes.shape[0] <= FEW_ACCUMULATORS * state.threads
+    whole = fmt.zero is None and _fused(state, activations, codes) is not None
+    return part_bytes(fmt, "scales") == 1 and (few or whole)
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

@@ -137,8 +137,8 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
 
 
-def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
-    """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
+def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
+    """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
     which stages of 64 are joined to where the groups are longer.
@@ -148,7 +148,7 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
         for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
             wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
             free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
-            if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
+            if weights * _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
                 return wide
     return tile
 
