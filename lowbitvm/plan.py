@@ -111,7 +111,8 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
-    most = 32 if permuted and fmt.group in (16, 32) else SMALL_ROWS
+    summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
+    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
