@@ -14,6 +14,7 @@ from lowbitvm.ir import Array, Op, Program, walk
 from lowbitvm.layout import Layout
 
 MAX_VECTOR_BYTES = 16
+ACCESSES = ("load", "store", "atomic_add")
 REGISTER_KIND = {"f16": "h", "bf16": "h", "f32": "f", "i32": "r"}
 
 
@@ -22,7 +23,9 @@ class Access:
 
     def __init__(self, state: State, op: Op, shape: tuple[int, ...], layout: Layout, offsets: list[Operand]) -> None:
         assert op.array is not None and isinstance(op.array.element, dtypes.DType)
-        self.state, self.op, self.array, self.layout = state, op, op.array, layout
+        turned = turned_layout(state, op, layout)
+        layout = turned or layout
+        self.state, self.op, self.array, self.layout, self.turned = state, op, op.array, layout, turned is not None
         self.dtype = op.array.element
         if self.dtype.name not in REGISTER_KIND:
             raise LowbitvmError(
@@ -39,7 +42,7 @@ class Access:
             inside = state.linear(state.tid, [image[axis] for image in thread_images])
             self.starts.append(state.scalar("add", offset, inside))
         self.owner = owner_predicate(state, layout) if op.kind == "store" else None
-        self.width = self._vector_width()
+        self.width = vector_width(state, op, layout)
         self.pitches = self._pitches()
         address: str = state.pointer(self.array)
         for start, pitch in zip(self.starts, self.pitches, strict=True):
@@ -91,24 +94,38 @@ class Access:
                 b.do(f"mov.b{bits}", register, immediate(other, self.dtype, pair=packed))
             loaded, operands = hinted(name, (vector(registers), memory(pointer, offset)), state.policy(self.op))
             b.do(f"{loaded}{vector_suffix(registers)}.b{bits}", *operands, when=mask)
+            if self.turned:
+                registers = [transposed(state, register) for register in registers]
             result += _split(state, registers) if packed else registers
         return result
 
-    def store(self, values: list[Operand]) -> None:
-        """Emits the stores of one value per register of the layout."""
+    def store(self, values: list[Operand], rounds: bool = False) -> None:
+        """Emits the stores of one value per register of the tile's layout.
+
+        rounds: they are f32, to be rounded to the array's 16 bits; for accesses by pairs only.
+        """
         b = self.state.builder
         kind = REGISTER_KIND[self.dtype.name]
         packed = kind == "h" and self.width > 1
         for piece, (pointer, offset, mask) in enumerate(self._pieces()):
             own = values[piece * self.width : (piece + 1) * self.width]
-            registers = [in_register(self.state, value, kind) for value in own]
+            registers = [in_register(self.state, value, "f" if rounds else kind) for value in own]
             if packed:
                 pairs = zip(registers[::2], registers[1::2], strict=True)
-                registers = [b.op("mov.b32", "r", vector([low, high])) for low, high in pairs]
+                registers = [self._pair(low, high, rounds) for low, high in pairs]
             name = f"st.global{vector_suffix(registers)}.b{32 if packed else BITS[kind]}"
             b.do(name, memory(pointer, offset), vector(registers), when=mask)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _pair(self, low: str, high: str, rounds: bool) -> str:
+        """Emits a register of two numbers that are neighbours in the array."""
+        b = self.state.builder
+        if rounds:
+            pair = b.op(f"cvt.rn.{self.dtype.name}x2.f32", "r", high, low)
+        else:
+            pair = b.op("mov.b32", "r", vector([low, high]))
+        return transposed(self.state, pair) if self.turned else pair
 
     def _pieces(self) -> list[tuple[str, int, str]]:
         """(pointer, byte offset, mask) of every vector, in the order of the registers."""
@@ -167,13 +184,38 @@ class Access:
                 result.insert(0, b.op("mul.lo.s64", "rd", inner, wide))
         return result
 
-    def _vector_width(self) -> int:
-        """Elements per access: what the low registers cover in a row, and what alignment and masks allow."""
-        limit = self.layout.vector_width(
-            out_dim=self.axes[-1], element_bits=self.dtype.bits, max_bits=8 * MAX_VECTOR_BYTES
-        )
-        aligned = math.gcd(self.state.program.divisor(self.array.dims[-1]), divisor(self.op.operands[-1]))
-        return math.gcd(limit, aligned)
+
+def vector_width(state: State, op: Op, layout: Layout) -> int:
+    """Elements per access: what the low registers cover in a row, and what alignment and masks allow."""
+    assert op.array is not None and isinstance(op.array.element, dtypes.DType)
+    axis = AXES[len(op.array.dims) - 1]
+    limit = layout.vector_width(out_dim=axis, element_bits=op.array.element.bits, max_bits=8 * MAX_VECTOR_BYTES)
+    return math.gcd(limit, state.program.divisor(op.array.dims[-1]), divisor(op.operands[-1]))
+
+
+def turned_layout(state: State, op: Op, layout: Layout) -> Layout | None:
+    """The layout of a tile that an access has in memory order, where transposing 8 x 8 numbers makes it wider.
+
+    `movmatrix` takes matrices whose row is the upper three bits of the lane, and the column the lower two and the half
+    of the register, and hands out their transposes alike (PTX ISA, movmatrix). So the pairs of a fragment that are
+    neighbours along rows of activations become neighbours along out_features:
+    (register: i0 ..., lane: i1 i2 j0 j1 j2) -> (register: j0 ..., lane: j1 j2 i0 i1 i2).
+    None where that is no gain, or where other accesses of the same array rely on the layout.
+    """
+    assert op.array is not None and isinstance(op.array.element, dtypes.DType)
+    accesses = [other for other in walk(state.program.body) if other.array is op.array and other.kind in ACCESSES]
+    shared = op.array in state.stored and len(accesses) > 1
+    if op.array.element.bits != 16 or layout.ins["register"] == 0 or shared:
+        return None
+    (first, *others), (a, b, c, d, e) = layout.bases["register"], layout.bases["lane"]
+    turned = Layout({**layout.bases, "register": [c, *others], "lane": [d, e, first, a, b]}, layout.outs)
+    return turned if vector_width(state, op, turned) > vector_width(state, op, layout) else None
+
+
+def transposed(state: State, register: str) -> str:
+    """Emits the transposition of the warp's 8 x 8 matrix of 16-bit numbers."""
+    state.builder.needs("7.8")
+    return state.builder.op("movmatrix.sync.aligned.m8n8.trans.b16", "r", register)
 
 
 def unordered_arrays(program: Program, layouts: dict[Op, Layout]) -> set[Array]:

@@ -7,11 +7,12 @@ the loop where all of k is one group. Where these are too large, every code is a
 
 import abc
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from lowbitvm.codegen.convert import INDEX_BITS, TableDecoder
+from lowbitvm.codegen.convert import TableDecoder, byte_indices
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State
@@ -115,21 +116,13 @@ class GroupTables(abc.ABC):
 
     def emit(self, words: list[str], t: int, k: int) -> list[list[str]]:
         """Emits the decode of the words of a chunk of the warp's row tile t, from the unit's in_feature k on."""
-        b, bits = self.state.builder, self.format.bits
-        views: dict[tuple[int, int], str] = {}
+        b = self.state.builder
         steps: list[list[str]] = []
+        indices = byte_indices(b, words, self.format.bits, 1, masked=True)
         for step in range(4):
             halves: list[str] = []
-            for code in range(8 * step, 8 * step + 8):
-                word, bit = divmod(code * bits, 32)
-                byte, shift = divmod(bit, 8)
-                if (word, shift) not in views:
-                    view = words[word]
-                    if shift:
-                        view = b.op("shf.r.wrap.b32", "r", view, words[(word + 1) % len(words)], shift)
-                    masked = bits < INDEX_BITS
-                    views[word, shift] = b.op("and.b32", "r", view, ((1 << bits) - 1) * 0x01010101) if masked else view
-                offset = b.op("dp4a.u32.u32", "r", views[word, shift], 2 << 8 * byte, self.start)
+            for code, (view, byte) in enumerate(itertools.islice(indices, 8)):
+                offset = b.op("dp4a.u32.u32", "r", view, 2 << 8 * byte, self.start)
                 halves.append(self._value(offset, t, k + 16 * step & -self.alike, code // 2 % 2))
             steps.append([self._pair(*pair) for pair in zip(halves[::2], halves[1::2], strict=True)])
             if (
@@ -217,7 +210,7 @@ class GlobalTables(GroupTables):
         if (t, k) not in self.found:
             self.found[t, k] = self._table(t, k)
         address = b.op("mad.wide.u32", "rd", offset, 1, self.found[t, k])
-        return b.op("ld.global.nc.b16", "h", memory(address, row * self.row_bytes))
+        return b.op("ld.global.b16", "h", memory(address, row * self.row_bytes))  # .nc would be moved across barriers
 
     def _table(self, t: int, k: int) -> str:
         """Emits the address of the lane's first table for row tile t and the unit's in_feature k."""

@@ -15,6 +15,7 @@ codebooks: an index, of as many codes as a byte holds, into a table in shared me
 import functools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -214,24 +215,49 @@ class TableDecoder:
         The table is the one that lies `place` bytes after that of the constants.
         """
         (table,) = constants
-        bits = self.codes * self.code.bits
-        views: dict[tuple[int, int], str] = {}
         loaded: list[str] = []
-        for index in range(chunk.CODES // self.codes):
-            word, bit = divmod(index * bits, 32)
-            byte, shift = divmod(bit, 8)
-            if (word, shift) not in views:
-                view, following = words[word % len(words)], words[(word + 1) % len(words)]
-                view = b.op("shf.r.wrap.b32", "r", view, following, shift) if shift else view
-                mask = ((1 << bits) - 1) * 0x01010101
-                views[word, shift] = b.op("and.b32", "r", view, mask) if self.rows < 1 << INDEX_BITS else view
-            address = b.op("dp4a.u32.u32", "r", views[word, shift], self.row_bytes << 8 * byte, table)
+        for view, byte in byte_indices(b, words, self.code.bits, self.codes, masked=self.rows < 1 << INDEX_BITS):
+            address = b.op("dp4a.u32.u32", "r", view, self.row_bytes << 8 * byte, table)
             entry = [b.register("r") for _ in range(self.width)]
             b.do(f"ld.shared{vector_suffix(entry)}.b32", vector(entry), memory(address, place))
             loaded += entry
         if self.codes == 1:
             loaded = [b.op("prmt.b32", "r", *both, 0x5410) for both in zip(loaded[::2], loaded[1::2], strict=True)]
         return [loaded[4 * step : 4 * step + 4] for step in range(4)]
+
+
+def byte_indices(b: Emitter, words: list[str], bits: int, codes: int, masked: bool) -> Iterator[tuple[str, int]]:
+    """Emits what brings the indices of each `codes` codes of a chunk to bytes: their (register, byte) in order.
+
+    masked: there is nothing beside them in these bytes.
+    """
+    whole = 8 // bits  # codes of a stored byte
+    views: dict[int, str] = {}
+    shifted: dict[tuple[int, int], str] = {}
+    for first in range(0, chunk.CODES, codes):
+        number, code = divmod(first, whole)
+        view, byte = divmod(number, 4)
+        if view not in views:
+            views[view] = _byte_view(b, words, chunk.byte_views(bits)[view])
+        if (view, code) not in shifted:
+            register = views[view]
+            if code:
+                register = b.op("shf.r.wrap.b32", "r", register, register, code * bits)
+            if masked and codes * bits < INDEX_BITS:
+                register = b.op("and.b32", "r", register, ((1 << codes * bits) - 1) * 0x01010101)
+            shifted[view, code] = register
+        yield shifted[view, code], byte
+
+
+def _byte_view(b: Emitter, words: list[str], fields: tuple[chunk.Field, ...]) -> str:
+    """Emits a register of `chunk.byte_views`. Bits that are in none of the fields are any."""
+    view = ""
+    for field in fields:
+        word, rotation = words[field.word % len(words)], field.bit - field.place
+        word = b.op("shf.r.wrap.b32", "r", word, word, rotation) if rotation else word
+        mask = (((1 << field.length) - 1) << field.place) * 0x01010101
+        view = b.op("lop3.b32", "r", mask, word, view, SELECT) if view else word
+    return view
 
 
 @functools.cache

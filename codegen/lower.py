@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
 from lowbitvm.codegen import exchange
-from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, unordered_arrays
+from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
 from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
@@ -44,6 +44,7 @@ class Lowering:
         found = list(accumulations(state.program.body, state.uses))
         self.accumulated = {assign: dot for assign, _, dot in found}
         self.absorbed = {op for _, *ops in found for op in ops}  # emitted by the `assign`
+        self.rounded = {cast for cast, store in stored_casts(state.program.body, state.uses) if self._rounds(store)}
 
     def block(self, ops: Sequence[Op]) -> None:
         """Emits a block."""
@@ -136,10 +137,18 @@ class Lowering:
             raise _unsupported(op, f"a cast to bf16 on {self.state.target.name}", "use f16 or f32, or sm_80 and later")
         b, name = self.state.builder, CASTS[source.name, target.name]
         values = self.state.values[op.operands[0]]
+        if op in self.rounded:
+            self.state.values[op] = values
+            return
         if source.name == "bf16":  # the upper half of an f32; `cvt` needs a newer PTX than sm_80's
             zero = b.op("mov.b16", "h", 0)
             values = [vector([zero, str(value)]) for value in values]
         self.state.values[op] = [b.op(name, _register_kind(op), value) for value in values]
+
+    def _rounds(self, store: Op) -> bool:
+        """Whether a store rounds its tile itself, two numbers with one instruction."""
+        layout, target = self.state.layouts[store.operands[0]], self.state.target
+        return target.has_paired_casts and turned_layout(self.state, store, layout) is not None
 
     def assign(self, op: Op) -> None:
         target, value = op.operands
@@ -218,7 +227,8 @@ class Lowering:
         self.state.values[op] = self._owned(op, self._access(op).load(other))
 
     def store(self, op: Op) -> None:
-        self._access(op).store(self.state.values[op.operands[0]])
+        tile = op.operands[0]
+        self._access(op).store(self.state.values[tile], rounds=tile in self.rounded)
 
     def atomic_add(self, op: Op) -> None:
         """Between two barriers one thread adds for all, and hands on through shared memory what it found."""
@@ -445,6 +455,16 @@ def accumulations(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple
             yield op, total, dots[0]
 
 
+def stored_casts(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple[Op, Op]]:
+    """(cast, store) of every f32 tile that is cast, stored right after, and used nowhere else."""
+    for cast, store in itertools.pairwise(block):
+        stored = store.kind == "store" and store.operands[0] is cast and uses[cast] == 1
+        if stored and cast.kind == "cast" and cast.operands[0].dtype == dtypes.f32 and cast.dtype in PAIRED:
+            yield cast, store
+    for op in block:
+        yield from stored_casts(op.body, uses)
+
+
 def _register_kind(op: Op) -> str:
     """The class of the registers that hold an op's elements."""
     assert op.dtype is not None
@@ -502,6 +522,7 @@ def _unsupported(op: Op, problem: str, fix: str) -> LowbitvmError:
     return LowbitvmError("KERNEL_UNSUPPORTED", problem, fix, op.location)
 
 
+PAIRED = (dtypes.f16, dtypes.bf16)  # that two f32 are rounded to at once
 CASTS = {
     ("f16", "f32"): "cvt.f32.f16",
     ("bf16", "f32"): "mov.b32",

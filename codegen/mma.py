@@ -13,7 +13,7 @@ else in the loop uses a tile, it holds its numbers times factor / step meanwhile
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import or_
 
 import numpy as np
@@ -22,11 +22,12 @@ from lowbitvm import dtypes
 from lowbitvm.codegen.centring import centring
 from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.dense import Activations
+from lowbitvm.codegen.fused import LONGEST_FUSED, Fused
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
-from lowbitvm.codegen.scales import ByteRows, Fused, constant_pair, multiplied
+from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
 from lowbitvm.codegen.state import State
-from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array
+from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, packed_array
 from lowbitvm.ir import Op
 from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 
@@ -34,6 +35,7 @@ ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
+MOST_HELD = 112  # registers of fragments, offsets and accumulators
 LEAST_CENTRED = 8  # n8 tiles of a warp: for fewer, row sums take fewer instructions than exact zeros in the decode
 SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
 
@@ -47,6 +49,7 @@ class Scaling:
     scales: Pair
     zeros: Pair | None  # -zero, multiplied with X
     offsets: Pair | None  # m, multiplied with X
+    fragments: list[list[str]] = field(default_factory=list)  # per k16 step, whose products take the place of X
 
 
 class Dot:
@@ -57,25 +60,28 @@ class Dot:
         codes = b.operands[0].operands[0]
         tiles = pipeline.tiles
         activations, words = tiles[a, "tile"], tiles[codes, "tile"]
-        assert isinstance(activations, Activations) and isinstance(words, WordTile) and a.dtype is not None
+        assert isinstance(activations, Activations) and isinstance(words, Words) and a.dtype is not None
         self.state, self.pipeline, self.atom, self.alone = state, pipeline, state.atom, False
         half = MMA_ATOMS[f"m16n8k8.{state.atom.operand}"]
         self.instruction = self.atom if self.atom.runs_on(state.target) else half
         self.activations, self.words = activations, words
         self.groups = [tile for (load, _), tile in tiles.items() if load is codes and isinstance(tile, GroupRows)]
         self.array, self.format = packed_array(codes)
-        self.read_as = {part: tile.dtype for tile in self.groups for part in tile.parts}
+        self.rows = {part: tile for tile in self.groups for part in tile.parts}
         self.act = a.dtype.name
         self.tables = pipeline.codebook(codes, self.act)
         self.decoder = self.tables.decoder if self.tables else decoder(self.format.code, self.act)
         self.columns = activations.rows // 8 // state.warps_m  # n8 tiles of a warp
         self.row_tiles = words.row_tiles * state.warps_m
+        self.converted = any(isinstance(tile, ByteRows) for tile in self.groups)
         self.fused = next((tile.fused for tile in self.groups if isinstance(tile, ByteRows)), None)
-        many = self.columns >= LEAST_CENTRED and self.fused is None
-        self.centring = centring(self.format, self.decoder) if many else None
+        few = self.columns < LEAST_CENTRED and not self._centres()
+        self.centring = None if few or self.fused is not None else centring(self.format, self.decoder)
         if self.centring is not None:
             self.decoder = self.centring.decoder
-        self.segment = min(UNIT_K, pipeline.unit.span // (1 if self.fused else self.groups[0].segments))
+        self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
+        if self.fused is not None:
+            self.segment = min(self._fused_segment(), pipeline.unit.k)
         self._emit_addresses()
         self._emit_constants()
 
@@ -116,6 +122,24 @@ class Dot:
             first = self.state.linear(self.state.tid, [8, 16])
             self.row_lanes = [first, b.op("or.b32", "r", first, 4)]
 
+    def _centres(self) -> bool:
+        """Whether zero points of short groups take fewer instructions in the decode than as sums for each group.
+
+        Per group and row tile: four for 16 of k, where the decode does not end with a product that takes them too,
+        against four of each n8 tile and the sums of its activations.
+        """
+        if isinstance(self.format.group, str) or self.format.group > LONGEST_FUSED:
+            return False
+        steps, multiplies = self.format.group // self.atom.k, getattr(self.decoder, "multiplier", None) is not None
+        return 4 * steps * (not multiplies) <= self.columns * (4 + steps / self.row_tiles)
+
+    def _fused_segment(self) -> int:
+        """k that is summed over: less where the offsets' fragments, two registers per group, leave no room."""
+        assert isinstance(self.format.group, int)
+        offsets = 2 * UNIT_K // self.format.group * (self.format.zero == "offset")
+        held = self.row_tiles * (4 * UNIT_K // self.atom.k + offsets + 4 * self.columns)
+        return UNIT_K if not offsets or held <= MOST_HELD else CHUNK_K
+
     def _emit_fused_constants(self, fused: Fused) -> None:
         """The scales are in the fragments, but for a second level that the whole weight has."""
         b = self.state.builder
@@ -127,10 +151,12 @@ class Dot:
         self.shifts = constant_pair(b, fused.act, *fused.shifts) if fused.shifted else ""
         self.units, self.sums, self.row_lanes = list(fused.factors), False, []
         self.fixed_zeros = None
-        one = float_immediate(1.0)
-        self.outer = b.op("mov.f32", "f", one)
-        if self.format.outer == "tensor":
-            self.outer = b.op("ld.global.nc.f32", "f", memory(self.state.pointer(self.array, "outer")))
+        self.outers = {}
+        for part in ("outer", "outer_zeros"):
+            one = b.op("mov.f32", "f", float_immediate(1.0))
+            if part in self.format.parts and self.format.outer == "tensor":
+                one = b.op("ld.global.nc.f32", "f", memory(self.state.pointer(self.array, part)))
+            self.outers[part] = [one, one]
 
     def _ones(self, count: int) -> list[str]:
         """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
@@ -196,7 +222,7 @@ class Dot:
         for segment in range(self.pipeline.unit.k // self.segment):
             scalings, addends = self._scalings(segment * self.segment)
             weights = [self._weights(segment, t, decoded, addends[t]) for t in range(self.row_tiles)]
-            between = max(1, FENCE_K // self.segment)
+            between = 1 if self.converted or self.segment == self.atom.k else max(1, FENCE_K // self.segment)
             for j in range(columns):
                 if (segment * columns + j) and j % between == 0 and columns > max(2, between):
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
@@ -208,9 +234,11 @@ class Dot:
         Both per row tile.
         """
         if self.fused is not None:
-            scales = (self.outer, self.outer)
-            scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
-            return [Scaling(scales, None, None)] * self.row_tiles, [[]] * self.row_tiles
+            outers = [self.outers] * self.row_tiles
+            if "outer" in self.rows:
+                outers = self.rows["outer"].load(self.pipeline.slot, k)
+            scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in enumerate(outers)]
+            return scalings, [[]] * self.row_tiles
         loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
         numbers = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
         return [self._scaling(parts) for parts in numbers], [self._addends(parts) for parts in numbers]
@@ -248,9 +276,26 @@ class Dot:
             fragments.append(self._centred(decoded[place][k % CHUNK_K // self.atom.k], addends))
         return fragments
 
+    def _fused_scaling(self, fused: Fused, k: int, t: int, outer: dict[str, list[str]]) -> Scaling:
+        """A second level scales the products with scaled codes, and those with offsets in place of the sums X."""
+        scales = _pair(outer["outer"])
+        scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
+        if self.format.zero is None:
+            return Scaling(scales, None, None)
+        down = 2.0**-fused.exponent
+        factors = [unit * down for unit in self.units] if self.alone else [down, down]
+        offsets = self._times(_pair(outer["outer_zeros"]), factors)
+        zeros = self.rows["zeros"]
+        fragments: dict[int, list[str]] = {}  # per group
+        groups = [step * zeros.segments // self.pipeline.unit.k for step in range(k, k + self.segment, self.atom.k)]
+        for group in dict.fromkeys(groups):
+            (pair,) = zeros.load(self.pipeline.slot, group * self.pipeline.unit.k // zeros.segments)[t]["zeros"]
+            fragments[group] = self._spread(pair) * 2
+        return Scaling(scales, None, offsets, [fragments[group] for group in groups])
+
     def _scaled(self, fragments: list[list[str]], fused: Fused, t: int, j: int) -> list[list[str]]:
         """Emits the products of the fragments of row tile t, k tile j with their scales."""
-        b, (rows,) = self.state.builder, self.groups
+        b, rows = self.state.builder, self.rows["scales"]
         scaled = []
         for step, fragment in enumerate(fragments):
             (pair,) = rows.load(self.pipeline.slot, CHUNK_K * j + self.atom.k * step)[t]["scales"]
@@ -286,8 +331,13 @@ class Dot:
         sums = self._row_sums(loads, activations) if self.sums else None
         for t, scaling in enumerate(scalings):
             first_register = 4 * (j + self.columns * t)
-            registers = accumulators[first_register : first_register + 4]
-            self._add(registers, self._chain(weights[t], activations), scaling, sums)
+            registers, products = (
+                accumulators[first_register : first_register + 4],
+                self._chain(weights[t], activations),
+            )
+            if scaling.fragments:
+                sums = self._chain(scaling.fragments, activations)
+            self._add(registers, products, scaling, sums)
 
     def _add(self, registers: list[str], products: list[str], scaling: Scaling, sums: list[str] | None) -> None:
         """Emits the addition of an atom's scaled products to its accumulators."""
@@ -359,17 +409,19 @@ class Dot:
     def _scaling(self, loaded: dict[str, list[str]]) -> Scaling:
         """Emits the conversions of a row tile's scales and zeros."""
         b, fmt = self.state.builder, self.format
-        scales = self._as_floats(loaded["scales"], self.read_as["scales"])
+        scales = self._as_floats(loaded["scales"], self.rows["scales"].dtype)
         if not self.alone:
             scales = self._times(scales, [1 / unit for unit in self.units])
         if fmt.zero is None or self.centring is not None:
             return Scaling(scales, self.fixed_zeros, None)
         if fmt.zero == "offset":
-            offsets = self._as_floats(loaded["zeros"], self.read_as["zeros"])
+            offsets = self._as_floats(loaded["zeros"], self.rows["zeros"].dtype)
             return Scaling(scales, self.fixed_zeros, self._times(offsets, self.units) if self.alone else offsets)
         if fmt.zero == "int" and _exact_in_f16(fmt.bits, self.slopes, self.constants):
             return Scaling(scales, self._as_floats([self._zeros_in_f16(loaded["zeros"][0])], dtypes.f16), None)
-        terms = zip(self._as_floats(loaded["zeros"], self.read_as["zeros"]), self.slopes, self.constants, strict=True)
+        terms = zip(
+            self._as_floats(loaded["zeros"], self.rows["zeros"].dtype), self.slopes, self.constants, strict=True
+        )
         zeros = _pair(b.op("fma.rn.f32", "f", z, float_immediate(a), float_immediate(c)) for z, a, c in terms)
         return Scaling(scales, zeros, None)
 

@@ -5,7 +5,8 @@ units of an iteration are unrolled, one per slot of shared memory, so that every
 that changes once per iteration, or never, plus a constant. Every staged tile is cut into 16-byte pieces; each thread
 copies the same few pieces of every unit with cp.async. One barrier per unit serves both directions: after it, the
 copies of this unit are visible, and the slot read in the previous unit may be overwritten. Where the target has no
-cp.async, a unit's pieces go through registers, all loads before all stores.
+cp.async, a unit's pieces go through registers, all loads before all stores. Codes may be streamed instead: they go to
+registers and stay there (`lowbitvm.codegen.stream`).
 """
 
 import functools
@@ -24,12 +25,14 @@ from lowbitvm.codegen.codebook import (
 )
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
+from lowbitvm.codegen.fused import Fused, chosen_fused
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
-from lowbitvm.codegen.scales import OUTER_OF, ByteRows, Fused, OuterRows, chosen_fused
+from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.codegen.weights import CHUNK_K, GroupRows, WordTile, packed_array, part_bytes
+from lowbitvm.codegen.stream import WordStream
+from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, WordTile, packed_array, part_bytes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
@@ -37,6 +40,7 @@ from lowbitvm.plan import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
+FEW_ACCUMULATORS = 16
 SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in groups of 64, the least that is merged
 CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
 OUTER_BITS = 32
@@ -97,7 +101,7 @@ class Pipeline:
     @functools.cached_property
     def _table_room(self) -> tuple[int, int]:
         """How many tables the loop's weights need, and the bytes of shared memory that there are for them."""
-        loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, WordTile)]
+        loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, Words)]
         kept = KEPT_FREE + SUMS_BYTES * self.unit.lead
         return table_count(loads), min(TABLE_ROOM, self.state.free_shared - kept)
 
@@ -106,10 +110,13 @@ class Pipeline:
         b = self.state.builder
         self.stop = str(stop)
         self.left = b.op("mov.b32", "r", stop) if start == 0 else b.op("sub.s32", "r", stop, start)
-        if any(tile.needs_k for tile in self.tiles.values()):
+        if any(tile.needs_k for tile in self.tiles.values() if not isinstance(tile, WordStream)):
             self.ahead = b.op("mov.b32", "r", start)
         if self.state.loop_depth:
             b.do("bar.sync", 0)  # the slots may still be read from the last time this loop ran
+        for stream in self.streams:
+            for number in range(stream.ahead):
+                stream.fetch(number, self.left)
         for number in range(0, self.unit.ahead, self.unit.together):
             self._fetch_group(number, zeros=self.unit.lead > 0)
         if self.unit.lead and self.unit.exact:  # one unit beyond the last is decoded, to no end
@@ -122,6 +129,11 @@ class Pipeline:
 
     def _gathered(self) -> list[GatheredTile]:
         return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
+
+    @property
+    def streams(self) -> list[WordStream]:
+        """The tiles that go into registers."""
+        return [tile for tile in self.tiles.values() if isinstance(tile, WordStream)]
 
     def slot_of(self, number: int) -> int:
         """Where the tiles of the `number`-th unit of an iteration lie."""
@@ -148,7 +160,7 @@ class Pipeline:
         """
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
-        tiles = [tile for tile in self.tiles.values() if number % tile.every == 0]
+        tiles = [tile for tile in self.tiles.values() if number % tile.every == 0 and not isinstance(tile, WordStream)]
         for tile in tiles:
             tile.follow()
         beyond = b.op("setp.le.s32", "p", self.left, number * unit.k) if unit.exact else ""
@@ -169,6 +181,9 @@ class Pipeline:
                 tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
             self.wait(unit.ahead // unit.together - 1 - unit.lead, number)
             self._fetch_group(number + unit.ahead)
+        for stream in self.streams:
+            stream.fetch(number + stream.ahead, self.left)
+            stream.number = number
         self.number, self.slot = number, self.slot_of(number)
 
     def _convert(self, number: int) -> None:
@@ -249,12 +264,15 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
         if part_bytes(fmt, parts[0]) > 1:
             add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
             return
+        fused = _fused(state, activations, codes)
+        if fused is not None and isinstance(fmt.outer, int) and (codes, "outer") not in tiles:
+            outers = tuple(part for part in fmt.parts if part in OUTER_OF.values())
+            add((codes, "outer"), GroupRows(state, unit, size, codes, row, start, outers))
         for part in parts:
             outer = None
-            if isinstance(fmt.outer, int):
+            if fused is None and isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            fused = _fused(state, activations, codes)
             add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer, fused))
 
     for _, activations, codes in dots:
@@ -263,12 +281,19 @@ def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", p
             add((activations, "tile"), kind(state, unit, size, activations, *offsets[activations]))
         if (codes, "tile") not in tiles:
             row, start = offsets[codes]
-            add((codes, "tile"), WordTile(state, unit, size, codes, row, start))
+            add((codes, "tile"), _words(state, unit, size, codes, row, start, loop.integer("direct")))
             for parts in _group_parts(packed_array(codes)[1]):
                 add_group(activations, codes, parts, row, start)
             if stages_tables(packed_array(codes)[1], unit.k):
                 add((codes, "table"), TableRows(state, unit, size, codes, row, start))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
+
+
+def _words(state: State, unit: Unit, size: int, codes: Op, row: Operand, start: Operand, direct: int) -> Words:
+    """The tile of codes, in registers or, where another warp may decode them, in shared memory."""
+    if direct and not unit.lead:
+        return WordStream(state, unit, size, codes, row, start, direct)
+    return WordTile(state, unit, size, codes, row, start)
 
 
 def _fused(state: State, activations: Op, codes: Op) -> Fused | None:
@@ -307,10 +332,7 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     shared = state.warps_m > 1
     merges = (
-        pure
-        and whole
-        and divisor(start) % UNIT_K == 0
-        and all(_gains(packed_array(codes)[1], step) for _, codes in loads)
+        pure and whole and divisor(start) % UNIT_K == 0 and all(_gains(state, a, codes, step) for a, codes in loads)
     )
     period = max(1, UNIT_K // step) if merges and shared and all(group > step for group in known) else 1
     merges = merges and roomy and fits and not shared
@@ -341,9 +363,17 @@ def _scale_bits(fmt: Format) -> float:
     return numbers * (CONVERTED_BITS / group + OUTER_BITS / UNIT_K) + (fmt.zero == "int") * SCALE_BITS / 2
 
 
-def _gains(fmt: Format, step: int) -> bool:
-    """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes."""
-    return isinstance(fmt.group, str) or fmt.group > step or part_bytes(fmt, "scales") == 1
+def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
+    """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes.
+
+    Sums of short groups need registers beside those of a large tile's accumulators.
+    """
+    fmt = packed_array(codes)[1]
+    if isinstance(fmt.group, str) or fmt.group > step:
+        return True
+    few = activations.shape[0] * codes.shape[0] <= FEW_ACCUMULATORS * state.threads
+    whole = fmt.zero is None and _fused(state, activations, codes) is not None
+    return part_bytes(fmt, "scales") == 1 and (few or whole)
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

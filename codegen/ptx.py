@@ -23,6 +23,7 @@ class Builder:
         self.lines: list[str] = []
         self._counts = dict.fromkeys(REGISTER_CLASSES, 0)
         self._labels = 0
+        self._version = LOWEST_VERSION
         self._files: dict[str, int] = {}
         self._arrays: dict[str, str] = {}
         self._location = self._written = ""
@@ -57,6 +58,10 @@ class Builder:
         self._arrays[name] = f".global .align 16 .b16 {name}[{len(halves)}] = {{{', '.join(map(str, halves))}}};"
         return self.op("mov.u64", "rd", name)
 
+    def needs(self, version: str) -> None:
+        """What is emitted needs this version of the PTX ISA."""
+        self._version = max(self._version, version)
+
     def label(self, stem: str) -> str:
         """A fresh label name; `place` puts it."""
         self._labels += 1
@@ -73,7 +78,7 @@ class Builder:
             for prefix, kind in REGISTER_CLASSES.items()
             if self._counts[prefix]
         ]
-        version = max(target.ptx_version, LOWEST_VERSION)
+        version = max(target.ptx_version, self._version)
         head = [f".version {version}", f".target {target.name}", ".address_size 64", ""]
         head += [".extern .shared .align 128 .b8 smem[];", *self._arrays.values(), ""]
         head += [f".visible .entry {entry}(", ",\n".join(f"    .param {p}" for p in parameters), ")"]

@@ -6,21 +6,17 @@ of the second level, before the barrier that the unit's other tiles wait for. So
 share one conversion, and no copy is shorter than the 4 bytes that cp.async takes.
 
 The numbers are f32, without any rounding; products with a second level are rounded to nearest once. They scale the
-sums of their groups. Where the product of every code with every scale is a number of the activations' dtype, and groups
-are short, the numbers are of that dtype instead and scale the decoded codes (`Fused`): nothing is rounded either, and
-one sum goes over several groups.
+sums of their groups. Those of fused scales (`lowbitvm.codegen.fused`) are of the activations' dtype and scale the
+decoded codes; their second level is that of the whole sum, and left to it.
 """
 
-import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import MINUS_ZERO, Decoder, decoder
+from lowbitvm.codegen.convert import MINUS_ZERO
+from lowbitvm.codegen.fused import Fused
 from lowbitvm.codegen.ptx import Builder, Operand, float_immediate, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Unit, select, shift_right
 from lowbitvm.codegen.state import State
@@ -32,79 +28,7 @@ WORD = 4  # numbers of 8 bits that are copied and converted together: two pairs
 OUTER_OF = {"scales": "outer", "zeros": "outer_zeros"}
 BANKS_BYTES = 128
 
-LONGEST_FUSED = 64  # of k: the sum of a longer group is scaled at once
-F16_EXPONENTS = range(7, -8, -1)  # of the power of two that e4m3 scales are multiplied with: 448 * 2**7 is finite
-BF16_LARGEST_POWER = 118  # 448 * 2**118 is finite, and so are its products with small codes
-
 Pairs = tuple[list[str], list[str]]  # the registers of the two pairs of a word
-
-
-@dataclass(frozen=True)
-class Fused:
-    """How decoded codes are scaled: fragment' = S * (fragment + shift) = factor * value * scale.
-
-    S = scale * 2**exponent is what lies in shared memory. factors, shifts: by row class. plain: the decoder leaves out
-    its own multiplier.
-    """
-
-    act: str
-    exponent: int
-    factors: tuple[float, float]
-    shifts: tuple[float, float]
-    plain: bool
-
-    @property
-    def shifted(self) -> bool:
-        return any(self.shifts)
-
-
-@functools.cache
-def fused_scales(code: dtypes.CodeType, act: str) -> Fused | None:
-    """How codes are scaled with e4m3 while they are decoded, None where that is not exact for every code and scale."""
-    if code.kind == "table":
-        return None
-    used = decoder(code, act)
-    assert isinstance(used, Decoder)
-    up = 1.0 if used.multiplier is None else float(np.array(used.multiplier, np.uint16).view(dtypes.bf16.numpy))
-    own = np.array(used.factors) / up
-    step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
-    shifts = -own * (np.array(used.offsets) + bias / step)
-    values = code.values
-    assert values is not None
-    exact = np.multiply.outer(own / step, values[: code.used][np.isfinite(values[: code.used])])
-    scales = np.arange(127, dtype=np.uint8).view(dtypes.e4m3_scale.numpy).astype(np.float64)
-    top = min(BF16_LARGEST_POWER, 4 - math.ceil(math.log2(np.abs(exact).max() * scales.max())))
-    for exponent in F16_EXPONENTS if act == "f16" else [top]:
-        scaled = scales * 2.0**exponent
-        terms = (scaled, np.multiply.outer(shifts, scaled), np.multiply.outer(exact, scaled))
-        if all(_is_exact(numbers, act) for numbers in terms):
-            low, high = own * 2.0**exponent / step
-            return Fused(act, exponent, (low, high), (float(shifts[0]), float(shifts[1])), used.multiplier is not None)
-    return None
-
-
-def _is_exact(numbers: "np.ndarray[Any, Any]", act: str) -> bool:
-    with np.errstate(over="ignore"):
-        return bool((numbers.astype(dtypes.get(act).numpy).astype(np.float64) == numbers).all())
-
-
-def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused | None:
-    """`fused_scales` where a format has them and where they take no more instructions than scaling the sums.
-
-    Per group and row tile: four products for 16 of k, against four of each n8 tile of activations; codes with an offset
-    take as many again, and the sums of the activations, where they are not shifted in the decode.
-    """
-    if fmt.scale != "e4m3" or fmt.zero is not None or fmt.outer == 256:
-        return None
-    if isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
-        return None
-    fused = fused_scales(fmt.code, act)
-    if fused is None:
-        return None
-    steps = fmt.group // 16
-    decoding = fused.shifted + 4 * steps * (not fused.plain)
-    summing = columns * (4 + fused.shifted * (4 + steps / row_tiles))
-    return fused if decoding <= summing else None
 
 
 class OuterRows(Rows):
@@ -216,12 +140,13 @@ class ByteRows(GroupRows):
     def convert(self, slot: int) -> None:
         """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there."""
         b, place = self.state.builder, slot + self.offset
+        self.loaded = {key: registers for key, registers in self.loaded.items() if key[0] != slot}
         for i in range(-(-self.words // 32)):
             word = b.register("r")
             b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i), when=self.active)
             word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
             if self.fused:
-                pairs: Pairs = halves_of_e4m3(b, word, self.fused)
+                pairs = HALVES[self.source_dtype.name](b, word, self.fused)
             else:
                 pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), slot, i)
             for pair, store in zip(pairs, self.stores, strict=True):
@@ -284,6 +209,8 @@ LARGEST_BF16_POWER = 127
 SMALLEST_E8M0 = 0x00400000  # 2**-127 in f32, a subnormal
 MAGIC = 0x4B000000  # 2**23, whose last bits are units
 MAGIC_BYTE = 0x7540  # prmt of a word and MAGIC: byte 0 below
+F16_MAGIC = 0x64646464  # the upper bytes of 1024, whose last bits are units
+F16_MAGIC_BYTES = (0x4140, 0x4342)  # prmt of a word and F16_MAGIC: bytes 0 and 1, or 2 and 3, below
 
 
 def from_e8m0(b: Builder, word: str) -> Pairs:
@@ -328,6 +255,23 @@ def _bf16_of_e4m3(b: Builder, word: str, selector: int, exponent: int) -> str:
     return halves
 
 
+def halves_of_i8(b: Builder, word: str, fused: Fused) -> Pairs:
+    """The byte plus 128 as the last bits of 1024, in f16; then 1152 is taken off and the power of two multiplied."""
+    biased, magic = b.op("xor.b32", "r", word, 0x80808080), b.op("mov.b32", "r", F16_MAGIC)
+    factor, offset = 2.0**fused.exponent, -1152.0 * 2.0**fused.exponent
+    low, high = (
+        multiplied(
+            b,
+            fused.act,
+            b.op("prmt.b32", "r", biased, magic, selector),
+            constant_pair(b, fused.act, factor, factor),
+            constant_pair(b, fused.act, offset, offset),
+        )
+        for selector in F16_MAGIC_BYTES
+    )
+    return [low], [high]
+
+
 def constant_pair(b: Builder, act: str, low: float, high: float) -> str:
     """A register with two numbers of `act`."""
     patterns = np.array([low, high]).astype(dtypes.get(act).numpy).view(np.uint16)
@@ -359,3 +303,4 @@ def from_i8(b: Builder, word: str) -> Pairs:
 
 
 CONVERT: dict[str, Callable[[Builder, str], Pairs]] = {"e8m0": from_e8m0, "e4m3": from_e4m3, "i8": from_i8}
+HALVES: dict[str, Callable[[Builder, str, Fused], Pairs]] = {"e4m3": halves_of_e4m3, "i8": halves_of_i8}

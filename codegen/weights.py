@@ -6,17 +6,17 @@ from lowbitvm.chunk import blocks
 from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, size_bytes
-from lowbitvm.dtypes import DType
+from lowbitvm.dtypes import DType, f32
 from lowbitvm.formats import Format
 from lowbitvm.ir import Array, Op
 
 CHUNK_K = 64  # in_features of one packed tile of 16 out_features
 
 
-class WordTile(Staged):
-    """Packed codes of a (bn, k) tile: each warp copies, and later reads, the words of its own 16 x 64 tiles."""
+class Words(Staged):
+    """Packed codes of a (bn, k) tile, of which every warp has row tiles of its own."""
 
-    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
+    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand) -> None:
         super().__init__(state, unit, offset)
         assert load.array is not None and isinstance(load.array.element, Format)
         self.bits = load.array.element.bits
@@ -24,41 +24,53 @@ class WordTile(Staged):
         self.row_tiles, self.k_tiles = load.shape[0] // 16 // state.warps, unit.k // CHUNK_K
         self.row_bytes = self.k_tiles * self.tile_bytes  # contiguous, in global memory too
         self.distance = self.row_bytes
+        b = state.builder
+        self.lane = b.op("and.b32", "r", state.tid, 31)
+        self.warp = b.op("shr.u32", "r", state.tid, 5)
+        self.warp_tile = state.scalar("add", shift_right(state, row, 4), state.scalar("mul", self.warp, self.row_tiles))
+        self.row_count = ceil_div(state, state.size(load.array.dims[0]), 16)
+
+    def address(self, load: Op, row_tile: Operand, start: Operand) -> str:
+        """The address of a row tile's codes from k = `start` on."""
+        assert load.array is not None
+        state, b = self.state, self.state.builder
+        tile = b.op("mul.wide.s32", "rd", row_tile, ceil_div(state, state.size(load.array.dims[1]), CHUNK_K))
+        if start != 0:
+            tile = b.op("mad.wide.s32", "rd", shift_right(state, start, 6), 1, tile)
+        return b.op("mad.lo.s64", "rd", tile, self.tile_bytes, state.pointer(load.array, "words"))
+
+    def words(self, slot: int, t: int, j: int) -> list[str]:
+        """The registers of the lane's words of row tile t, k tile j, in the unit that is in use."""
+        raise NotImplementedError
+
+
+class WordTile(Words):
+    """Packed codes in shared memory: each warp copies, and later reads, the words of its own 16 x 64 tiles."""
+
+    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
+        super().__init__(state, unit, offset, load, row)
+        assert load.array is not None
         warp_bytes = self.row_tiles * self.row_bytes
         self.size = warp_bytes * state.warps
         b = state.builder
-        self.lane = b.op("and.b32", "r", state.tid, 31)
-        warp = b.op("shr.u32", "r", state.tid, 5)
-        self.warp_base = b.op("mad.lo.s32", "r", warp, warp_bytes, state.smem)
+        self.warp_base = b.op("mad.lo.s32", "r", self.warp, warp_bytes, state.smem)
         # The lanes share out the row tiles, so that each needs one pointer only.
         lanes = max(1, 32 // self.row_tiles)
         chunk = b.op("and.b32", "r", self.lane, lanes - 1) if lanes < 32 else self.lane
         t = b.op("shr.u32", "r", self.lane, lanes.bit_length() - 1) if lanes < 32 else 0
         base = b.op("mad.lo.s32", "r", chunk, PIECE, self.warp_base)
         base = str(state.scalar("add", base, state.scalar("mul", t, self.row_bytes)))
-        warp_tile = state.scalar("add", shift_right(state, row, 4), state.scalar("mul", warp, self.row_tiles))
-        row_count = ceil_div(state, state.size(load.array.dims[0]), 16)
         for first in range(0, self.row_tiles, 32):
-            index = state.scalar("add", warp_tile, state.scalar("add", t, first))
-            pointer = self._address(load, index, shift_right(state, start, 6), chunk)
+            index = state.scalar("add", self.warp_tile, state.scalar("add", t, first))
+            pointer = self.centred(b.op("mad.wide.u32", "rd", chunk, PIECE, self.address(load, index, start)))
             alike = unit.exact or self.k_tiles == 1  # all pieces of a row tile are inside together
             for shift in range(0, self.row_bytes // PIECE, lanes):
                 active = self.fewer(self.row_bytes // PIECE - shift, lanes, chunk)
                 if shift == 0 or not alike:
                     k = functools.partial(self._k_limit, load, chunk, shift)
-                    outside, limit = self.inside(k, index, row_count)
+                    outside, limit = self.inside(k, index, self.row_count)
                 place = first * self.row_bytes + shift * PIECE
                 self.pieces.append(Piece(pointer, shift * PIECE, base, place, outside, limit, active))
-
-    def _address(self, load: Op, row_tile: Operand, k_tile: Operand, chunk: Operand) -> str:
-        """The pointer to the piece `chunk` of a row tile from `k_tile` on."""
-        assert load.array is not None
-        state, b = self.state, self.state.builder
-        tile = b.op("mul.wide.s32", "rd", row_tile, ceil_div(state, state.size(load.array.dims[1]), CHUNK_K))
-        if k_tile != 0:
-            tile = b.op("mad.wide.s32", "rd", k_tile, 1, tile)
-        address = b.op("mad.lo.s64", "rd", tile, self.tile_bytes, state.pointer(load.array, "words"))
-        return self.centred(b.op("mad.wide.u32", "rd", chunk, PIECE, address))
 
     def _k_limit(self, load: Op, chunk: Operand, shift: int) -> Operand:
         """The k below which a unit must begin for the piece `chunk` + `shift` of a row tile to exist."""
@@ -155,7 +167,7 @@ class Rows(Staged):
 
 
 class GroupRows(Rows):
-    """Scales, zeros or both of a (bn, k) tile, of `dtype` as they are read.
+    """Scales, zeros or both of a (bn, k) tile, or their second levels, of `dtype` as they are read.
 
     A lane needs the numbers of rows g and g + 8 of its warp's row tiles. They are copied pair by pair, so that they lie
     as they are read: [warp][g][row tile][part][2 numbers], one load for all.
@@ -166,7 +178,8 @@ class GroupRows(Rows):
     ) -> None:
         assert load.array is not None and isinstance(load.array.element, Format)
         fmt = load.array.element
-        super().__init__(state, unit, offset, load, parts[0], part_bytes(fmt, parts[0]), fmt.group)
+        group = fmt.outer if parts[0] == "outer" else fmt.group
+        super().__init__(state, unit, offset, load, parts[0], part_bytes(fmt, parts[0]), group)
         self._measure(part_dtype(fmt, parts[0]), parts)
         self._add_pieces(row, start)
         self.base = self.base_of(self.n_warps, self.row_tiles)
@@ -250,14 +263,14 @@ class GroupRows(Rows):
 
 
 def part_dtype(fmt: Format, part: str) -> DType:
-    """What a weight's scales or zeros are stored as."""
-    dtype = fmt.scale_dtype if part == "scales" else fmt.zero_dtype
+    """What a weight's scales, zeros or second levels are stored as."""
+    dtype = {"scales": fmt.scale_dtype, "zeros": fmt.zero_dtype}.get(part, f32)
     assert dtype is not None
     return dtype
 
 
 def part_bytes(fmt: Format, part: str) -> int:
-    """Bytes of one stored number of a weight's scales or zeros."""
+    """Bytes of one stored number of a weight's scales, zeros or second levels."""
     return size_bytes(part_dtype(fmt, part))
 
 

@@ -35,7 +35,7 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import PackedWeight, pack
-from lowbitvm.quantize import quantize
+from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul, matmul
 from lowbitvm.runtime.launch import launch
@@ -105,6 +105,8 @@ __all__ = [
     "packed",
     "program_id",
     "quantize",
+    "quantize_activations",
+    "quantize_weights",
     "range",
     "sqrt",
     "store",

@@ -21,8 +21,9 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import decoder
+from lowbitvm.codegen.fused import Fused, chosen_fused
 from lowbitvm.codegen.pipeline import UNIT_K
-from lowbitvm.codegen.scales import Fused, chosen_fused
+from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.pack import PackedWeight
 from lowbitvm.words import TILE_N
 
@@ -75,8 +76,8 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     factor, shift, floor = _fragments(weight, act, fused)
     fragments = np.maximum(np.abs(values + shift), floor)  # what the MMAs see, in units of values
     taken = np.abs(zero + shift)
-    group = fmt.group_size(k) if fused is None else UNIT_K
-    longest, shortest = min(UNIT_K, group) or 1, min(UNIT_K, group, bk) or 1
+    longest = min(UNIT_K, fmt.group_size(k)) if fused is None else UNIT_K
+    longest, shortest = longest or 1, min(longest, bk, UNIT_K if fused is None else CHUNK_K) or 1
     steps = -(-(longest - np.arange(k) % longest) // STEP)
     adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1) + (fmt.outer is not None)
     loss = MMA_LOSS * steps
@@ -116,7 +117,8 @@ def _parts(weight: PackedWeight, fused: bool) -> tuple[Matrix, Matrix, Matrix, M
 
     if fused:
         second = nothing + 1 if parts["outer"] is None else np.abs(_per_k(parts["outer"], weight, outers))
-        return values * _per_k(parts["scales"], weight, groups), second, nothing, nothing
+        offset = np.abs(both_levels("zeros", "outer_zeros")) if fmt.zero == "offset" else nothing
+        return values * _per_k(parts["scales"], weight, groups), second, nothing, offset
     scale = np.abs(both_levels("scales", "outer"))
     if fmt.zero is None:
         return values, scale, nothing, nothing

@@ -6,11 +6,12 @@ Code c = 8 s + 2 r + half of a lane is feature n = g + 8 (r & 1) at k = 16 s + 2
 register r of the A fragment of k16 step s (PTX ISA, "Matrix fragments for mma.m16n8k16").
 
 Codes of numbers lie in pairs, codes 2 i and 2 i + 1: bit x of a word for the first and bit x + 16 (mod 32) for the
-second, so that one rotation and one mask bring both into a fragment register. Indices into codebooks lie one after the
-other instead.
+second, so that one rotation and one mask bring both into a fragment register. Indices into codebooks are bytes
+instead, with as many whole codes from bit 0 on as there fit; further bytes are put together of what these leave over.
 """
 
 import functools
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -70,7 +71,13 @@ def order(code: CodeType) -> Order:
     """The stored order of a code type; the same for every target, activation dtype and tile."""
     positions = np.zeros((CODES, code.bits), np.int64)
     if code.kind == "table":
-        positions[...] = np.arange(CODES)[:, None] * code.bits + np.arange(code.bits)
+        for view, fields in enumerate(byte_views(code.bits)):
+            for byte, field in itertools.product(range(4), fields):
+                for i in range(field.length):
+                    at, bit = divmod(field.place + i, code.bits)
+                    positions[(4 * view + byte) * (8 // code.bits) + at, bit] = (
+                        32 * field.word + 8 * byte + field.bit + i
+                    )
     else:
         layout = layouts(shape(code), code.bits)
         for pair, runs in enumerate(layout.pairs):
@@ -81,6 +88,32 @@ def order(code: CodeType) -> Order:
                         positions[2 * pair + half, run.bit + i] = place
     positions.flags.writeable = False
     return Order(positions)
+
+
+class Field(NamedTuple):
+    """Bits `bit` .. `bit + length - 1` of each byte of a word, which are bits `place` .. of the bytes of a view."""
+
+    word: int
+    bit: int
+    place: int
+    length: int
+
+
+@functools.cache
+def byte_views(bits: int) -> tuple[tuple[Field, ...], ...]:
+    """What the registers are put together of whose bytes are the indices of codes of a codebook.
+
+    Byte j of view v has the 8 // bits codes from number (4 v + j) (8 // bits) on. The first views are the words
+    themselves; the others have the upper bits of all words' bytes, in turn.
+    """
+    used = 8 // bits * bits
+    views: list[tuple[Field, ...]] = [(Field(word, 0, 0, used),) for word in range(bits)]
+    spare = [(word, bit) for word in range(bits) for bit in range(used, 8)]
+    for start in range(0, len(spare), used):
+        places = enumerate(spare[start : start + used])
+        runs = [list(run) for _, run in itertools.groupby(places, key=lambda item: item[1][0])]
+        views.append(tuple(Field(*run[0][1], run[0][0], len(run)) for run in runs))
+    return tuple(views)
 
 
 def _trace(layout: Layout, bits: int, source: int, bit: int) -> int:

@@ -108,6 +108,7 @@ def demo(text: str | None, device: str | None, generate: int | None, checks: str
 @click.option("--bn", type=int, help="Output features per block.")
 @click.option("--bk", type=int, help="k per pipeline stage.")
 @click.option("--stages", type=int, help="Pipeline stages, 2 to 8.")
+@click.option("--direct", type=int, help="k that codes are loaded ahead into registers; 0: through shared memory.")
 @click.option("--splits", type=int, help="Blocks that share out k, 1 to 16.")
 @click.option("--bias", is_flag=True, help="Add a bias.")
 @click.option("--gate", is_flag=True, help="Multiply with the activation function of a second weight's product.")
@@ -133,7 +134,7 @@ def compile_command(
     """Writes the linear kernel's .ptx, .cubin and .json (how to launch it, what it needs) to a directory."""
     given = {"group": group, "zero": zero, "scale": scale}
     fmt = Format.parse(",".join([weights, *(f"{part}={value}" for part, value in given.items() if value is not None)]))
-    tile = chosen_tile(fmt, get(target), **parts)
+    tile = chosen_tile(fmt, get(target), False, 2 if gate else 1, **parts)
     shape = "x".join(map(str, (tile.bm, tile.bn, tile.bk, tile.stages)))
     epilogue = {"bias": bias, "gate": gate, "residual": residual, "activation": activation, "out": out}
     also = [str(value) if isinstance(value, str) else part for part, value in epilogue.items() if value]

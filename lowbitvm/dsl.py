@@ -499,18 +499,23 @@ def expand_dims(value: Value, axis: int) -> Value:
     return _record("expand", value.dtype, (*value.shape[:axis], 1, *value.shape[axis:]), (value,), axis=axis)
 
 
-def record_range(start: Value | int, stop: Value | int, step: int, stages: int = 2) -> Iterator[Value]:
-    """A recorded loop over start, start + step, ... below stop; loads that feed a `dot` run `stages` deep ahead."""
+def record_range(start: Value | int, stop: Value | int, step: int, stages: int = 2, direct: int = 0) -> Iterator[Value]:
+    """A recorded loop over start, start + step, ... below stop; loads that feed a `dot` run `stages` deep ahead.
+
+    With `direct`, packed codes go straight into registers instead of through shared memory, and their loads run that
+    many in_features ahead, or as many as the stages allow.
+    """
     recorder = _recorder()
-    if type(step) is not int or step <= 0 or type(stages) is not int or stages not in STAGES:
+    numbers = (step, stages, direct)
+    if any(type(number) is not int for number in numbers) or step <= 0 or stages not in STAGES or direct < 0:
         raise LowbitvmError(
             "ARGUMENT_INVALID",
-            f"lb.range with step {step} and {stages} stages",
-            f"use Python ints: a step above 0, {STAGES[0]} to {STAGES[-1]} stages",
+            f"lb.range with step {step}, {stages} stages and direct {direct}",
+            f"use Python ints: a step above 0, {STAGES[0]} to {STAGES[-1]} stages, direct from 0 on",
             _caller(),
         )
     bounds = (_index(start).op, _index(stop).op)
-    loop = Op("range", dtypes.i32, (), bounds, attributes={"step": step, "stages": stages})
+    loop = Op("range", dtypes.i32, (), bounds, attributes={"step": step, "stages": stages, "direct": direct})
     recorder.add(loop)
     recorder.blocks.append(loop.body)
     recorder.home[loop] = loop.body  # the index lives inside the loop only

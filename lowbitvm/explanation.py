@@ -87,7 +87,8 @@ def explain(
 ) -> Explanation:
     """What the linear layer y (m, n) = x (m, k) w^T costs on a target's GPU, and which limit binds; needs no GPU.
 
-    weights: a Format, its text ("u4,group=128,zero=int", "mxfp4"), or a packed weight, whose shape is then n and k.
+    weights: a Format, its text ("u4,group=128,zero=int", "mxfp4"), or a packed weight, whose shape is then n and k and
+    whose permutation counts.
     The kernel is the one that `lb.linear` runs. Its instructions are counted in its machine code, its time is the
     longest of: the bytes at the memory's bandwidth, the same with the bytes that are in flight, the issue slots, and
     the cycles of each pipe, of the SM with the most blocks. docs/bench.md says how all of it is counted.
@@ -103,10 +104,11 @@ def explain(
         )
     assert n is not None and k is not None
     gpu = targets.get(target)
-    tile = linear_plan(m, n, k, fmt, gpu, batch_invariant)
+    permuted = isinstance(weights, PackedWeight) and weights.permutation is not None
+    tile = linear_plan(m, n, k, fmt, gpu, batch_invariant, permuted)
     weight_bytes = stored_bytes(fmt, n, k)
-    compiled = compile_linear(fmt, act=act, target=target, **vars(tile))
-    (kernel,) = build([Exactly(fmt, act, target, replace(tile, splits=1))])  # the same loop over k
+    compiled = compile_linear(fmt, act=act, target=target, permuted=permuted, **vars(tile))
+    (kernel,) = build([Exactly(fmt, act, target, replace(tile, splits=1), permuted)])  # the same loop over k
     if isinstance(kernel, LowbitvmError):
         raise kernel
     row = measure(kernel)

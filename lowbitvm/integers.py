@@ -24,6 +24,7 @@ class PackedDigits:
     words: u32 (numpy) or i32 (torch) [row tiles, k tiles, words of a tile]; 16 rows of weights or 8 columns of
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
     sums: i32 [rows], the sum over k of value - offset of every row.
+    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (code - zero).
 
     The arrays are contiguous. Compares by identity.
     """
@@ -33,6 +34,8 @@ class PackedDigits:
     format: Format
     rows: int
     columns: int
+    scales: Array | None = None
+    zeros: Array | None = None
     permutation = None
 
     @property
@@ -46,8 +49,9 @@ class PackedDigits:
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """The stored arrays by name."""
-        return {"words": self.words, "sums": self.sums}
+        """The stored arrays that there are, by name."""
+        named = {"words": self.words, "sums": self.sums, "scales": self.scales, "zeros": self.zeros}
+        return {name: array for name, array in named.items() if array is not None}
 
     @property
     def decomposition(self) -> Decomposition:
@@ -74,7 +78,7 @@ class PackedDigits:
 
     def to(self, device: Any) -> "PackedDigits":
         """The same matrix of torch tensors on another device."""
-        return replace(self, words=self.words.to(device), sums=self.sums.to(device))
+        return replace(self, **{name: array.to(device) for name, array in self.arrays.items()})
 
 
 def format_digits(fmt: Format) -> Decomposition:
@@ -83,18 +87,22 @@ def format_digits(fmt: Format) -> Decomposition:
     return (digits.of_activations if fmt.act is None else digits.of_weights)(fmt.code, fmt.digits)
 
 
-def pack_weights(codes: Array, fmt: Format | str) -> PackedDigits:
+def pack_weights(
+    codes: Array, fmt: Format | str, scales: Array | None = None, zeros: Array | None = None
+) -> PackedDigits:
     """Brings an integer weight, whose format has `act`, into the stored order of its digits.
 
     codes: integers (out_features, in_features), values of the code type `fmt.dtype`; numpy, or torch on any device.
-    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID.
+    scales: floats (out_features, 1), f16, bf16 or f32, for group="channel"; None: the codes are the numbers.
+    zeros: integers (out_features, 1) in the range of the codes for zero="int": numbers are scale * (code - zero).
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID, FORMAT_UNSUPPORTED, ARGUMENT_INVALID.
     """
     fmt = Format.parse(fmt) if isinstance(fmt, str) else fmt
     if fmt.act is None:
         raise LowbitvmError(
             "FORMAT_INVALID", f"{fmt} does not say what its codes are multiplied with", 'add act, as in act="i8"'
         )
-    return _pack(codes, fmt)
+    return _pack(codes, fmt, scales, zeros)
 
 
 def pack_activations(
@@ -103,8 +111,8 @@ def pack_activations(
     """Brings integer activations into the stored order; `lb.matmul` multiplies them with packed weights.
 
     codes: integers (m, in_features), values of the code type `fmt.dtype`. fmt: a Format, or its text, such as "i8" or
-    "u4,digits=b1"; its digits, "s8" unless told otherwise, are to be the weight's. scales, zeros: no kernel takes them
-    yet. Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID, FORMAT_UNSUPPORTED.
+    "u4,digits=b1"; its digits, "s8" unless told otherwise, are to be the weight's. scales, zeros: (m, 1), one for each
+    token, as `pack_weights` takes them. Raises what that does.
     """
     fmt = Format.parse(fmt) if isinstance(fmt, str) else fmt
     if fmt.act is not None:
@@ -112,16 +120,10 @@ def pack_activations(
             "FORMAT_INVALID", f"activations of {fmt}, which is a weight's", f"use Format({fmt.act!r}, digits=...)"
         )
     fmt = replace(fmt, digits=fmt.digits or "s8")
-    if scales is not None or zeros is not None:
-        raise LowbitvmError(
-            "FORMAT_UNSUPPORTED",
-            f"scales or zeros beside integer activations of {fmt.dtype}",
-            "leave them out and scale the exact s32 product",
-        )
-    return _pack(codes, fmt)
+    return _pack(codes, fmt, scales, zeros)
 
 
-def _pack(codes: Array, fmt: Format) -> PackedDigits:
+def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None) -> PackedDigits:
     """Integer codes (rows, K) in the stored order of a format with digits."""
     if codes.ndim != 2 or not dtypes.of(codes).is_integer:
         code = "SHAPE_MISMATCH" if codes.ndim != 2 else "DTYPE_MISMATCH"
@@ -135,7 +137,42 @@ def _pack(codes: Array, fmt: Format) -> PackedDigits:
     stored = ((values - decomposition.offset) // decomposition.factor) & ((1 << decomposition.bits) - 1)
     sums = (values - decomposition.offset).sum(1).astype(np.int32)
     words = _packed(stored.astype(np.uint8), fmt)
-    return PackedDigits(_like(codes, words), _like(codes, sums), fmt, *map(int, codes.shape))
+    rows, columns = map(int, codes.shape)
+    parts = _rank_one(fmt, rows, scales, zeros)
+    return PackedDigits(_like(codes, words), _like(codes, sums), fmt, rows, columns, *parts)
+
+
+def _rank_one(fmt: Format, rows: int, scales: Array | None, zeros: Array | None) -> tuple[Array | None, Array | None]:
+    """Scales as f32 and zeros as i32, one for each row."""
+    if (zeros is not None) != (fmt.zero is not None and scales is not None):
+        given = [name for name, array in (("scales", scales), ("zeros", zeros)) if array is not None]
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"{' and '.join(given) or 'nothing'} was given beside codes of {fmt}",
+            "give zeros together with scales where the format has zero='int', and only there",
+        )
+    if scales is None:
+        return None, None
+    if fmt.group != "channel" or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"scales of {fmt} beside codes in digits",
+            "use group='channel', a scale of f16, bf16 or f32, and zero=None or 'int'",
+        )
+    for name, array, right in (
+        ("scales", scales, dtypes.of(scales) == fmt.scale_dtype),
+        ("zeros", zeros, zeros is None or dtypes.of(zeros).is_integer),
+    ):
+        if not right:
+            raise LowbitvmError("DTYPE_MISMATCH", f"{name} of {dtypes.of(array)} for {fmt}", "cast them")
+        if array is not None and tuple(array.shape) != (rows, 1):
+            raise LowbitvmError(
+                "SHAPE_MISMATCH", f"{name} of shape {tuple(array.shape)} for {rows} rows", f"pass ({rows}, 1)"
+            )
+    if zeros is not None:
+        check_codes("zeros", zeros, fmt.code, 1)
+        zeros = arrays.contiguous(arrays.cast(arrays.detached(zeros), dtypes.i32).reshape(rows))
+    return arrays.contiguous(arrays.cast(arrays.detached(scales), dtypes.f32).reshape(rows)), zeros
 
 
 def _host(array: Array) -> NumpyArray:

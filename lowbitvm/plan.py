@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from lowbitvm.chunk import blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -12,13 +13,19 @@ STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
 TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
+UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
+DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
+MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
+SPILL_REGISTERS = 184  # estimated: from there on some kernels spill
+SPARE_REGISTERS = 16  # that a kernel may take beyond the estimate
 
 
 @dataclass(frozen=True)
 class Tile:
     """One block's share: bm rows of x, bn output features, bk of k per stage; `warps` of them share out bn.
 
-    `splits` blocks share out the whole k of each tile of y.
+    `splits` blocks share out the whole k of each tile of y. direct: how many of k the loads of codes run ahead that go
+    straight into registers; 0: codes go through shared memory, with the stages.
     """
 
     bm: int
@@ -27,6 +34,7 @@ class Tile:
     stages: int
     warps: int
     splits: int = 1
+    direct: int = 0
 
 
 CONVERTED_BITS = 8  # of scales that the kernel makes f32 of, in shared memory too
@@ -34,10 +42,13 @@ SPLIT_K = 256  # k is shared out in multiples of it, the largest bk and group
 MOST_SPLITS = 16
 SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if target.has_async_copies)
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
+SHORTEST_STREAM = 2 * SPLIT_K  # the same of few rows, whose partial sums are small
+LITTLE = 0.05  # of a layer's time: more splits must gain more than that
 SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
-NARROW = 128  # bn, but for permuted weights with few rows
+NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
+START_K = 128  # of k that a block could sum in the time that it takes to start
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
@@ -51,21 +62,44 @@ def linear_plan(
     permuted: bool = False,
     gate: bool = False,
 ) -> Tile:
-    """The tile for a whole problem: where its tiles are fewer than the GPU's SMs, several blocks share out k.
+    """The tile for a whole problem of one weight, or of two (with a gate), and the blocks that share out k.
 
     With `batch_invariant` the result does not depend on m: all rows are summed in one order, whatever their number.
     With `gate` there are two weights, whose sums leave no registers for the largest tile.
     """
     most = INVARIANT_ROWS if batch_invariant else SMALL_ROWS if gate else m
-    tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted)
+    weights = 2 if gate else 1
+    tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted, weights)
     while tile.bn > max(n, NARROW):
-        tile = replace(tile, bn=tile.bn // 2, warps=tile.warps // 2)
-    blocks = -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm))
-    return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // max(1, blocks))))
+        tile = replace(tile, bn=tile.bn // 2, warps=tile.warps if tile.direct else tile.warps // 2)
+        tile = replace(tile, direct=direct_k(tile, fmt, target, weights) if tile.direct else 0)
+    blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
+    if tile.bm > DECODE_ROWS:
+        return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // blocks)))
+    shares = range(1, max(1, min(MOST_SPLITS, k // SHORTEST_STREAM)) + 1)
+    times = {splits: _time(replace(tile, splits=splits), blocks, k, fmt, target, weights) for splits in shares}
+    enough = (1 + LITTLE) * min(times.values())
+    return replace(tile, splits=next(splits for splits, time in times.items() if time <= enough))
 
 
-def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False) -> Tile:
-    """The tile for m rows of activations: the smallest bm of 8 to 128 that holds them.
+def _time(tile: Tile, tiles: int, k: int, fmt: Format, target: Target, weights: int) -> float:
+    """How long the busiest SM takes for a layer, in k that it could sum up by itself with the memory kept busy.
+
+    Blocks of an SM share its part of the bandwidth, which they need enough bytes on their way for; those beyond what
+    it can hold come after. A block that has a part of k writes its sums, and another one reads them.
+    """
+    part = -(-k // (SPLIT_K * tile.splits)) * SPLIT_K + START_K
+    if tile.splits > 1:
+        part += 2 * 32 * tile.bm // fmt.bits // 2  # the sums stay in L2, which is at least twice as fast
+    blocks = -(-tiles * tile.splits // target.gpu.sms)
+    resident = max(1, blocks_per_sm(tile, fmt, target, weights))
+    each = bytes_ahead(tile, fmt, weights) / target.bytes_in_flight
+    waves = [resident] * (blocks // resident) + [blocks % resident] * (blocks % resident > 0)
+    return sum(wave * part / min(1.0, wave * each) for wave in waves)
+
+
+def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1) -> Tile:
+    """The tile for m rows of activations and one weight, or two: the smallest bm of 8 to 128 that holds them.
 
     At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
     have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
@@ -84,6 +118,8 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target)
+    if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
+        return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
@@ -103,8 +139,8 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     return _staged_bytes(tile, fmt) + tables + 2 * 2 * tile.bn * tile.bk <= room
 
 
-def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
-    """The widest tile that a permuted weight takes for m rows and whose stages fit, the most that do.
+def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
+    """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
     which stages of 64 are joined to where the groups are longer.
@@ -114,18 +150,19 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target) -> Tile:
         for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
             wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
             free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
-            if _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
+            if weights * _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
                 return wide
     return tile
 
 
-def _staged_bytes(tile: Tile, fmt: Format) -> int:
+def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
-    return tile.stages * (16 * tile.bm * tile.bk + tile.bn * (fmt.bits * tile.bk + numbers * groups)) // 8
+    codes = 0 if tile.direct else fmt.bits * tile.bk
+    return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
 
 
 def stages_tables(fmt: Format, k: int) -> bool:
@@ -146,16 +183,90 @@ def _stages(tile: Tile, fmt: Format) -> int:
     return next(iter(fits), tile.stages)
 
 
-def chosen_tile(fmt: Format, target: Target | None = None, permuted: bool = False, /, **parts: int | None) -> Tile:
+def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
+    """A tile whose codes on their way keep the memory busy: the fewer bits they have, the wider or further ahead.
+
+    Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
+    """
+    narrow = replace(tile, bn=NARROW)
+    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * NARROW)]
+    tiles = [*wide, narrow, replace(narrow, bk=UNIT_K), replace(narrow, bk=UNIT_K, stages=6)]
+    streamed = [replace(tile, direct=direct_k(tile, fmt, target, weights)) for tile in tiles]
+    busy = [tile for tile in streamed if keeps_busy(tile, fmt, target, weights)]
+    few = [tile for tile in busy if tile.direct and registers(tile, fmt, weights) <= MOST_REGISTERS[tile.bm]]
+    fewest = sorted((tile for tile in busy if tile.direct), key=lambda tile: registers(tile, fmt, weights))
+    return next(iter(few or fewest), replace(narrow, stages=_stages(replace(narrow, stages=4), fmt)))
+
+
+def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
+    """`Tile.direct` of a tile: the shortest that keeps the memory busy; 0 where there are no registers for any."""
+    unit = unit_k(tile, fmt)
+    slots = max(2, -(-tile.stages * tile.bk // unit))
+    most = min(SPILL_REGISTERS, target.registers_per_sm // (32 * tile.warps) - SPARE_REGISTERS)
+    chosen = 0
+    for sets in (2, 3, 4, 6, 8):
+        streamed = replace(tile, direct=(sets - 1) * unit)
+        if slots % sets == 0 and registers(streamed, fmt, weights) <= most:
+            chosen = streamed.direct
+            if keeps_busy(streamed, fmt, target, weights):
+                break
+    return chosen
+
+
+def unit_k(tile: Tile, fmt: Format) -> int:
+    """k that the kernel takes at a time."""
+    longer = isinstance(fmt.group, str) or fmt.group > tile.bk or fmt.scale_dtype.bits == CONVERTED_BITS
+    return max(tile.bk, UNIT_K) if longer else tile.bk
+
+
+def keeps_busy(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> bool:
+    """Whether the blocks of an SM have enough bytes on their way for the memory to be busy."""
+    ahead = bytes_ahead(tile, fmt, weights) * blocks_per_sm(tile, fmt, target, weights)
+    return ahead >= target.bytes_in_flight
+
+
+def bytes_ahead(tile: Tile, fmt: Format, weights: int = 1) -> int:
+    """Bytes of codes of one block that are on their way while it multiplies others."""
+    unit = unit_k(tile, fmt)
+    slots = max(2, -(-tile.stages * tile.bk // unit))
+    staged = slots - (2 if unit > tile.bk and slots >= 4 else 1)  # units, of which two may share a wait
+    ahead = tile.direct or staged * unit
+    return weights * tile.bn * ahead * fmt.bits // 8
+
+
+def blocks_per_sm(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
+    """Blocks that an SM holds, about."""
+    shared = _staged_bytes(tile, fmt, weights) + TABLE_BYTES * (fmt.code.kind == "table")
+    return target.blocks_per_sm(32 * tile.warps, min(255, registers(tile, fmt, weights)), shared)
+
+
+def registers(tile: Tile, fmt: Format, weights: int = 1) -> int:
+    """Registers of a thread, about: what kernels of bm 8 and 16 take, and the codes that it holds.
+
+    Groups inside a step, scales of 8 bits and vectors of several lengths take more.
+    """
+    columns, row_tiles, unit = tile.bm // 8, weights * tile.bn // (16 * tile.warps), unit_k(tile, fmt)
+    segments = 1 if isinstance(fmt.group, str) else max(1, unit // fmt.group)
+    pointers = 4 * row_tiles * (len(set(blocks(fmt.bits))) - 1)
+    held = pointers + row_tiles * fmt.bits * (tile.direct + unit) // 64 if tile.direct else 0
+    each = (9 + 13 * columns) // 2 + (segments - 1) * (3 + 2 * columns) + 4 * columns * (fmt.scale_dtype.bits == 8)
+    return 18 + 22 * columns + row_tiles * each + 8 * (fmt.zero == "float") + held
+
+
+def chosen_tile(
+    fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1, /, **parts: int | None
+) -> Tile:
     """The tile with the parts that are not None, and the rest as for `bm` rows (16 where it is None).
 
     Raises TILE_INVALID for a tile that the linear kernel cannot have or whose accumulators leave no registers.
     """
     given = {name: part for name, part in parts.items() if part is not None}
-    odd = {name: part for name, part in given.items() if type(part) is not int or part < 1}
+    odd = {name: part for name, part in given.items() if type(part) is not int or part < (name != "direct")}
     if odd:
         raise LowbitvmError("TILE_INVALID", f"the tile's parts {odd} are no ints above 0", "leave them out")
-    tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted), **given)
+    tile = replace(linear_tile(given.get("bm", 16), fmt, target, permuted, weights), **given)
+    if tile.direct and "direct" not in given:
+        tile = replace(tile, direct=direct_k(tile, fmt, target or TARGETS["sm_80"], weights))
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
     limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
@@ -202,6 +313,11 @@ class DigitTile:
     bk: int
     stages: int
     warps: int
+
+    @property
+    def part(self) -> int:
+        """k of a step that a warp, or all of them together, take."""
+        return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
 
 
 def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:

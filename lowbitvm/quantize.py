@@ -15,6 +15,7 @@ from lowbitvm import arrays, dtypes
 from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
+from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
@@ -117,6 +118,40 @@ def quantize(
     DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
     """
     fmt = as_format(fmt)
+    parts = _parts(weight, fmt, method, table, input_scale, permutation)
+    return pack(**parts, fmt=fmt, permutation=permutation)
+
+
+def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:
+    """Rounds a float weight (out_features, in_features) to integers for `lb.matmul`, one scale per output feature.
+
+    fmt: a Format with `act` and group="channel", such as Format("i4", "channel", act="i8"); zero=None or "int". The
+    rule is that of `quantize`. Raises what `quantize` and `pack_weights` do.
+    """
+    fmt = as_format(fmt)
+    return pack_weights(fmt=fmt, **_parts(weight, fmt))
+
+
+def quantize_activations(x: Array, fmt: Format | str) -> PackedDigits:
+    """Rounds float activations (m, in_features) to integers for `lb.matmul`, one scale per token.
+
+    fmt: a Format without `act` and with group="channel", such as Format("i8", "channel", digits="b1"); zero=None or
+    "int". The rule is that of `quantize`, NaN and infinities included. Codes are brought into their order on the CPU.
+    Raises what `quantize` and `pack_activations` do.
+    """
+    fmt = as_format(fmt)
+    return pack_activations(fmt=fmt, **_parts(x, fmt))
+
+
+def _parts(
+    weight: Array,
+    fmt: Format,
+    method: str = "rtn",
+    table: Array | None = None,
+    input_scale: Array | None = None,
+    permutation: Array | None = None,
+) -> dict[str, Array | None]:
+    """What `pack` takes for a matrix, rounded as `quantize` says."""
     if method not in METHODS:
         raise LowbitvmError("ARGUMENT_INVALID", f"the method is {method!r}", f"use one of {', '.join(METHODS)}")
     given = {"weight": weight, "table": table, "input_scale": input_scale, "permutation": permutation}
@@ -132,7 +167,7 @@ def quantize(
     parts = {name: array for name, array in vars(job.run()).items() if array is not None}
     if dtypes.is_tensor(weight) and not dtypes.is_tensor(parts["codes"]):
         parts = {name: arrays.tensor(array) for name, array in parts.items()}
-    return pack(**{"zeros": None, **parts}, fmt=fmt, permutation=permutation)
+    return {"zeros": None, **parts}
 
 
 def _check_weight(weight: Array, input_scale: Array | None) -> None:

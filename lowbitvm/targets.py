@@ -9,6 +9,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.layout import Layout
 
 KIB = 1024
+LATENCY_NS = 800  # of DRAM
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,18 @@ class Target:
         return min(by_registers, by_shared, self.warps_per_sm // warps, self.max_blocks_per_sm)
 
     @property
+    def bytes_in_flight(self) -> int:
+        """Bytes per SM that must be on their way for its GPU's memory to be busy: bandwidth x LATENCY_NS."""
+        return round(self.gpu.dram_gbs * LATENCY_NS / self.gpu.sms)
+
+    @property
     def has_cache_hints(self) -> bool:
         """Whether loads and copies take hints to the L2 cache."""
+        return self.capability >= (8, 0)
+
+    @property
+    def has_paired_casts(self) -> bool:
+        """Whether one instruction rounds two f32 to a pair of 16-bit floats."""
         return self.capability >= (8, 0)
 
     @property

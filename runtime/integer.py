@@ -10,7 +10,7 @@ import numpy as np
 
 from lowbitvm import arrays, dtypes, targets
 from lowbitvm.digits import BASES
-from lowbitvm.dtypes import Array
+from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, format_digits
@@ -36,7 +36,9 @@ class Variant:
     activations: Format
     weights: Format
     tile: DigitTile
-    aligned: bool  # k is a multiple of the tile's
+    aligned: bool  # k is a multiple of what a warp takes at a time
+    scaled: tuple[bool, bool] = (False, False)  # activations, weights: their format's scales and zeros are there
+    out: str = "i32"
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -48,20 +50,34 @@ class Variant:
             bn=tile.bn,
             bk=tile.bk,
             stages=tile.stages,
-            divisible={"k": tile.bk} if self.aligned else {},
-            **dict.fromkeys(self.sums, "i32"),
+            y=dtypes.get(self.out),
+            divisible={"k": tile.part} if self.aligned else {},
+            **{name: "f32" if name.endswith("scales") else "i32" for name in self.rank_one},
         )
 
     @property
-    def sums(self) -> tuple[str, ...]:
-        """The sums that the kernel takes: of the side whose counterpart has an offset."""
-        offsets = {"a_sums": format_digits(self.weights).offset, "w_sums": format_digits(self.activations).offset}
-        return tuple(name for name, offset in offsets.items() if offset)
+    def rank_one(self) -> tuple[str, ...]:
+        """The arrays of one number for each row or column that the kernel takes."""
+        zeros = [f.zero is not None and s for f, s in zip((self.activations, self.weights), self.scaled, strict=True)]
+        offsets = [format_digits(fmt).offset != 0 for fmt in (self.activations, self.weights)]
+        taken = {
+            "a_sums": offsets[1] or zeros[1],
+            "w_sums": offsets[0] or zeros[0],
+            "a_zeros": zeros[0],
+            "w_zeros": zeros[1],
+            "a_scales": self.scaled[0],
+            "w_scales": self.scaled[1],
+        }
+        return tuple(name for name, holds in taken.items() if holds)
 
 
-def longest_k(activations: Format, weights: Format) -> int:
-    """The largest k whose product of any codes stays below 2^31; what is added up on the way may wrap."""
-    return S32 // math.prod(max(abs(code.low), abs(code.high)) for code in (activations.code, weights.code))
+def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (False, False)) -> int:
+    """The largest k whose product of any codes stays below 2^31; what is added up on the way may wrap.
+
+    zeros: whether the two sides have some, which may be any code.
+    """
+    sides = zip((activations.code, weights.code), zeros, strict=True)
+    return S32 // math.prod(c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides)
 
 
 @functools.cache
@@ -86,8 +102,11 @@ def compile_matmul(
     return _compiled(Variant(activations, fmt, tile, aligned=True), target, disk_cache() if cache else None)
 
 
-def matmul(a: PackedDigits, w: PackedDigits) -> Array:
-    """The exact product a w^T of integer matrices, i32 (m, out_features).
+def matmul(a: PackedDigits, w: PackedDigits, dtype: Any = None) -> Array:
+    """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
+
+    With scales it is the exact integer product, rounded to f32 and multiplied with both scales in f32, in `dtype`:
+    f16 (by default), bf16 or f32, by name or torch's dtype.
 
     a: what `lb.pack_activations` returns, (m, in_features); w: what `lb.pack_weights` returns, (out_features,
     in_features), in the same digits. CUDA tensors run on their GPU, on the current stream. On a CPU the product is made
@@ -97,13 +116,32 @@ def matmul(a: PackedDigits, w: PackedDigits) -> Array:
     """
     target = _device_target(a, w)
     check_sides(a, w)
-    y = arrays.zeros(a.words, (a.rows, w.rows), dtypes.i32)
+    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype))
     if target is not None:
         run_matmul(a, w, y, target)
         return y
-    exact = [np.asarray(arrays.host(side.unpack()), np.float64) for side in (a, w)]
-    product = (exact[0] @ exact[1].T).astype(np.int32)  # below 2^53, and as checked below 2^31
+    product = _numbers(a) @ _numbers(w).T  # integers below 2^53
+    for side, axis in ((a, 1), (w, 0)):
+        if side.scales is not None:
+            product = np.float32(product) * np.expand_dims(arrays.host(side.scales), axis)
+    product = product.astype(dtypes.of(y).numpy)
     return arrays.tensor(product) if dtypes.is_tensor(y) else product
+
+
+def _numbers(side: PackedDigits) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The codes, less their zeros."""
+    codes = np.asarray(arrays.host(side.unpack()), np.float64)
+    return codes if side.zeros is None else codes - arrays.host(side.zeros)[:, None]
+
+
+def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
+    """The dtype of a product."""
+    known = {dtype.numpy.name: dtype for dtype in ((f16, bf16, f32) if any(scaled(a, w)) else (i32,))}
+    known |= {dtype.name: dtype for dtype in known.values()}
+    name = next(iter(known)) if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise LowbitvmError("DTYPE_MISMATCH", f"a product in {dtype}", f"use one of {', '.join(known)}")
+    return known[name]
 
 
 def _device_target(a: PackedDigits, w: PackedDigits) -> str | None:
@@ -128,11 +166,21 @@ def run_matmul(
     check_sides(a, w)
     (m, k), n = a.shape, w.rows
     tile = digit_tile(m, k, a.format, w.format, targets.get(target)) if tile is None else tile
-    variant = Variant(a.format, w.format, tile, k % tile.bk == 0)
-    sums = {"a_sums": a.sums, "w_sums": w.sums}
-    arguments = {"a": a, "w": w, "y": y, **{name: sums[name] for name in variant.sums}}
+    variant = Variant(a.format, w.format, tile, k % tile.part == 0, scaled(a, w), dtypes.of(y).name)
+    arguments = {"a": a, "w": w, "y": y, **{name: rank_one(a, w)[name] for name in variant.rank_one}}
     grid = launch_grid((m, n), (tile.bm, tile.bn))
     return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
+
+
+def scaled(a: PackedDigits, w: PackedDigits) -> tuple[bool, bool]:
+    """Which sides have scales."""
+    return a.scales is not None, w.scales is not None
+
+
+def rank_one(a: PackedDigits, w: PackedDigits) -> dict[str, Array | None]:
+    """The kernel's arguments of one number for each row of either side."""
+    sides = {"a": a, "w": w}
+    return {f"{x}_{part}": getattr(side, part) for x, side in sides.items() for part in ("sums", "zeros", "scales")}
 
 
 def check_sides(a: PackedDigits, w: PackedDigits) -> None:
@@ -150,7 +198,7 @@ def check_sides(a: PackedDigits, w: PackedDigits) -> None:
         )
     if a.columns != w.columns:
         raise LowbitvmError("SHAPE_MISMATCH", f"a has {a.columns} in_features, w has {w.columns}", "make them equal")
-    longest = longest_k(a.format, w.format)
+    longest = longest_k(a.format, w.format, (a.zeros is not None, w.zeros is not None))
     if a.columns > longest:
         raise LowbitvmError(
             "ARGUMENT_INVALID",

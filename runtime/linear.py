@@ -47,6 +47,7 @@ class Variant:
     vectorised: bool = True
     permuted: bool = False
     l2_hints: bool = False
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -82,9 +83,10 @@ class Variant:
             bk=tile.bk,
             stages=tile.stages,
             splits=tile.splits,
+            direct=tile.direct,
             activation=self.activation,
             l2_hints=self.l2_hints,
-            divisible={"k": VECTOR} if self.vectorised else {},
+            divisible={dim: VECTOR for dim, holds in (("k", self.vectorised), ("n", self.aligned)) if holds},
         )
 
 
@@ -102,6 +104,7 @@ def compile_linear(
     stages: int | None = None,
     warps: int | None = None,
     splits: int = 1,
+    direct: int | None = None,
     bias: bool = False,
     gate: bool = False,
     residual: bool = False,
@@ -110,6 +113,7 @@ def compile_linear(
     vectorised: bool = True,
     permuted: bool = False,
     l2_hints: bool = False,
+    aligned: bool = False,
     cache: bool = True,
 ) -> CompiledKernel:
     """The linear kernel y (m, n) = f(x (m, k) w^T + bias (n)) + residual (m, n) for one weight format; needs no GPU.
@@ -119,21 +123,20 @@ def compile_linear(
     "f16", "bf16" or "f32", by default act. activation: f, "relu", "silu", "gelu" or None. gate: y = f(x gate^T) *
     (x w^T + bias) + residual with a second weight of the same format. The tile's parts are optional (see
     `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
+    aligned: y, bias and residual are, and n is a multiple of 8: stores are then fewer, and the PTX of version 7.8.
     permuted: the weight's columns are those of x[:, order], order being another argument of the kernel, i32 (k).
     l2_hints: weights are marked as the first to leave the L2 cache, x as the last; without effect before sm_80. cache:
     keep the cubin on disk.
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
     SHARED_MEMORY_EXCEEDED.
     """
-    parts: dict[str, Any] = {"group": group, "zero": zero, "scale": scale}
-    fmt = replace(as_format(weights), **{name: part for name, part in parts.items() if part is not None})
-    tile = chosen_tile(
-        fmt, targets.get(target), permuted, bm=bm, bn=bn, bk=bk, stages=stages, warps=warps, splits=splits
-    )
+    given_parts: dict[str, Any] = {"group": group, "zero": zero, "scale": scale}
+    fmt = replace(as_format(weights), **{name: part for name, part in given_parts.items() if part is not None})
+    parts = {"bm": bm, "bn": bn, "bk": bk, "stages": stages, "warps": warps, "splits": splits, "direct": direct}
+    tile = chosen_tile(fmt, targets.get(target), permuted, 2 if gate else 1, **parts)
     given = act if bias else None, gate, act if residual else None
-    return _compile(
-        Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted, l2_hints), target, cache
-    )
+    variant = Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted, l2_hints, aligned)
+    return _compile(variant, target, cache)
 
 
 def _compile(variant: Variant, target: str, cache: bool) -> CompiledKernel:
@@ -171,7 +174,7 @@ def run_linear(
         )
     if gate is not None:
         gate = _alike(gate, weight)
-    permuted = weight.permutation is not None
+    permuted, followers = weight.permutation is not None, (y, bias, residual)
     variant = Variant(
         weight.format,
         linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted, gate is not None),
@@ -183,6 +186,7 @@ def run_linear(
         activation,
         vectorised=k % VECTOR == 0 and address(x) % ALIGNMENT == 0,
         permuted=permuted,
+        aligned=n % VECTOR == 0 and all(address(part) % ALIGNMENT == 0 for part in followers if part is not None),
     )
     kernel, tile = _compiled(variant, target, True), variant.tile
     tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))

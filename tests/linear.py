@@ -10,8 +10,8 @@ import lowbitvm as lb
 from lowbitvm import dtypes
 from lowbitvm.bounds import linear_bound, linear_exact
 from lowbitvm.plan import Tile
-from lowbitvm.runtime.compiled import compile_program, launch_grid
-from lowbitvm.runtime.linear import Variant
+from lowbitvm.runtime.compiled import launch_grid
+from lowbitvm.runtime.linear import Variant, run_linear
 
 FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 FUNCTIONS = {
@@ -43,19 +43,26 @@ class Layer:
     def shape(self) -> tuple[int, int]:
         return self.x.shape[0], self.w.out_features
 
-    def arguments(self) -> dict[str, object]:
-        """The kernel's arrays but y."""
-        named = {"x": self.x, "w": self.w, "gate": self.gate, "bias": self.bias, "residual": self.residual}
-        named["order"] = self.w.permutation
-        return {name: value for name, value in named.items() if value is not None}
+    def emulated(self, target: str, **options: object) -> np.ndarray:
+        """y as `lb.linear` plans and runs it on an emulated GPU, with all checks and without a finding."""
+        y = np.full(self.shape, 7, FLOATS[self.out])
+        parts = {"gate": self.gate, "residual": self.residual, "activation": self.activation}
+        assert run_linear(self.x, self.w, self.bias, y, target, **parts, **options).findings == []
+        return y
 
-    def variant(self, tile: Tile) -> Variant:
-        """The kernel that computes it."""
+    def interpreted(self) -> np.ndarray:
+        """y of the interpreter, with a small tile."""
         kinds = [None if array is None else dtypes.of(array).name for array in (self.bias, self.residual)]
-        act = dtypes.of(self.x).name
-        aligned = self.x.shape[1] % 8 == 0
-        fmt, gated, permuted = self.w.format, self.gate is not None, self.w.permutation is not None
-        return Variant(fmt, tile, act, self.out, kinds[0], gated, kinds[1], self.activation, aligned, permuted)
+        gated, permuted = self.gate is not None, self.w.permutation is not None
+        act, tile = dtypes.of(self.x).name, Tile(16, 128, 64, 2, 4)
+        variant = Variant(
+            self.w.format, tile, act, self.out, kinds[0], gated, kinds[1], self.activation, False, permuted
+        )
+        named = {"x": self.x, "w": self.w, "gate": self.gate, "bias": self.bias, "residual": self.residual}
+        named |= {"order": self.w.permutation, "y": np.full(self.shape, 7, FLOATS[self.out])}
+        given = {name: value for name, value in named.items() if value is not None}
+        lb.interpret(variant.program(), launch_grid(self.shape, (tile.bm, tile.bn)), given)
+        return given["y"]
 
     def ordered(self) -> "Layer":
         """The same without a permutation: the columns of x stand in the order of the weights'."""
@@ -82,24 +89,3 @@ class Layer:
             size = np.abs(exact) + bound
             bound = bound + 2 * ROUNDING["f32"] * (np.abs(exact) + 1) + ROUNDING[self.out] * size + 2.0**-24
             return exact, np.where(size * (1 + ROUNDING[self.out]) <= LARGEST[self.out], bound, np.inf)
-
-
-def run_both(layer: Layer, variant: Variant, target: str, **options: object) -> list[np.ndarray]:
-    """y of the emulator, with all checks and without a finding, and of the interpreter."""
-    tile, program = variant.tile, variant.program()
-    kernel, results = compile_program(program, target, tile.warps), []
-    tiles = launch_grid(layer.shape, (tile.bm, tile.bn))
-    for emulated in (True, False):
-        y = np.full(layer.shape, 7, FLOATS[variant.out])
-        given = layer.arguments() | {"y": y}
-        if tile.splits > 1:
-            shape = (tile.splits * (1 + variant.gate) * tiles[0] * tile.bm, tiles[1] * tile.bn)
-            given |= {"partials": np.full(shape, np.nan, np.float32), "arrivals": np.zeros(math.prod(tiles), np.int32)}
-        grid = (*tiles, tile.splits)
-        if emulated:
-            assert lb.launch(kernel, grid, given, **options).findings == []
-        else:
-            lb.interpret(program, grid, given)
-        assert "arrivals" not in given or not given["arrivals"].any()
-        results.append(y)
-    return results

@@ -26,7 +26,7 @@ def test_compile_writes_ptx_cubin_and_resources(tmp_path):
     resources = json.loads(stem.with_suffix(".json").read_text())
     assert resources["target"] == "sm_90a"
     assert resources["spills"] == 0
-    assert resources["tile"] == {"bm": 16, "bn": 128, "bk": 64, "stages": 8, "warps": 4, "splits": 1}
+    assert resources["tile"] == {"bm": 16, "bn": 128, "bk": 64, "stages": 8, "warps": 4, "splits": 1, "direct": 128}
     assert resources["block"] == [128, 1, 1]
     assert f".visible .entry {resources['entry']}(" in stem.with_suffix(".ptx").read_text()
     assert ".target sm_90a" in stem.with_suffix(".ptx").read_text()

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbitvm as lb
+from lowbitvm.bench.measure import Kernel, measure
+from lowbitvm.bench.ours import Variant, build
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.codegen.convert import ROW_BYTES, TABLE_ROOM, TableDecoder
 from lowbitvm.dtypes import CODE_TYPES
@@ -216,6 +218,15 @@ def test_torch_runs_codebooks_on_the_emulator(fmt, monkeypatch):
     weight = lb.pack(**{name: tensor(part) if isinstance(part, np.ndarray) else part for name, part in given.items()})
     x = torch.from_numpy(rng.standard_normal((3, 128)).astype(np.float16))
     assert agrees(lb.linear(x, weight), linear_exact(x, weight), linear_bound(x, weight)).all()
+
+
+@pytest.mark.parametrize("act", ["f16", "bf16"])
+def test_the_main_loop_of_nf4_stays_as_lean_as_it_is(act):
+    tiles = ("8x128x64", "16x128x64")
+    made = build([Variant("nf4", act, 128, "none", "sm_80", tile) for tile in tiles])
+    few, more = (measure(kernel) for kernel in made if isinstance(kernel, Kernel))
+    assert few.instructions_per_weight <= 1.5 and more.mac_per_instruction >= 300
+    assert few.spills == more.spills == few.bank_conflicts == more.bank_conflicts == 0
 
 
 @pytest.mark.parametrize("size", [15, 17])

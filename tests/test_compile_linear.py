@@ -1,5 +1,7 @@
 """lb.compile_linear: resources on every target, the cache, and refusals."""
 
+import re
+
 import pytest
 
 import lowbitvm as lb
@@ -42,7 +44,10 @@ def test_the_main_loop_is_made_of_tensor_core_instructions():
     sass = lb.compile_linear("u4", cache=False).sass()
     slots, ahead, row_tiles, columns, steps = 4, 2, 2, 2, 128 // 16
     assert sass.count("HMMA.16816.F32") == slots * row_tiles * columns * steps
-    # x and two pieces of each row tile's words: ahead of the loop, and per slot in it
+    # x goes to shared memory, a lane's words of a row tile of two k tiles to its registers: one unit ahead of their use
+    assert sass.count("LDGSTS.E.BYPASS.128") == (ahead + slots) * 2
+    assert len(re.findall(r"LDG\.E\S*\.128", sass)) == (1 + slots) * row_tiles * 2
+    sass = lb.compile_linear("u4", direct=0, cache=False).sass()
     assert sass.count("LDGSTS.E.BYPASS.128") == (ahead + slots) * (2 + 2 * 2)
 
 
@@ -61,7 +66,7 @@ def test_every_register_that_is_written_is_read(variant, act):
 @pytest.mark.parametrize("stages", [2, 3, 4, 5])
 def test_shared_memory_grows_with_the_stages(stages):
     one_slot = 16 * 128 * 2 + 128 * 128 // 2 + 128 * 2  # a group of 128, two steps of the loop
-    assert lb.compile_linear("i4", stages=stages, cache=False).shared == max(2, -(-stages // 2)) * one_slot
+    assert lb.compile_linear("i4", stages=stages, direct=0, cache=False).shared == max(2, -(-stages // 2)) * one_slot
 
 
 def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):

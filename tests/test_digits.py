@@ -95,7 +95,19 @@ def test_formats_with_digits_are_spelled_and_read_back() -> None:
         ("CODES_OUT_OF_RANGE", lambda: lb.pack_weights(np.full((2, 3), 2), "bp2,act=i8")),
         ("SHAPE_MISMATCH", lambda: lb.pack_activations(np.zeros(3, int), "u2")),
         ("DTYPE_MISMATCH", lambda: lb.pack_activations(np.zeros((2, 3)), "u2")),
-        ("FORMAT_UNSUPPORTED", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2", np.ones((2, 1)))),
+        ("FORMAT_UNSUPPORTED: scales", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2", np.ones((2, 1)))),
+        ("DTYPE_MISMATCH", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2,group=channel", np.ones((2, 1)))),
+        ("SHAPE_MISMATCH", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2,group=channel", np.ones(2, "f2"))),
+        (
+            "ARGUMENT_INVALID",
+            lambda: lb.pack_activations(np.zeros((2, 3), int), "u2,group=channel", None, np.ones((2, 1), int)),
+        ),
+        (
+            "CODES_OUT_OF_RANGE: zeros",
+            lambda: lb.pack_activations(
+                np.zeros((2, 3), int), "u2,group=channel,zero=int", np.ones((2, 1), "f2"), np.full((2, 1), 4)
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_packed_as_digits_is_refused(code: str, make) -> None:

@@ -121,6 +121,7 @@ def test_index_arithmetic_leaves_the_loops_that_it_does_not_depend_on():
         ("TILE_INVALID", lambda x, y: lb.zeros((2048, 1024))),
         ("ARGUMENT_INVALID", lambda x, y: list(lb.range(0, 8, 0))),
         ("ARGUMENT_INVALID", lambda x, y: list(lb.range(0, 8, 8, stages=9))),
+        ("ARGUMENT_INVALID", lambda x, y: list(lb.range(0, 8, 8, direct=-64))),
     ],
 )
 def test_mistakes_are_named_with_the_users_line(code, body):

@@ -41,6 +41,15 @@ def test_the_bytes_of_a_weight_are_those_that_are_stored(name):
     assert told.traffic == stored_bytes(fmt, 50, 256) | {"x": 2 * 7 * 256, "y": 2 * 7 * 50}
 
 
+def test_a_permuted_weight_costs_its_gather():
+    weight = np.random.default_rng(0).standard_normal((128, 1024)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(1024)
+    plain, permuted = (lb.explain(lb.quantize(weight, FORMAT, permutation=part), 8) for part in (None, order))
+    assert permuted.tile == linear_plan(8, 128, 1024, FORMAT, targets.get("sm_80"), False, True)
+    assert permuted.instructions["shared"] > plain.instructions["shared"]
+    assert sum(permuted.instructions.values()) > sum(plain.instructions.values())
+
+
 def test_few_rows_are_limited_by_the_memory_and_many_by_the_tensor_cores():
     few, many = (lb.explain(FORMAT, m, 16384, 8192) for m in (1, 4096))
     assert few.bound in ("memory", "bytes in flight") and many.bound in ("tensor", "issue slots", "shared")
@@ -54,7 +63,7 @@ def test_few_rows_are_limited_by_the_memory_and_many_by_the_tensor_cores():
 
 def test_the_issue_slots_are_those_of_the_instructions_that_are_listed():
     told = lb.explain("u4", 16, 128 * 108, 4096)
-    assert told.grid == (1, 108, 1)
+    assert told.grid[:2] == (1, 108)  # and each SM has as many blocks as there are splits
     weights = 128 * 4096 / 128  # of a lane of the SM
     assert told.limits["issue slots"] == pytest.approx(weights * sum(told.instructions.values()) / 1.41e3, rel=1e-9)
     assert 0 < sum(told.decode.values()) < sum(told.instructions.values())

@@ -16,7 +16,7 @@ from lowbitvm.codegen.convert import held_by
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import GROUPS, OUTERS, SCALES, ZEROS
 from lowbitvm.kernels.linear import linear
-from lowbitvm.plan import linear_tile
+from lowbitvm.plan import chosen_tile, linear_tile
 from lowbitvm.runtime.compiled import launch_grid
 from lowbitvm.runtime.linear import run_linear
 from lowbitvm.targets import TARGETS
@@ -205,7 +205,7 @@ def test_no_bank_conflicts_and_every_weight_is_read_once_per_row_of_blocks(tile,
     weight, x = random_weight(rng, fmt, n, k), random_activations(rng, "f16", m, k, "normal", fmt)
     kernel = lb.compile_linear(fmt, cache=False, **tile)
     y = np.zeros((m, n), np.float16)
-    grid = launch_grid((m, n), (tile["bm"], tile.get("bn", 128)))
+    grid = launch_grid((m, n), (tile["bm"], chosen_tile(fmt, **tile).bn))
     report = lb.launch(kernel, grid, {"x": x, "w": weight, "y": y})
     assert agrees(y, linear_exact(x, weight), linear_bound(x, weight, bk=tile["bk"])).all()
     assert report.counters.bank_conflicts == 0

@@ -2,7 +2,6 @@
 
 import math
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,23 +11,13 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.kernels.linear import ACTIVATIONS
-from lowbitvm.plan import SHORTEST_SPLIT, Tile, linear_plan
+from lowbitvm.plan import MOST_SPLITS, SHORTEST_SPLIT, Tile, bytes_ahead, linear_plan
 from lowbitvm.runtime.compiled import compile_program, launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
 from lowbitvm.runtime.workspace import workspace
+from tests.linear import FLOATS, Layer
 
-FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 FMT = lb.Format("u4", group=64, zero="int")
-EXACT = {
-    None: lambda v: v,
-    "relu": lambda v: np.maximum(v, 0),
-    "silu": lambda v: v / (1 + np.exp(-v)),
-    "gelu": lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
-}
-# |f'| <= 1.13 (gelu; silu 1.1), and what exp, the division and the polynomial add, relative to |v| (kernels/linear.py,
-# dsl.exp): 2^-22 + |v| 2^-23 of an exponential that is at most 1 / |v| of the result where |v| is large.
-SLOPE, FUNCTION_LOSS = 1.13, 2.0**-20
-ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24}
 
 
 def weight_of(rng: np.random.Generator, n: int, k: int) -> lb.PackedWeight:
@@ -93,19 +82,7 @@ def test_splits_and_epilogues_agree_with_float64(problem):
     kinds = act if problem["bias"] else None, problem["gated"], act if problem["residual"] else None
     variant = Variant(FMT, tile, act, out, *kinds, problem["activation"], vectorised=True)
     arguments = {"x": x, "w": w, "gate": gate, "bias": bias, "residual": residual}
-    function = EXACT[problem["activation"]]
-    product, loss = linear_exact(x, w, bias), linear_bound(x, w, bias)
-    inner, inner_loss = (linear_exact(x, gate), linear_bound(x, gate)) if gate is not None else (product, loss)
-    shaped = function(inner)
-    shaped_loss = SLOPE * inner_loss + FUNCTION_LOSS * np.abs(inner)
-    if gate is not None:
-        exact = shaped * product
-        bound = np.abs(shaped) * loss + np.abs(product) * shaped_loss + loss * shaped_loss
-    else:
-        exact, bound = shaped, shaped_loss
-    if residual is not None:
-        exact = exact + residual.astype(np.float64)
-    bound = bound + 2 * ROUNDING["f32"] * (np.abs(exact) + 1) + ROUNDING[out] * (np.abs(exact) + bound) + 2.0**-24
+    exact, bound = Layer(x, w, gate, bias, residual, problem["activation"], out).expected()
     for y in run_both(variant, problem["target"], arguments, m, n):
         assert agrees(y, exact, bound).all()
 
@@ -121,11 +98,16 @@ def test_functions_keep_what_is_not_finite_out_of_the_finite():
             assert not np.isfinite(y).any()
 
 
-def test_a_long_k_is_shared_out_only_where_blocks_are_fewer_than_sms():
-    target = targets.get("sm_80")
-    assert linear_plan(8, 4096, 4096, FMT, target).splits == 3  # 32 tiles on 108 SMs
+@pytest.mark.parametrize("target", targets.TARGETS.values(), ids=str)
+def test_a_long_k_is_shared_out_where_its_tiles_leave_sms_without_work(target):
+    tile = linear_plan(8, 4096, 8192, FMT, target)
+    blocks = 4096 // tile.bn * tile.splits
+    assert blocks >= 0.75 * target.gpu.sms
+    # each SM has the bytes on their way that keep the memory busy, as far as k is long enough
+    busy = blocks / target.gpu.sms * bytes_ahead(tile, FMT) >= 0.7 * target.bytes_in_flight
+    assert busy or tile.splits == MOST_SPLITS
     assert linear_plan(8, 4096, SHORTEST_SPLIT, FMT, target).splits == 1
-    assert linear_plan(8, 64 * 4096, 4096, FMT, target).splits == 1
+    assert linear_plan(8, 512 * 4096, 4096, FMT, target).splits == 1
     assert linear_plan(4096, 4096, 4096, FMT, target).splits == 1
     assert linear_plan(0, 4096, 4096, FMT, target).splits >= 1
 

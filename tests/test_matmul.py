@@ -15,7 +15,7 @@ from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.integers import PackedDigits
 from lowbitvm.plan import digit_tile
-from lowbitvm.runtime.integer import Variant, longest_k, run_matmul
+from lowbitvm.runtime.integer import Variant, longest_k, rank_one, run_matmul
 from tests.test_digits import CODES, drawn
 
 KINDS = ("u", "i", "bp")
@@ -46,9 +46,9 @@ def interpreted(a: PackedDigits, w: PackedDigits) -> np.ndarray:
     tile = digit_tile(a.rows, a.columns, a.format, w.format, targets.get("sm_80"))
     variant = Variant(a.format, w.format, tile, aligned=False)
     y = np.full((a.rows, w.rows), -1, np.int32)
-    sums = {"a_sums": a.sums, "w_sums": w.sums}
+    more = {name: rank_one(a, w)[name] for name in variant.rank_one}
     grid = (-(-a.rows // tile.bm), -(-w.rows // tile.bn))
-    lb.interpret(variant.program(), grid, {"a": a, "w": w, "y": y, **{name: sums[name] for name in variant.sums}})
+    lb.interpret(variant.program(), grid, {"a": a, "w": w, "y": y, **more})
     return y
 
 
@@ -185,7 +185,56 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("LOWBITVM_DEVICE", "")
     page = Path(__file__).parent.parent / "docs" / "integers.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     file = tmp_path / "example.py"
     file.write_text("\n".join(blocks))
     exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})
+
+
+SCALED = [  # weights, activations, digits
+    ("i4,group=channel,act=i8", "i8,group=channel"),
+    ("u3,group=channel,zero=int,scale=f32,act=u8", "u8,group=channel,zero=int,scale=bf16"),
+    ("bp2,group=channel,act=i4", "i4,group=channel,scale=f32"),
+    ("u2,group=channel,zero=int,act=bp3", "bp3,group=channel"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("base", digits.BASES)
+@pytest.mark.parametrize(("weight", "act"), SCALED)
+def test_scaled_products_are_the_exact_integers_times_both_scales(
+    weight: str, act: str, base: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(7)
+    x, real = rng.normal(size=(5, 200)).astype(np.float32), rng.normal(size=(37, 200)).astype(np.float32)
+    a, w = lb.quantize_activations(x, f"{act},digits={base}"), lb.quantize_weights(real, f"{weight},digits={base}")
+    assert a.scales is not None and w.scales is not None
+    numbers = [
+        side.unpack().astype(np.int64) - (0 if side.zeros is None else side.zeros[:, None].astype(np.int64))
+        for side in (a, w)
+    ]
+    expected = np.float32(numbers[0] @ numbers[1].T) * a.scales[:, None] * w.scales[None, :]
+    for device in ("", "emulator:sm_80"):
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.matmul(a, w, dtype)
+        assert np.array_equal(y, expected.astype(y.dtype)), device
+
+
+def test_a_product_in_another_dtype_is_refused() -> None:
+    a, w = sides("u2", "i8", "s8", 2, 3, 50)
+    with pytest.raises(lb.LowbitvmError, match="DTYPE_MISMATCH: a product in f16"):
+        lb.matmul(a, w, "f16")
+
+
+def test_scaled_torch_tensors_give_torch_dtypes() -> None:
+    x, real = torch.randn(3, 64), torch.randn(20, 64)
+    a = lb.quantize_activations(x, lb.Format("i8", "channel", scale="f32", digits="s8"))
+    w = lb.quantize_weights(real, lb.Format("i8", "channel", scale="f32", act="i8"))
+    y = lb.matmul(a, w, torch.bfloat16)
+    assert y.dtype == torch.bfloat16
+    # x + d, w + e with |d| <= half a scale of the token, |e| of the feature: x e + d w + d e, and the rounding.
+    d, e = a.scales.double()[:, None] / 2, w.scales.double() / 2
+    exact, magnitude = x.double() @ real.double().T, x.abs().double().sum(1, keepdim=True)
+    bound = magnitude * e + d * real.abs().double().sum(1) + 64 * d * e
+    bound = bound * (1 + 2.0**-16)  # scales are rounded to f32
+    assert ((y.double() - exact).abs() <= bound + 2.0**-8 * (exact.abs() + bound)).all()

@@ -8,6 +8,7 @@ import pytest
 import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.formats import NAMED
+from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime.linear import run_linear
 from tests.test_foreign import gguf_rows
 from tests.test_linear import check
@@ -115,7 +116,7 @@ def test_a_wrong_scale_is_outside_the_bound(name):
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_no_bank_conflicts_no_spills_and_each_scale_is_read_once(name, tile):
     fmt, rng = lb.Format.parse(name), np.random.default_rng(0)
-    n, k = 2 * tile.get("bn", 128), 512
+    n, k = 2 * chosen_tile(fmt, **tile).bn, 512
     values = rng.standard_normal((n, k))
     weight = lb.quantize(np.abs(values) if fmt.code.kind == "uint" and fmt.zero is None else values, fmt)
     kernel = lb.compile_linear(fmt, cache=False, **tile)

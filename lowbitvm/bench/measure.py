@@ -13,7 +13,6 @@ from lowbitvm.targets import Target
 
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through
 EMULATED_K = 1024  # in_features that the bank conflicts of a block are counted for
-LATENCY_NS = 800  # of DRAM: what the bytes in flight must cover
 MEMORY = "memory"  # the name of the DRAM's cycles among those of the pipes
 DIGITS = 4  # of the fractions in a row
 
@@ -139,9 +138,8 @@ def trips(block_weights: float, tile: tuple[int, ...]) -> list[float]:
 
 
 def bytes_needed(target: str) -> int:
-    """Bytes per SM that must be in flight for the memory of the target's GPU to be busy: bandwidth x LATENCY_NS."""
-    gpu = targets.get(target).gpu
-    return round(gpu.dram_gbs * LATENCY_NS / gpu.sms)
+    """Bytes per SM that must be in flight for the memory of the target's GPU to be busy."""
+    return targets.get(target).bytes_in_flight
 
 
 def memory_cycles(bits: int, target: Target) -> float:

@@ -11,6 +11,7 @@ from lowbitvm import dtypes, targets
 from lowbitvm.bench.loops import main_nest, read_ptx
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.bench.together import Machine, assemble_together
+from lowbitvm.codegen.stream import LOAD
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED, Format
@@ -22,7 +23,7 @@ from lowbitvm.runtime.linear import compile_linear
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
-COPIES: tuple[str | tuple[str, ...], ...] = (("cp.async.ca", "cp.async.cg"), "ld.global")
+COPIES: tuple[str | tuple[str, ...], ...] = (LOAD, ("cp.async.ca", "cp.async.cg"), "ld.global")
 WEIGHTS = (*CODE_TYPES, *NAMED)
 TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan chooses the rest
     "8x128x64": {"bm": 8, "bn": 128, "bk": 64},
@@ -45,6 +46,7 @@ class Variant:
     zero: str  # "none" for None
     target: str
     tile: str
+    permuted = False
 
     def __str__(self) -> str:
         return f"{self.weights} {self.act} group={self.group} zero={self.zero} {self.target} {self.tile}"
@@ -71,6 +73,7 @@ class Exactly:
     act: str
     target: str
     chosen_tile: Tile
+    permuted: bool = False
 
     @property
     def weights(self) -> str:
@@ -118,7 +121,7 @@ def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
 
 def _lowered(variant: Variant | Exactly) -> CompiledKernel | LowbitvmError:
     try:
-        tile = asdict(variant.chosen_tile)
+        tile: dict[str, Any] = {"permuted": variant.permuted, **asdict(variant.chosen_tile)}
         return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
     except LowbitvmError as error:
         return error
@@ -179,7 +182,9 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
     x: Any = rng.standard_normal((tile.bm, k)).astype(dtype)
     y: Any = np.zeros((tile.bm, tile.bn), dtype)
     grid = launch_grid((tile.bm, tile.bn), (tile.bm, tile.bn))
-    report = launch(compiled, grid, {"x": x, "w": weight, "y": y}, checks="none")
+    arrays = {"x": x, "w": weight, "y": y, "order": np.arange(k, dtype=np.int32)}
+    taken = {array.name: arrays[array.name] for array in compiled.program.arrays}
+    report = launch(compiled, grid, taken, checks="none")
     assert report is not None
     conflicts = main_loop_conflicts(report, compiled.ptx) * EMULATED_K // k
     weights = tile.bn * k / report.counters.mma

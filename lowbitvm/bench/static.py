@@ -17,11 +17,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.measure import LATENCY_NS, MEMORY, Kernel, Row, bytes_needed, measure
+from lowbitvm.bench.measure import MEMORY, Kernel, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.linear import INPUTS
+from lowbitvm.targets import LATENCY_NS
 
 PEERS = {  # name -> (package, module with `rows`)
     "Triton": ("triton", "lowbitvm.bench.triton_peer"),

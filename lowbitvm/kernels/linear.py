@@ -28,6 +28,7 @@ def linear(
     bk: int,
     stages: int,
     splits: int = 1,
+    direct: int = 0,
     activation: str | None = None,
     l2_hints: bool = False,
 ) -> None:
@@ -41,7 +42,9 @@ def linear(
     """
     i, j = dsl.program_id(0), dsl.program_id(1)
     weights = [w] if gate is None else [w, gate]
-    sums = _products(x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits, l2_hints=l2_hints)
+    sums = _products(
+        x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits, direct=direct, l2_hints=l2_hints
+    )
     if partials is None or arrivals is None:
         _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
@@ -73,6 +76,7 @@ def _products(
     bk: int,
     stages: int,
     splits: int,
+    direct: int,
     l2_hints: bool,
 ) -> list[Value]:
     """The block's sums over its part of k, one (bm, bn) tile for each of the weights."""
@@ -85,7 +89,7 @@ def _products(
         part = (stop + (SPLIT_K * splits - 1)) // (SPLIT_K * splits) * SPLIT_K
         start = dsl.program_id(2) * part
         stop = dsl.minimum(stop, start + part)
-    for k in dsl.record_range(start, stop, bk, stages=stages):
+    for k in dsl.record_range(start, stop, bk, stages=stages, direct=direct):
         columns = k if order is None else dsl.load(order, (k,), (bk,), other=-1, evict=often)
         activations = dsl.load(x, (i * bm, columns), (bm, bk), trusted=order is not None, evict=often)
         for weight, acc in zip(weights, sums, strict=True):
