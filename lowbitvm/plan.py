@@ -132,11 +132,12 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
-    if permuted or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+    crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
+    if permuted or crowded or fmt.scale_dtype.bits == 8 or fmt.table == "group":
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
-    room -= TABLE_BYTES if fmt.code.kind == "table" else 0
-    return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
+    tables = TABLE_BYTES * (fmt.code.kind == "table")
+    return _staged_bytes(tile, fmt) + tables + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
