@@ -214,7 +214,7 @@ def emulate_command(
 @main.command("bench")
 @click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
-@click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8x128x64 and 16x128x64, where not chosen.")
+@click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
 @click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
 @click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
