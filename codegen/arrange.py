@@ -33,10 +33,15 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
 
 
 def _is_plain(dot: Op) -> bool:
-    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored."""
+    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored.
+
+    Codebooks of groups are found by the unit that is multiplied, not by the next one.
+    """
     activations, fmt = dot.operands[0], _format(dot)
     by_rows = activations.kind == "load" and not activations.operands[1].shape
-    return dot.dtype != dtypes.i32 and by_rows and fmt is not None and fmt.scale_dtype.bits > 8 and fmt.table != "group"
+    if fmt is None or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+        return False
+    return dot.dtype != dtypes.i32 and by_rows
 
 
 def _format(dot: Op) -> Format | None:
@@ -61,7 +66,6 @@ def _shared_bytes(loop: Op) -> int:
             continue
         rows = max(1, k // fmt.group) if isinstance(fmt.group, int) else 1
         numbers = sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None) * rows
-        total += TABLE_BYTES * (fmt.code.kind == "table") + dot.shape[1] * (
-            stages * (k * fmt.bits + numbers) // 8 + 2 * 2 * k
-        )
+        total += dot.shape[1] * (stages * (k * fmt.bits + numbers) // 8 + 2 * 2 * k)
+        total += TABLE_BYTES if fmt.code.kind == "table" else 0
     return total

@@ -366,14 +366,16 @@ def _scale_bits(fmt: Format) -> float:
 def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
     """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes.
 
-    Sums of short groups need registers beside those of a large tile's accumulators.
+    Sums of short groups need registers beside those of a large tile's accumulators: two of no zero points, scales in
+    the decode and groups of more than 16 leave enough.
     """
     fmt = packed_array(codes)[1]
     if isinstance(fmt.group, str) or fmt.group > step:
         return True
     few = activations.shape[0] * codes.shape[0] <= FEW_ACCUMULATORS * state.threads
-    whole = fmt.zero is None and _fused(state, activations, codes) is not None
-    return part_bytes(fmt, "scales") == 1 and (few or whole)
+    fused = _fused(state, activations, codes) is not None
+    few_sums = sum((fmt.zero is None, fused, fmt.group > 16)) >= 2
+    return part_bytes(fmt, "scales") == 1 and (few or few_sums)
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

@@ -111,13 +111,14 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
-    most = 32 if permuted and fmt.group in (16, 32) else SMALL_ROWS
+    summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
+    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
-        return _wide(tile, m, fmt, target)
+        return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
@@ -143,15 +144,17 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
-    which stages of 64 are joined to where the groups are longer.
+    which stages of 64 are joined to where the groups are longer and shared memory has room for two such units.
     """
     bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
+    free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
+    free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
-            wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
-            free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
-            if weights * _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
-                return wide
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
+        for depth in (512, 384, 256):
+            deep = replace(wide, stages=depth // bk)
+            if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
+                return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
 
 
@@ -340,11 +343,10 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most = 4 if target.has_async_copies else 2
+    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
     for warps in (4, 2, 1):
-        stages = min(
-            most, STAGED_BYTES // (step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8)
-        )
+        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
+        stages = min(most, STAGED_BYTES // stage)
         if stages >= 2:
             break
     return DigitTile(bm, 16 * rows * warps, step, stages, warps)
