@@ -154,12 +154,21 @@ class DirectTile(Staged):
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
         last = b.op("sub.s32", "r", stored.count, 1)
-        self.pointers: list[dict[int, str]] = []  # per row tile and width of vectors; rows beyond the last repeat it
+        self.pointers: list[dict[int, str]] = []  # per row tile and width of vectors; rows outside repeat others
         for number in range(stored.rows):
-            index = state.scalar("min", state.scalar("add", stored.first, number), last)
+            index = state.scalar("add", stored.first, number)
+            index = index if non_negative(load.operands[0]) else state.scalar("max", index, 0)
+            index = state.scalar("min", index, last)
             address = stored.address(index)
             widths = dict.fromkeys(stored.vectors)
             self.pointers.append({w: b.op("mad.wide.u32", "rd", lane, 4 * w, address) for w in widths})
+
+    def beyond(self, number: int) -> str:
+        """Emits the predicate: the row tile is not in the array, its codes are zeros."""
+        index = self.state.scalar("add", self.stored.first, number)
+        if isinstance(index, int):
+            index = self.state.builder.op("mov.b32", "r", index)
+        return self.state.builder.op("setp.ge.u32", "p", index, self.stored.count)
 
     def words(self, left: str, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
@@ -488,11 +497,21 @@ class DigitDot:
             for j in range(self.columns):
                 values = [self._over_weights(t, j, i) for i in range(4)]
                 together = 1 if self.each == 1 else 2  # columns of a lane that are planes of one row
-                totals += [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
+                found = [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
+                totals += self._unless_beyond(t, j, found) if self.direct else found
         if self.direct:
             totals = self._over_warps(totals)
         for register, total in zip(accumulators, totals, strict=True):
             self.state.builder.do("add.s32", register, register, total)
+
+    def _unless_beyond(self, t: int, j: int, totals: list[str]) -> list[str]:
+        """The sums of a row tile and an n8 tile, zeros where either side has no such rows: others were loaded then."""
+        b = self.state.builder
+        for side, number in ((self.weights, t), (self.activations, j)):
+            assert isinstance(side, DirectTile)
+            beyond = side.beyond(number)
+            totals = [b.op("selp.b32", "r", 0, total, beyond) for total in totals]
+        return totals
 
     def _exchanged(self) -> int:
         """Values of a lane that the warps exchange."""

@@ -79,3 +79,29 @@ def test_sides_in_other_digits_do_not_meet_in_a_dot() -> None:
     for left, right, problem in ((planes, w, "a dot of i8.*digits=b1"), (w, w, "that are not activations")):
         with pytest.raises(lb.LowbitvmError, match=f"DTYPE_MISMATCH: dot: .*{problem}"):
             strips.compile("sm_80", a=left.format, w=right.format, bm=8, bn=64, bk=512, factor=1)
+
+
+@lb.kernel(a=lb.packed("m k"), w=lb.packed("n k"), y=("rows columns", lb.i32))
+def window(a: lb.Packed, w: lb.Packed, y: lb.Tensor, *, row: int, column: int, bm: int, bn: int, bk: int) -> None:
+    """The tile of the product at (row, column), at the start of y: with what lies outside both sides as zeros."""
+    total = lb.zeros((bm, bn), lb.i32)
+    for k in lb.range(0, a.shape[1], bk):
+        total += lb.dot(lb.load(a, (row, k), (bm, bk)), lb.load(w, (column, k), (bn, bk)).T)
+    lb.store(y, (0, 0), total)
+
+
+@pytest.mark.parametrize(("warps", "bk"), [(1, 64), (4, 256)])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (8, 16), (-8, -16), (16, 0)])
+def test_rows_outside_either_side_are_zeros(row: int, column: int, warps: int, bk: int) -> None:
+    a, w = sides("i8", "i8", "s8", m=11, n=20, k=300)
+    kernel = window.compile(
+        "sm_80", warps=warps, a=a.format, w=w.format, row=row, column=column, bm=16, bn=32 if warps == 4 else 16, bk=bk
+    )
+    y, again = np.full((16, 32), -1, np.int32), np.full((16, 32), -1, np.int32)
+    lb.launch(kernel, (1,), {"a": a, "w": w, "y": y}, checks="all", on_finding="raise")
+    lb.interpret(kernel.program, (1,), {"a": a, "w": w, "y": again})
+    whole = np.zeros((64, 96), np.int32)
+    whole[16:27, 32:52] = exact(a, w)
+    columns = 32 if warps == 4 else 16
+    assert np.array_equal(y[:, :columns], whole[16 + row :][:16, 32 + column :][:, :columns])
+    assert np.array_equal(y, again)
