@@ -4,6 +4,7 @@ from lowbitvm import dtypes
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
+from lowbitvm.plan import TABLE_BYTES
 from lowbitvm.targets import Target
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
@@ -32,10 +33,15 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
 
 
 def _is_plain(dot: Op) -> bool:
-    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored."""
+    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored.
+
+    Codebooks of groups are found by the unit that is multiplied, not by the next one.
+    """
     activations, fmt = dot.operands[0], _format(dot)
     by_rows = activations.kind == "load" and not activations.operands[1].shape
-    return dot.dtype != dtypes.i32 and by_rows and fmt is not None and fmt.scale_dtype.bits > 8
+    if fmt is None or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+        return False
+    return dot.dtype != dtypes.i32 and by_rows
 
 
 def _format(dot: Op) -> Format | None:
@@ -61,4 +67,5 @@ def _shared_bytes(loop: Op) -> int:
         rows = max(1, k // fmt.group) if isinstance(fmt.group, int) else 1
         numbers = sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None) * rows
         total += dot.shape[1] * (stages * (k * fmt.bits + numbers) // 8 + 2 * 2 * k)
+        total += TABLE_BYTES if fmt.code.kind == "table" else 0
     return total

@@ -18,7 +18,7 @@ from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, Base, Decomposition, columns_per_row, field_mask, narrow
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
+from lowbitvm.integers import digit_words, format_digits, row_tiles, skipped_words, tile_k, tile_words
 from lowbitvm.ir import Op
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
@@ -134,7 +134,7 @@ class FragmentTile(Staged):
     def words(self, slot: int, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile of a slot."""
         b = self.state.builder
-        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes
+        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes + self.stored.skipped
         words: list[str] = []
         for width in self.stored.vectors:
             registers = [b.register("r") for _ in range(width)]
@@ -163,7 +163,7 @@ class DirectTile(Staged):
 
     def words(self, left: str, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
-        b, words, place = self.state.builder, [], tile * self.stored.bytes
+        b, words, place = self.state.builder, [], tile * self.stored.bytes + self.stored.skipped
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
@@ -185,6 +185,7 @@ class StoredTiles:
         assert load.array is not None
         fmt = self.format = source_format(load)
         self.state, self.bytes, self.k = state, 4 * tile_words(fmt), tile_k(fmt)
+        self.skipped = 4 * skipped_words(fmt)  # bytes at the start of a stored tile
         self.rows = row_tiles(fmt, load.shape[0])  # of tiles
         self.vectors = [width for count in digit_words(fmt) for width in blocks(count)]  # words of a lane's loads
         b = state.builder

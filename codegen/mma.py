@@ -37,6 +37,7 @@ LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
 MOST_HELD = 112  # registers of fragments, offsets and accumulators
 LEAST_CENTRED = 8  # n8 tiles of a warp: for fewer, row sums take fewer instructions than exact zeros in the decode
+BF16_ADDENDS = 5  # instructions more that integer zero points take in bf16 than in f16, per group and row tile
 SHORTEST_TURN = 128  # of k: for less the exchange of lanes takes more instructions than it saves
 
 Pair = tuple[str, str]  # of row classes g and g + 8
@@ -131,7 +132,8 @@ class Dot:
         if isinstance(self.format.group, str) or self.format.group > LONGEST_FUSED:
             return False
         steps, multiplies = self.format.group // self.atom.k, getattr(self.decoder, "multiplier", None) is not None
-        return 4 * steps * (not multiplies) <= self.columns * (4 + steps / self.row_tiles)
+        more = BF16_ADDENDS if self.act == "bf16" and self.format.zero == "int" else 0
+        return 4 * steps * (not multiplies) + more <= self.columns * (4 + steps / self.row_tiles)
 
     def _fused_segment(self) -> int:
         """k that is summed over: less where the offsets' fragments, two registers per group, leave no room."""

@@ -45,6 +45,7 @@ SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in
 CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
 OUTER_BITS = 32
 SLOT_ALIGNMENT = 128
+SUMS_BYTES = 4096  # at most, of row sums in shared memory
 KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
 
@@ -101,7 +102,8 @@ class Pipeline:
     def _table_room(self) -> tuple[int, int]:
         """How many tables the loop's weights need, and the bytes of shared memory that there are for them."""
         loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, Words)]
-        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
+        kept = KEPT_FREE + SUMS_BYTES * self.unit.lead
+        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - kept)
 
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""
@@ -364,14 +366,16 @@ def _scale_bits(fmt: Format) -> float:
 def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
     """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes.
 
-    Sums of short groups need registers beside those of a large tile's accumulators.
+    Sums of short groups need registers beside those of a large tile's accumulators: two of no zero points, scales in
+    the decode and groups of more than 16 leave enough.
     """
     fmt = packed_array(codes)[1]
     if isinstance(fmt.group, str) or fmt.group > step:
         return True
     few = activations.shape[0] * codes.shape[0] <= FEW_ACCUMULATORS * state.threads
-    whole = fmt.zero is None and _fused(state, activations, codes) is not None
-    return part_bytes(fmt, "scales") == 1 and (few or whole)
+    fused = _fused(state, activations, codes) is not None
+    few_sums = sum((fmt.zero is None, fused, fmt.group > 16)) >= 2
+    return part_bytes(fmt, "scales") == 1 and (few or few_sums)
 
 
 def _ends_at(stop: Op, dim: str) -> bool:

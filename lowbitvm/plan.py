@@ -112,7 +112,8 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
-    most = 32 if permuted and fmt.group in (16, 32) else SMALL_ROWS
+    summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
+    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
@@ -132,10 +133,12 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
-    if permuted or fmt.scale_dtype.bits == 8 or fmt.code.kind == "table":
+    crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
+    if permuted or crowded or fmt.scale_dtype.bits == 8 or fmt.table == "group":
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
-    return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
+    tables = TABLE_BYTES * (fmt.code.kind == "table")
+    return _staged_bytes(tile, fmt) + tables + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
@@ -352,11 +355,10 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most = 4 if target.has_async_copies else 2
+    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
     for warps in (4, 2, 1):
-        stages = min(
-            most, STAGED_BYTES // (step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8)
-        )
+        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
+        stages = min(most, STAGED_BYTES // stage)
         if stages >= 2:
             break
     return DigitTile(bm, 16 * rows * warps, step, stages, warps)

@@ -114,6 +114,19 @@ def test_a_gate_has_tables_of_its_own(name, target, m):
     assert agrees(y, factors[0] * factors[1], error * (1 + 2**-10)).all()
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_86"])
+@pytest.mark.parametrize(("name", "table"), [("nf4", None), *(("c4", table) for table in TABLES), ("c8", "tensor")])
+def test_many_rows_run_with_codebooks(name, table, target):
+    rng = np.random.default_rng(0)
+    weight = random_weight(rng, lb.Format(name, 128, table=table), 140, 384)
+    x = rng.standard_normal((130, 384)).astype(np.float16)
+    check(weight, x, target)
+    kernel = lb.compile_linear(weight.format, target=target, bm=128, warps=8, stages=3)
+    y = np.zeros((130, 140), np.float16)
+    assert lb.launch(kernel, launch_grid(y.shape, (128, 128)), {"x": x, "w": weight, "y": y}).findings == []
+    assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+
+
 @pytest.mark.parametrize("act", ["f16", "bf16"])
 def test_the_fp4_of_bitsandbytes_is_a_codebook_of_the_tensor(act):
     rng = np.random.default_rng(0)

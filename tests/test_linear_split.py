@@ -11,7 +11,7 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.kernels.linear import ACTIVATIONS
-from lowbitvm.plan import MOST_SPLITS, SHORTEST_SPLIT, Tile, bytes_ahead, linear_plan
+from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, bytes_ahead, linear_plan
 from lowbitvm.runtime.compiled import compile_program, launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
 from lowbitvm.runtime.workspace import workspace
@@ -106,7 +106,7 @@ def test_a_long_k_is_shared_out_where_its_tiles_leave_sms_without_work(target):
     # each SM has the bytes on their way that keep the memory busy, as far as k is long enough
     busy = blocks / target.gpu.sms * bytes_ahead(tile, FMT) >= 0.7 * target.bytes_in_flight
     assert busy or tile.splits == MOST_SPLITS
-    assert linear_plan(8, 4096, SHORTEST_SPLIT, FMT, target).splits == 1
+    assert linear_plan(8, 4096, SHORTEST_STREAM, FMT, target).splits == 1
     assert linear_plan(8, 512 * 4096, 4096, FMT, target).splits == 1
     assert linear_plan(4096, 4096, 4096, FMT, target).splits == 1
     assert linear_plan(0, 4096, 4096, FMT, target).splits >= 1

@@ -7,6 +7,9 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
+from lowbitvm.codegen.convert import held_by
+from lowbitvm.codegen.fused import chosen_fused, fused_scales
+from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import NAMED
 from lowbitvm.plan import chosen_tile
 from lowbitvm.runtime.linear import run_linear
@@ -59,6 +62,53 @@ def test_every_byte_of_a_scale_is_what_ml_dtypes_reads(scale, act):
     assert np.array_equal(y[normal], exact[normal])
     assert (np.abs(y - exact)[~normal] <= 2.0**-120).all()
     assert len(np.unique(scales)) == len(np.unique(stored)) >= 253
+
+
+@pytest.mark.parametrize(
+    ("name", "acts"),
+    [
+        ("nvfp4", ["f16", "bf16"]),
+        ("nvint4", ["f16", "bf16"]),
+        ("f6e2m3,group=32,scale=e4m3", ["f16", "bf16"]),
+        ("i3,group=16,scale=i8,outer=tensor", ["f16"]),
+        ("u4,group=32,zero=offset,scale=i8,outer=tensor", ["f16"]),
+    ],
+)
+def test_scales_in_the_decode_are_exact_for_every_code_and_scale(name, acts):
+    """One weight at a time, with a second level of 1: products of a few bits, and offsets, that f32 has."""
+    fmt, rng, k, n = lb.Format.parse(name), np.random.default_rng(3), 128, 128
+    stored = np.arange(127 if fmt.scale == "e4m3" else 256, dtype=np.uint8)
+    scales = np.resize(rng.permutation(stored), fmt.scales_shape(n, k)).view(DTYPES[fmt.scale])
+    if fmt.scale == "e4m3":
+        scales = (scales.astype(np.float32) * rng.choice([-1, 1], scales.shape)).astype(DTYPES["e4m3"])
+    zeros = None if fmt.zero is None else rng.integers(-128, 128, scales.shape).astype(np.int8)
+    codes = fmt.code.codes(np.resize(np.arange(1 << fmt.bits), (n, k)).astype(np.int16)).astype(fmt.code.numpy)
+    ones = {part: np.ones((1, 1), np.float32) for part in ("outer", "outer_zeros") if part in fmt.parts}
+    weight = lb.pack(codes, scales, zeros, fmt, **ones)
+    for act in acts:
+        assert chosen_fused(fmt, act, 8, 1) is not None
+        x = np.eye(k).astype(np.float16 if act == "f16" else ml_dtypes.bfloat16)
+        y = np.zeros((k, n), np.float32)
+        assert run_linear(x, weight, None, y, "sm_80").findings == []
+        assert np.array_equal(y.T, weight.dequantize().astype(np.float32))
+
+
+def test_scales_go_into_the_decode_only_where_that_is_exact():
+    exact = {name for name, code in CODE_TYPES.items() if code.kind != "table" and held_by(code, "f16")}
+    exact = {name for name in exact if fused_scales(CODE_TYPES[name], "i8", "f16") is not None}
+    assert {"u1", "u2", "u3", "u4", "i2", "i3", "i4", "i5", "bp1", "bp4", "ternary"} <= exact
+    assert exact.isdisjoint({"u5", "u8", "i6", "i8", "bp5"})  # 31 x 127 needs 12 bits
+    assert fused_scales(CODE_TYPES["u8"], "e4m3", "f16") is None
+    assert fused_scales(CODE_TYPES["u4"], "i8", "bf16") is None
+    assert fused_scales(CODE_TYPES["f4e2m1"], "e8m0", "bf16") is None  # powers of two beyond both ends of bf16
+
+
+def test_a_nan_among_e4m3_scales_is_refused():
+    scales = np.ones((2, 4), np.float32)
+    scales[1, 2] = np.nan
+    codes, fmt = np.zeros((2, 64), np.uint8), "f4e2m1,group=16,scale=e4m3"
+    with pytest.raises(lb.LowbitvmError, match=r"ARGUMENT_INVALID: scales\[1, 2\] is NaN.*Fix: quantise again"):
+        lb.pack(codes, scales.astype(DTYPES["e4m3"]), None, fmt)
 
 
 @pytest.mark.parametrize("name", K_QUANTS)

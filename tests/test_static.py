@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -229,7 +230,7 @@ def test_what_is_loaded_before_the_loop_is_ahead_of_the_products():
     assert ours.ahead("\n".join(line.replace(copy, load) for line in text), 16.0) == 192
 
 
-@pytest.mark.parametrize(("tile", "expected"), [("8x128x64", 256), ("16x128x64", 128), ("64x128x64", 32)])
+@pytest.mark.parametrize(("tile", "expected"), [("8", 256), ("16x128x64", 128), ("64x128x64", 32)])
 def test_without_row_sums_a_product_stands_for_its_share_of_256_weights(tile, expected):
     (built,) = ours.build([Variant("u4", "f16", 128, "none", "sm_80", tile)])
     assert built.weights_per_matrix == expected
@@ -284,7 +285,7 @@ def test_a_kernel_of_several_targets_is_run_once_and_stands_for_all(monkeypatch)
 
     emulate = ours.emulate
     monkeypatch.setattr(ours, "emulate", counted)
-    wanted = [Variant("u4", "f16", 128, "none", target, "8x128x64") for target in ("sm_80", "sm_86", "sm_75")]
+    wanted = [Variant("u4", "f16", 128, "none", target, "8") for target in ("sm_80", "sm_86", "sm_75")]
     first, second, third = ours.build(wanted)
     assert runs == ["sm_80", "sm_75"]  # which has no cp.async
     assert first.weights_per_matrix == second.weights_per_matrix == 2 * third.weights_per_matrix
@@ -293,7 +294,7 @@ def test_a_kernel_of_several_targets_is_run_once_and_stands_for_all(monkeypatch)
 
 @pytest.mark.parametrize("fmt", dict.fromkeys((*CODE_TYPES, *NAMED)))
 def test_tracing_and_lowering_take_less_time_than_assembling(fmt):
-    (built,) = ours.build([Variant(fmt, "bf16", 128, "none", "sm_80", "8x128x64")])
+    (built,) = ours.build([Variant(fmt, "bf16", 128, "none", "sm_80", "8")])
     if isinstance(built, LowbitvmError):
         assert built.code in static.REFUSALS
     else:
@@ -439,15 +440,22 @@ def test_tools_that_are_installed_stand_in_the_table_with_products_for_all_weigh
 
 def test_tools_that_are_not_installed_are_said_to_be_so(monkeypatch):
     monkeypatch.setattr(static, "PEERS", {"Other": ("no_such_package_anywhere", "lowbitvm.bench.no_module")})
-    result = run("--quick", "--weights", "u4", "--tile", "8x128x64")
+    result = run("--quick", "--weights", "u4", "--tile", "8")
     assert result.exit_code == 0, result.output
     assert "Other: not installed" in result.output
+
+
+def test_an_error_in_one_of_several_processes_is_that_of_the_command():
+    jobs = [partial(lb.Format.parse, text) for text in ("u4", "u4,group=33", "u8")]
+    with pytest.raises(LowbitvmError, match=r"^FORMAT_INVALID: Format group 33"):
+        static.run_all(jobs)
+    assert static.run_all(jobs[::2]) == [lb.Format("u4"), lb.Format("u8")]
 
 
 def test_mistakes_of_usage_are_explained(tmp_path):
     assert "say what to measure: --static" in CliRunner().invoke(main, ["bench"]).output
     assert "FORMAT_INVALID: Format dtype 'u9'" in run("--weights", "u9").output
-    options = ["--quick", "--weights", "u4", "--tile", "8x128x64", "--no-peers"]
+    options = ["--quick", "--weights", "u4", "--tile", "8", "--no-peers"]
     result = run(*options, "--json", str(tmp_path / "none" / "file.json"))
     assert result.exit_code == 1 and "cannot be written" in result.output
 

@@ -26,7 +26,7 @@ TURN_K = 256  # the largest group and bk: with the number of stages, a multiple 
 COPIES: tuple[str | tuple[str, ...], ...] = (LOAD, ("cp.async.ca", "cp.async.cg"), "ld.global")
 WEIGHTS = (*CODE_TYPES, *NAMED)
 TILES: dict[str, dict[str, int]] = {  # the parts that are asked for; the plan chooses the rest
-    "8x128x64": {"bm": 8, "bn": 128, "bk": 64},
+    "8": {"bm": 8},
     "16x128x64": {"bm": 16, "bn": 128, "bk": 64},
     "64x128x64": {"bm": 64, "bn": 128, "bk": 64},
     "128x128x64": {"bm": 128, "bn": 128, "bk": 64, "warps": 8},

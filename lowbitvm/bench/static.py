@@ -44,7 +44,7 @@ TEXTS = ("tool", "weights", "act", "group", "zero", "tile")
 NUMBERS = ("MAC/\ninstr", "instr/\nweight", "decode/\nweight", "tensor\nshare", "regs", "spills", "shared\nbytes")
 NUMBERS_OF_MEMORY = ("bank\nconfl", "bytes in\nflight", "of\nneed", "occu-\npancy")
 TARGETS = ("sm_80", "sm_89", "sm_90a")
-QUICK_TILES = ("8x128x64", "16x128x64")
+QUICK_TILES = ("8", "16x128x64")
 WIDTH = 200  # characters of the table
 BATCH = 16  # kernels per target that are assembled together
 
