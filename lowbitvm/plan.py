@@ -48,6 +48,7 @@ SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the war
 NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
+GATHER_REGISTERS = 24  # that gathering takes beside the rest
 START_K = 128  # of k that a block could sum in the time that it takes to start
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
@@ -71,7 +72,7 @@ def linear_plan(
     weights = 2 if gate else 1
     tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted, weights)
     while tile.bn > max(n, NARROW):
-        tile = replace(tile, bn=tile.bn // 2, warps=tile.warps if tile.direct else tile.warps // 2)
+        tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 64))
         tile = replace(tile, direct=direct_k(tile, fmt, target, weights) if tile.direct else 0)
     blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
     if tile.bm > DECODE_ROWS:
@@ -151,11 +152,22 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
         wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
+        streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
+        if streamed.direct:
+            return streamed
         for depth in (512, 384, 256):
             deep = replace(wide, stages=depth // bk)
             if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
                 return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
+
+
+def _streamed(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
+    """A permuted tile whose codes go straight to registers, where there is room for the rest."""
+    streamed = replace(tile, direct=direct_k(tile, fmt, target, weights) if fmt.code.kind != "table" else 0)
+    most = min(SPILL_REGISTERS, target.registers_per_sm // (32 * tile.warps)) - GATHER_REGISTERS
+    room = _staged_bytes(streamed, fmt, weights) <= target.shared_per_block
+    return streamed if room and registers(streamed, fmt, weights) <= most else tile
 
 
 def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
