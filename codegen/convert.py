@@ -25,7 +25,7 @@ import numpy as np
 from lowbitvm import chunk
 from lowbitvm.chunk import Layout, Part, Run
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
-from lowbitvm.dtypes import CODE_TYPES, NAN_PATTERNS, CodeType
+from lowbitvm.dtypes import ALIASES, CODE_TYPES, NAN_PATTERNS, CodeType
 from lowbitvm.errors import LowbitvmError
 
 F16_STARTS = {1: (9, 10), 2: (7, 9), 3: (5, 8), 4: (3, 7), 5: (1, 6), 6: (1, 5), 7: (0, 4), 8: (0, 0)}
@@ -304,10 +304,12 @@ def places(code: CodeType, act: str) -> tuple[tuple[Bits, ...], tuple[Bits, ...]
         starts = (F16_STARTS if act == "f16" else BF16_STARTS)[code.bits]
         return (Bits(0, code.bits, starts[0]),), (Bits(0, code.bits, starts[1]),)
     if not held_by(code, act):
+        narrow = F16_EXPONENT - 1
+        nearest = f"f{code.bits}e{narrow}m{code.bits - 1 - narrow}"
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             f"{code} reaches {code.largest:g} with {code.exponent} exponent bits, f16 activations have {F16_EXPONENT}",
-            "use bf16 activations, or a type with 4 exponent bits",
+            f"use bf16 activations (from sm_80 on), or the type {ALIASES.get(nearest, nearest)}",
         )
     start = E1_STARTS[code.mantissa] if code.exponent == 1 else MANTISSA[act] - code.mantissa
     row = (Bits(0, code.bits - 1, start), Bits(code.bits - 1, 1, SIGN_PLACE))

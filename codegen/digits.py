@@ -18,7 +18,7 @@ from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, Base, Decomposition, columns_per_row, field_mask, narrow
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
+from lowbitvm.integers import digit_words, format_digits, row_tiles, skipped_words, tile_k, tile_words
 from lowbitvm.ir import Op
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
@@ -134,7 +134,7 @@ class FragmentTile(Staged):
     def words(self, slot: int, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile of a slot."""
         b = self.state.builder
-        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes
+        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes + self.stored.skipped
         words: list[str] = []
         for width in self.stored.vectors:
             registers = [b.register("r") for _ in range(width)]
@@ -154,16 +154,25 @@ class DirectTile(Staged):
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
         last = b.op("sub.s32", "r", stored.count, 1)
-        self.pointers: list[dict[int, str]] = []  # per row tile and width of vectors; rows beyond the last repeat it
+        self.pointers: list[dict[int, str]] = []  # per row tile and width of vectors; rows outside repeat others
         for number in range(stored.rows):
-            index = state.scalar("min", state.scalar("add", stored.first, number), last)
+            index = state.scalar("add", stored.first, number)
+            index = index if non_negative(load.operands[0]) else state.scalar("max", index, 0)
+            index = state.scalar("min", index, last)
             address = stored.address(index)
             widths = dict.fromkeys(stored.vectors)
             self.pointers.append({w: b.op("mad.wide.u32", "rd", lane, 4 * w, address) for w in widths})
 
+    def beyond(self, number: int) -> str:
+        """Emits the predicate: the row tile is not in the array, its codes are zeros."""
+        index = self.state.scalar("add", self.stored.first, number)
+        if isinstance(index, int):
+            index = self.state.builder.op("mov.b32", "r", index)
+        return self.state.builder.op("setp.ge.u32", "p", index, self.stored.count)
+
     def words(self, left: str, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
-        b, words, place = self.state.builder, [], tile * self.stored.bytes
+        b, words, place = self.state.builder, [], tile * self.stored.bytes + self.stored.skipped
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
@@ -185,6 +194,7 @@ class StoredTiles:
         assert load.array is not None
         fmt = self.format = source_format(load)
         self.state, self.bytes, self.k = state, 4 * tile_words(fmt), tile_k(fmt)
+        self.skipped = 4 * skipped_words(fmt)  # bytes at the start of a stored tile
         self.rows = row_tiles(fmt, load.shape[0])  # of tiles
         self.vectors = [width for count in digit_words(fmt) for width in blocks(count)]  # words of a lane's loads
         b = state.builder
@@ -487,11 +497,21 @@ class DigitDot:
             for j in range(self.columns):
                 values = [self._over_weights(t, j, i) for i in range(4)]
                 together = 1 if self.each == 1 else 2  # columns of a lane that are planes of one row
-                totals += [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
+                found = [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
+                totals += self._unless_beyond(t, j, found) if self.direct else found
         if self.direct:
             totals = self._over_warps(totals)
         for register, total in zip(accumulators, totals, strict=True):
             self.state.builder.do("add.s32", register, register, total)
+
+    def _unless_beyond(self, t: int, j: int, totals: list[str]) -> list[str]:
+        """The sums of a row tile and an n8 tile, zeros where either side has no such rows: others were loaded then."""
+        b = self.state.builder
+        for side, number in ((self.weights, t), (self.activations, j)):
+            assert isinstance(side, DirectTile)
+            beyond = side.beyond(number)
+            totals = [b.op("selp.b32", "r", 0, total, beyond) for total in totals]
+        return totals
 
     def _exchanged(self) -> int:
         """Values of a lane that the warps exchange."""

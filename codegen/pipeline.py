@@ -45,6 +45,7 @@ SCALE_BITS = 1  # at most, of scales and zero points per code: two of 32 bits in
 CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
 OUTER_BITS = 32
 SLOT_ALIGNMENT = 128
+SUMS_BYTES = 4096  # at most, of row sums in shared memory
 KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
 
@@ -101,7 +102,8 @@ class Pipeline:
     def _table_room(self) -> tuple[int, int]:
         """How many tables the loop's weights need, and the bytes of shared memory that there are for them."""
         loads = [load for (load, _), tile in self.tiles.items() if isinstance(tile, Words)]
-        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
+        kept = KEPT_FREE + SUMS_BYTES * self.unit.lead
+        return table_count(loads), min(TABLE_ROOM, self.state.free_shared - kept)
 
     def prologue(self, start: Operand, stop: Operand) -> None:
         """Emits the copies of the first units."""

@@ -26,13 +26,13 @@ class SharedDot(Dot):
     """The emission of one `dot` into accumulators, of the same registers as `Dot`'s."""
 
     def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        size = 2 * op.shape[1] * pipeline.unit.k
+        self.buffers = [state.allocate_shared(size, op) for _ in range(2)]  # before codebooks take what is left
         super().__init__(state, pipeline, op)
         self.op = op
         self.k_steps = pipeline.unit.k // self.atom.k
         self.tile_bytes = self.k_steps * FRAGMENT  # of a row tile
         n_warps = state.warps // state.warps_m
-        size = self.row_tiles * n_warps * self.tile_bytes
-        self.buffers = [state.allocate_shared(size, op) for _ in range(2)]
         lanes, warp = [VECTOR << i for i in range(5)], state.warps.bit_length() - 1
         written = [self.words.row_tiles * self.tile_bytes << i for i in range(warp)]
         read = [self.row_tiles * self.tile_bytes << i for i in range(n_warps.bit_length() - 1)]

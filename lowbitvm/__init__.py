@@ -42,6 +42,7 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 
 if TYPE_CHECKING:
+    from lowbitvm.candidates import plan_digits as plan_digits
     from lowbitvm.explanation import explain as explain
     from lowbitvm.foreign import from_foreign as from_foreign
     from lowbitvm.foreign import to_foreign as to_foreign
@@ -49,7 +50,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 # imported when they are first used: large, and rarely needed
-LATER = {"explain": "lowbitvm.explanation", "from_foreign": "lowbitvm.foreign", "to_foreign": "lowbitvm.foreign"}
+LATER = {
+    "explain": "lowbitvm.explanation",
+    "plan_digits": "lowbitvm.candidates",
+    "from_foreign": "lowbitvm.foreign",
+    "to_foreign": "lowbitvm.foreign",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -103,6 +109,7 @@ __all__ = [
     "pack_activations",
     "pack_weights",
     "packed",
+    "plan_digits",
     "program_id",
     "quantize",
     "quantize_activations",

@@ -103,6 +103,10 @@ def explain(
             "ARGUMENT_INVALID", f"a problem of m {m}, n {n}, k {k}", "give three ints above 0, or a packed weight and m"
         )
     assert n is not None and k is not None
+    if fmt.act is not None:
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED", f"a linear layer of {fmt}, whose activations are integers", "use lb.plan_digits"
+        )
     gpu = targets.get(target)
     permuted = isinstance(weights, PackedWeight) and weights.permutation is not None
     tile = linear_plan(m, n, k, fmt, gpu, batch_invariant, permuted)

@@ -47,6 +47,7 @@ class Format:
         "bp1".."bp8"; None for weights that are multiplied with f16 or bf16.
     digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, "s4", or "b1", planes.
         Weights with `act` are in "s8" unless told otherwise; activations have it and no `act`.
+    planes: how many bit planes are stored, of which these codes are the top ones: see `PackedDigits.top`.
     table: for "c1".."c8", whose values are f16 tables of 2**bits entries that come with the weight: one "tensor" table,
         one for every 16 output features ("block"), or one for every scale ("group"). None for the other types.
 
@@ -62,6 +63,7 @@ class Format:
     table: str | None = None
     act: str | None = None
     digits: str | None = None
+    planes: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):
@@ -79,6 +81,7 @@ class Format:
     def __str__(self) -> str:
         text = f"{self.dtype},group={self.group},zero={str(self.zero).lower()},scale={self.scale}"
         extra = {"outer": self.outer, "table": self.table, "act": self.act, "digits": self.digits}
+        extra["planes"] = self.planes
         return text + "".join(f",{name}={value}" for name, value in extra.items() if value is not None)
 
     @classmethod
@@ -176,6 +179,7 @@ _OPTIONS: dict[str, Sequence[object]] = {
     "table": TABLES,
     "act": ACTS,
     "digits": (None, *BASES),
+    "planes": (None, *range(2, 9)),
 }
 # what the field has and this package has not, with the nearest that it has
 _UNSUPPORTED: dict[str, Callable[[Any], object]] = {
@@ -223,6 +227,11 @@ _CLASHES: tuple[tuple[Callable[[Format], bool], str, str], ...] = (  # (holds, w
         lambda f: f.digits is not None and not f.code.is_linear,
         "digits are of integer codes, {0.dtype} has none",
         "use an integer dtype, or neither act nor digits",
+    ),
+    (
+        lambda f: f.planes is not None and (f.digits != "b1" or f.act is None or f.planes <= f.bits),
+        "planes={0.planes} of {0.bits} bits are the top ones of a weight in digits of {0.digits!r}",
+        "leave it out; PackedDigits.top makes such formats of weights in digits='b1'",
     ),
 )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from lowbitvm import arrays, chunk, digits, dtypes
 from lowbitvm.digits import BASES, Decomposition
-from lowbitvm.dtypes import Array
+from lowbitvm.dtypes import CODE_TYPES, Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.words import check_codes
@@ -75,6 +75,36 @@ class PackedDigits:
             stored = stored - (stored >> (parts.bits - 1) << parts.bits)
         codes = (parts.offset + parts.factor * stored).astype(fmt.code.numpy)
         return _like(self.words, codes)
+
+    def top(self, bits: int) -> "PackedDigits":
+        """The weight of the top `bits` planes of every code, over the same words: a kernel reads those planes only.
+
+        A code v of p bits becomes floor(v / 2**(p - bits)) of the same kind, u, i or bp; of a bipolar code, whose
+        planes are +1 and -1, that is the nearest one with fewer planes, and scales grow by 2**(p - bits). For weights
+        in digits="b1". Raises ARGUMENT_INVALID, and FORMAT_UNSUPPORTED for scales of other codes, whose nearest
+        numbers need a zero point between two codes.
+        """
+        fmt, code = self.format, self.format.code
+        kind = code.name.rstrip("0123456789")
+        name = f"{kind}{bits}"
+        if fmt.digits != "b1" or not self.is_weight or name not in CODE_TYPES or not 1 <= bits < fmt.bits:
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"the top {bits} planes of {fmt.bits} of {fmt}",
+                "take fewer planes than there are, of a u, i or bp weight in digits='b1', two or more of i",
+            )
+        dropped = fmt.bits - bits
+        if self.scales is not None and kind != "bp":
+            raise LowbitvmError(
+                "FORMAT_UNSUPPORTED", f"scaled top planes of {fmt.dtype}", "use bp codes, or pack without scales"
+            )
+        made = replace(
+            self,
+            format=replace(fmt, dtype=name, planes=fmt.planes or fmt.bits),
+            scales=None if self.scales is None else self.scales * 2.0**dropped,
+        )
+        values = _host(made.unpack()).astype(np.int64)
+        return replace(made, sums=_like(self.words, (values - made.decomposition.offset).sum(1).astype(np.int32)))
 
     def to(self, device: Any) -> "PackedDigits":
         """The same matrix of torch tensors on another device."""
@@ -204,7 +234,12 @@ def digit_words(fmt: Format) -> list[int]:
 
 def tile_words(fmt: Format) -> int:
     """Words of one stored tile."""
-    return LANES * sum(digit_words(fmt))
+    return LANES * sum(digit_words(fmt)) + skipped_words(fmt)
+
+
+def skipped_words(fmt: Format) -> int:
+    """Words of the lowest planes of a stored tile, where a format takes the top ones only."""
+    return 0 if fmt.planes is None else LANES * 4 * (fmt.planes - fmt.bits)
 
 
 def tile_k(fmt: Format) -> int:
@@ -237,7 +272,7 @@ def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:
     assert fmt.digits is not None
     parts, width = format_digits(fmt).digits, BASES[fmt.digits].bits
     ends = np.cumsum([LANES * count for count in digit_words(fmt)])
-    pieces = np.split(words.view(np.uint32), ends[:-1], -1)
+    pieces = np.split(words.view(np.uint32)[..., skipped_words(fmt) :], ends[:-1], -1)
     found = [_digits(_widened(piece, part.bits, width), fmt) for piece, part in zip(pieces, parts, strict=False)]
     if fmt.act is None:
         each = digits.columns_per_row(fmt.code, fmt.digits)

@@ -48,6 +48,7 @@ SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the war
 NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
+GATHER_REGISTERS = 24  # that gathering takes beside the rest
 START_K = 128  # of k that a block could sum in the time that it takes to start
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
@@ -71,7 +72,7 @@ def linear_plan(
     weights = 2 if gate else 1
     tile = linear_tile(most if batch_invariant else min(m, most), fmt, target, permuted, weights)
     while tile.bn > max(n, NARROW):
-        tile = replace(tile, bn=tile.bn // 2, warps=tile.warps if tile.direct else tile.warps // 2)
+        tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 64))
         tile = replace(tile, direct=direct_k(tile, fmt, target, weights) if tile.direct else 0)
     blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
     if tile.bm > DECODE_ROWS:
@@ -118,7 +119,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     stages = full if target is None or target.has_async_copies else 2
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
     if permuted and bm == 8 and target is not None:
-        return _wide(tile, m, fmt, target)
+        return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
@@ -132,27 +133,41 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
-    if permuted or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+    crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
+    if permuted or crowded or fmt.scale_dtype.bits == 8 or fmt.table == "group":
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
-    room -= TABLE_BYTES if fmt.code.kind == "table" else 0
-    return _staged_bytes(tile, fmt) + 2 * 2 * tile.bn * tile.bk <= room
+    tables = TABLE_BYTES * (fmt.code.kind == "table")
+    return _staged_bytes(tile, fmt) + tables + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
     """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
-    which stages of 64 are joined to where the groups are longer.
+    which stages of 64 are joined to where the groups are longer and shared memory has room for two such units.
     """
     bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
+    free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
+    free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        for depth in (512, 384, 256, 128) if target.has_async_copies else (2 * bk,):
-            wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32, stages=max(2, depth // bk))
-            free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
-            if weights * _staged_bytes(wide, fmt) <= min(free, STAGED_BYTES * bn // NARROW):
-                return wide
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
+        streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
+        if streamed.direct:
+            return streamed
+        for depth in (512, 384, 256):
+            deep = replace(wide, stages=depth // bk)
+            if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
+                return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
+
+
+def _streamed(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
+    """A permuted tile whose codes go straight to registers, where there is room for the rest."""
+    streamed = replace(tile, direct=direct_k(tile, fmt, target, weights) if fmt.code.kind != "table" else 0)
+    most = min(SPILL_REGISTERS, target.registers_per_sm // (32 * tile.warps)) - GATHER_REGISTERS
+    room = _staged_bytes(streamed, fmt, weights) <= target.shared_per_block
+    return streamed if room and registers(streamed, fmt, weights) <= most else tile
 
 
 def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
@@ -340,11 +355,10 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most = 4 if target.has_async_copies else 2
+    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
     for warps in (4, 2, 1):
-        stages = min(
-            most, STAGED_BYTES // (step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8)
-        )
+        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
+        stages = min(most, STAGED_BYTES // stage)
         if stages >= 2:
             break
     return DigitTile(bm, 16 * rows * warps, step, stages, warps)

@@ -5,6 +5,7 @@ import re
 import pytest
 
 import lowbitvm as lb
+from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED
 from lowbitvm.targets import TARGETS
@@ -18,6 +19,8 @@ VARIANTS = [
     {"zero": "int", "group": "channel", "vectorised": False},
     {"zero": "int", "group": 32},
 ]
+
+LARGEST_F16 = 65504.0
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -76,6 +79,18 @@ def test_the_cache_gives_back_the_same_cubin_without_assembling(monkeypatch):
     again = lb.compile_linear("i4", group=64, bm=8)
     assert again.cubin == cubin
     assert again.registers == registers
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, code in CODE_TYPES.items() if code.kind == "float" and code.largest > LARGEST_F16]
+)
+def test_a_float_beyond_f16_is_refused_with_the_nearest_type_that_every_target_runs(name):
+    with pytest.raises(LowbitvmError, match=f"^FORMAT_UNSUPPORTED: {name} reaches") as caught:
+        lb.compile_linear(name, target="sm_75", cache=False)
+    nearest = caught.value.fix.rpartition(" ")[2]
+    assert CODE_TYPES[nearest].bits == CODE_TYPES[name].bits
+    assert lb.compile_linear(nearest, target="sm_75", cache=False).ptx
+    assert lb.compile_linear(name, act="bf16", target="sm_80", cache=False).ptx
 
 
 def test_a_format_is_taken_as_it_is_as_text_and_by_its_parts():

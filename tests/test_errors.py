@@ -1,5 +1,6 @@
 """The catalogue of user errors."""
 
+import pickle
 import re
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def test_every_code_is_raised_somewhere_and_tested(code):
 
     assert any(mentions(folder, "errors.py") for folder in ("lowbitvm", "codegen", "runtime"))
     assert mentions("tests", "test_errors.py")
+
+
+def test_an_error_stays_whole_on_its_way_to_another_process():
+    error = LowbitvmError("TILE_INVALID", "bm 3", "use 8", "kernel.py:7")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.code, copy.problem, copy.fix, copy.location) == ("TILE_INVALID", "bm 3", "use 8", "kernel.py:7")
+    assert type(copy) is LowbitvmError and str(copy) == str(error)

@@ -136,6 +136,18 @@ def test_a_gate_is_gathered_with_its_weight_and_must_have_the_same_permutation()
             run_linear(x, weight, None, y, "sm_80", gate=replace(gate, permutation=other))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("fmt", ["u4,zero=int", "u8", "nvfp4", "u3,group=32,zero=float"])
+def test_wide_tiles_leave_room_for_a_gate(target, fmt):
+    known = lb.Format.parse(fmt)
+    for m in (4, 8):
+        tile = linear_plan(m, 4096, 4096, known, get(target), permuted=True, gate=True)
+        kernel = lb.runtime.compiled.compile_program(
+            Variant(known, tile, gate=True, permuted=True).program(), target, tile.warps
+        )
+        assert kernel.shared <= get(target).shared_per_block and kernel.spills == 0, tile
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_torch_runs_permuted_weights(monkeypatch, gated):
     given = weight_of(FMT, 24, 128).arguments()
@@ -159,20 +171,26 @@ def test_a_permuted_weight_needs_its_permutation_beside_it():
             run_it({"x": x, "w": weight, "y": y})
 
 
-@pytest.mark.parametrize("fmt", ["u4", "u4,zero=int", "u2,zero=int", "u8", "u4,group=64", "u3,group=32,zero=float"])
+CHEAP = [
+    *(("sm_80", fmt) for fmt in ("u4", "u4,zero=int", "u2,zero=int", "u8", "u4,group=64", "u3,group=32,zero=float")),
+    *((target, "u4") for target in ("sm_75", "sm_89", "sm_90a", "sm_120f")),
+]
+
+
+@pytest.mark.parametrize(("target", "fmt"), CHEAP)
 @pytest.mark.parametrize("m", [1, 4, 8])
-def test_gathering_costs_at_most_5_percent_of_the_instructions_at_up_to_8_rows(fmt, m):
+def test_gathering_costs_at_most_5_percent_of_the_instructions_at_up_to_8_rows(target, fmt, m):
     """Against the same tile with a weight that is not permuted; 4096 x 512, the largest share of the prologue."""
     known = lb.Format.parse(fmt)
-    tile = linear_plan(m, 512, 4096, known, get("sm_80"), permuted=True)
+    tile = linear_plan(m, 512, 4096, known, get(target), permuted=True)
     weight = weight_of(replace(known, zero=None), 512, 4096)
     if known.zero is not None:
         zeros = np.zeros_like(weight.scales)
         weight = replace(weight, format=known, zeros=zeros)
     x = activations(m, 4096)
     variant = Variant(known, replace(tile, splits=1), permuted=True)
-    permuted = run(variant, "sm_80", x, weight, checks="none")[1]
-    plain = run(replace(variant, permuted=False), "sm_80", x, replace(weight, permutation=None), checks="none")[1]
+    permuted = run(variant, target, x, weight, checks="none")[1]
+    plain = run(replace(variant, permuted=False), target, x, replace(weight, permutation=None), checks="none")[1]
     assert permuted.counters.instructions <= 1.05 * plain.counters.instructions
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.integers import PackedDigits
-from lowbitvm.plan import digit_tile
+from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.integer import Variant, longest_k, rank_one, run_matmul
 from tests.test_digits import CODES, drawn
 
@@ -238,3 +238,80 @@ def test_scaled_torch_tensors_give_torch_dtypes() -> None:
     bound = magnitude * e + d * real.abs().double().sum(1) + 64 * d * e
     bound = bound * (1 + 2.0**-16)  # scales are rounded to f32
     assert ((y.double() - exact).abs() <= bound + 2.0**-8 * (exact.abs() + bound)).all()
+
+
+@settings(max_examples=10)
+@given(
+    pair=st.tuples(st.sampled_from(CODES), st.sampled_from(CODES)),
+    native=st.sampled_from(NATIVE),
+    parts=st.tuples(*(st.sampled_from([1, 2, 4]) for _ in range(4))),
+    direct=st.booleans(),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 90), st.integers(1, 1500)),
+)
+def test_any_tile_is_exact(
+    pair: tuple[str, str], native: tuple[str, str], parts: tuple[int, ...], direct: bool, shape: tuple[int, int, int]
+) -> None:
+    """Tiles whose warps share out n, by shared memory, and such whose warps share out k, by registers."""
+    (target, base), (columns, rows, warps, steps) = native, parts
+    a, w = sides(*pair, base, *shape)
+    assume(rows * columns * len(w.decomposition.digits) <= 32)
+    bm = columns * digits.COLUMNS // digits.columns_per_row(a.format.code, base)
+    if direct:
+        warps = max(warps, 2 * rows)
+        tile = DigitTile(bm, 16 * rows, warps * steps * digits.BASES[base].activation_k, 2, warps)
+    else:
+        steps = min(steps, 2)
+        tile = DigitTile(bm, 16 * rows * warps, steps * digits.BASES[base].activation_k, 2, warps)
+        assume(2 * tile.bk * (tile.bn * w.format.bits + 8 * columns * digits.BASES[base].bits) // 8 <= 60 << 10)
+    y = np.full((a.rows, w.rows), -1, np.int32)
+    run_matmul(a, w, y, target, tile=tile, checks="all", on_finding="raise")
+    assert np.array_equal(y, exact(a, w)), tile
+
+
+@pytest.mark.parametrize(("name", "bits"), [("u8", 3), ("u4", 1), ("i8", 5), ("i3", 2), ("bp7", 6), ("bp2", 1)])
+def test_the_top_planes_of_a_weight_are_a_weight_that_reads_them_only(name: str, bits: int) -> None:
+    whole_a, whole = sides(name, "bp3", "b1", m=3, n=40, k=2048)
+    code, codes = CODE_TYPES[name], whole.unpack().astype(np.int64)
+    for m, target in ((3, "sm_80"), (3, "sm_75"), (70, "sm_80")):
+        a = whole_a if m == 3 else sides(name, "bp3", "b1", m=m, n=1, k=2048)[0]
+        top = whole.top(bits)
+        dropped, patterns = code.bits - bits, (codes + code.bias) // code.step
+        kept = CODE_TYPES[top.format.dtype]
+        assert np.array_equal(top.unpack(), (patterns >> dropped) * kept.step - kept.bias)
+        y = np.zeros((m, 40), np.int32)
+        report = run_matmul(a, top, y, target, checks="all", on_finding="raise")
+        assert report is not None and np.array_equal(y, exact(a, top))
+        if m == 3:  # with many rows whole tiles go through shared memory
+            read = next(traffic for traffic in report.counters.arrays.values() if traffic.name == "w$words")
+            assert read.distinct_read * code.bits == whole.words.nbytes * bits
+    if code.step == 1 and code.bias:
+        assert np.array_equal(whole.top(bits).unpack(), codes >> dropped)
+
+
+def test_the_top_of_the_top_is_the_top() -> None:
+    w = sides("u6", "i8", "b1", m=1, n=20, k=300)[1]
+    assert np.array_equal(w.top(4).top(2).unpack(), w.top(2).unpack())
+    assert np.array_equal(w.top(4).top(2).sums, w.top(2).sums)
+
+
+def test_bipolar_scales_grow_with_the_planes_that_are_left_out() -> None:
+    real = np.random.default_rng(0).normal(size=(20, 256)).astype(np.float32)
+    w = lb.quantize_weights(real, lb.Format("bp4", "channel", scale="f32", act="i8", digits="b1"))
+    top = w.top(2)
+    assert w.scales is not None and top.scales is not None
+    error = np.abs(top.unpack() * top.scales[:, None] - w.unpack() * w.scales[:, None])
+    assert (error <= 3 * w.scales[:, None] * (1 + 2.0**-20)).all()  # two planes of weights 1 and 2
+
+
+def test_planes_that_are_not_there_are_refused() -> None:
+    real = np.ones((4, 64), np.float32)
+    scaled = lb.quantize_weights(real, lb.Format("i4", "channel", act="i8", digits="b1"))
+    for code, make in (
+        ("ARGUMENT_INVALID: the top 4 planes of 4", lambda: sides("u4", "i8", "b1", 1, 2, 3)[1].top(4)),
+        ("ARGUMENT_INVALID: the top 1 planes", lambda: sides("i4", "i8", "b1", 1, 2, 3)[1].top(1)),
+        ("ARGUMENT_INVALID: the top 2 planes", lambda: sides("u4", "i8", "s8", 1, 2, 3)[1].top(2)),
+        ("FORMAT_UNSUPPORTED: scaled top planes", lambda: scaled.top(2)),
+        ("FORMAT_INVALID: planes=3", lambda: lb.Format("u4", act="i8", digits="b1", planes=3)),
+    ):
+        with pytest.raises(lb.LowbitvmError, match=code):
+            make()

@@ -12,6 +12,7 @@ from lowbitvm.codegen.centring import centring
 from lowbitvm.codegen.convert import decoder, held_by
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.plan import linear_tile
+from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import launch_grid
 from tests.test_linear import FLOATS, NUMBERS, check, random_activations, random_weight
 
@@ -83,6 +84,33 @@ def test_weights_and_scales_are_read_once_per_block_without_bank_conflicts(zero)
 def test_any_number_of_units_meets_any_number_of_stages(stages, k):
     run(lb.Format("u3", group=64, zero="int"), "f16", 9, 128, k, stages=stages)
     run(lb.Format("u3", group="channel", zero="float"), "f16", 9, 128, k + 8, stages=stages)
+
+
+@pytest.mark.parametrize("act", ["f16", "bf16"])
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        lb.Format("nf4", group=64),
+        lb.Format("nf4", group=128, zero="float"),
+        lb.Format("c3", group=128, table="block"),
+        lb.Format("c4", group=16, zero="offset", table="tensor"),
+        lb.Format("c8", group="channel", table="tensor"),
+    ],
+    ids=str,
+)
+def test_codebooks_are_looked_up_once_per_block(fmt, act):
+    n, k, rng = 136, 256, np.random.default_rng(0)
+    table = None
+    if fmt.table is not None:
+        shape = fmt.table_shape(n, k)
+        table = np.broadcast_to(np.linspace(-1, 1, shape[-1]).astype(np.float16), shape).copy()
+    weight = quantize(rng.standard_normal((n, k)).astype(np.float32), fmt, table=table)
+    x = random_activations(rng, act, ROWS + 2, k, "normal")
+    kernel = lb.compile_linear(fmt, act=act, bm=ROWS, cache=False)
+    y = np.zeros((ROWS + 2, n), FLOATS[act])
+    report = lb.launch(kernel, launch_grid(y.shape, (ROWS, 128)), {"x": x, "w": weight, "y": y})
+    assert report.findings == [] and kernel.spills == 0
+    assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
 
 
 def test_integer_zero_points_need_no_row_sums():

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -442,6 +443,13 @@ def test_tools_that_are_not_installed_are_said_to_be_so(monkeypatch):
     result = run("--quick", "--weights", "u4", "--tile", "8")
     assert result.exit_code == 0, result.output
     assert "Other: not installed" in result.output
+
+
+def test_an_error_in_one_of_several_processes_is_that_of_the_command():
+    jobs = [partial(lb.Format.parse, text) for text in ("u4", "u4,group=33", "u8")]
+    with pytest.raises(LowbitvmError, match=r"^FORMAT_INVALID: Format group 33"):
+        static.run_all(jobs)
+    assert static.run_all(jobs[::2]) == [lb.Format("u4"), lb.Format("u8")]
 
 
 def test_mistakes_of_usage_are_explained(tmp_path):

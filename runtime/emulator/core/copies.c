@@ -128,7 +128,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     if (size == 16) LANES_OF(a.lanes, l, memcpy(copy->data[l], a.bytes[l], 16);)
     else EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
     EACH(part, l) if (!read_part(w, i, l, a.address[l], bytes[l], copy->data[l]) || !bytes[l]) part &= ~(1u << l);
-    if (part) count_global(tally_of(w, i), part, a.address, size);
+    if (part) count_global(w, i, part, a.address, size);
     if (!active) return;
     if (m->checks & SHADOWED) shadow_copies_issued(w, i, active, shared_address, size);
     if (m->copies == EARLY) write_bytes(w, copy, active);

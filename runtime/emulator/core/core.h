@@ -315,6 +315,7 @@ struct Machine {
     u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
+    struct Shape *shapes; /* traffic.c: per instruction */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
     u32 finding_count, doubtful_count;
     Text printed;
@@ -458,8 +459,8 @@ void traffic_end(Machine *m);
 bool traffic_merge(Machine *into, const Machine *from);
 u64 traffic_distinct(const Machine *m, u32 array, bool written); /* bytes touched at least once */
 void count_shared(Tally *t, u32 active, const u64 *address, u32 size);
-void count_global(Tally *t, u32 active, const u64 *address, u32 size);
-void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access);
+void count_global(Warp *w, const Insn *i, u32 active, const u64 *address, u32 size);
+void count_array(Machine *m, const Insn *i, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access);
 
 /* copies.c: cp.async */
 void copies_reset(Warp *w);

@@ -14,7 +14,7 @@ static bool touch_array(Warp *w, const Insn *i, u32 lanes, Array *a, const u64 *
         return false;
     }
     if (a->history) history_access(w, i, lanes, a, address, size, access);
-    count_array(w->m, a, lanes, address, size, access);
+    count_array(w->m, i, a, lanes, address, size, access);
     return true;
 }
 
@@ -162,7 +162,7 @@ static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, u32 acc
         a->global |= legal;
     }
     a->lanes |= a->global;
-    if (a->global) count_global(tally_of(w, i), a->global, a->address, size);
+    if (a->global) count_global(w, i, a->global, a->address, size);
 }
 
 /* Takes the lanes whose address is undefined out of the active ones. */

@@ -104,6 +104,7 @@ void multiply_into_registers(Warp *w, const Insn *i, const Product *p) {
 static void mma_float(Warp *w, const Insn *i, u32 active) {
     Product p;
     if (!is_whole(w, i, active)) return;
+    if (multiply_plainly(w, i)) return;
     describe(w, i, &p);
     multiply_into_registers(w, i, &p);
 }

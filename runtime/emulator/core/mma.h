@@ -59,6 +59,7 @@ void multiply_into_registers(Warp *w, const Insn *i, const Product *p);
 void multiply_integers(const Product *p, Result d);
 /* mma_float.c */
 void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d); /* d: registers, which may be operands too */
+bool multiply_plainly(Warp *w, const Insn *i);
 void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8], bool f16);
 /* mma_fast.c: false where the operands need the general way */
 typedef struct {
@@ -70,6 +71,6 @@ typedef struct {
     void *d[4]; /* which may be operands too */
 } Step;
 bool fused_step(const Step *s);
-/* mma_columns.c: all of k by sums of 8; false where the operands need another way */
+/* mma_columns.c: type, k and registers alone count: all of k by sums of 8; false where the operands need another way */
 bool multiply_columns(const Step *s);
 #endif

@@ -233,9 +233,8 @@ static bool multiply_bf16(const Step *s) { return multiply(s, BF16); }
 #pragma GCC pop_options
 
 bool multiply_columns(const Step *s) {
-    if (s->k > PIECES || s->fraction_bits != F || s->kept != 24 || s->f16 || s->a_least != 1 || s->b_least != 1) return false;
     if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return false;
-    return s->type == F16 ? multiply_f16(s) : s->type == BF16 && multiply_bf16(s);
+    return s->type == F16 ? multiply_f16(s) : multiply_bf16(s);
 }
 #else
 bool multiply_columns(const Step *s) {

@@ -372,14 +372,6 @@ static u32 least_field(u32 type, bool bytes, const Unit *u) {
     return bytes && !u->detached ? (u32)(formats[F16].bias + 1 - formats[type].bias) : 1;
 }
 
-/* All registers of one product, whose results are registers too. */
-static void take_registers(const Product *p, Step *s, u32 *const *d) {
-    s->k = p->b_registers;
-    for (u32 r = 0; r < p->a_registers; r++) s->a[r] = p->a[r];
-    for (u32 r = 0; r < p->b_registers; r++) s->b[r] = p->b[r];
-    for (u32 r = 0; r < 4; r++) s->c[r] = p->c[r], s->d[r] = d[r];
-}
-
 /* By vectors, where operands and unit allow. Pieces of 16 bytes of A's rows: two registers each of A, one of B. */
 static bool multiply_fast(const Product *p, const Unit *u, u32 *const *d) {
     const bool bytes = bits_of_type(p, p->a_type) == 8, f16 = p->c_type == F16, in_place = !f16 && !u->detached;
@@ -390,10 +382,6 @@ static bool multiply_fast(const Product *p, const Unit *u, u32 *const *d) {
     if (p->scale_vector || !together) return false;
     s.type = bytes ? F16 : p->a_type, s.fraction_bits = u->fraction_bits, s.kept = f16 ? 11 : u->kept, s.f16 = f16;
     s.a_least = least_field(p->a_type, bytes, u), s.b_least = least_field(p->b_type, bytes, u);
-    if (in_place && !bytes && together == 1) {
-        take_registers(p, &s, d);
-        if (multiply_columns(&s)) return true;
-    }
     if (bytes) widen_operands(p, u->detached, wide);
     if (u->detached) memset(sums.value, 0, sizeof sums.value);
     else if (f16) widen_c(p, &sums);
@@ -416,4 +404,26 @@ void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d) {
     const Unit u = unit_of(w->m->arch, p);
     if (w->m->numerics == HW && multiply_fast(p, &u, d)) return;
     multiply_exactly(w, i, p, &u, d);
+}
+
+/* mma.m16n8k16 and m16n8k8 of f16 or bf16 into f32 before sm_90, with nothing undefined; false where it is something else
+ * or the operands need another way. */
+bool multiply_plainly(Warp *w, const Insn *i) {
+    const u32 type = i->mod[1] & 255, k = i->mod[0] & 0xFFFF, pieces = k / 8, *undefined = w->undefined;
+    const u16 *a = i->operand + i->dsts, *b = a + 2 * pieces, *c = b + pieces;
+    Step s; /* its arrays are filled as far as they are used */
+    if (i->mod[0] >> 16 != 16 || i->mod[1] >> 16 != (F32 << 8 | F32) || type != (i->mod[1] >> 8 & 255)) return false;
+    if (type > BF16 || w->m->arch >= 90 || w->m->numerics != HW || pieces < 1 || pieces > 2) return false;
+    if (w->m->checks & CHECK_UNDEFINED) {
+        u32 any = 0;
+        for (u32 n = i->dsts; n < (u32)i->dsts + i->srcs; n++) any |= undefined[i->operand[n]];
+        if (any) return false;
+    }
+    s.type = type, s.k = pieces;
+    for (u32 r = 0; r < 2 * pieces; r++) s.a[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * a[r]);
+    for (u32 r = 0; r < pieces; r++) s.b[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * b[r]);
+    for (u32 r = 0; r < 4; r++) s.c[r] = w->slots + (size_t)SLOT_BYTES * c[r], s.d[r] = SLOT(r);
+    if (!multiply_columns(&s)) return false;
+    for (u32 r = 0; r < 4 && w->m->checks & CHECK_UNDEFINED; r++) w->undefined[i->operand[r]] = 0;
+    return true;
 }

@@ -86,19 +86,66 @@ static u32 distinct_sectors(u32 active, const u64 *address) {
 }
 
 /* An access is aligned to its size of at most 16 bytes, so it touches one sector. */
-void count_global(Tally *t, u32 active, const u64 *address, u32 size) {
-    const u32 starts = stretches(active, address, size);
-    u64 sectors = 0, next = 0; /* next: one past the last so far */
-    t->least_sectors += ((u64)lane_count(active) * size + 31) / 32;
+static u32 sectors_of(u32 active, u32 starts, const u64 *address) {
+    u64 next = 0; /* one past the last so far */
+    u32 sectors = 0;
     EACH(starts, l) {
         const u64 first = address[l] >> 5, last = address[stretch_end(active, starts, l) - 1] >> 5;
-        if (first < next) {
-            t->sectors += distinct_sectors(active, address);
-            return;
-        }
-        sectors += last - first + 1, next = last + 1;
+        if (first < next) return distinct_sectors(active, address);
+        sectors += (u32)(last - first) + 1, next = last + 1;
     }
-    t->sectors += sectors;
+    return sectors;
+}
+
+/* What an instruction accessed the last time all lanes did. Most often only the place is new. */
+struct Shape {
+    u64 offset[LANES]; /* from the first lane's address */
+    u32 size, phase;   /* phase: of the first address, in words of bits */
+    u32 starts, sectors;
+    u32 words;         /* of bits, of which they touch these: */
+    i64 word[LANES];   /* in bytes from that of the first lane's */
+    u64 bits[LANES];
+};
+
+VECTOR static bool same_shape(const struct Shape *s, const u64 *address, u32 size) {
+    const u64 first = address[0];
+    u64 other = 0;
+    for (u32 l = 0; l < LANES; l++) other |= (address[l] - first) ^ s->offset[l];
+    return !other && s->size == size && s->phase == first % 64;
+}
+
+/* The words of stretches, each as often as it is in one; false where they are too many. */
+static bool shape_words(struct Shape *s, const u64 *address) {
+    s->words = 0;
+    EACH(s->starts, l) {
+        for (u64 at = address[l], end = address[stretch_end(FULL, s->starts, l) - 1] + s->size, next; at < end; at = next) {
+            if (s->words == LANES) return false;
+            next = (at | 63) + 1 < end ? (at | 63) + 1 : end;
+            s->word[s->words] = (i64)((at & ~(u64)63) - (address[0] & ~(u64)63));
+            s->bits[s->words++] = (~(u64)0 >> (64 - (next - at))) << (at & 63);
+        }
+    }
+    return true;
+}
+
+/* NULL where there is none to go by. */
+static const struct Shape *shape_of(Machine *m, const Insn *i, u32 lanes, const u64 *address, u32 size) {
+    struct Shape *s = m->shapes + (i - m->code);
+    if (lanes != FULL) return NULL;
+    if (same_shape(s, address, size)) return s;
+    for (u32 l = 0; l < LANES; l++) s->offset[l] = address[l] - address[0];
+    s->size = size, s->phase = address[0] % 64;
+    s->starts = stretches(FULL, address, size), s->sectors = sectors_of(FULL, s->starts, address);
+    if (shape_words(s, address)) return s;
+    s->size = 0;
+    return NULL;
+}
+
+void count_global(Warp *w, const Insn *i, u32 active, const u64 *address, u32 size) {
+    const struct Shape *s = shape_of(w->m, i, active, address, size);
+    Tally *t = tally_of(w, i);
+    t->least_sectors += ((u64)lane_count(active) * size + 31) / 32;
+    t->sectors += s ? s->sectors : sectors_of(active, stretches(active, address, size), address);
 }
 
 /* A page has a bit per byte of PAGE_BYTES of the array's address range. The range starts at a multiple of REGION_BYTES,
@@ -110,6 +157,8 @@ static u64 page_count(const Array *a) { return (a->base % REGION_BYTES + a->size
 
 bool traffic_start(Machine *m) {
     m->traffic = calloc(m->array_count + 1, sizeof *m->traffic);
+    m->shapes = calloc(m->count + 1, sizeof *m->shapes);
+    if (!m->shapes) return false;
     for (u32 n = 0; m->traffic && n < m->array_count; n++) {
         Traffic *t = m->traffic + n;
         t->read_pages = calloc(page_count(m->arrays + n) + 1, sizeof *t->read_pages);
@@ -126,8 +175,8 @@ void traffic_end(Machine *m) {
         for (u64 p = 0; t->written_pages && p < page_count(m->arrays + n); p++) free(t->written_pages[p]);
         free(t->read_pages), free(t->written_pages);
     }
-    free(m->traffic);
-    m->traffic = NULL;
+    free(m->traffic), free(m->shapes);
+    m->traffic = NULL, m->shapes = NULL;
 }
 
 static bool merge_pages(u64 **into, u64 *const *from, u64 count) {
@@ -183,6 +232,15 @@ static void mark(Machine *m, u64 **pages, u32 lanes, u32 starts, const u64 *addr
     }
 }
 
+static void mark_shape(Machine *m, u64 **pages, const struct Shape *s, u64 first) {
+    u64 *bits = NULL;
+    for (u32 n = 0; n < s->words; n++) {
+        if (!(bits = bits_at(m, pages, (first & ~(u64)63) + (u64)s->word[n]))) return;
+        *bits |= s->bits[n];
+    }
+    __builtin_prefetch((const void *)((uintptr_t)bits + CACHE_LINE), 1); /* loops go on where they were */
+}
+
 /* The host's cache fetches what lies behind stretches of at least a line. */
 static void fetch_ahead(const Array *a, u32 lanes, u32 starts, const u64 *address, u32 size) {
     EACH(starts, l) {
@@ -192,13 +250,17 @@ static void fetch_ahead(const Array *a, u32 lanes, u32 starts, const u64 *addres
 }
 
 /* Legal accesses of `lanes` to one array, `address` by lane. An atomic reads and writes. */
-void count_array(Machine *m, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access) {
+void count_array(Machine *m, const Insn *i, const Array *a, u32 lanes, const u64 *address, u32 size, u32 access) {
+    const struct Shape *s = shape_of(m, i, lanes, address, size);
     Traffic *t = m->traffic + (a - m->arrays);
     const u64 bytes = (u64)lane_count(lanes) * size;
-    const u32 starts = stretches(lanes, address, size);
-    if (access != WRITE) {
-        t->read += bytes, mark(m, t->read_pages, lanes, starts, address, size);
-        fetch_ahead(a, lanes, starts, address, size);
+    const u32 starts = s ? s->starts : stretches(lanes, address, size);
+    for (u32 write = 0; write < 2; write++) {
+        u64 **pages = write ? t->written_pages : t->read_pages;
+        if (access == (write ? READ : WRITE)) continue;
+        *(write ? &t->written : &t->read) += bytes;
+        if (s) mark_shape(m, pages, s, address[0]);
+        else mark(m, pages, lanes, starts, address, size);
     }
-    if (access != READ) t->written += bytes, mark(m, t->written_pages, lanes, starts, address, size);
+    if (access != WRITE) fetch_ahead(a, lanes, starts, address, size);
 }
