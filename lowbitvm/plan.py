@@ -74,6 +74,9 @@ def linear_plan(
     while tile.bn > max(n, NARROW):
         tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 64))
         tile = replace(tile, direct=direct_k(tile, fmt, target, weights) if tile.direct else 0)
+    free = target.shared_per_block - TABLE_BYTES * (fmt.code.kind == "table")
+    while tile.stages > 2 and not tile.direct and _staged_bytes(tile, fmt, weights) > free:
+        tile = replace(tile, stages=max(2, tile.stages - 2))  # two may be taken together
     blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
     if tile.bm > DECODE_ROWS:
         return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // blocks)))

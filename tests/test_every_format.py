@@ -93,6 +93,13 @@ def test_the_codes_of_every_format_are_read_once_and_without_bank_conflicts(name
         assert counters.bank_conflicts == 0
 
 
+@pytest.mark.parametrize("target", ["sm_75", "sm_86", "sm_80"])
+@pytest.mark.parametrize("name", ["u6,group=64,zero=offset,scale=i8,outer=256", "u8,group=16", "u4,group=16,scale=f32"])
+def test_layers_with_two_weights_are_planned_to_fit_the_shared_memory(name, target):
+    for m in (1, 16, 64, 200):
+        check(layer(lb.Format.parse(name), m, 40, 256, "f16", seed=m, gated=True), target)
+
+
 @st.composite
 def problems(draw):
     fmt = draw(st.sampled_from(QUANTIZABLE))
