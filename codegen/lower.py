@@ -276,7 +276,9 @@ class Lowering:
         starts = {access: offsets for access, (offsets, _) in affine.items()}
         pure = self._only_adds_dots(op)
         digits = any(map(multiplies_digits, op.body))
-        pipeline = build_digit_pipeline(state, op, starts, pure) if digits else build_pipeline(state, op, starts, pure)
+        pipeline = (
+            build_digit_pipeline(state, op, starts, pure) if digits else build_pipeline(state, op, starts, stop, pure)
+        )
         if pipeline is not None:
             self._check_staged(pipeline)
             pipeline.prologue(start, stop)

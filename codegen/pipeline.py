@@ -238,18 +238,20 @@ def staged_loads(loop: Op) -> list[tuple[Op, Op, Op]]:
     return found
 
 
-def build_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline | None:
+def build_pipeline(
+    state: State, loop: Op, offsets: "dict[Op, list[Operand]]", stop: Operand, pure: bool
+) -> Pipeline | None:
     """Plans the units of a loop and emits the address arithmetic before it; None when nothing feeds a dot.
 
-    `offsets` are the loads' offsets at the first iteration; pure: the loop does nothing but add dots to tiles. Raises
-    KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
+    `offsets` are the loads' offsets at the first iteration, `stop` is the loop's end; pure: the loop does nothing but
+    add dots to tiles. Raises KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
     """
     dots = staged_loads(loop)
     if not dots:
         return None
     for _, activations, codes in dots:
         _check_tiles(state, loop, activations, codes)
-    unit = _plan_unit(state, loop, [(activations, codes) for _, activations, codes in dots], pure)
+    unit = _plan_unit(state, loop, [(activations, codes) for _, activations, codes in dots], stop, pure)
     tiles: dict[tuple[Op, str], Staged] = {}
     size = 0
 
@@ -311,7 +313,7 @@ def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
     return [("scales", "zeros")] if one_size else [("scales",), ("zeros",)]
 
 
-def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -> Unit:
+def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand, pure: bool) -> Unit:
     """Takes steps together up to UNIT_K, where that saves additions to the accumulators or conversions of scales.
 
     For that the loop must be `pure`, end where the arrays do, and leave registers for the fragments; two such units
@@ -344,7 +346,8 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], pure: bool) -
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
-    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared))
+    early = stop.kind == "min" and len(dims) == 1 and _ends_at(stop, next(iter(dims)), k)
+    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), end if early else "")
 
 
 def _along(load: Op) -> str:
@@ -378,10 +381,10 @@ def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
     return part_bytes(fmt, "scales") == 1 and (few or few_sums)
 
 
-def _ends_at(stop: Op, dim: str) -> bool:
-    """Whether a loop's end is the size `dim`, or the smaller of it and a multiple of UNIT_K."""
+def _ends_at(stop: Op, dim: str, multiple: int = UNIT_K) -> bool:
+    """Whether a loop's end is the size `dim`, or the smaller of it and a multiple of `multiple`."""
     if stop.kind == "min":
-        return any(_ends_at(a, dim) and divisor(b) % UNIT_K == 0 for a, b in (stop.operands, stop.operands[::-1]))
+        return any(_ends_at(a, dim) and divisor(b) % multiple == 0 for a, b in (stop.operands, stop.operands[::-1]))
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 

@@ -20,7 +20,8 @@ class Unit:
     dimension: the array dimension along k. exact: all of k that a fetched unit covers exists, so that pieces need no
     limits along k; units beyond the last are not fetched. together: units that one wait, barrier and group of copies
     serve. period: units over which products are summed before the scales are applied; loops end after whole periods.
-    lead: units by which the weights are decoded before they are multiplied.
+    lead: units by which the weights are decoded before they are multiplied. stop: where the loop ends, if it may end
+    after a whole unit before the array does.
     """
 
     k: int
@@ -30,6 +31,7 @@ class Unit:
     dimension: str
     period: int = 1
     lead: int = 0
+    stop: Operand = ""
 
     @property
     def span(self) -> int:
@@ -166,7 +168,11 @@ class Staged:
         b = self.state.builder
         if self.unit.exact:
             return b.op("setp.ge.u32", "p", index, count), ""
-        return "", b.op("selp.b32", "r", k(), NEVER, b.op("setp.lt.u32", "p", index, count))
+        return "", b.op("selp.b32", "r", self.before_stop(k()), NEVER, b.op("setp.lt.u32", "p", index, count))
+
+    def before_stop(self, limit: Operand) -> Operand:
+        """The limit of a piece that exists below k = `limit`: no unit is used from the loop's end on."""
+        return self.state.scalar("min", limit, self.unit.stop) if self.unit.stop else limit
 
     def fewer(self, count: int, places: int, place: str) -> str | None:
         """The predicate of threads that have a piece, where `count` pieces are left for `places` threads."""

@@ -31,7 +31,7 @@ class WordStream(Words):
         for t in range(self.row_tiles):
             pointers = self._pointers(load, start, state.scalar("add", self.warp_tile, t))
             for j in range(self.k_tiles):
-                limit = "" if unit.exact else str(state.scalar("sub", in_features, j * CHUNK_K))
+                limit = "" if unit.exact else str(self.before_stop(state.scalar("sub", in_features, j * CHUNK_K)))
                 place = j * self.tile_bytes
                 for width in blocks(self.bits):
                     self.pieces.append(Piece(pointers[width], place, "", 0, "", limit, bytes=4 * width))
