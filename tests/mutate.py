@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-INSTRUCTION = re.compile(r"\s+(@!?%p\d+ )?([a-z][\w.]*) ?(.*);")
+INSTRUCTION = re.compile(r"\s+(@!?%p\d+ )?([a-z][\w.:]*) ?(.*);")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 REGISTER = re.compile(r"%[a-z]+\d+\b")
 MEMORY = re.compile(r"\[(%\w+)(?:\+(\d+))?\]")
@@ -21,7 +21,7 @@ FLOAT = re.compile(r"0f[0-9A-F]{8}")
 
 SYNCHRONISATION = ("bar.sync", "cp.async.commit_group", "cp.async.wait_group", "cp.async.wait_all")
 WITHOUT_RESULT = ("st.", "cp.async.", "bar.", "bra", "ret")
-COMMUTATIVE = ("add.", "mul.", "and.", "or.", "xor.", "setp.eq.", "setp.ne.")
+COMMUTATIVE = ("add.", "mul.", "and.", "or.", "xor.", "min.", "max.", "setp.eq.", "setp.ne.")
 COMPARISONS = {
     "lt": ("le", "ge"), "le": ("lt", "gt"), "gt": ("ge", "le"), "ge": ("gt", "lt"), "eq": ("ne",), "ne": ("eq",),
 }  # fmt: skip
