@@ -38,14 +38,9 @@ class WordStream(Words):
                     place += 32 * 4 * width
 
     def _registers(self) -> list[list[str]]:
-        """The registers of one unit, one list per piece.
-
-        A piece beyond the array keeps what its registers hold, zeros or codes of an earlier unit: its x is zero.
-        """
-        b, widths = self.state.builder, blocks(self.bits) * (self.k_tiles * self.row_tiles)
-        if self.unit.exact:
-            return [[b.register("r") for _ in range(width)] for width in widths]
-        return [[b.op("mov.b32", "r", 0) for _ in range(width)] for width in widths]
+        """The registers of one unit, one list per piece."""
+        widths = blocks(self.bits) * (self.k_tiles * self.row_tiles)
+        return [[self.state.builder.register("r") for _ in range(width)] for width in widths]
 
     def _pointers(self, load: Op, start: Operand, index: Operand) -> dict[int, str]:
         """The lane's addresses in row tile `index`, by the words of a vector.
@@ -68,6 +63,8 @@ class WordStream(Words):
         for piece, registers in zip(self.pieces, self.sets[number % len(self.sets)], strict=True):
             if not unit.exact:
                 outside = b.op("setp.ge.s32", "p", self.k, piece.limit)
+                for register in registers:  # any number would do: its x is zero
+                    b.do("mov.b32", register, 0)
             source = memory(piece.pointer, piece.pointer_offset + self.shift(number))
             name, operands = hinted(LOAD, (vector(registers), source), self.policy)
             b.do(f"{name}{vector_suffix(registers)}.b32", *operands, when=f"!{outside}")

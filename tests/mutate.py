@@ -20,6 +20,7 @@ INTEGER = re.compile(r"-?\d+")
 FLOAT = re.compile(r"0f[0-9A-F]{8}")
 
 SYNCHRONISATION = ("bar.sync", "cp.async.commit_group", "cp.async.wait_group", "cp.async.wait_all")
+CODES = "L1::no_allocate"  # in the name of loads of codes
 WITHOUT_RESULT = ("st.", "cp.async.", "bar.", "bra", "ret")
 COMMUTATIVE = ("add.", "mul.", "and.", "or.", "xor.", "min.", "max.", "setp.eq.", "setp.ne.")
 COMPARISONS = {
@@ -76,9 +77,14 @@ class Line:
 
 
 def draw_mutations(text: str, count: int, seed: int) -> list[Mutation]:
-    """`count` different mutations: one of every kind in turn, at places drawn from the whole text, each once a kind."""
+    """`count` different mutations: one of every kind in turn, at places drawn from the whole text, each once a kind.
+
+    Not of the numbers that stand for codes beyond K: their x is zero, so that any would do.
+    """
     rng = random.Random(seed)
     lines = list(instructions(text))
+    codes = {register for line in lines if CODES in line.name for register in REGISTER.findall(line.operands[0])}
+    lines = [line for line in lines if line.name != "mov.b32" or line.operands[0] not in codes]
     places = {kind: [options for line in lines if (options := _options(kind, line))] for kind in KINDS}
     for of_kind in places.values():
         rng.shuffle(of_kind)
