@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.arrays import host
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
@@ -130,10 +131,7 @@ def _device(arrays: Sequence[Any]) -> str:
 
 def _as_numpy(value: Any) -> np.ndarray[Any, Any]:
     """A numpy view of a CPU array's memory; the emulator takes bf16 as its 16-bit patterns."""
-    if dtypes.is_tensor(value):
-        torch = _torch()
-        value = (value.detach().view(torch.int16) if value.dtype == torch.bfloat16 else value.detach()).numpy()
-    array: np.ndarray[Any, Any] = value
+    array: np.ndarray[Any, Any] = host(value)
     return array.view(np.uint16) if array.dtype == dtypes.bf16.numpy else array
 
 

@@ -48,6 +48,13 @@ def test_the_emulator_agrees_with_float64_for_batched_inputs(monkeypatch, fmt, d
     assert agrees(reference.view(6, 72), exact, bound).all()
 
 
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp6e2m3", "mxint8", "u4,group=32,zero=offset,scale=i8,outer=256", "nf4"])
+def test_tensors_of_every_kind_of_scale_go_through_the_emulator(monkeypatch, name):
+    weight, x = lb.quantize(torch.randn(40, 512), name), torch.randn(3, 512).half()
+    monkeypatch.setenv("LOWBITVM_DEVICE", "emulator:sm_86")
+    assert agrees(lb.linear(x, weight), linear_exact(x, weight), linear_bound(x, weight)).all()
+
+
 def test_the_reference_path_rounds_the_exact_result_once():
     weight = weight_of(40, 128, lb.Format("u4", zero="int"))
     x = torch.randn(5, 128).half()
