@@ -3,7 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lowbitvm.codegen.convert import explain_decode
 from lowbitvm.dsl import (
     Kernel,
     Packed,
@@ -36,21 +35,29 @@ from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
-from lowbitvm.runtime.compiled import CompiledKernel
-from lowbitvm.runtime.integer import compile_matmul, matmul
-from lowbitvm.runtime.launch import launch
-from lowbitvm.runtime.linear import compile_linear
 
 if TYPE_CHECKING:
     from lowbitvm.candidates import plan_digits as plan_digits
+    from lowbitvm.codegen.convert import explain_decode as explain_decode
     from lowbitvm.explanation import explain as explain
     from lowbitvm.foreign import from_foreign as from_foreign
     from lowbitvm.foreign import to_foreign as to_foreign
     from lowbitvm.ops import linear as linear
+    from lowbitvm.runtime.compiled import CompiledKernel as CompiledKernel
+    from lowbitvm.runtime.integer import compile_matmul as compile_matmul
+    from lowbitvm.runtime.integer import matmul as matmul
+    from lowbitvm.runtime.launch import launch as launch
+    from lowbitvm.runtime.linear import compile_linear as compile_linear
 
 __version__ = "0.1.0"
-# imported when they are first used: large, and rarely needed
+# imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
 LATER = {
+    "explain_decode": "lowbitvm.codegen.convert",
+    "CompiledKernel": "lowbitvm.runtime.compiled",
+    "compile_matmul": "lowbitvm.runtime.integer",
+    "matmul": "lowbitvm.runtime.integer",
+    "launch": "lowbitvm.runtime.launch",
+    "compile_linear": "lowbitvm.runtime.linear",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
@@ -67,7 +74,8 @@ def __getattr__(name: str) -> Any:
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
         return linear
     if name in LATER:
-        return getattr(importlib.import_module(LATER[name]), name)
+        globals()[name] = getattr(importlib.import_module(LATER[name]), name)
+        return globals()[name]
     raise AttributeError(f"module 'lowbitvm' has no attribute {name!r}")
 
 

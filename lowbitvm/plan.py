@@ -196,8 +196,9 @@ def _stages(tile: Tile, fmt: Format) -> int:
     once for two such units.
     """
     stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(fmt, tile.bk)
-    longer = isinstance(fmt.group, str) or fmt.group > tile.bk or fmt.scale_dtype.bits == CONVERTED_BITS
-    fits = [stages for stages in (8, 6) if longer and tile.bm <= 16 and stages * stage <= STAGED_BYTES]
+    fits = [
+        stages for stages in (8, 6) if unit_k(tile, fmt) > tile.bk and tile.bm <= 16 and stages * stage <= STAGED_BYTES
+    ]
     return next(iter(fits), tile.stages)
 
 
