@@ -1,10 +1,10 @@
 """How long a kernel takes on a GPU, and what limits it: counted on a machine without one.
 
-The emulator counts how often each basic block of the PTX runs, the assembler says which machine instructions that block
-became, and `lowbitvm.bench.pipes` what each of them occupies. Blocks are told apart by line numbers: `mark` puts a .loc
-at the start of every one, and the assembler carries it to the machine code, which it does not change by that. Where it
-has unrolled a loop, the block's memory and matrix instructions stand there several times, and each copy runs so much
-less often.
+The emulator counts how often each basic block of the PTX runs, the assembler says which machine instructions it became,
+and `lowbitvm.runtime.pipes` what each of them occupies. Blocks are told apart by line numbers: `mark` puts a .loc at the
+start of every one, and the assembler carries it to the machine code, which it does not change by that. Where it has
+unrolled a loop, the block's memory and matrix instructions stand there several times, and each copy runs so much less
+often.
 """
 
 import re
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lowbitvm import targets
-from lowbitvm.bench.pipes import PIPES, SUB_CORES, cycles, kind_of
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.assemble import assemble, disassemble
 from lowbitvm.runtime.emulator import Report
+from lowbitvm.runtime.pipes import PIPES, SUB_CORES, cycles, kind_of
 from lowbitvm.targets import LATENCY_NS, Gpu, Target
 
-# -- which PTX block a machine instruction comes from --------------------------------------------------------------------
+# -- which PTX block a machine instruction comes from ------------------------------------------------------------------
 
 SHEET = "blocks"  # the file that the marks are lines of
 _DEBUG = re.compile(r"\s*\.(?:loc|file)\b")
@@ -196,7 +196,7 @@ def count(ptx: str, target: str, launch: Callable[[emulator.Module], Report]) ->
 
 
 def _stages(report: Report) -> int:
-    """Groups of asynchronous copies that are on their way at a time: those that the wait in the loop lets be, and one."""
+    """Groups of asynchronous copies that are on their way at a time: those that the loop does not wait for, and one."""
     waits = [
         (line.instructions, int(found[1]))
         for line in report.lines
@@ -257,7 +257,11 @@ def predict(work: Work, gpu: Gpu | None = None) -> Prediction:
         kind = kind_of(name)
         if kind is not None and kind.pipe in pipes and kind.pipe != "shared":
             pipes[kind.pipe] += times * cycles(name, target)
-    busy = {"issue": work.instructions.total() / SUB_CORES, "shared": work.wavefronts, "L2": 32 * work.sectors / L2_BYTES}
+    busy = {
+        "issue": work.instructions.total() / SUB_CORES,
+        "shared": work.wavefronts,
+        "L2": 32 * work.sectors / L2_BYTES,
+    }
     busy |= {name: total / SUB_CORES for name, total in pipes.items() if name != "shared"}
     limits = {name: total * share / clock for name, total in busy.items()}
     limits["chain"] = work.waits / warps * -(-most // resident) / clock

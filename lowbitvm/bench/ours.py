@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes, targets
-from lowbitvm.bench.loops import main_nest, read_ptx
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.bench.together import Machine, assemble_together
 from lowbitvm.codegen.stream import LOAD
@@ -20,6 +19,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
+from lowbitvm.runtime.loops import main_nest, read_ptx
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
