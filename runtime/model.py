@@ -1,7 +1,7 @@
 """How long a kernel takes on a GPU, and what limits it: counted on a machine without one.
 
-The emulator counts how often each basic block of the PTX runs, the assembler says which machine instructions it became,
-and `lowbitvm.runtime.pipes` what each of them occupies. Blocks are told apart by line numbers: `mark` puts a .loc at the
+The emulator counts how often each basic block of PTX runs, the assembler says which machine instructions it became,
+and `lowbitvm.runtime.pipes` what each occupies. Blocks are told apart by line numbers: `mark` puts a .loc at the
 start of every one, and the assembler carries it to the machine code, which it does not change by that. Where it has
 unrolled a loop, the block's memory and matrix instructions stand there several times, and each copy runs so much less
 often.
@@ -9,16 +9,18 @@ often.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lowbitvm import targets
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime import emulator
 from lowbitvm.runtime.assemble import assemble, disassemble
-from lowbitvm.runtime.emulator import Report
 from lowbitvm.runtime.pipes import PIPES, SUB_CORES, cycles, kind_of
 from lowbitvm.targets import LATENCY_NS, Gpu, Target
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.emulator import Report
 
 # -- which PTX block a machine instruction comes from ------------------------------------------------------------------
 
@@ -28,22 +30,36 @@ _LABEL = re.compile(r"\s*[$%\w]+:\s*$")
 _BRANCH = re.compile(r"[\s{]*(?:@!?%?\w+\s+)?(?:bra|brx|ret|exit|call)\b")
 
 
-def mark(ptx: str) -> str:
-    """The text with the number of every basic block as the line number of its code, and no other line numbers."""
-    lines: list[str] = []
+def block_numbers(ptx: str) -> list[int | None]:
+    """For every line the number of the basic block that it is in or, being a label or a branch, starts or ends; None
+    for debug information."""
+    numbers: list[int | None] = []
     number, depth, section = 0, 0, False
     for line in ptx.splitlines():
         text = line.partition("//")[0]
         section |= text.lstrip().startswith(".section")  # tables of debug information
-        if not section and not _DEBUG.match(text):
-            lines.append(line)
-            if text.lstrip().startswith(".address_size"):
-                lines.append(f'.file 1 "{SHEET}"')
+        kept = not section and not _DEBUG.match(text)
+        numbers.append(number if kept else None)
+        if kept:
             before, depth = depth, depth + text.count("{") - text.count("}")
-            if depth > 0 and (before == 0 or _LABEL.match(text) or _BRANCH.match(text)):
-                number += 1
-                lines.append(f".loc 1 {number} 0")
+            number += bool(depth > 0 and (before == 0 or _LABEL.match(text) or _BRANCH.match(text)))
         section &= not text.lstrip().startswith("}")
+    return numbers
+
+
+def mark(ptx: str) -> str:
+    """The text with the number of every basic block as the line number of its code, and no other line numbers."""
+    lines: list[str] = []
+    last = 0
+    for line, number in zip(ptx.splitlines(), block_numbers(ptx), strict=True):
+        if number is None:
+            continue
+        if number != last:
+            lines.append(f".loc 1 {number} 0")
+            last = number
+        lines.append(line)
+        if line.lstrip().startswith(".address_size"):
+            lines.append(f'.file 1 "{SHEET}"')
     return "\n".join(lines) + "\n"
 
 
@@ -60,7 +76,6 @@ ANCHORS = tuple(
     )
 )
 _PTX = re.compile(r"[\s{]*(?:@!?%?\w+\s+)?([a-z][\w.:]*)")
-_MARK = re.compile(r"\s*\.loc 1 (\d+) 0")
 
 
 @dataclass
@@ -73,16 +88,14 @@ class PtxBlock:
     asynchronous: bool = False  # by cp.async
 
 
-def ptx_blocks(marked: str, report: Report) -> dict[int, PtxBlock]:
-    """The blocks of a marked text by number, with what a launch of it did."""
-    found: dict[int, PtxBlock] = {}
-    counters = {line.line: line for line in report.lines}
-    block = found.setdefault(0, PtxBlock())
-    for number, text in enumerate(marked.splitlines(), 1):
-        if place := _MARK.match(text):
-            block = found.setdefault(int(place[1]), PtxBlock())
-        elif (name := _PTX.match(text)) and number in counters:
-            line = counters[number]
+def ptx_blocks(report: "Report") -> dict[int, PtxBlock]:
+    """The basic blocks of a kernel's text by number, with what a launch of it did."""
+    found = {number: PtxBlock() for number in block_numbers(report.ptx) if number is not None}
+    lines, numbers = report.ptx.splitlines(), block_numbers(report.ptx)
+    for line in report.lines:
+        number, name = numbers[line.line - 1], _PTX.match(lines[line.line - 1])
+        if number is not None and name:
+            block = found[number]
             block.runs = max(block.runs, line.instructions)
             block.anchors += any(ptx.match(name[1]) for ptx, _ in ANCHORS)
             if name[1].startswith(("cp.async.c", "ld.global")):
@@ -165,15 +178,14 @@ class Work:
     in_flight: float  # bytes that a block has on their way: loads of a turn of its loop, times its stages
 
 
-def count(ptx: str, target: str, launch: Callable[[emulator.Module], Report]) -> Work:
-    """Counts what a launch does; `launch` runs the kernel of a loaded module and returns the report.
+def count(report: "Report") -> Work:
+    """What a launch in the emulator did, in machine instructions of the target that it was launched for.
 
-    Raises what the assembler, nvdisasm and the emulator raise.
+    Raises what the assembler and nvdisasm raise.
     """
-    marked, machine = mark(ptx), targets.get(target)
-    report = launch(emulator.load(marked))
-    assembly = assemble(marked, target, lines=True)
-    came_from = ptx_blocks(marked, report)
+    target = targets.get(report.launch.arch)
+    assembly = assemble(mark(report.ptx), target.name, lines=True)
+    came_from = ptx_blocks(report)
     blocks = list(sass_blocks(disassemble(assembly.cubin, annotated=True)))
     copies = _copies(blocks, came_from)
     instructions: Counter[str] = Counter()
@@ -188,14 +200,14 @@ def count(ptx: str, target: str, launch: Callable[[emulator.Module], Report]) ->
     loop = max(came_from.values(), key=lambda b: b.loaded)
     stages = _stages(report) if loop.asynchronous else 1
     return Work(
-        machine, x * y * z, width * height * depth, assembly.registers, report.launch.shared, instructions, waits,
+        target, x * y * z, width * height * depth, assembly.registers, report.launch.shared, instructions, waits,
         report.counters.shared_wavefronts, report.counters.global_sectors,
         sum(array.distinct_read + array.distinct_written for array in report.counters.arrays.values()),
         stages * loop.loaded / max(1, loop.runs) * warps / (x * y * z),
     )  # fmt: skip
 
 
-def _stages(report: Report) -> int:
+def _stages(report: "Report") -> int:
     """Groups of asynchronous copies that are on their way at a time: those that the loop does not wait for, and one."""
     waits = [
         (line.instructions, int(found[1]))
