@@ -3,7 +3,7 @@
 Everything here is a row of a table or one closed form; a new target or MMA atom is a new row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.layout import Layout
@@ -158,6 +158,28 @@ TARGETS: dict[str, Target] = {
         Target("sm_120f", (12, 0), "8.8", 100 * KIB, 99 * KIB, 48, _RTX_5090, max_blocks_per_sm=24),
     )
 }
+
+
+# GPUs by name: the target of each, and its rates where they are not the target's own.
+GPUS: dict[str, tuple[str, Gpu]] = {
+    "t4": ("sm_75", _T4),
+    "a100": ("sm_80", _A100),
+    "rtx3090": ("sm_86", _RTX_3090),
+    "rtx4090": ("sm_89", _RTX_4090),
+    "l40s": ("sm_89", replace(_RTX_4090, name="L40S", sms=142, dram_gbs=864, l2_mb=96, f16=1024, fp8=2048)),
+    "h100": ("sm_90a", _H100),
+    "h200": ("sm_90a", replace(_H100, name="H200", dram_gbs=4800, dram_share=0.81)),
+    "b200": ("sm_100a", _B200),
+    "rtx5090": ("sm_120f", _RTX_5090),
+}
+
+
+def gpu(name: str) -> tuple[Target, Gpu]:
+    """The target and the rates of a GPU such as "h100". Raises TARGET_UNKNOWN."""
+    if name not in GPUS:
+        raise LowbitvmError("TARGET_UNKNOWN", f"there is no GPU {name!r}", f"choose one of {', '.join(GPUS)}")
+    target, rates = GPUS[name]
+    return TARGETS[target], rates
 
 
 def get(name: str) -> Target:
