@@ -18,7 +18,7 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import PackedDigits
+from lowbitvm.integers import PackedDigits, put_codes
 from lowbitvm.ir import Array, Op, Program
 from lowbitvm.pack import PackedWeight
 
@@ -181,6 +181,10 @@ class _Block:
         assert op.array is not None
         value, *offsets = op.operands
         target = self.arguments[op.array.name]
+        if isinstance(target, PackedDigits):
+            row, column = (int(self.values[offset]) for offset in offsets)
+            put_codes(target, row, column, self.values[value])
+            return
         assert isinstance(target, np.ndarray)
         inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
         target[place] = self.values[value][inside]
@@ -215,6 +219,11 @@ def _cast(block: _Block, op: Op) -> NumpyArray:
     if op.dtype == dtypes.i32 and np.asarray(value).dtype.kind == "f":
         value = np.clip(np.nan_to_num(np.trunc(value.astype(np.float64)), nan=0.0), -(2.0**31), 2.0**31 - 1)
     return np.asarray(value).astype(_numpy(op.dtype))
+
+
+def _rint(block: _Block, op: Op) -> NumpyArray:
+    rounded = np.nan_to_num(np.rint(np.asarray(block.operands(op)[0], np.float64)), nan=0.0)
+    return np.asarray(np.clip(rounded, -(2.0**31), 2.0**31 - 1).astype(np.int32))
 
 
 def _broadcast(block: _Block, op: Op) -> NumpyArray:
@@ -275,6 +284,9 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "cast": _cast,
     "broadcast": _broadcast,
     "expand": lambda block, op: np.expand_dims(block.operands(op)[0], op.integer("axis")),
+    "reshape": lambda block, op: block.operands(op)[0].reshape(op.shape),
+    "rint": _rint,
+    "bitcast": lambda block, op: np.array(block.operands(op)[0]).view(_numpy(op.dtype)),
     "transpose": lambda block, op: block.operands(op)[0].T,
     "reduce": _reduce,
     "dequant": lambda block, op: block.operands(op)[0],
