@@ -132,6 +132,11 @@ class Lowering:
         kind = _register_kind(op)
         self.state.values[op] = [self.state.builder.op("mov.b32", kind, x) for x in self.state.values[op.operands[0]]]
 
+    def hadamard(self, op: Op) -> None:
+        state, layout = self.state, self.state.layouts[op]
+        values = [exchange.in_register(state, value, "f") for value in state.values[op.operands[0]]]
+        state.values[op] = list(exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1]))
+
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype
         assert source is not None and target is not None
@@ -213,16 +218,8 @@ class Lowering:
                 return self.state.scalar(how, a, b)
             return self.state.builder.op(FLOAT_INSTRUCTIONS[how], kind, a, b)
 
-        def bits(name: str) -> list[int]:
-            return [bit for bit, image in enumerate(layout.bases[name]) if image[axis]]
-
-        groups: dict[tuple[int, ...], Operand] = {}
-        for r, value in enumerate(self.state.values[source]):
-            place = _place(layout, r, [name for name in layout.outs if name != axis])
-            groups[place] = combine(groups[place], value) if place in groups else value
-        values = exchange.reduce_lanes(self.state, list(groups.values()), kind, bits("lane"), combine)
-        if bits("warp"):
-            values = exchange.reduce_warps(self.state, op, values, kind, bits("warp"), combine)
+        ordered = how == "add" and kind == "f"
+        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, ordered, combine)
         if op.shape:
             values = self._in_layout(op, values, reduced_layout(op, layout), self.state.layouts[op])
         self.state.values[op] = self._owned(op, values)
@@ -570,6 +567,7 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "reshape": Lowering.rearrange,
     "rint": Lowering.rint,
     "bitcast": Lowering.bitcast,
+    "hadamard": Lowering.hadamard,
     "reduce": Lowering.reduce,
     "load": Lowering.load,
     "store": Lowering.store,

@@ -481,6 +481,12 @@ def bitcast(value: Value, dtype: DType) -> Value:
     return _record("bitcast", dtype, value.shape, (value,))
 
 
+def hadamard(value: Value) -> Value:
+    """Each row of the last axis, f32, times the Walsh-Hadamard matrix, whose (i, j) is -1 where i & j has an odd number
+    of bits and else +1: in rounds of sums and differences, of j and j + 1, then j and j + 2, and so on."""
+    return _unary("hadamard", value)
+
+
 def maximum(left: Value | Scalar, right: Value | Scalar) -> Value:
     """The larger of each pair; a NaN loses against a number."""
     return _binary("max", left, right)
@@ -492,7 +498,7 @@ def minimum(left: Value | Scalar, right: Value | Scalar) -> Value:
 
 
 def reduce_sum(value: Value, axis: int) -> Value:
-    """The sum along one axis, which disappears from the shape."""
+    """The sum along one axis, which disappears from the shape; of f32, neighbours first, then their sums, and so on."""
     return _reduce("sum", value, axis)
 
 

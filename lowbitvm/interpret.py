@@ -2,8 +2,8 @@
 
 Tiles are numpy arrays of their dtype, except a dequantised weight, which is exact in float64. `dot` multiplies and sums
 in float64 and rounds once to f32; of integer codes it is exact modulo 2^32. All other arithmetic is that of f32 and
-i32: i32 wraps, its division rounds down (by zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of
-a sum in f32 is not fixed.
+i32: i32 wraps, its division rounds down (by zero: undefined), f32 rounds to nearest even, +0 is above -0. A sum in f32
+adds neighbours, then neighbouring pairs, and so on.
 """
 
 import functools
@@ -235,7 +235,20 @@ def _reduce(block: _Block, op: Op) -> NumpyArray:
     axis = op.integer("axis")
     if op.attributes["how"] == "max":
         return np.asarray(functools.reduce(_maximum, np.moveaxis(value, axis, 0)))
-    return np.asarray(np.sum(value, axis=axis, dtype=_numpy(op.dtype)))
+    tree = np.moveaxis(value, axis, 0)
+    while tree.shape[0] > 1:
+        tree = tree[::2] + tree[1::2]
+    return np.asarray(tree[0])
+
+
+def _hadamard(block: _Block, op: Op) -> NumpyArray:
+    (value,) = block.operands(op)
+    distance = 1
+    while distance < op.shape[-1]:
+        pairs = value.reshape(-1, 2, distance)
+        value = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
+        distance *= 2
+    return np.asarray(value.reshape(op.shape))
 
 
 def _maximum(a: Any, b: Any) -> Any:
@@ -301,4 +314,5 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "mod": _elementwise(np.mod),
     "exp": _elementwise(np.exp),
     "sqrt": _elementwise(np.sqrt),
+    "hadamard": _hadamard,
 }

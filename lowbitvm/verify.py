@@ -299,6 +299,10 @@ def _same_shapes(op: Op) -> str | None:
     return f"tiles of shapes {sorted(set(shapes))}" if len(set(shapes)) > 1 else None
 
 
+def _same_tiles(op: Op) -> str | None:
+    return _same_shapes(op) if op.shape else "a scalar, not a tile"
+
+
 def _scalar(op: Op) -> str | None:
     return f"a result of shape {op.shape}, not a scalar" if op.shape else None
 
@@ -461,4 +465,5 @@ RULES: dict[str, Rule] = {
     **{kind: _elementwise(2, dtypes.i32) for kind in ("floordiv", "mod")},
     "div": _elementwise(2, dtypes.f32),
     **{kind: _elementwise(1, dtypes.f32) for kind in ("exp", "sqrt")},
+    "hadamard": Rule(1, _plain, _same_dtypes(dtypes.f32), _same_tiles, _plain),
 }

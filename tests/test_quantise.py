@@ -1,5 +1,7 @@
 """The quantiser of activations: its rule against float64 and its kernel against the rule, bit for bit."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm import digits, targets
+from lowbitvm.activations import prepare, tree_sum
 from lowbitvm.integers import PackedDigits
 from lowbitvm.runtime.compiled import compile_program, launch_grid
 from lowbitvm.runtime.quantise import Steps, empty_activations, quantiser_arguments, run_quantise, variant_of
@@ -113,6 +116,58 @@ def test_a_given_scale_is_that_of_every_row_whose_numbers_are_finite(fmt: str, n
     assert made.zeros is None or (made.zeros == 100).all()
 
 
+def before(k: int, rotation: int | None = None, norm: str = "f16", eps: float = 1e-5) -> dict[str, object]:
+    """All steps before rounding, for k in_features."""
+    rng = np.random.default_rng(k)
+    smoothing = rng.uniform(0.1, 3, k).astype(np.float32)
+    weight = rng.normal(size=k).astype(DTYPES[norm])
+    return {"norm": weight, "eps": eps, "smoothing": smoothing, "rotation": rotation}
+
+
+STEPS = [
+    ("i8,group=channel", 270, {"norm": "bf16"}),
+    ("bp3,group=channel,digits=b1", 270, {"eps": 0.0}),
+    ("u8,group=128,zero=int", 1024, {"rotation": 128, "norm": "f32"}),
+    ("i4,group=channel,digits=s4", 1536, {"rotation": 512}),
+    ("i4,group=channel,digits=b1", 1000, {"rotation": 8}),
+    ("i8,group=channel", 4096, {"rotation": 4096}),  # across warps
+    ("u8,group=tensor,zero=int", 256, {"rotation": 2}),
+    ("i8,group=channel", 17408, {"rotation": 1024}),  # longer than a block
+]
+
+
+@pytest.mark.parametrize(("fmt", "k", "how"), STEPS)
+def test_norm_smoothing_and_rotation_in_one_launch_follow_the_rule(fmt: str, k: int, how: dict[str, object]) -> None:
+    static = {"scale": 0.01, "zero": 128} if "tensor" in fmt else {}
+    for dtype in ("f16", "f32") if k < 4096 else ("bf16",):
+        all_agree(activations(5 if k < 4096 else 2, k, dtype), fmt, **before(k, **how), **static)
+
+
+def test_the_steps_before_rounding_are_those_of_float64_but_for_f32_s_rounding() -> None:
+    x, k = np.random.default_rng(5).normal(size=(4, 1536)).astype(np.float32), 1536
+    how = before(k, 512)
+    exact = x.astype(np.float64)
+    exact = exact / np.sqrt((exact**2).mean(1, keepdims=True) + how["eps"]) * how["norm"].astype(np.float64)
+    exact *= how["smoothing"]
+    matrix = functools.reduce(np.kron, [np.array([[1, 1], [1, -1]])] * 9) / np.sqrt(512)
+    rotated = exact.reshape(4, -1, 512) @ matrix
+    # relative errors, in units of 2^-24: sum 11 + 1, mean 1, eps 1, half of them for the root, 1 of it, 1 / root 1, 3
+    # products; then 9 rounds, each relative to the sum of magnitudes, and the product with f32(512 ** -0.5), 2
+    bound = (7 + 1 + 1 + 3 + 9 + 2) * 2.0**-24 * (np.abs(exact).reshape(4, -1, 512) @ np.abs(matrix)) * 1.01
+    assert (np.abs(prepare(x, **how).reshape(rotated.shape) - rotated) <= bound).all()
+    assert np.array_equal(prepare(x, rotation=None), x)
+
+
+def test_every_subset_of_the_steps_comes_in_their_order() -> None:
+    x = activations(2, 64, "f32", seed=9)[:1]
+    how = before(64, 16)
+    only = {"norm": None, "smoothing": None, "rotation": None}
+    by_hand = prepare(x, **{**only, "norm": how["norm"], "eps": how["eps"]})
+    for name in ("smoothing", "rotation"):
+        by_hand = prepare(by_hand, **{**only, name: how[name]})
+    assert np.array_equal(prepare(x, **how), by_hand)
+
+
 def test_rows_too_long_for_a_block_are_read_again() -> None:
     for fmt in ("i8,group=channel", "bp8,group=channel,zero=int", "u8,group=128,zero=int"):
         all_agree(activations(3, 16512), fmt)
@@ -199,6 +254,10 @@ REFUSED = [
     ("FORMAT_UNSUPPORTED", X, "i8,group=32,scale=e8m0", {}),
     ("DTYPE_MISMATCH", X.astype(np.int32), "i8,group=channel", {}),
     ("DTYPE_MISMATCH", X, "i8,group=channel", {"smoothing": np.zeros(128)}),
+    ("ARGUMENT_INVALID", X, "i8,group=channel", {"rotation": 3}),
+    ("ARGUMENT_INVALID", X[:, :96], "i8,group=channel", {"rotation": 64}),
+    ("ARGUMENT_INVALID", X, "i8,group=channel", {"rotation": 1 << 15}),
+    ("DTYPE_MISMATCH", X, "i8,group=channel", {"norm": np.zeros(128)}),
     ("SHAPE_MISMATCH", X[0], "i8,group=channel", {}),
     ("SHAPE_MISMATCH", X, "i8,group=channel", {"smoothing": np.zeros(64, np.float32)}),
     ("DEVICE_MISMATCH", X, "i8,group=channel", {"smoothing": torch.zeros(128)}),
@@ -215,3 +274,46 @@ def test_what_cannot_be_quantised_is_refused(code, x, fmt, how) -> None:
     with pytest.raises(lb.LowbitvmError) as caught:
         lb.quantize_activations(x, fmt, **how)
     assert caught.value.code == code
+
+
+@lb.kernel(x=("m k", lb.f32), y=("m k", lb.f32), rows=("m", lb.f32), columns=("k", lb.f32))
+def rotates(x: lb.Tensor, y: lb.Tensor, rows: lb.Tensor, columns: lb.Tensor, *, bm: int, bk: int) -> None:
+    tile = lb.load(x, (0, 0), (bm, bk))
+    lb.store(y, (0, 0), lb.hadamard(tile))
+    lb.store(rows, (0,), lb.sum(tile.reshape(bm * bk).reshape(bm, bk), 1))
+    lb.store(columns, (0,), lb.sum(tile, 0))
+
+
+@pytest.mark.parametrize("warps", [1, 4, 16])
+@pytest.mark.parametrize(("bm", "bk"), [(1, 1), (1, 2048), (16, 64), (64, 4), (128, 128)])
+def test_sums_and_rotations_have_one_order_wherever_the_elements_are(bm: int, bk: int, warps: int) -> None:
+    x = np.random.default_rng(2).normal(size=(bm, bk)).astype(np.float32) ** 5
+    program = rotates.trace(bm=bm, bk=bk)
+    found = []
+    for run in (lb.interpret, lambda p, *rest: lb.launch(compile_program(p, "sm_80", warps), *rest)):
+        made = {"x": x, "y": np.empty_like(x), "rows": np.empty(bm, np.float32), "columns": np.empty(bk, np.float32)}
+        run(program, (1,), made)
+        found.append(made)
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    assert np.array_equal(found[0]["rows"], tree_sum(x)) and np.array_equal(found[0]["columns"], tree_sum(x.T))
+    matrix = np.array([[(-1.0) ** (i & j).bit_count() for i in range(bk)] for j in range(bk)])
+    bound = bk.bit_length() * 2.0**-24 * np.abs(x.astype(np.float64)).sum(1, keepdims=True)
+    assert (np.abs(found[0]["y"] - x.astype(np.float64) @ matrix) <= bound).all()
+
+
+@lb.kernel(x=("n", lb.f32), nearest=("n", lb.i32), back=("n", lb.f32))
+def rounds(x: lb.Tensor, nearest: lb.Tensor, back: lb.Tensor) -> None:
+    tile = lb.load(x, (0,), (64,))
+    lb.store(nearest, (0,), lb.rint(tile))
+    lb.store(back, (0,), lb.bitcast(lb.bitcast(tile, lb.i32) + -(1 << 31), lb.f32))
+
+
+def test_rint_rounds_halves_to_even_and_saturates_and_bitcast_keeps_the_bits() -> None:
+    x = np.array([0.5, 1.5, -2.5, -0.0, 3e9, -3e9, np.inf, -np.inf, np.nan, 2**-149, 16777217.0], np.float32)
+    expected = [0, 2, -2, 0, 2**31 - 1, -(2**31), 2**31 - 1, -(2**31), 0, 0, 16777216]
+    program = rounds.trace()
+    for run in (lb.interpret, lambda p, *rest: lb.launch(compile_program(p, "sm_80", 1), *rest)):
+        made = {"x": x, "nearest": np.zeros(len(x), np.int32), "back": np.zeros_like(x)}
+        run(program, (1,), made)
+        assert made["nearest"].tolist() == expected
+        assert np.array_equal(made["back"].view(np.uint32), x.view(np.uint32) ^ np.uint32(1 << 31))

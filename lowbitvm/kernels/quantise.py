@@ -1,6 +1,6 @@
 """The quantiser of activations: rows of floats become codes in digits, with scales, zero points and sums."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lowbitvm import dsl
 from lowbitvm.activations import SMALLEST
@@ -40,19 +40,25 @@ def quantise(
     i, fmt, code = dsl.program_id(0) * bm, a.format, a.format.code
     group = fmt.group if isinstance(fmt.group, int) else bk
     shape = (bm, bk // group, group)
-    made: dict[int, Value] = {}
+    kept: dict[str, Value] = {}
 
     def chunks() -> Iterator[Value | int]:
         return iter([0]) if whole else dsl.record_range(0, x.shape[1], bk)
 
+    def once(name: str, make: Callable[[], Value]) -> Value:
+        """What is made of a chunk; of a whole row, which stays in registers, only the first time."""
+        if whole and name not in kept:
+            kept[name] = make()
+        return kept[name] if whole else make()
+
+    def loaded(k: Value | int) -> Value:
+        return once("loaded", lambda: dsl.load(x, (i, k), (bm, bk)).to(f32))
+
     def prepared(k: Value | int) -> Value:
-        """A chunk of what is rounded; a whole row's is computed once."""
-        if not isinstance(k, int) or k not in made:
-            values = _prepared(dsl.load(x, (i, k), (bm, bk)).to(f32), k, factor, norm, smoothing, rotation)
-            if not isinstance(k, int):
-                return values.reshape(*shape)
-            made[k] = values.reshape(*shape)
-        return made[k]
+        def make() -> Value:
+            return _prepared(loaded(k), k, factor, norm, smoothing, rotation).reshape(*shape)
+
+        return once("prepared", make)
 
     def chosen(ends: tuple[Value, Value]) -> tuple[Value, Value, Value | None]:
         """(scale to store, 1 / scale, zero point) of every group."""
@@ -78,6 +84,11 @@ def quantise(
             dsl.store(zeros, (i, column), z)
 
     factor = None
+    if norm is not None:
+        squares = dsl.zeros((bm,))
+        for k in chunks():
+            squares += dsl.reduce_sum(loaded(k) * loaded(k), 1)
+        factor = dsl.expand_dims(1.0 / dsl.sqrt(squares / x.shape[1].to(f32) + eps), 1)
     if isinstance(fmt.group, int):
         for k in chunks():
             s, r, z = chosen(_ends(prepared(k)))
@@ -111,6 +122,9 @@ def _prepared(
         values = values * factor * dsl.load(norm, (k,), (bk,)).to(f32)
     if smoothing is not None:
         values = values * dsl.load(smoothing, (k,), (bk,))
+    if rotation is not None:
+        blocks = values.reshape(values.shape[0], bk // rotation, rotation)
+        values = dsl.hadamard(blocks) * rotation**-0.5
     return values
 
 
