@@ -13,9 +13,10 @@ from lowbitvm.ir import Program
 from lowbitvm.kernels.linear import ACTIVATIONS, linear
 from lowbitvm.pack import PackedWeight, as_format
 from lowbitvm.plan import Tile, chosen_tile, linear_plan
+from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.launch import ALIGNMENT, address, launch
+from lowbitvm.runtime.launch import ALIGNMENT, launch
 from lowbitvm.runtime.workspace import workspace
 
 if TYPE_CHECKING:
