@@ -159,6 +159,7 @@ _KINDS = _Kinds(
         DeviceArray: _Kind(lambda v: (v.shape, v.dtype, v.device, v.contiguous, "device"), lambda v: v.pointer),
         PackedWeight: _Kind(_packed_signature, lambda v: 0),
         PackedDigits: _Kind(_packed_signature, lambda v: 0),
+        type(None): _Kind(lambda v: None, lambda v: 0),  # an argument that is left out
     }
 )
 

@@ -48,22 +48,31 @@ def launch(
     CONTEXT_LOST.
     """
     given = {name: adopt(value, stream) for name, value in arguments.items()}
+    ready = prepare(kernel, grid, given)
+    if ready is not None:
+        ready.run(given, stream)
+        return None
+    blocks = _grid(kernel, grid)
+    return None if 0 in blocks else _emulate(kernel, blocks, kernel.parameters(given), options)
+
+
+def prepare(kernel: CompiledKernel, grid: Sequence[int], given: Mapping[str, Any]) -> "Ready | None":
+    """The launch of a kernel on a GPU with arguments such as these; None where it is the emulator's, or no block's.
+
+    It is kept, and found again by the grid and all of the arguments but their addresses. Raises as `launch` does.
+    """
     key = (tuple(grid) if isinstance(grid, list) else grid, *[(n, signature(value)) for n, value in given.items()])
-    ready = kernel.ready.get(key)
+    ready: Ready | None = kernel.ready.get(key)
     if ready is None or not ready.usable():
-        blocks = _grid(kernel, grid)
-        values = kernel.parameters(given)
+        blocks, values = _grid(kernel, grid), kernel.parameters(given)
         _check_arrays(kernel, given)
-        if 0 in blocks:
-            return None
         place = place_of([value for value in values if not isinstance(value, int)])
-        if place is None:
-            return _emulate(kernel, blocks, values, options)
+        if place is None or 0 in blocks:
+            return None
         if len(kernel.ready) >= KEPT:
             kernel.ready.clear()
         ready = kernel.ready[key] = Ready(kernel, blocks, values, place)
-    ready.run(given, stream)
-    return None
+    return ready
 
 
 def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any]) -> "Report":
@@ -123,8 +132,8 @@ class Ready:
             return False
         return self.function.alive
 
-    def run(self, given: Mapping[str, Any], stream: int | None) -> None:
-        """Launches with arguments of the same signatures, and waits for it if they are in memory of the CPU."""
+    def run(self, given: Mapping[str, Any], stream: int | None = None) -> None:
+        """Launches with arguments of the same signatures. Raises ARGUMENT_INVALID for addresses out of line."""
         values, rest = [], 0
         for name, part, mask in self._parts:
             place = address(given[name] if part is None else getattr(given[name], part))
@@ -132,15 +141,18 @@ class Ready:
             values.append(place)
         if rest:
             _check_arrays(self.kernel, given)
-        arrays = self.place.arrays
-        if arrays == "torch":
-            stream = torch_stream(self.place.index) if stream is None else stream
-        elif arrays == "other":
+        if self.place.arrays == "other":
             stream = self._ordered(given, stream)
-        values += self._sizes
-        self._launch(values, stream or 0)
-        if arrays == "host" and not driver.is_capturing(stream or 0, self.function.context):
-            driver.synchronize(stream or 0, self.function.context)
+        self.launch(values, stream)
+
+    def launch(self, addresses: list[int], stream: int | None = None) -> None:
+        """Launches with the addresses of all parts; waits for it if they lie in memory of the CPU."""
+        arrays = self.place.arrays
+        if stream is None:
+            stream = torch_stream(self.place.index) if arrays == "torch" else 0
+        self._launch(addresses + self._sizes, stream)
+        if arrays == "host" and not driver.is_capturing(stream, self.function.context):
+            driver.synchronize(stream, self.function.context)
 
     def _ordered(self, given: Mapping[str, Any], stream: int | None) -> int:
         """The stream to launch on, after what other libraries do to their arrays on streams of their own."""

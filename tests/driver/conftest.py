@@ -6,7 +6,7 @@ from lowbitvm.runtime import driver
 from lowbitvm.runtime.linear import disk_cache
 from tests.driver.standin import Standin, remembering
 
-CACHES = (driver._driver, driver._primary_context, driver.device_target, driver.reads_host_memory, disk_cache)
+CACHES = (driver._driver, driver.primary_context, driver.device_target, driver.reads_host_memory, disk_cache)
 
 
 @pytest.fixture
