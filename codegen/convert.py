@@ -120,7 +120,7 @@ class Decoder:
         for parts in self.pairs:
             register, rest = constants[0] if self.magic is not None else "", parts
             if parts[0].mask == WHOLE:
-                replaced, *rest = parts[1:]
+                replaced, rest = parts[1], parts[2:]
                 register = b.op("lop3.b32", "r", replaced.mask * 0x10001, view(replaced), view(parts[0]), SELECT)
             for part in rest:
                 selector = _BYTES.get((part.rotation, part.mask))
