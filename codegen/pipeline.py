@@ -330,9 +330,11 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     known = [group for group in groups if isinstance(group, int)]
     outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
+    formats = [packed_array(codes)[1] for _, codes in loads]
+    staged = [0 if loop.integer("direct") else fmt.bits for fmt in formats]
     bits = sum(
-        16 * a.shape[0] + (packed_array(codes)[1].bits + _scale_bits(packed_array(codes)[1])) * codes.shape[0]
-        for a, codes in loads
+        16 * a.shape[0] + (each + _scale_bits(fmt)) * codes.shape[0]
+        for (a, codes), each, fmt in zip(loads, staged, formats, strict=True)
     )
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     shared = state.warps_m > 1
