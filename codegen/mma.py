@@ -238,10 +238,10 @@ class Dot:
         if self.fused is not None:
             outers = [self.outers] * self.row_tiles
             if "outer" in self.rows:
-                outers = self.rows["outer"].load(self.pipeline.slot, k)
+                outers = self.rows["outer"].load(self.pipeline.slot_for(self.rows["outer"]), k)
             scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in enumerate(outers)]
             return scalings, [[]] * self.row_tiles
-        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
+        loaded = [rows.load(self.pipeline.slot_for(rows), k) for rows in self.groups]
         numbers = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
         return [self._scaling(parts) for parts in numbers], [self._addends(parts) for parts in numbers]
 

@@ -140,6 +140,10 @@ class Pipeline:
         """Where the tiles of the `number`-th unit of an iteration lie."""
         return self.base + number % self.unit.slots * self.slot_bytes
 
+    def slot_for(self, tile: Staged) -> int:
+        """Where what the current unit needs of a tile lies, which may have been copied with an earlier unit."""
+        return self.slot_of(self.number - self.number % tile.every)
+
     def wait(self, pending: int, number: int) -> None:
         """Emits the wait until but `pending` groups of copies are there for all threads, `number` and later units."""
         if self.state.target.has_async_copies:
@@ -202,7 +206,8 @@ class Pipeline:
             if each > number and unit.exact:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
             for tile in converted:
-                tile.convert(self.slot_of(each))
+                outer = tile.outer.every if tile.outer else 1
+                tile.convert(self.slot_of(each), self.slot_of(each - each % outer))
         b.place(done)
 
     def end_iteration(self) -> None:
@@ -354,7 +359,10 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
     early = stop.kind == "min" and len(dims) == 1 and _ends_at(stop, next(iter(dims)), k)
-    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), end if early else "")
+    aligned = divisor(start) % (k * together) == 0
+    return Unit(
+        k, slots, together, exact and vectorised, dims.pop(), period, int(shared), end if early else "", aligned
+    )
 
 
 def _along(load: Op) -> str:

@@ -78,6 +78,7 @@ class ByteRows(GroupRows):
         self.format, self.fused = load.array.element, fused
         stored = part_bytes(self.format, part)
         Rows.__init__(self, state, unit, offset, load, part, stored, self.format.group, state.warps)
+        self.every = unit.period  # each unit has numbers of its own
         self._measure(dtypes.get(fused.act) if fused else dtypes.f32, (part,))
         self.segment_bytes = self.lane_bytes  # of a lane
         self.joined = max(1, min(self.segments, PIECE // self.segment_bytes))
@@ -141,8 +142,11 @@ class ByteRows(GroupRows):
             place = str(state.scalar("add", place, half))
             self.outer_places = [place, b.op("xor.b32", "r", place, 8)]
 
-    def convert(self, slot: int) -> None:
-        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there."""
+    def convert(self, slot: int, outer_slot: int) -> None:
+        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there.
+
+        Those of the second level are in the slot at `outer_slot`.
+        """
         b, place = self.state.builder, slot + self.offset
         self.loaded = {key: registers for key, registers in self.loaded.items() if key[0] != slot}
         for i in range(-(-self.words // 32)):
@@ -152,7 +156,7 @@ class ByteRows(GroupRows):
             if self.fused:
                 pairs = HALVES[self.source_dtype.name](b, word, self.fused)
             else:
-                pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), slot, i)
+                pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), outer_slot, i)
             for pair, store in zip(pairs, self.stores, strict=True):
                 target = memory(store, place + select(self.word_images, 32 * i))
                 b.do("st.shared.b32" if self.fused else "st.shared.v2.f32", target, vector(pair), when=self.active)
