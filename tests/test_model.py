@@ -4,7 +4,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +156,6 @@ def test_published_times_of_another_library_s_kernels_are_predicted() -> None:
     assert times["rtx4090"][0] < times["rtx4090"][1]
 
 
-@pytest.mark.skipif(find_spec("humming") is None, reason="humming-kernels is not installed")
 def test_the_counts_in_the_file_are_those_of_the_kernel() -> None:
     work, kept = validation.humming_work("a100", 1), counted()["a100", 1]
     assert (work.blocks, work.threads, work.shared, work.traffic) == (
