@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lowbitvm import arrays, dtypes, targets
 from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
@@ -15,6 +13,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, format_digits
 from lowbitvm.ir import Program
+from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
 from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime import driver
@@ -22,6 +21,7 @@ from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
 from lowbitvm.runtime.launch import emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
+from lowbitvm.runtime.reference import NOTHING, After, numpy_product
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -39,6 +39,10 @@ class Variant:
     aligned: bool  # k is a multiple of what a warp takes at a time
     scaled: tuple[bool, bool] = (False, False)  # activations, weights: their format's scales and zeros are there
     out: str = "i32"
+    gate: bool = False
+    bias: str | None = None
+    residual: str | None = None
+    activation: str | None = None
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -51,6 +55,10 @@ class Variant:
             bk=tile.bk,
             stages=tile.stages,
             y=dtypes.get(self.out),
+            gate=self.weights if self.gate else None,
+            bias=dtypes.get(self.bias) if self.bias else None,
+            residual=dtypes.get(self.residual) if self.residual else None,
+            activation=self.activation,
             divisible={"k": tile.part} if self.aligned else {},
             **{name: "f32" if name.endswith("scales") else "i32" for name in self.rank_one},
         )
@@ -68,6 +76,7 @@ class Variant:
             "a_scales": self.scaled[0],
             "w_scales": self.scaled[1],
         }
+        taken |= {name.replace("w_", "gate_"): holds and self.gate for name, holds in taken.items() if name[0] == "w"}
         return tuple(name for name, holds in taken.items() if holds)
 
 
@@ -102,36 +111,43 @@ def compile_matmul(
     return _compiled(Variant(activations, fmt, tile, aligned=True), target, disk_cache() if cache else None)
 
 
-def matmul(a: PackedDigits, w: PackedDigits, dtype: Any = None) -> Array:
+def matmul(
+    a: PackedDigits,
+    w: PackedDigits,
+    dtype: Any = None,
+    *,
+    bias: Array | None = None,
+    gate: PackedDigits | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
+) -> Array:
     """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
 
     With scales it is the exact integer product, rounded to f32 and multiplied with both scales in f32, in `dtype`:
     f16 (by default), bf16 or f32, by name or torch's dtype.
 
     a: what `lb.pack_activations` returns, (m, in_features); w: what `lb.pack_weights` returns, (out_features,
-    in_features), in the same digits. CUDA tensors run on their GPU, on the current stream. On a CPU the product is made
-    by numpy; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) it goes through PTX and the emulator instead.
-    Raises SHAPE_MISMATCH, ARGUMENT_INVALID where in_features is so large that s32 may overflow, FORMAT_UNSUPPORTED for
-    sides in other digits, KERNEL_UNSUPPORTED for digits that the GPU does not have, DEVICE_MISMATCH.
+    in_features), in the same digits. bias: (out_features), i32 for an exact product, else f16, bf16 or f32. With scales
+    the result is f(a w^T + bias) + residual, or f(a gate^T) * (a w^T + bias) + residual, each operation in f32 and in
+    this order; activation: f, "relu", "silu", "gelu" or None. gate: a weight of w's format and shape; residual: (m,
+    out_features), f16, bf16 or f32.
+
+    CUDA tensors run on their GPU, on the current stream. On a CPU the product is made by numpy, with the same bits but
+    for silu and gelu; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) it goes through PTX and the emulator.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, ARGUMENT_INVALID where in_features is so large that s32 may overflow,
+    FORMAT_UNSUPPORTED for sides in other digits, KERNEL_UNSUPPORTED for digits that the GPU does not have,
+    DEVICE_MISMATCH.
     """
-    target = _device_target(a, w)
+    after = After(bias, gate, activation, residual)
     check_sides(a, w)
+    check_after(a, w, after)
+    target = _device_target(a, w, after)
     y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype))
     if target is not None:
-        run_matmul(a, w, y, target)
+        run_matmul(a, w, y, target, after=after)
         return y
-    product = _numbers(a) @ _numbers(w).T  # integers below 2^53
-    for side, axis in ((a, 1), (w, 0)):
-        if side.scales is not None:
-            product = np.float32(product) * np.expand_dims(arrays.host(side.scales), axis)
-    product = product.astype(dtypes.of(y).numpy)
+    product = numpy_product(a, w, after).astype(dtypes.of(y).numpy)
     return arrays.tensor(product) if dtypes.is_tensor(y) else product
-
-
-def _numbers(side: PackedDigits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The codes, less their zeros."""
-    codes = np.asarray(arrays.host(side.unpack()), np.float64)
-    return codes if side.zeros is None else codes - arrays.host(side.zeros)[:, None]
 
 
 def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
@@ -144,30 +160,54 @@ def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
     return known[name]
 
 
-def _device_target(a: PackedDigits, w: PackedDigits) -> str | None:
+def _device_target(a: PackedDigits, w: PackedDigits, after: After) -> str | None:
     """The target that a product runs on, None for numpy's own."""
-    places = {arrays.device(side.words) for side in (a, w) if isinstance(side, PackedDigits)}
+    sides = [side.words for side in (a, w, after.gate) if side is not None]
+    places = {arrays.device(array) for array in (*sides, after.bias, after.residual) if array is not None}
     if len(places) > 1:
-        raise LowbitvmError(
-            "DEVICE_MISMATCH", f"matrices on {sorted(places)}", "move all to one device with .to(device)"
-        )
+        raise LowbitvmError("DEVICE_MISMATCH", f"arrays on {sorted(places)}", "move all to one device with .to(device)")
     on_gpu = any(place.startswith("cuda") for place in places)
     return driver.device_target(a.words.device.index) if on_gpu else emulated_target()
 
 
 def run_matmul(
-    a: PackedDigits, w: PackedDigits, y: Array, target: str, *, tile: DigitTile | None = None, **options: Any
+    a: PackedDigits,
+    w: PackedDigits,
+    y: Array,
+    target: str,
+    *,
+    after: After = NOTHING,
+    tile: DigitTile | None = None,
+    **options: Any,
 ) -> "Report | None":
-    """y (m, out_features) i32 = a w^T on `target`, exactly; see `launch` for devices, options and errors.
+    """y (m, out_features) = what `matmul` returns, on `target`; see `launch` for devices, options and errors.
 
-    Raises SHAPE_MISMATCH, FORMAT_UNSUPPORTED for sides in other digits, ARGUMENT_INVALID where k is so long that s32
-    may overflow, KERNEL_UNSUPPORTED for digits that are not native to the target.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED for sides in other digits, ARGUMENT_INVALID where k is so
+    long that s32 may overflow, KERNEL_UNSUPPORTED for digits that are not native to the target.
     """
     check_sides(a, w)
+    check_after(a, w, after)
     (m, k), n = a.shape, w.rows
-    tile = digit_tile(m, k, a.format, w.format, targets.get(target)) if tile is None else tile
-    variant = Variant(a.format, w.format, tile, k % tile.part == 0, scaled(a, w), dtypes.of(y).name)
-    arguments = {"a": a, "w": w, "y": y, **{name: rank_one(a, w)[name] for name in variant.rank_one}}
+    tile = (
+        digit_tile(m, k, a.format, w.format, targets.get(target), 1 + (after.gate is not None))
+        if tile is None
+        else tile
+    )
+    variant = Variant(
+        a.format,
+        w.format,
+        tile,
+        k % tile.part == 0,
+        scaled(a, w),
+        dtypes.of(y).name,
+        after.gate is not None,
+        None if after.bias is None else dtypes.of(after.bias).name,
+        None if after.residual is None else dtypes.of(after.residual).name,
+        after.activation,
+    )
+    given = {"a": a, "w": w, "y": y, "gate": after.gate, "bias": after.bias, "residual": after.residual}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments |= {name: rank_one(a, w, after.gate)[name] for name in variant.rank_one}
     grid = launch_grid((m, n), (tile.bm, tile.bn))
     return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
 
@@ -177,10 +217,11 @@ def scaled(a: PackedDigits, w: PackedDigits) -> tuple[bool, bool]:
     return a.scales is not None, w.scales is not None
 
 
-def rank_one(a: PackedDigits, w: PackedDigits) -> dict[str, Array | None]:
-    """The kernel's arguments of one number for each row of either side."""
-    sides = {"a": a, "w": w}
-    return {f"{x}_{part}": getattr(side, part) for x, side in sides.items() for part in ("sums", "zeros", "scales")}
+def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None) -> dict[str, Array]:
+    """The kernel's arguments of numbers for each row of a matrix, as columns."""
+    sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
+    parts = {f"{x}_{part}": getattr(side, part) for x, side in sides.items() for part in ("sums", "zeros", "scales")}
+    return {name: part[:, None] if part.ndim == 1 else part for name, part in parts.items() if part is not None}
 
 
 def check_sides(a: PackedDigits, w: PackedDigits) -> None:
@@ -205,3 +246,36 @@ def check_sides(a: PackedDigits, w: PackedDigits) -> None:
             f"in_features {a.columns} of {a.format.dtype} x {w.format.dtype} may overflow s32",
             f"multiply at most {longest} of them at a time, and add",
         )
+
+
+def check_after(a: PackedDigits, w: PackedDigits, after: After) -> None:
+    """Raises where what is to follow a product does not fit it."""
+    gate, floats = after.gate, any(scaled(a, w))
+    if gate is not None and (not isinstance(gate, PackedDigits) or (gate.format, gate.shape) != (w.format, w.shape)):
+        raise LowbitvmError("SHAPE_MISMATCH", f"the gate is {gate!r}, the weight {w!r}", "pack both alike")
+    if gate is not None and (gate.scales is None) != (w.scales is None):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", "one of gate and weight has scales", "pack both with scales, or neither"
+        )
+    if after.activation not in ACTIVATIONS and after.activation is not None:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"there is no activation function {after.activation!r}",
+            f"use one of {', '.join(ACTIVATIONS)}, or None",
+        )
+    if not floats and (gate is not None or after.residual is not None or after.activation is not None):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            "a gate, a residual or an activation function follows a product without scales",
+            "pack a side with scales; only a bias follows exact integers",
+        )
+    shapes = {"bias": (w.rows,), "residual": (a.rows, w.rows)}
+    for name, shape in shapes.items():
+        array = getattr(after, name)
+        if array is not None and tuple(array.shape) != shape:
+            raise LowbitvmError("SHAPE_MISMATCH", f"the {name} has shape {tuple(array.shape)}", f"make it {shape}")
+        known = (f16, bf16, f32) if floats else (i32,)
+        if array is not None and dtypes.of(array) not in known:
+            raise LowbitvmError(
+                "DTYPE_MISMATCH", f"the {name} is {dtypes.of(array)}", f"use {' or '.join(map(str, known))}"
+            )
