@@ -369,6 +369,29 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     return DigitTile(bm, 16 * rows * warps, step, stages, warps)
 
 
+def grouped_tile(
+    m: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...], products: int = 1
+) -> DigitTile:
+    """The tile for m rows where scales belong to groups of k: every group's integers go to accumulators in f32.
+
+    A step is a multiple of all groups. The warps do not share out k: sums are added in its order whatever the tile.
+    """
+    assert activations.digits is not None and weights.digits is not None
+    base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
+    planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
+    step, stored = max(base.activation_k, *groups), products * (weights.planes or weights.bits)
+    pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), 2 * COLUMNS)
+    most = 4 if target.has_async_copies else 2
+    while True:
+        rows = min(2, _power_to(max(1, pairs // columns)))
+        for warps in (4, 2, 1):
+            stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
+            if stages >= 2 or (warps == 1 and columns == 1):
+                return DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
+        columns //= 2
+
+
 def _power_to(size: int) -> int:
     """The largest power of two up to a size."""
     return 1 << size.bit_length() - 1

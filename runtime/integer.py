@@ -15,13 +15,14 @@ from lowbitvm.integers import PackedDigits, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
-from lowbitvm.plan import DigitTile, digit_tile
+from lowbitvm.plan import DigitTile, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
 from lowbitvm.runtime.launch import emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, numpy_product
+from lowbitvm.targets import Target
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -37,7 +38,10 @@ class Variant:
     weights: Format
     tile: DigitTile
     aligned: bool  # k is a multiple of what a warp takes at a time
-    scaled: tuple[bool, bool] = (False, False)  # activations, weights: their format's scales and zeros are there
+    scales: tuple[str | None, str | None] = (
+        None,
+        None,
+    )  # activations, weights: the dtype of scales, and zeros are there
     out: str = "i32"
     gate: bool = False
     bias: str | None = None
@@ -60,24 +64,25 @@ class Variant:
             residual=dtypes.get(self.residual) if self.residual else None,
             activation=self.activation,
             divisible={"k": tile.part} if self.aligned else {},
-            **{name: "f32" if name.endswith("scales") else "i32" for name in self.rank_one},
+            **self.rank_one,
         )
 
     @property
-    def rank_one(self) -> tuple[str, ...]:
-        """The arrays of one number for each row or column that the kernel takes."""
-        zeros = [f.zero is not None and s for f, s in zip((self.activations, self.weights), self.scaled, strict=True)]
+    def rank_one(self) -> dict[str, str]:
+        """The arrays of numbers for each row of a side that the kernel takes, with their dtypes."""
+        of_a, of_w = self.scales
+        zeros = [f.zero is not None and s for f, s in zip((self.activations, self.weights), self.scales, strict=True)]
         offsets = [format_digits(fmt).offset != 0 for fmt in (self.activations, self.weights)]
         taken = {
-            "a_sums": offsets[1] or zeros[1],
-            "w_sums": offsets[0] or zeros[0],
-            "a_zeros": zeros[0],
-            "w_zeros": zeros[1],
-            "a_scales": self.scaled[0],
-            "w_scales": self.scaled[1],
+            "a_sums": "i32" if offsets[1] or zeros[1] else None,
+            "w_sums": "i32" if offsets[0] or zeros[0] else None,
+            "a_zeros": "i32" if zeros[0] else None,
+            "w_zeros": "i32" if zeros[1] else None,
+            "a_scales": of_a,
+            "w_scales": of_w,
         }
-        taken |= {name.replace("w_", "gate_"): holds and self.gate for name, holds in taken.items() if name[0] == "w"}
-        return tuple(name for name, holds in taken.items() if holds)
+        taken |= {name.replace("w_", "gate_"): kind for name, kind in taken.items() if name[0] == "w" and self.gate}
+        return {name: kind for name, kind in taken.items() if kind is not None}
 
 
 def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (False, False)) -> int:
@@ -95,20 +100,44 @@ def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKer
 
 
 def compile_matmul(
-    weights: Format | str, *, target: str = "sm_80", m: int = 16, k: int = 4096, cache: bool = True, **parts: int
+    weights: Format | str,
+    *,
+    target: str = "sm_80",
+    m: int = 16,
+    k: int = 4096,
+    cache: bool = True,
+    scaled: bool = False,
+    activations: Format | None = None,
+    **parts: int,
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
 
     m, k: rows of activations, and in_features, that the tile is chosen for; `parts` of the tile (see
-    `lowbitvm.plan.DigitTile`) replace the chosen ones.
+    `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
+    activations: their format, by default one with a scale for each token.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
     if fmt.act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
-    activations = Format(fmt.act, digits=fmt.digits)
-    tile = replace(digit_tile(m, k, activations, fmt, targets.get(target)), **parts)
-    return _compiled(Variant(activations, fmt, tile, aligned=True), target, disk_cache() if cache else None)
+    given = Format(fmt.act, "channel", scale="f32", digits=fmt.digits) if activations is None else activations
+    sides = (given, fmt)
+    groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
+    scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
+    tile = replace(_tile(m, k, sides, targets.get(target), groups), **parts)
+    variant = Variant(
+        *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
+    )
+    return _compiled(variant, target, disk_cache() if cache else None)
+
+
+def _tile(
+    m: int, k: int, sides: tuple[Format, Format], target: Target, groups: tuple[int, ...], products: int = 1
+) -> DigitTile:
+    """The tile of a product of activations and weights, with the groups of k that have scales."""
+    if groups:
+        return grouped_tile(m, *sides, target, groups, products)
+    return digit_tile(m, k, *sides, target, products)
 
 
 def matmul(
@@ -152,7 +181,10 @@ def matmul(
 
 def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
     """The dtype of a product."""
-    known = {dtype.numpy.name: dtype for dtype in ((f16, bf16, f32) if any(scaled(a, w)) else (i32,))}
+    known = {
+        dtype.numpy.name: dtype
+        for dtype in ((f16, bf16, f32) if a.scales is not None or w.scales is not None else (i32,))
+    }
     known |= {dtype.name: dtype for dtype in known.values()}
     name = next(iter(known)) if dtype is None else str(dtype).removeprefix("torch.")
     if name not in known:
@@ -188,17 +220,15 @@ def run_matmul(
     check_sides(a, w)
     check_after(a, w, after)
     (m, k), n = a.shape, w.rows
-    tile = (
-        digit_tile(m, k, a.format, w.format, targets.get(target), 1 + (after.gate is not None))
-        if tile is None
-        else tile
-    )
+    groups = tuple(side.group for side in (a, w) if side.group is not None)
+    if tile is None:
+        tile = _tile(m, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     variant = Variant(
         a.format,
         w.format,
         tile,
         k % tile.part == 0,
-        scaled(a, w),
+        (_scale_dtype(a), _scale_dtype(w)),
         dtypes.of(y).name,
         after.gate is not None,
         None if after.bias is None else dtypes.of(after.bias).name,
@@ -207,21 +237,39 @@ def run_matmul(
     )
     given = {"a": a, "w": w, "y": y, "gate": after.gate, "bias": after.bias, "residual": after.residual}
     arguments = {name: value for name, value in given.items() if value is not None}
-    arguments |= {name: rank_one(a, w, after.gate)[name] for name in variant.rank_one}
+    numbers = rank_one(a, w, after.gate)
+    arguments |= {name: numbers[name] for name in variant.rank_one}
     grid = launch_grid((m, n), (tile.bm, tile.bn))
     return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
 
 
-def scaled(a: PackedDigits, w: PackedDigits) -> tuple[bool, bool]:
-    """Which sides have scales."""
-    return a.scales is not None, w.scales is not None
+def _scale_dtype(side: PackedDigits) -> str | None:
+    return None if side.scales is None else dtypes.of(side.scales).name
 
 
 def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None) -> dict[str, Array]:
-    """The kernel's arguments of numbers for each row of a matrix, as columns."""
+    """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
+    group = smallest_group(a, w)
     sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
-    parts = {f"{x}_{part}": getattr(side, part) for x, side in sides.items() for part in ("sums", "zeros", "scales")}
-    return {name: part[:, None] if part.ndim == 1 else part for name, part in parts.items() if part is not None}
+    found = {f"{name}_sums": _sums(side, group) for name, side in sides.items()}
+    for name, side in sides.items():
+        for part, array in (("zeros", side.zeros), ("scales", side.scales)):
+            if array is not None:
+                found[f"{name}_{part}"] = array[:, None] if array.ndim == 1 else array
+    return found
+
+
+def smallest_group(a: PackedDigits, w: PackedDigits) -> int | None:
+    """in_features that one sum of integers is for; None: all."""
+    return min((side.group for side in (a, w) if side.group is not None), default=None)
+
+
+def _sums(side: PackedDigits, group: int | None) -> Array:
+    """The sums of each group of k, (rows, groups), from those of parts of it."""
+    rows, k = side.shape
+    if group is None or group == k or side.sums.ndim == 1:
+        return (side.sums if side.sums.ndim == 1 else arrays.cast(side.sums.sum(1), i32))[:, None]
+    return arrays.cast(side.sums.reshape(rows, k // group, -1).sum(2), i32) if side.summed != group else side.sums
 
 
 def check_sides(a: PackedDigits, w: PackedDigits) -> None:
@@ -240,17 +288,27 @@ def check_sides(a: PackedDigits, w: PackedDigits) -> None:
     if a.columns != w.columns:
         raise LowbitvmError("SHAPE_MISMATCH", f"a has {a.columns} in_features, w has {w.columns}", "make them equal")
     longest = longest_k(a.format, w.format, (a.zeros is not None, w.zeros is not None))
-    if a.columns > longest:
+    group = smallest_group(a, w)
+    if group is None and a.columns > longest:
         raise LowbitvmError(
             "ARGUMENT_INVALID",
             f"in_features {a.columns} of {a.format.dtype} x {w.format.dtype} may overflow s32",
             f"multiply at most {longest} of them at a time, and add",
         )
+    for side, other in ((a, w), (w, a)):
+        if group is None or (other.zeros is None and other.decomposition.offset == 0):
+            continue
+        if group % max(1, side.summed):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"sums of {side.summed} in_features of {side.format}, and scales of groups of {group}",
+                f"pack or quantise it with sums={group}",
+            )
 
 
 def check_after(a: PackedDigits, w: PackedDigits, after: After) -> None:
     """Raises where what is to follow a product does not fit it."""
-    gate, floats = after.gate, any(scaled(a, w))
+    gate, floats = after.gate, a.scales is not None or w.scales is not None
     if gate is not None and (not isinstance(gate, PackedDigits) or (gate.format, gate.shape) != (w.format, w.shape)):
         raise LowbitvmError("SHAPE_MISMATCH", f"the gate is {gate!r}, the weight {w!r}", "pack both alike")
     if gate is not None and (gate.scales is None) != (w.scales is None):

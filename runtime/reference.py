@@ -45,17 +45,50 @@ def numpy_product(a: PackedDigits, w: PackedDigits, after: After = NOTHING) -> N
 
 def _scaled(a: PackedDigits, w: PackedDigits) -> NumpyArray:
     """The exact integers, or their f32 times the scales of rows, then columns."""
-    product: NumpyArray = (_numbers(a) @ _numbers(w).T).astype(np.int64)  # integers below 2^53
+    groups = [side.group for side in (a, w) if side.group is not None]
+    product = _grouped(a, w, min(groups)) if groups else _integers(_numbers(a), _numbers(w))
     for side, axis in ((a, 1), (w, 0)):
-        if side.scales is not None:
+        if side.scales is not None and side.group is None:
             product = np.float32(product) * np.expand_dims(arrays.host(side.scales), axis)
     return product
+
+
+def _grouped(a: PackedDigits, w: PackedDigits, group: int) -> NumpyArray:
+    """The integers of each group of k, times the scales of groups, added up in f32 by `fma` in the order of k."""
+    left, right, total = _numbers(a), _numbers(w), np.zeros((a.rows, w.rows), np.float32)
+    for first in range(0, a.columns, group):
+        part = slice(first, first + group)
+        value: NumpyArray = _integers(left[:, part], right[:, part]).astype(np.float32)
+        scales = [
+            np.expand_dims(_by_group(side, side.scales)[:, first // side.group], axis).astype(np.float32)
+            for side, axis in ((a, 1), (w, 0))
+            if side.group is not None
+        ]
+        for scale in scales[:-1]:
+            value = value * scale
+        total = arrays.fma(value, scales[-1], total)
+    return total
+
+
+def _integers(a: NumpyArray, w: NumpyArray) -> NumpyArray:
+    """The exact product of integers whose sums are below 2^53, through f64."""
+    product: NumpyArray = a @ w.T
+    return product.astype(np.int64)
 
 
 def _numbers(side: PackedDigits) -> NumpyArray:
     """The codes, less their zeros."""
     codes = np.asarray(arrays.host(side.unpack()), np.float64)
-    return codes if side.zeros is None else codes - arrays.host(side.zeros)[:, None]
+    if side.zeros is None:
+        return codes
+    zeros = _by_group(side, side.zeros)
+    return codes - (zeros if side.group is None else np.repeat(zeros, side.group, axis=1))
+
+
+def _by_group(side: PackedDigits, numbers: Array) -> NumpyArray:
+    """Numbers of rows, or of each group of them, as (rows, groups)."""
+    host: NumpyArray = arrays.host(numbers)
+    return host.reshape(side.rows, 1) if host.ndim == 1 else host
 
 
 # -- activation functions ----------------------------------------------------------------------------------------------

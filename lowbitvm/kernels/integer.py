@@ -10,11 +10,21 @@ from lowbitvm.kernels.epilogue import finish
 
 
 @dataclass(frozen=True)
-class Side:
-    """A matrix of a product and its numbers for each row, as the block that begins at the row `first` reads them.
+class Numbers:
+    """What corrects and scales the rows of a side: columns (rows, 1) of activations, (1, rows) of weights.
 
-    sums are over k, of the values without their offset: they are given where the other side has an offset or zeros.
+    offset: what every value still has to grow by, as `dot` leaves out its offset, and its zero is taken off. sums: over
+    k, of the values without their offset; they are there where the other side has an offset or zeros.
     """
+
+    offset: Value | int
+    sums: Value | None
+    scale: Value | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A matrix of a product and its arrays of numbers, as the block that begins at the row `first` reads them."""
 
     codes: Packed
     first: Value
@@ -23,14 +33,28 @@ class Side:
     zeros: Tensor | None
     scales: Tensor | None
 
-    def column(self, array: Tensor, at: Value | int) -> Value:
-        """The numbers of the block's rows in column `at`: (rows, 1) of activations, (1, rows) of weights."""
-        tile = dsl.load(array, (self.first, at), (self.rows, 1))
-        return tile if self.codes.format.act is None else tile.T
+    @property
+    def group(self) -> int | None:
+        """in_features that share a scale, where these are not all."""
+        group = self.codes.format.group
+        return group if self.scales is not None and isinstance(group, int) else None
+
+    def numbers(self, at: Value | int = 0, of_sums: Value | int = 0) -> Numbers:
+        """Those in column `at` of scales and zeros, and `of_sums` of sums."""
+        return Numbers(self.offset(at), self.sum(of_sums), self.scale(at))
 
     def offset(self, at: Value | int = 0) -> Value | int:
-        """What every value of a row still has to grow by: `dot` leaves out its offset, and its zero is taken off."""
-        return self.codes.offset if self.zeros is None else self.codes.offset - self.column(self.zeros, at)
+        return self.codes.offset if self.zeros is None else self.codes.offset - self._column(self.zeros, at)
+
+    def sum(self, at: Value | int = 0) -> Value | None:
+        return None if self.sums is None else self._column(self.sums, at)
+
+    def scale(self, at: Value | int = 0) -> Value | None:
+        return None if self.scales is None else self._column(self.scales, at).to(f32)
+
+    def _column(self, array: Tensor, at: Value | int) -> Value:
+        tile = dsl.load(array, (self.first, at), (self.rows, 1))
+        return tile if self.codes.format.act is None else tile.T
 
 
 @kernel(
@@ -64,45 +88,80 @@ def matmul(
 ) -> None:
     """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
 
-    a, w are integer codes in digits; a block makes a (bm, bn) tile. With bias, residual, gate and activation it is what
-    `lowbitvm.kernels.linear` makes of it.
+    a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
+    then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
+    `lowbitvm.kernels.linear`.
     """
     i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
     left = Side(a, i, bm, a_sums, a_zeros, a_scales)
     weights = [Side(w, j, bn, w_sums, w_zeros, w_scales)]
     if gate is not None:
         weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
-    totals = _totals(left, weights, bk, stages)
-    results = [
-        _scaled(_corrected(total, left, w, a.shape[1]), left, w) for total, w in zip(totals, weights, strict=True)
-    ]
-    finish(results, bias, residual, y, (i, j), activation)
+    make = _grouped if any(side.group for side in (left, *weights)) else _whole
+    finish(make(left, weights, bk, stages), bias, residual, y, (i, j), activation)
 
 
-def _totals(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
-    """The sums over all of k of the products of digits, one (bm, bn) tile for each of the weights."""
+def _whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights, as exact integers where no side has scales."""
     totals = [dsl.zeros((a.rows, w.rows), i32) for w in weights]
     for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
         activations = dsl.load(a.codes, (a.first, k), (a.rows, bk))
         for total, w in zip(totals, weights, strict=True):
             total += dsl.dot(activations, dsl.load(w.codes, (w.first, k), (w.rows, bk)).T)
-    return totals
+    of_a, found = a.numbers(), []
+    for total, w in zip(totals, weights, strict=True):
+        of_w = w.numbers()
+        exact = _corrected(total, of_a, of_w, a.codes.shape[1])
+        scales = (of_a.scale, of_w.scale)
+        found.append(exact if not any(side.scales for side in (a, w)) else _scaled(exact.to(f32), scales))
+    return found
 
 
-def _corrected(total: Value, a: Side, w: Side, k: Value | int) -> Value:
+def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights, where scales belong to groups of k.
+
+    The integers of a group, exact, are rounded to f32, multiplied with the scale of the activations' group if that has
+    one too, and then with one scale added by one `fma`, in the order of k; scales of all k come last.
+    """
+    sides = (a, *weights)
+    group = min(side.group for side in sides if side.group is not None)
+    fixed = [0 if side.group else side.offset() for side in sides]
+
+    def numbers(k: Value, part: int, side: Side, offset: Value | int) -> Numbers:
+        """What the group `part` after k is corrected and scaled by; k is a multiple of every group."""
+        of_sums = k // group + part // group
+        if side.group is None:
+            return Numbers(offset, side.sum(of_sums), None)
+        return side.numbers(k // side.group + part // side.group, of_sums)
+
+    totals = [dsl.zeros((a.rows, w.rows)) for w in weights]
+    for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
+        tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
+        found = {
+            part: [numbers(k, part, *side) for side in zip(sides, fixed, strict=True)] for part in range(0, bk, group)
+        }
+        for part, (of_a, *others) in found.items():
+            for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
+                exact = _corrected(dsl.dot(tiles[0], codes.T, k=(part, group)), of_a, of_w, group)
+                *before, last = (scale for scale in (of_a.scale, of_w.scale) if scale is not None)
+                total.set(dsl.fma(_scaled(exact.to(f32), before), last, total))
+    left = [side.scale() if side.group is None else None for side in sides]
+    return [_scaled(total, [left[0], scale]) for total, scale in zip(totals, left[1:], strict=True)]
+
+
+def _corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
     """The sums of products over k of the values, less their zeros, from those without the offsets."""
     if a.sums is not None:
-        total = total + a.column(a.sums, 0) * w.offset()
+        total = total + a.sums * w.offset
     if w.sums is not None:
-        total = total + w.column(w.sums, 0) * a.offset()
+        total = total + w.sums * a.offset
     if a.sums is not None and w.sums is not None:
-        total = total + k * a.offset() * w.offset()
+        total = total + k * a.offset * w.offset
     return total
 
 
-def _scaled(total: Value, a: Side, w: Side) -> Value:
-    """The integers in f32, times the scales of the rows, then those of the columns; as they are without scales."""
-    for side in (a, w):
-        if side.scales is not None:
-            total = total.to(f32) * side.column(side.scales, 0).to(f32)
-    return total
+def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:
+    """f32 numbers times the scales that there are, one after the other."""
+    for scale in scales:
+        value = value if scale is None else value * scale
+    return value
