@@ -263,7 +263,9 @@ def _integer_linear(
     _check(x, weight, bias, gates, residual)
     shape = (*x.shape[:-1], out_features)
     rows = math.prod(x.shape[:-1])
-    codes = quantize_activations(x.view(rows, in_features), _x_format(weight.format, x_format))
+    fmt_x = _x_format(weight.format, x_format)
+    groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
+    codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
     y: torch.Tensor = matmul(
         codes,
         weight,

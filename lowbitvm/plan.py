@@ -381,7 +381,7 @@ def grouped_tile(
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
     step, stored = max(base.activation_k, *groups), products * (weights.planes or weights.bits)
     pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
-    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), 2 * COLUMNS)
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS)
     most = 4 if target.has_async_copies else 2
     while True:
         rows = min(2, _power_to(max(1, pairs // columns)))

@@ -133,15 +133,15 @@ def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:
     return pack_weights(fmt=fmt, **_parts(weight, fmt))
 
 
-def quantize_activations(x: Array, fmt: Format | str) -> PackedDigits:
+def quantize_activations(x: Array, fmt: Format | str, *, sums: int | None = None) -> PackedDigits:
     """Rounds float activations (m, in_features) to integers for `lb.matmul`, one scale per token.
 
-    fmt: a Format without `act` and with group="channel", such as Format("i8", "channel", digits="b1"); zero=None or
-    "int". The rule is that of `quantize`, NaN and infinities included. Codes are brought into their order on the CPU.
-    Raises what `quantize` and `pack_activations` do.
+    fmt: a Format without `act`, such as Format("i8", "channel", digits="b1"); zero=None or "int". sums: as
+    `pack_activations` takes it. The rule is that of `quantize`, NaN and infinities included. Codes are brought into
+    their order on the CPU. Raises what `quantize` and `pack_activations` do.
     """
     fmt = as_format(fmt)
-    return pack_activations(fmt=fmt, **_parts(x, fmt))
+    return pack_activations(fmt=fmt, sums=sums, **_parts(x, fmt))
 
 
 def _parts(

@@ -33,6 +33,11 @@ NOTHING = After()
 
 def numpy_product(a: PackedDigits, w: PackedDigits, after: After = NOTHING) -> NumpyArray:
     """The product with what follows it, before the output is rounded: f32, or i64 where neither side has scales."""
+    with np.errstate(all="ignore"):  # scales of rows that were not finite are infinite
+        return _followed(a, w, after)
+
+
+def _followed(a: PackedDigits, w: PackedDigits, after: After) -> NumpyArray:
     result, *gates = (_scaled(a, weight) for weight in (w, after.gate) if weight is not None)
     if after.bias is not None:
         result = result + arrays.host(after.bias).astype(result.dtype)

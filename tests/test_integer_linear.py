@@ -115,7 +115,13 @@ def operands(weight: lb.PackedDigits) -> tuple:
 
 
 @pytest.mark.parametrize(
-    "fmt", ["i2,group=channel,act=i8,digits=b1", "u4,group=channel,zero=int,act=u8", "bp3,act=bp4,group=channel"]
+    "fmt",
+    [
+        "i2,group=channel,act=i8,digits=b1",
+        "u4,group=channel,zero=int,act=u8",
+        "bp3,act=bp4,group=channel",
+        "i4,act=i8,group=64",
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_layer_rounds_x_and_multiplies_integers(
@@ -126,7 +132,7 @@ def test_a_layer_rounds_x_and_multiplies_integers(
     act = weight.format.act
     zero = "int" if act.startswith("u") else None
     of_x = lb.Format(act, "channel", zero=zero, scale="f32", digits=weight.format.digits)
-    a = lb.quantize_activations(x.view(6, 128), of_x)
+    a = lb.quantize_activations(x.view(6, 128), of_x, sums=weight.group)
     options = {"gate": gate, "activation": "relu", "residual": residual.view(6, 40)}
     expected = lb.matmul(a, weight, dtype, bias=bias, **options).view(2, 3, 40)
     for device in ("", "emulator:sm_86"):
