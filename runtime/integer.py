@@ -11,7 +11,7 @@ from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import PackedDigits, format_digits
+from lowbitvm.integers import PackedDigits, check_group, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
@@ -287,6 +287,9 @@ def check_sides(a: PackedDigits, w: PackedDigits) -> None:
         )
     if a.columns != w.columns:
         raise LowbitvmError("SHAPE_MISMATCH", f"a has {a.columns} in_features, w has {w.columns}", "make them equal")
+    for side in (a, w):
+        if side.group is not None:
+            check_group(side.format)
     longest = longest_k(a.format, w.format, (a.zeros is not None, w.zeros is not None))
     group = smallest_group(a, w)
     if group is None and a.columns > longest:

@@ -154,9 +154,8 @@ def _corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
     if a.sums is not None:
         total = total + a.sums * w.offset
     if w.sums is not None:
-        total = total + w.sums * a.offset
-    if a.sums is not None and w.sums is not None:
-        total = total + k * a.offset * w.offset
+        of_w = w.sums if a.sums is None else w.sums + k * w.offset
+        total = total + of_w * a.offset
     return total
 
 
