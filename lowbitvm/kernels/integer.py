@@ -61,7 +61,8 @@ class Side:
     a=packed("m k"), w=packed("n k"), y=("m n", None), gate=packed("n k"), bias=("n", None), residual=("m n", None),
     a_sums=("m a_parts", i32), w_sums=("n w_parts", i32), gate_sums=("n w_parts", i32), a_zeros=("m a_groups", i32),
     w_zeros=("n w_groups", i32), gate_zeros=("n w_groups", i32), a_scales=("m a_groups", None),
-    w_scales=("n w_groups", None), gate_scales=("n w_groups", None),
+    w_scales=("n w_groups", None), gate_scales=("n w_groups", None), y_scales=("n", f32), multipliers=("n", i32),
+    shifts=("n", i32),
 )  # fmt: skip
 def matmul(
     a: Packed,
@@ -79,18 +80,22 @@ def matmul(
     a_scales: Tensor | None = None,
     w_scales: Tensor | None = None,
     gate_scales: Tensor | None = None,
+    y_scales: Tensor | None = None,
+    multipliers: Tensor | None = None,
+    shifts: Tensor | None = None,
     *,
     bm: int,
     bn: int,
     bk: int,
     stages: int,
     activation: str | None = None,
+    codes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
     """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
 
     a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
     then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
-    `lowbitvm.kernels.linear`.
+    `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero).
     """
     i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
     left = Side(a, i, bm, a_sums, a_zeros, a_scales)
@@ -98,7 +103,19 @@ def matmul(
     if gate is not None:
         weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
     make = _grouped if any(side.group for side in (left, *weights)) else _whole
-    finish(make(left, weights, bk, stages), bias, residual, y, (i, j), activation)
+
+    def rounded(result: Value) -> Value:
+        """The result as codes, where it is to be such."""
+        lowest, highest, zero = codes
+        if y_scales is not None:
+            result = dsl.rint(result / dsl.load(y_scales, (j,), (bn,)))
+        elif multipliers is not None and shifts is not None:
+            result = dsl.mul_shift(result, dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,)))
+        else:
+            return result
+        return dsl.minimum(dsl.maximum(result, lowest - zero), highest - zero) + zero
+
+    finish(make(left, weights, bk, stages), bias, residual, y, (i, j), activation, rounded)
 
 
 def _whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
