@@ -44,17 +44,18 @@ def same_bits(got: PackedDigits, expected: PackedDigits) -> None:
 def all_agree(x: np.ndarray, fmt: str, target: str = "sm_80", interpreted: bool = True, **how) -> PackedDigits:
     """What the rule makes of x, after checking that the interpreter and the emulator make the same bits."""
     expected = lb.quantize_activations(x, fmt, **how)
-    numbers = {name: how.pop(name, None) for name in ("scale", "zero")}
+    numbers, part = {name: how.pop(name, None) for name in ("scale", "zero")}, how.pop("sums", None)
     steps, fmt = Steps(**how), expected.format
 
     def made() -> PackedDigits:
-        empty = empty_activations(x, fmt)
+        empty = empty_activations(x, fmt, part)
         for array in empty.arrays.values():
             array.view(np.uint32)[...] = JUNK
         return empty
 
     if interpreted:
-        variant, own = variant_of(x, fmt, steps), made()
+        own = made()
+        variant = variant_of(x, own, steps)
         padded = own.words.shape[0] * 8 // digits.columns_per_row(fmt.code, fmt.digits)
         given = {**quantiser_arguments(x, own, steps, **numbers), "x": x, "a": own}
         lb.interpret(variant.program(), launch_grid((padded,), (variant.rows,)), given)
@@ -122,6 +123,18 @@ def before(k: int, rotation: int | None = None, norm: str = "f16", eps: float = 
     smoothing = rng.uniform(0.1, 3, k).astype(np.float32)
     weight = rng.normal(size=k).astype(DTYPES[norm])
     return {"norm": weight, "eps": eps, "smoothing": smoothing, "rotation": rotation}
+
+
+@pytest.mark.parametrize(
+    ("fmt", "part"),
+    [("i8,group=channel", 64), ("u8,group=256,zero=int", 128), ("u4,group=channel,zero=int,digits=b1", 16)],
+)
+def test_sums_may_be_of_smaller_parts_than_scales(fmt: str, part: int) -> None:
+    x = activations(5, 768)
+    made = all_agree(x, fmt, sums=part)
+    codes = made.unpack().astype(np.int64) - made.decomposition.offset
+    assert np.array_equal(made.sums, codes.reshape(5, -1, part).sum(2))
+    assert made.scales.shape == lb.quantize_activations(x, fmt).scales.shape
 
 
 STEPS = [
@@ -254,6 +267,9 @@ REFUSED = [
     ("FORMAT_UNSUPPORTED", X, "i8,group=32,scale=e8m0", {}),
     ("DTYPE_MISMATCH", X.astype(np.int32), "i8,group=channel", {}),
     ("DTYPE_MISMATCH", X, "i8,group=channel", {"smoothing": np.zeros(128)}),
+    ("ARGUMENT_INVALID", X, "i8,group=channel", {"sums": 48}),
+    ("ARGUMENT_INVALID", X[:, :96], "i8,group=channel", {"sums": 64}),
+    ("ARGUMENT_INVALID", X, "i8,group=32", {"sums": 64}),
     ("ARGUMENT_INVALID", X, "i8,group=channel", {"rotation": 3}),
     ("ARGUMENT_INVALID", X[:, :96], "i8,group=channel", {"rotation": 64}),
     ("ARGUMENT_INVALID", X, "i8,group=channel", {"rotation": 1 << 15}),
