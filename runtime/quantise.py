@@ -18,9 +18,10 @@ from lowbitvm.ir import Program
 from lowbitvm.kernels.quantise import quantise as kernel
 from lowbitvm.pack import as_format
 from lowbitvm.runtime import driver
+from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.launch import ALIGNMENT, address, emulated_target, launch
+from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import VECTOR, disk_cache
 
 if TYPE_CHECKING:
