@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INPUTS = ("f16", "bf16", "f32")
 BLOCK = 4096  # activations that a block takes at least, where rows are short
+EACH = 32  # activations of a thread, but for very long rows
 MOST_WARPS = 16
 
 
@@ -54,9 +55,8 @@ class Variant:
 
     @property
     def warps(self) -> int:
-        """Warps of a block: each thread has all codes of a word, and of four words where it stores them at once."""
-        each = 32 if self.format.digits != "s8" else 16
-        return min(MOST_WARPS, max(1, self.rows * self.k // (32 * each)))
+        """Warps of a block."""
+        return min(MOST_WARPS, max(1, self.rows * self.k // (32 * EACH)))
 
     def program(self) -> Program:
         """The kernel as tile IR."""

@@ -1,6 +1,7 @@
 """The quantiser of activations: its rule against float64 and its kernel against the rule, bit for bit."""
 
 import functools
+import re
 
 import ml_dtypes
 import numpy as np
@@ -333,3 +334,31 @@ def test_rint_rounds_halves_to_even_and_saturates_and_bitcast_keeps_the_bits() -
         run(program, (1,), made)
         assert made["nearest"].tolist() == expected
         assert np.array_equal(made["back"].view(np.uint32), x.view(np.uint32) ^ np.uint32(1 << 31))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "how", "instructions"),
+    [
+        ("i8,group=channel", {}, 21),
+        ("u8,group=128,zero=int", {}, 22),
+        ("i4,group=channel,digits=s4", {}, 21),
+        ("i8,group=channel,digits=b1", {}, 22),
+        ("i8,group=channel", {"rotation": 512, "norm": "f16"}, 47),
+    ],
+)
+def test_the_kernel_reads_and_writes_once_whole_sectors_with_few_instructions(fmt, how, instructions) -> None:
+    """SASS instructions for each activation, those of the branch of divisions included; A100's memory allows 38."""
+    x = np.random.default_rng(0).normal(size=(8, 4096)).astype(np.float16)
+    made = lb.quantize_activations(x, fmt)
+    steps = Steps(**before(4096, **how)) if how else Steps()
+    variant = variant_of(x, made, steps)
+    kernel = compile_program(variant.program(), "sm_80", variant.warps)
+    assert kernel.spills == 0
+    code = re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s+(?!NOP)", kernel.sass(), re.MULTILINE)
+    assert len(code) * 32 * variant.warps <= instructions * variant.rows * variant.k
+    report = run_quantise(x, made, "sm_80", steps)
+    assert report is not None and report.counters.bank_conflicts == 0
+    traffic = {array.name: array for array in report.counters.arrays.values()}
+    assert traffic["x"].read == x.nbytes and traffic["a$words"].written == made.words.nbytes
+    twice = x.nbytes // 32 if made.format.digits == "b1" else 0  # two loads for each sector, of 16 bytes each
+    assert report.counters.global_sectors == report.counters.fewest_sectors + twice
