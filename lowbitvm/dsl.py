@@ -20,7 +20,7 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import format_digits
+from lowbitvm.integers import code_factor, format_digits
 from lowbitvm.ir import Array, Attribute, Op, Program
 from lowbitvm.verify import STAGES, verify
 
@@ -249,6 +249,11 @@ class Packed:
     def offset(self) -> int:
         """What `dot` leaves out of every value of a format with digits; see `lowbitvm.digits`."""
         return format_digits(self.format).offset
+
+    @property
+    def factor(self) -> int:
+        """What the codes of a format with digits count beside their zeros; see `PackedDigits.top`."""
+        return code_factor(self.format)
 
     @property
     def shape(self) -> tuple[Value, ...]:

@@ -359,9 +359,9 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
+    most = 4 if target.has_async_copies else 2
     for warps in (4, 2, 1):
-        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
+        stage = step * (16 * rows * warps * weights.bits + columns * COLUMNS * base.bits) // 8
         stages = min(most, STAGED_BYTES // stage)
         if stages >= 2:
             break

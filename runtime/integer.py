@@ -77,7 +77,10 @@ def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (
     zeros: whether the two sides have some, which may be any code.
     """
     sides = zip((activations.code, weights.code), zeros, strict=True)
-    return S32 // math.prod(c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides)
+    largest = [c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides]
+    if zeros[1] and weights.planes is not None:  # twice the differences of the whole codes
+        largest[1] = 2 * ((1 << weights.planes) - 1)
+    return S32 // math.prod(largest)
 
 
 @functools.cache
@@ -131,7 +134,7 @@ def matmul(a: PackedDigits, w: PackedDigits, dtype: Any = None) -> Array:
 def _numbers(side: PackedDigits) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The codes, less their zeros."""
     codes = np.asarray(arrays.host(side.unpack()), np.float64)
-    return codes if side.zeros is None else codes - arrays.host(side.zeros)[:, None]
+    return codes if side.zeros is None else side.factor * codes - arrays.host(side.zeros)[:, None]
 
 
 def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:

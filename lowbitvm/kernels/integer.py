@@ -25,7 +25,7 @@ def matmul(
     bk: int,
     stages: int,
 ) -> None:
-    """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
+    """y (m, n) = (a - a_zeros) (m, k) (w.factor w - w_zeros) (n, k)^T modulo 2^32, times the scales of both.
 
     a, w are integer codes in digits; a block makes a (bm, bn) tile. `dot` leaves out the offset of either side's
     values; a_sums, the sums over k of a's values without their offset, are given where w has an offset or zeros, and
@@ -43,11 +43,14 @@ def matmul(
         return dsl.load(values, (j,), (bn,))
 
     of_a: Value | int = a.offset if a_zeros is None else a.offset - row(a_zeros)
-    of_w: Value | int = w.offset if w_zeros is None else w.offset - column(w_zeros)
-    if a_sums is not None:
-        total += row(a_sums) * of_w
+    factor = 1 if w_zeros is None else w.factor
+    of_w: Value | int = w.offset if w_zeros is None else factor * w.offset - column(w_zeros)
     if w_sums is not None:
         total += column(w_sums) * of_a
+    if factor > 1:
+        total *= factor
+    if a_sums is not None:
+        total += row(a_sums) * of_w
     if a_sums is not None and w_sums is not None:
         total += a.shape[1] * of_a * of_w
     result = total
