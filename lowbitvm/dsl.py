@@ -375,7 +375,11 @@ def load(
 
 
 def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:
-    """Writes a tile at `offsets`; elements beyond the array are dropped."""
+    """Writes a tile at `offsets`; elements beyond the array are dropped.
+
+    An offset may be an i32 tile instead, as in `load`: the index of every row or column, which are scattered. Indices
+    outside the array are dropped, and no two of the others may be the same.
+    """
     _expect(target, Tensor, "lb.store writes to a dense parameter of the kernel")
     _expect(value, Value, "lb.store writes a tile")
     _record("store", None, value.shape, (value, *_offsets(target.array, offsets)), target.array)
@@ -442,7 +446,8 @@ def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -
 def dot(a: Value, b: Value) -> Value:
     """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
 
-    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight. Products are exact; the sum over k is f32's.
+    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight, or of a dense one of the same dtype. Products
+    are exact; the sum over k is f32's.
     Or `a` and `b` are codes in digits, of activations and of a weight: then the result is i32, the sum of the products
     (value - offset) * (value - offset) modulo 2^32, with `Packed.offset` of either side.
     """
@@ -582,8 +587,10 @@ class Kernel:
             )
         self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
         self.optional = {p.name for p in parameters if p.default is None}
-        tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        if tensors != list(self.specs):
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        tensors = [p.name for p in parameters if p.kind is positional]
+        rest = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
+        if tensors != list(self.specs)[: len(tensors) if rest else None]:
             raise _invalid(
                 f"{self.__name__} takes {tensors}, but its decorator declares {list(self.specs)}",
                 "declare every positional parameter, in order",
@@ -661,7 +668,8 @@ def _handle(array: Array | None) -> Tensor | Packed | None:
 def kernel(**specs: tuple[str, DType | None] | Spec) -> Callable[[Callable[..., None]], Kernel]:
     """Declares a kernel: per positional parameter its dimension names and dtype, `("m k", lb.f16)` or `packed("n k")`.
 
-    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch.
+    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch. A parameter `*rest` of
+    the function takes all that are declared beyond its own.
     """
     for name, spec in specs.items():
         if not isinstance(spec, Spec) and not (isinstance(spec, tuple) and len(spec) == 2):

@@ -265,7 +265,8 @@ def _dot_dtypes(op: Op) -> str | None:
         return _digit_dot(op)
     if a.dtype not in (dtypes.f16, dtypes.bf16):
         return f"the first operand is {a.dtype}, not f16 or bf16"
-    return None if b.dtype == dtypes.f32 == op.dtype else f"the second operand is {b.dtype}, the result {op.dtype}"
+    fits = b.dtype in (a.dtype, dtypes.f32) and op.dtype == dtypes.f32
+    return None if fits else f"the second operand is {b.dtype}, the result {op.dtype}"
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def _access(op: Op) -> str | None:
     shape, offsets = (op.operands[0].shape, op.operands[1:]) if op.kind == "store" else (op.shape, op.operands)
     if len(shape) != len(op.array.dims):
         return f"a tile of shape {shape} of {op.array}"
-    gathers = op.kind == "load" and not isinstance(op.array.element, Format)
+    gathers = not isinstance(op.array.element, Format)
     for offset, size in zip(offsets, shape, strict=True):
         if offset.shape and not (gathers and offset.shape == (size,)):
             return f"an offset of shape {offset.shape} along an axis of {size} of {op.array}"
