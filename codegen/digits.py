@@ -155,6 +155,7 @@ class DirectTile(Staged):
         super().__init__(state, unit, 0)
         stored = self.stored = StoredTiles(state, load, row, pipeline_k)
         self.distance = unit.k // stored.k * stored.bytes
+        self.loaded: dict[tuple[int, int], list[str]] = {}  # words of this step, for all dots of the tile
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
         last = b.op("sub.s32", "r", stored.count, 1)
@@ -175,8 +176,15 @@ class DirectTile(Staged):
         return self.state.builder.op("setp.ge.u32", "p", index, self.stored.count)
 
     def words(self, left: str, row: int, tile: int) -> list[str]:
-        """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
-        b, words, place = self.state.builder, [], tile * self.stored.bytes + self.stored.skipped
+        """A lane's words of one stored tile, which the first call of a step loads."""
+        if (row, tile) not in self.loaded:
+            self.loaded[row, tile] = self._load(left, row, tile)
+        return self.loaded[row, tile]
+
+    def _load(self, left: str, row: int, tile: int) -> list[str]:
+        """Emits the loads of the words; zeros where no more than tile * k is `left` of k."""
+        b, place = self.state.builder, tile * self.stored.bytes + self.stored.skipped
+        words: list[str] = []
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
@@ -230,7 +238,9 @@ class DirectPipeline(Pipeline):
         return self.ahead
 
     def begin_unit(self, number: int) -> None:
-        pass
+        for tile in self.tiles.values():
+            assert isinstance(tile, DirectTile)
+            tile.loaded.clear()
 
     def drain(self) -> None:
         pass

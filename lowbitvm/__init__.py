@@ -33,6 +33,16 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
+from lowbitvm.mixtures import (
+    ComplexWeight,
+    MixedWeight,
+    columns_by_width,
+    mix_branch,
+    mix_columns,
+    mix_rows,
+    mix_terms,
+    pack_complex,
+)
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
 
@@ -48,6 +58,8 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
+    from lowbitvm.runtime.mixture import complex_matmul as complex_matmul
+    from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -58,6 +70,8 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "complex_matmul": "lowbitvm.runtime.mixture",
+    "mixed_matmul": "lowbitvm.runtime.mixture",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
@@ -81,9 +95,11 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "CompiledKernel",
+    "ComplexWeight",
     "Format",
     "Kernel",
     "LowbitvmError",
+    "MixedWeight",
     "Packed",
     "PackedDigits",
     "PackedWeight",
@@ -91,8 +107,10 @@ __all__ = [
     "Value",
     "atomic_add",
     "bf16",
+    "columns_by_width",
     "compile_linear",
     "compile_matmul",
+    "complex_matmul",
     "dequant",
     "dot",
     "exp",
@@ -113,8 +131,14 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mix_branch",
+    "mix_columns",
+    "mix_rows",
+    "mix_terms",
+    "mixed_matmul",
     "pack",
     "pack_activations",
+    "pack_complex",
     "pack_weights",
     "packed",
     "plan_digits",
