@@ -9,17 +9,20 @@ from lowbitvm.dsl import (
     Tensor,
     Value,
     atomic_add,
+    bitcast,
     dequant,
     dot,
     exp,
     expand_dims,
     full,
+    hadamard,
     kernel,
     load,
     maximum,
     minimum,
     packed,
     program_id,
+    rint,
     sqrt,
     store,
     when,
@@ -44,7 +47,7 @@ from lowbitvm.mixtures import (
     pack_complex,
 )
 from lowbitvm.pack import PackedWeight, pack
-from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
+from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
     from lowbitvm.candidates import plan_digits as plan_digits
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.linear import compile_linear as compile_linear
     from lowbitvm.runtime.mixture import complex_matmul as complex_matmul
     from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
+    from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -72,6 +76,7 @@ LATER = {
     "compile_linear": "lowbitvm.runtime.linear",
     "complex_matmul": "lowbitvm.runtime.mixture",
     "mixed_matmul": "lowbitvm.runtime.mixture",
+    "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
@@ -107,6 +112,7 @@ __all__ = [
     "Value",
     "atomic_add",
     "bf16",
+    "bitcast",
     "columns_by_width",
     "compile_linear",
     "compile_matmul",
@@ -121,6 +127,7 @@ __all__ = [
     "f32",
     "from_foreign",
     "full",
+    "hadamard",
     "i4",
     "i32",
     "interpret",
@@ -147,6 +154,7 @@ __all__ = [
     "quantize_activations",
     "quantize_weights",
     "range",
+    "rint",
     "sqrt",
     "store",
     "sum",
