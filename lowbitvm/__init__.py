@@ -14,12 +14,14 @@ from lowbitvm.dsl import (
     dot,
     exp,
     expand_dims,
+    fma,
     full,
     hadamard,
     kernel,
     load,
     maximum,
     minimum,
+    mul_shift,
     packed,
     program_id,
     rint,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.mixture import complex_matmul as complex_matmul
     from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
     from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
+    from lowbitvm.runtime.reference import Requantize as Requantize
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -76,6 +79,7 @@ LATER = {
     "compile_linear": "lowbitvm.runtime.linear",
     "complex_matmul": "lowbitvm.runtime.mixture",
     "mixed_matmul": "lowbitvm.runtime.mixture",
+    "Requantize": "lowbitvm.runtime.reference",
     "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
@@ -108,6 +112,7 @@ __all__ = [
     "Packed",
     "PackedDigits",
     "PackedWeight",
+    "Requantize",
     "Tensor",
     "Value",
     "atomic_add",
@@ -125,6 +130,7 @@ __all__ = [
     "explain_decode",
     "f16",
     "f32",
+    "fma",
     "from_foreign",
     "full",
     "hadamard",
@@ -143,6 +149,7 @@ __all__ = [
     "mix_rows",
     "mix_terms",
     "mixed_matmul",
+    "mul_shift",
     "pack",
     "pack_activations",
     "pack_complex",

@@ -21,9 +21,10 @@ from lowbitvm.plan import DigitTile, MixtureTile, digit_tile, mixture_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.integer import check_sides, longest_k
+from lowbitvm.runtime.integer import check_sides, longest_k, smallest_group, sums_for
 from lowbitvm.runtime.launch import emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
+from lowbitvm.runtime.reference import numbers_of, scaled_product
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -70,11 +71,11 @@ class Variant:
             specs[name] = dsl.packed(f"{rows} {k}")
             elements[name] = fmt
             if any(_shifts(other) for other in opposite):
-                specs[f"{name}_sums"] = (rows, i32)
+                specs[f"{name}_sums"] = (f"{rows} {name}_parts", i32)
             if scale is not None and fmt.zero is not None:
-                specs[f"{name}_zeros"] = (rows, i32)
+                specs[f"{name}_zeros"] = (f"{rows} {name}_groups", i32)
             if scale is not None:
-                specs[f"{name}_scales"] = (rows, dtypes.get(scale))
+                specs[f"{name}_scales"] = (f"{rows} {name}_groups", dtypes.get(scale))
 
         for block, left in enumerate(self.activations):
             others = [coded for part in self.weights for coded in part[block]]
@@ -141,7 +142,8 @@ def reference(sides: Sequence[PackedDigits], w: MixedWeight, x: Array | None) ->
         total: Any = None
         for side, block in zip(sides, blocks, strict=True):
             for weight in block:
-                product = _scaled(side, weight, floating)
+                product = scaled_product(side, weight)
+                product = product.astype(np.float32) if floating else product
                 total = product if total is None else total + product
         if w.branch is not None:
             columns = slice(None) if w.columns is None else arrays.host(w.columns)
@@ -149,21 +151,6 @@ def reference(sides: Sequence[PackedDigits], w: MixedWeight, x: Array | None) ->
             total = total + np.float32(dense @ np.asarray(arrays.host(w.branch[part]), np.float64).T)
         found[:, slice(None) if w.rows is None else arrays.host(w.rows[part])] = total
     return found
-
-
-def _scaled(a: PackedDigits, w: PackedDigits, floating: bool) -> NumpyArray:
-    """The exact integers, or their f32 times the scales of rows, then columns."""
-    product: NumpyArray = (_numbers(a) @ _numbers(w).T).astype(np.float32 if floating else np.int64)  # below 2^53
-    for side, axis in ((a, 1), (w, 0)):
-        if side.scales is not None:
-            product = product * np.expand_dims(np.asarray(arrays.host(side.scales), np.float32), axis)
-    return product
-
-
-def _numbers(side: PackedDigits) -> NumpyArray:
-    """The codes, less their zeros."""
-    codes: NumpyArray = np.asarray(arrays.host(side.unpack()), np.float64)
-    return codes if side.zeros is None else side.factor * codes - arrays.host(side.zeros)[:, None]
 
 
 def _output(floating: bool, dtype: Any) -> DType:
@@ -212,7 +199,8 @@ def _variant(sides: Sequence[PackedDigits], w: MixedWeight, out: str, target: st
     if tile is None:
         formats = [[[fmt for fmt, _ in block] for block in part] for part in weights]
         shapes = [(side.format, side.columns) for side in sides]
-        tile = mixture_tile(sides[0].rows, shapes, formats, w.branch is not None, targets.get(target))
+        groups = [group or 0 for group in _longest_groups(sides, w)]
+        tile = mixture_tile(sides[0].rows, shapes, formats, groups, w.branch is not None, targets.get(target))
     parts = [(f"k{block}", tile.part(block), side.columns) for block, side in enumerate(sides)]
     divisors = {name: part for name, part, columns in parts if columns % part == 0}
     dense = None if w.branch is None else dtypes.of(w.branch[0]).name
@@ -226,6 +214,30 @@ def _variant(sides: Sequence[PackedDigits], w: MixedWeight, out: str, target: st
     )  # fmt: skip
 
 
+def _groups(sides: Sequence[PackedDigits], w: MixedWeight) -> list[int | None]:
+    """For each part of k the in_features that one sum of integers is for. Raises FORMAT_UNSUPPORTED for several."""
+    found = []
+    for block, side in enumerate(sides):
+        groups = {smallest_group(side, weight) for part in w.parts for weight in part[block]}
+        if len(groups) > 1:
+            raise LowbitvmError(
+                "FORMAT_UNSUPPORTED",
+                f"scales of groups of {sorted(map(str, groups))} beside the same activations",
+                "use one group, or a scale for each output feature",
+            )
+        found.append(groups.pop())
+    return found
+
+
+def _longest_groups(sides: Sequence[PackedDigits], w: MixedWeight) -> list[int | None]:
+    """For each part of k the longest group that has scales, of which a step is a multiple."""
+    found = []
+    for block, side in enumerate(sides):
+        groups = [side.group, *(weight.group for part in w.parts for weight in part[block])]
+        found.append(max((group for group in groups if group is not None), default=None))
+    return found
+
+
 def _scale(matrix: PackedDigits) -> str | None:
     return None if matrix.scales is None else dtypes.of(matrix.scales).name
 
@@ -234,16 +246,20 @@ def _arguments(sides: Sequence[PackedDigits], w: MixedWeight, x: Array | None) -
     """All arrays that a kernel may take, by name."""
     found: dict[str, Any] = {}
 
-    def add(name: str, matrix: PackedDigits) -> None:
+    def add(name: str, matrix: PackedDigits, group: int | None) -> None:
         found[name] = matrix
-        found.update({f"{name}_{part}": getattr(matrix, part) for part in ("sums", "zeros", "scales")})
+        found[f"{name}_sums"] = sums_for(matrix, group)
+        for part, array in (("zeros", matrix.zeros), ("scales", matrix.scales)):
+            if array is not None:
+                found[f"{name}_{part}"] = array[:, None] if array.ndim == 1 else array
 
+    groups = _groups(sides, w)
     for block, side in enumerate(sides):
-        add(f"a{block}", side)
+        add(f"a{block}", side, groups[block])
     for part, blocks in enumerate(w.parts):
         for block, codes in enumerate(blocks):
             for term, weight in enumerate(codes):
-                add(f"w{part}_{block}_{term}", weight)
+                add(f"w{part}_{block}_{term}", weight, groups[block])
         found[f"rows{part}"] = None if w.rows is None else w.rows[part]
         found[f"v{part}"] = None if w.branch is None else w.branch[part]
     return {**found, "x": x, "columns": w.columns}
@@ -261,6 +277,7 @@ def _check(sides: Sequence[PackedDigits], w: MixedWeight, x: Array | None) -> No
             f"{len(sides)} matrices of activations for {len(w.blocks)} parts of the in_features",
             "pass one for each",
         )
+    _groups(sides, w)
     longest = Fraction(0)
     for block, side in enumerate(sides):
         own = Fraction(0)
@@ -268,7 +285,8 @@ def _check(sides: Sequence[PackedDigits], w: MixedWeight, x: Array | None) -> No
             terms = Fraction(0)
             for weight in part[block]:
                 check_sides(side, weight)
-                terms += Fraction(side.columns, _longest(side, weight))
+                group = smallest_group(side, weight)
+                terms += 0 if group else Fraction(side.columns, _longest(side, weight))
             own = max(own, terms)
         if side.rows != sides[0].rows:
             raise LowbitvmError("SHAPE_MISMATCH", f"activations of {sides[0].rows} and {side.rows} rows", "match them")
@@ -360,8 +378,8 @@ def complex_matmul(re: PackedDigits, im: PackedDigits, w: ComplexWeight) -> tupl
     if target is not None:
         run_complex(re, im, w, outputs, target)
         return outputs[0], outputs[1]
-    plus, minus = (_numbers(part) for part in (w.plus, w.minus))
-    codes = _numbers(re) + 1j * _numbers(im)
+    plus, minus = (numbers_of(part) for part in (w.plus, w.minus))
+    codes = numbers_of(re) + 1j * numbers_of(im)
     product = codes @ ((plus + minus) / 2 + 1j * (plus - minus) / 2).T
     found = [part.astype(np.int32) for part in (product.real, product.imag)]
     real, imaginary = (arrays.tensor(part) if dtypes.is_tensor(re.words) else part for part in found)
@@ -376,8 +394,8 @@ def run_complex(
     tile = complex_tile(digit_tile(m, k, re.format, fmt, targets.get(target)))
     variant = ComplexVariant(re.format, fmt, tile, k % tile.part == 0)
     arguments: Mapping[str, Any] = {"a_re": re, "a_im": im, "plus": w.plus, "minus": w.minus}
-    sums = {"re_sums": re.sums, "im_sums": im.sums, "plus_sums": w.plus.sums, "minus_sums": w.minus.sums}
-    taken = {name: sums[name] for name in variant.rank_one}
+    sums = {"re_sums": re, "im_sums": im, "plus_sums": w.plus, "minus_sums": w.minus}
+    taken = {name: sums_for(sums[name], None) for name in variant.rank_one}
     arguments = {**arguments, "re": outputs[0], "im": outputs[1], **taken}
     kernel = _compiled_complex(variant, target, disk_cache())
     return launch(kernel, launch_grid((m, n), (tile.bm, tile.bn)), arguments, **options)

@@ -191,6 +191,7 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})
 
 
+GROUP_OF_PLANES = 256  # the shortest of digits of 1 bit
 SCALED = [  # weights, activations, digits
     ("i4,group=channel,act=i8", "i8,group=channel"),
     ("u3,group=channel,zero=int,scale=f32,act=u8", "u8,group=channel,zero=int,scale=bf16"),
@@ -325,6 +326,25 @@ def test_scaled_top_planes_stand_for_the_middle_of_their_interval(name: str, zer
             exact_doubled = a.unpack().astype(np.int64) @ doubled.T
             assert np.array_equal(y, np.float32(exact_doubled) / 2)
             assert np.array_equal(lb.matmul(a, top, "f32"), y)
+
+
+@pytest.mark.parametrize("zero", [None, "int"])
+def test_top_planes_of_codes_with_scales_of_groups_stand_for_the_middle(zero: str | None) -> None:
+    codes, rng = drawn("u8", (21, 1024)), np.random.default_rng(0)
+    scales = rng.integers(1, 4, (21, 2)).astype(np.float32)
+    zeros = rng.integers(0, 256, (21, 2)) if zero else None
+    fmt = lb.Format("u8", GROUP_OF_PLANES, zero=zero, scale="f32", act="u2", digits="b1")
+    scales, zeros = (None if x is None else np.repeat(x, 512 // GROUP_OF_PLANES, 1) for x in (scales, zeros))
+    whole = lb.pack_weights(codes, fmt, scales, zeros, sums=GROUP_OF_PLANES)
+    a = lb.pack_activations(drawn("u2", (3, 1024), 1), lb.Format("u2", digits="b1"), sums=GROUP_OF_PLANES)
+    doubled = 2 * (codes.astype(np.int64) // 8 * 8) + 7
+    if zeros is not None:
+        doubled = doubled - 2 * np.repeat(zeros, GROUP_OF_PLANES, 1)
+    exact_doubled = a.unpack().astype(np.int64) @ (doubled * np.repeat(scales, GROUP_OF_PLANES, 1).astype(int)).T
+    assert abs(exact_doubled).max() < 2**24
+    y = np.zeros((3, 21), np.float32)
+    run_matmul(a, whole.top(5), y, "sm_80", checks="all", on_finding="raise")
+    assert np.array_equal(y, exact_doubled / 2) and np.array_equal(lb.matmul(a, whole.top(5), "f32"), y)
 
 
 def test_the_longest_k_of_top_planes_is_exact() -> None:

@@ -115,6 +115,34 @@ def test_terms_may_have_zeros() -> None:
     check([a], lb.mix_terms(*(weights("u2", "i8", 33, 256, "b1", seed, True, zero=True) for seed in (1, 4))))
 
 
+@pytest.mark.parametrize("m", [1, 40])
+@pytest.mark.parametrize("kind", ["terms", "columns", "rows"])
+def test_scales_may_belong_to_groups_of_k(kind: str, m: int) -> None:
+    """Trit planes per group, and the other mixtures of weights with groups: each product as `lb.matmul` makes it."""
+    rng = np.random.default_rng(8)
+    fmt = lb.Format("ternary", 128, scale="f32", act="i8")
+    mixed = [
+        lb.pack_weights(rng.integers(-1, 2, (33, 512)), fmt, rng.uniform(0.5, 2, (33, 4)).astype(np.float32))
+        for _ in range(2)
+    ]
+    sides = [
+        lb.pack_activations(
+            rng.integers(-128, 128, (m, 512)),
+            lb.Format("i8", "channel", scale="f32", digits="s8"),
+            np.ones((m, 1), np.float32),
+            sums=128,
+        )
+        for _ in range(1 + (kind == "columns"))
+    ]
+    products = [lb.matmul(a, w, "f32") for a, w in zip(2 * sides, mixed, strict=False)]
+    make = {"terms": lb.mix_terms, "columns": lb.mix_columns, "rows": lambda *both: lb.mix_rows(both)}[kind]
+    expected = np.concatenate(products, 1) if kind == "rows" else products[0] + products[1]
+    y = np.zeros(expected.shape, np.float32)
+    report = run_mixed(sides, make(*mixed), y, "sm_80", checks="all", on_finding="raise")
+    assert report is not None and not report.findings and np.array_equal(y, expected)
+    assert np.array_equal(lb.mixed_matmul(sides, make(*mixed), "f32"), expected)
+
+
 # -- parts of the in_features ------------------------------------------------------------------------------------------
 
 COLUMNS = [  # target; activations, weights, digits and in_features of every part
@@ -345,6 +373,7 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     v, x = np.ones((16, 8), np.float16), np.ones((2, 8), np.float16)
     branch = lb.mix_branch(w, v)
     fewer = activations("i8", 1, 64, "s8")
+    grouped = lb.pack_weights(np.ones((8, 64), int), "i8,group=64,scale=f32,act=i8", np.ones((8, 1), np.float32))
     wide = lb.pack_weights(np.zeros((1, 30000), int), "u8,act=u8")
     long = lb.pack_activations(np.zeros((1, 30000), int), "u8")
     for code, make in (
@@ -358,6 +387,7 @@ def test_what_cannot_be_mixed_is_refused() -> None:
         ("ARGUMENT_INVALID: a weight that is mixed of branches", lambda: lb.mix_rows([branch, branch])),
         ("SHAPE_MISMATCH: weights of shapes", lambda: lb.mix_rows([w, shorter])),
         ("FORMAT_UNSUPPORTED: weights for i8", lambda: lb.mix_rows([w, other])),
+        ("FORMAT_UNSUPPORTED: scales of groups of", lambda: lb.mixed_matmul(a, lb.mix_rows([w, grouped]))),
         ("SHAPE_MISMATCH: rows of shapes", lambda: lb.mix_rows([w], [np.arange(3)])),
         ("ARGUMENT_INVALID: rows that are not every out_feature", lambda: lb.mix_rows([w], [np.zeros(16, int)])),
         ("ARGUMENT_INVALID: a second branch", lambda: lb.mix_branch(branch, v)),

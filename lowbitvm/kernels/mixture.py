@@ -3,71 +3,14 @@
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from lowbitvm import dsl
 from lowbitvm.digits import columns_per_row
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
+from lowbitvm.kernels.integer import Side, corrected, grouped, whole
 
 DENSE_K = 64  # of a branch at a time
-
-
-@dataclass(frozen=True)
-class Side:
-    """A matrix of codes and its numbers for each row, as the block that begins at the row `first` reads them."""
-
-    codes: Packed
-    first: Value
-    rows: int
-    arrays: Mapping[str, Tensor]  # those of sums, zeros and scales that there are
-
-    def numbers(self, part: str) -> Value:
-        """The numbers of the block's rows: (rows, 1) of activations, (rows,) of weights."""
-        values = dsl.load(self.arrays[part], (self.first,), (self.rows,))
-        return dsl.expand_dims(values, 1) if self.codes.format.act is None else values
-
-    @property
-    def factor(self) -> int:
-        """What codes count beside their zeros."""
-        return self.codes.factor if "zeros" in self.arrays else 1
-
-    def offset(self) -> Value | int:
-        """What the factor times every value of a row still has to grow by: `dot` leaves its offset out."""
-        known = self.factor * self.codes.offset
-        return known - self.numbers("zeros") if "zeros" in self.arrays else known
-
-
-def totals(sides: Sequence[Side], weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
-    """The exact sums over k of the products of values less their zeros, a tile for each side with each weight."""
-    pairs = [(a, w) for a in sides for w in weights]
-    sums = [dsl.zeros((a.rows, w.rows), i32) for a, w in pairs]
-    for k in dsl.record_range(0, sides[0].codes.shape[1], bk, stages=stages):
-        left, right = ([dsl.load(x.codes, (x.first, k), (x.rows, bk)) for x in both] for both in (sides, weights))
-        for total, (a, w) in zip(sums, itertools.product(left, right), strict=True):
-            total += dsl.dot(a, w.T)
-    return [_corrected(total, a, w) for total, (a, w) in zip(sums, pairs, strict=True)]
-
-
-def _corrected(total: Value, a: Side, w: Side) -> Value:
-    if "sums" in w.arrays:
-        total = total + w.numbers("sums") * a.offset()
-    if w.factor > 1:
-        total = total * w.factor
-    if "sums" in a.arrays:
-        total = total + a.numbers("sums") * w.offset()
-    if "sums" in a.arrays and "sums" in w.arrays:
-        total = total + a.codes.shape[1] * a.offset() * w.offset()
-    return total
-
-
-def scaled(total: Value, a: Side, w: Side) -> Value:
-    """The integers in f32, times the scales of the rows, then those of the columns."""
-    result = total.to(f32)
-    for side in (a, w):
-        if "scales" in side.arrays:
-            result = result * side.numbers("scales").to(f32)
-    return result
 
 
 def mixture(
@@ -84,7 +27,8 @@ def mixture(
     terms: [part of n][part of k], how many weights are added up. rest: a0, a1, ... (m, k0), the codes of a part of k,
     and w0_0_0 (n0, k0), the weights [part of n, part of k, term], each with _sums, _zeros and _scales; rows0, which
     columns of y a part of n makes; x (m, r) and v0 (n0, r), dense, or x (m, columns of it) and columns (r).
-    Where there are scales or a branch, all sums are f32's, added in the order of k and terms, and the branch at last.
+    Scales of groups are as in `lowbitvm.kernels.integer`. Where there are scales or a branch, all sums are f32's, added
+    in the order of k and terms, and the branch at last.
     """
     arrays = {parameter.array.name: parameter for parameter in rest}
     i = dsl.program_id(0) * bm
@@ -133,17 +77,17 @@ def _products(
     part, block = which
     left = _side(arrays, f"a{block}", place[0], shape[0])
     weights = [_side(arrays, f"w{part}_{block}_{term}", place[1], shape[1]) for term in range(count)]
-    found = totals([left], weights, bk, stages)
+    make = grouped if any(side.group for side in (left, *weights)) else whole
+    found = make(left, weights, bk, stages)
     if not any(name == "x" or name.endswith("_scales") for name in arrays):
         return found
-    return [scaled(total, left, weight) for total, weight in zip(found, weights, strict=True)]
+    return [value.to(f32) for value in found]
 
 
 def _side(arrays: Mapping[str, Tensor | Packed], name: str, first: Value, rows: int) -> Side:
-    found = {part: arrays.get(f"{name}_{part}") for part in ("sums", "zeros", "scales")}
-    codes = arrays[name]
-    assert isinstance(codes, Packed)
-    return Side(codes, first, rows, {part: _tensor(array) for part, array in found.items() if array is not None})
+    codes, sums, zeros, scales = (arrays.get(name + part) for part in ("", "_sums", "_zeros", "_scales"))
+    assert isinstance(codes, Packed) and not any(isinstance(array, Packed) for array in (sums, zeros, scales))
+    return Side(codes, first, rows, *(None if array is None else _tensor(array) for array in (sums, zeros, scales)))
 
 
 def _tensor(array: Tensor | Packed) -> Tensor:
@@ -178,7 +122,7 @@ def _with_branch(result: Value, arrays: Mapping[str, Tensor | Packed], part: int
 
 @kernel(
     re=("m n", i32), im=("m n", i32), a_re=packed("m k"), a_im=packed("m k"), plus=packed("n k"), minus=packed("n k"),
-    re_sums=("m", i32), im_sums=("m", i32), plus_sums=("n", i32), minus_sums=("n", i32),
+    re_sums=("m parts", i32), im_sums=("m parts", i32), plus_sums=("n parts", i32), minus_sums=("n parts", i32),
 )  # fmt: skip
 def complex_matmul(
     re: Tensor,
@@ -204,11 +148,16 @@ def complex_matmul(
     """
     i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
 
-    def side(codes: Packed, first: Value, rows: int, sums: Tensor | None) -> Side:
-        return Side(codes, first, rows, {} if sums is None else {"sums": sums})
-
-    left = [side(a_re, i, bm, re_sums), side(a_im, i, bm, im_sums)]
-    right = [side(plus, j, bn, plus_sums), side(minus, j, bn, minus_sums)]
-    re_plus, re_minus, im_plus, im_minus = totals(left, right, bk, stages)
+    left = [Side(a_re, i, bm, re_sums, None, None), Side(a_im, i, bm, im_sums, None, None)]
+    right = [Side(plus, j, bn, plus_sums, None, None), Side(minus, j, bn, minus_sums, None, None)]
+    pairs = list(itertools.product(left, right))
+    totals = [dsl.zeros((bm, bn), i32) for _ in pairs]
+    for k in dsl.record_range(0, a_re.shape[1], bk, stages=stages):
+        loaded = ([dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in both] for both in (left, right))
+        for total, (a, w) in zip(totals, itertools.product(*loaded), strict=True):
+            total += dsl.dot(a, w.T)
+    re_plus, re_minus, im_plus, im_minus = (
+        corrected(total, a.numbers(), w.numbers(), a_re.shape[1]) for total, (a, w) in zip(totals, pairs, strict=True)
+    )
     dsl.store(re, (i, j), (re_plus - im_plus + re_minus + im_minus) // 2)
     dsl.store(im, (i, j), (re_plus + im_plus - re_minus + im_minus) // 2)
