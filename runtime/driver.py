@@ -202,7 +202,6 @@ def pointer_device(address: int) -> int:
     return int(_call(f"asking for the GPU of address {address:#x}", "cuPointerGetAttribute", attribute, address))
 
 
-@functools.cache
 def reads_host_memory(index: int) -> bool:
     """Whether a GPU can use any memory of the process, as those do that share it with the CPU (Grace Hopper, HMM)."""
     attribute = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS

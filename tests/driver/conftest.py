@@ -2,11 +2,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from lowbitvm.runtime import driver
+from lowbitvm.runtime import driver, launch
 from lowbitvm.runtime.linear import disk_cache
 from tests.driver.standin import Standin, remembering
 
-CACHES = (driver._driver, driver.primary_context, driver.device_target, driver.reads_host_memory, disk_cache)
+CACHES = (driver._driver, driver.primary_context, driver.device_target, launch._sharing_gpu, disk_cache)
 
 
 @pytest.fixture
