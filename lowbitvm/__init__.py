@@ -14,12 +14,14 @@ from lowbitvm.dsl import (
     dot,
     exp,
     expand_dims,
+    fma,
     full,
     hadamard,
     kernel,
     load,
     maximum,
     minimum,
+    mul_shift,
     packed,
     program_id,
     rint,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
     from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
+    from lowbitvm.runtime.reference import Requantize as Requantize
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -62,6 +65,7 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "Requantize": "lowbitvm.runtime.reference",
     "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
@@ -93,6 +97,7 @@ __all__ = [
     "Packed",
     "PackedDigits",
     "PackedWeight",
+    "Requantize",
     "Tensor",
     "Value",
     "atomic_add",
@@ -108,6 +113,7 @@ __all__ = [
     "explain_decode",
     "f16",
     "f32",
+    "fma",
     "from_foreign",
     "full",
     "hadamard",
@@ -121,6 +127,7 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mul_shift",
     "pack",
     "pack_activations",
     "pack_weights",
