@@ -282,6 +282,14 @@ class Dot:
     def _fused_scaling(self, fused: Fused, k: int, t: int, outer: dict[str, list[str]]) -> Scaling:
         """A second level scales the products with scaled codes, and those with offsets in place of the sums X."""
         scales = _pair(outer["outer"])
+        if "largest" in outer:
+            largest = _pair(outer["largest"])
+            own = scales
+            scales = (
+                largest
+                if self.format.outer is None
+                else _pair(self.state.builder.op("mul.rn.f32", "f", a, c) for a, c in zip(own, largest, strict=True))
+            )
         scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
         if self.format.zero is None:
             return Scaling(scales, None, None)

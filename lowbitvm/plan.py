@@ -109,18 +109,23 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
     groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
     permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then
-    so wide that the gathering of x is few of all instructions.
+    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
+    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
+    gathering of x is few of all instructions.
     """
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
-    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
+    short = fmt.group in (16, 32)
+    most = 32 if summed or (permuted and short) else SMALL_ROWS
+    if weights > 1 and (fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.bits > 6 or short):
+        most = 32
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or weights > 1 or _crowded(fmt)) else 4)
+    many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
