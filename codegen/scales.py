@@ -111,7 +111,9 @@ class ByteRows(GroupRows):
         first = b.op("mad.wide.s32", "rd", row, 1, state.pointer(self.array, self.part))
         warp = b.op("shr.u32", "r", state.tid, 5)
         warp_base = b.op("mad.lo.s32", "r", warp, self.words * WORD, state.smem)
-        self.word_base = b.op("mad.lo.s32", "r", self.lane, WORD, warp_base)
+        # Lanes without a word read another's: a load under a predicate would keep a register through the whole loop.
+        own = b.op("and.b32", "r", self.lane, self.words - 1) if self.active else self.lane
+        self.word_base = b.op("mad.lo.s32", "r", own, WORD, warp_base)
         for i in range(-(-self.words // 32)):
             number = state.scalar("add", self.lane, 32 * i)
             segment = shift_right(state, number, self.lane_words.bit_length() - 1) if self.segments > 1 else 0
@@ -163,7 +165,7 @@ class ByteRows(GroupRows):
         self.loaded = {key: registers for key, registers in self.loaded.items() if key[0] != slot}
         for i in range(-(-self.words // 32)):
             word = b.register("r")
-            b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i), when=self.active)
+            b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i))
             if self.turns:
                 word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
             pairs = self._pairs(word, slot, i)
@@ -197,7 +199,7 @@ class ByteRows(GroupRows):
             at = slot + self.outer.offset + 32 * i % self.lane_words * PIECE
             factors = [[b.register("f"), b.register("f")] for _ in pairs]
             for registers, (place, odd) in zip(factors, self.outer_places, strict=True):
-                b.do("ld.shared.v2.f32", vector(registers), memory(place, at + odd), when=self.active)
+                b.do("ld.shared.v2.f32", vector(registers), memory(place, at + odd))
         elif not self.factor:
             return pairs
         low, high = (
