@@ -117,16 +117,14 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
-    short = fmt.group in (16, 32)
-    most = 32 if summed or (permuted and short) else SMALL_ROWS
-    if weights > 1 and (fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.bits > 6 or short):
-        most = 32
+    few = summed or (permuted and fmt.group in (16, 32)) or (weights > 1 and _sums_much(fmt))
+    most = 32 if few else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
     tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4)
-    if permuted and bm == 8 and target is not None:
+    if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
@@ -309,6 +307,11 @@ def chosen_tile(
         if holds:
             raise LowbitvmError("TILE_INVALID", problem, f"leave parts out, as in {linear_tile(16, fmt)}")
     return tile
+
+
+def _sums_much(fmt: Format) -> bool:
+    """Whether a format's kernel of two weights has no registers for 64 rows: row sums, tables, products of i8 scales."""
+    return fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.scale == "i8" or fmt.dtype == "bp7"
 
 
 def _crowded(fmt: Format) -> bool:
