@@ -4,16 +4,16 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
-from lowbitvm.codegen import exchange
+from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
-from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
+from lowbitvm.codegen.assign import AXES, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.shared_dot import SharedDot
-from lowbitvm.codegen.state import State, invariant
+from lowbitvm.codegen.state import State, divisor, invariant
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, walk
@@ -124,6 +124,36 @@ class Lowering:
         b = self.state.builder
         self.state.values[op] = [b.op("sqrt.rn.f32", "f", x) for x in self.state.values[op.operands[0]]]
 
+    def fma(self, op: Op) -> None:
+        operands = zip(*(self.state.values[operand] for operand in op.operands), strict=True)
+        self.state.values[op] = self._owned(op, [self.state.builder.op("fma.rn.f32", "f", *abc) for abc in operands])
+
+    def mul_shift(self, op: Op) -> None:
+        b = self.state.builder
+        halves: dict[Operand, str] = {}  # of the last bit that stays, by shift
+        found: list[Operand] = []
+        for value, multiplier, shift in zip(*(self.state.values[operand] for operand in op.operands), strict=True):
+            if shift not in halves:
+                one = b.op("shl.b64", "rd", b.op("mov.b64", "rd", 1), shift)
+                halves[shift] = b.op("shr.u64", "rd", one, 1)
+            operands = (exchange.in_register(self.state, x, "r") for x in (value, multiplier))
+            product = b.op("mad.wide.s32", "rd", *operands, halves[shift])
+            found.append(b.op("cvt.sat.s32.s64", "r", b.op("shr.s64", "rd", product, shift)))
+        self.state.values[op] = self._owned(op, found)
+
+    def rint(self, op: Op) -> None:
+        b = self.state.builder
+        self.state.values[op] = [b.op("cvt.rni.s32.f32", "r", x) for x in self.state.values[op.operands[0]]]
+
+    def bitcast(self, op: Op) -> None:
+        kind = _register_kind(op)
+        self.state.values[op] = [self.state.builder.op("mov.b32", kind, x) for x in self.state.values[op.operands[0]]]
+
+    def hadamard(self, op: Op) -> None:
+        state, layout = self.state, self.state.layouts[op]
+        values = [exchange.in_register(state, value, "f") for value in state.values[op.operands[0]]]
+        state.values[op] = list(exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1]))
+
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype
         assert source is not None and target is not None
@@ -200,21 +230,7 @@ class Lowering:
         layout, axis = self.state.layouts[source], AXES[op.integer("axis")]
         kind = _register_kind(op)
 
-        def combine(a: Operand, b: Operand) -> Operand:
-            if kind == "r":
-                return self.state.scalar(how, a, b)
-            return self.state.builder.op(FLOAT_INSTRUCTIONS[how], kind, a, b)
-
-        def bits(name: str) -> list[int]:
-            return [bit for bit, image in enumerate(layout.bases[name]) if image[axis]]
-
-        groups: dict[tuple[int, ...], Operand] = {}
-        for r, value in enumerate(self.state.values[source]):
-            place = _place(layout, r, [name for name in layout.outs if name != axis])
-            groups[place] = combine(groups[place], value) if place in groups else value
-        values = exchange.reduce_lanes(self.state, list(groups.values()), kind, bits("lane"), combine)
-        if bits("warp"):
-            values = exchange.reduce_warps(self.state, op, values, kind, bits("warp"), combine)
+        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, how)
         if op.shape:
             values = self._in_layout(op, values, reduced_layout(op, layout), self.state.layouts[op])
         self.state.values[op] = self._owned(op, values)
@@ -228,6 +244,13 @@ class Lowering:
 
     def store(self, op: Op) -> None:
         tile = op.operands[0]
+        assert op.array is not None
+        if _packs(op):
+            assert isinstance(op.array.element, Format)
+            wanted = packing_layout(tile.shape, op.array.element, self.state.warps)
+            codes = self._in_layout(tile, self.state.values[tile], self.state.layouts[tile], wanted)
+            packing.store(self.state, op, codes, [self.scalar(offset) for offset in op.operands[1:]])
+            return
         self._access(op).store(self.state.values[tile], rounds=tile in self.rounded)
 
     def atomic_add(self, op: Op) -> None:
@@ -394,13 +417,13 @@ class Lowering:
         """Every load and store of the loop whose offsets grow by fixed steps: the offsets at `start`, and the steps."""
         found: dict[Op, tuple[list[Operand], list[int]]] = {}
         for op in loop.body:
-            if op.kind not in ("load", "store"):
+            if op.kind not in ("load", "store") or (op.kind == "store" and _packs(op)):
                 continue
             offsets = _scalar_offsets(op)
-            slopes = [_slope(offset, loop) for offset in offsets]
-            if None not in slopes:
+            steps = [_growth(offset, loop) for offset in offsets]
+            if None not in steps:
                 starts = [self._at_start(offset, loop, start) for offset in offsets]
-                found[op] = starts, [slope * loop.integer("step") for slope in slopes if slope is not None]
+                found[op] = starts, [step for step in steps if step is not None]
         return found
 
     def _at_start(self, op: Op, loop: Op, start: Operand) -> Operand:
@@ -485,6 +508,11 @@ def _tile(op: Op) -> Op:
     return op if op.kind == "load" else op.operands[0]
 
 
+def _packs(op: Op) -> bool:
+    """Whether a store brings codes into the order of a packed array."""
+    return op.array is not None and isinstance(op.array.element, Format)
+
+
 def _offsets(op: Op) -> tuple[Op, ...]:
     return op.operands if op.kind == "load" else op.operands[1:]
 
@@ -494,24 +522,30 @@ def _scalar_offsets(op: Op) -> list[Op]:
     return [offset.operands[0] if offset.shape and offset.kind == "load" else offset for offset in _offsets(op)]
 
 
-def _slope(op: Op, loop: Op) -> int | None:
-    """What an i32 scalar grows by when the loop's index grows by 1; None where that is no fixed number."""
+def _growth(op: Op, loop: Op) -> int | None:
+    """What an i32 scalar grows by from one iteration of a loop to the next; None where that is no fixed number."""
     if op.shape:
         return None
     if op is loop or invariant(op, loop):
-        return int(op is loop)
-    if op.kind not in ("add", "sub", "mul"):
+        return loop.integer("step") if op is loop else 0
+    if op.kind not in ("add", "sub", "mul", "floordiv"):
         return None
     a, b = op.operands
-    left, right = _slope(a, loop), _slope(b, loop)
+    left, right = _growth(a, loop), _growth(b, loop)
     if left is None or right is None:
         return None
-    if op.kind != "mul":
+    if op.kind in ("add", "sub"):
         return left + right if op.kind == "add" else left - right
-    slope, factor = (left, b) if left else (right, a)
-    if factor.kind == "constant":
-        return slope * int(_number(factor))
-    return None if slope else 0
+    if left == right == 0:
+        return 0
+    growth, factor = (left, b) if left else (right, a)
+    if factor.kind != "constant":
+        return None
+    number = int(_number(factor))
+    if op.kind == "mul":
+        return growth * number
+    whole = factor is b and number > 0 and divisor(a) % number == 0  # of every value of a, and of what it grows by
+    return growth // number if whole else None
 
 
 def _number(op: Op) -> int | float:
@@ -531,6 +565,8 @@ CASTS = {
     ("f32", "f16"): "cvt.rn.f16.f32",
     ("f32", "bf16"): "cvt.rn.bf16.f32",
     ("i32", "f32"): "cvt.rn.f32.s32",
+    ("i32", "i8"): "cvt.u16.u32",  # in registers of 16 bits, of which stores take 8
+    ("i32", "u8"): "cvt.u16.u32",
     ("f32", "i32"): "cvt.rzi.s32.f32",
 }
 
@@ -542,11 +578,17 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "floordiv", "mod", "max", "min"), Lowering.binary),
     "exp": Lowering.exp,
     "sqrt": Lowering.sqrt,
+    "fma": Lowering.fma,
+    "mul_shift": Lowering.mul_shift,
     "cast": Lowering.cast,
     "assign": Lowering.assign,
     "broadcast": Lowering.broadcast,
     "expand": Lowering.rearrange,
     "transpose": Lowering.rearrange,
+    "reshape": Lowering.rearrange,
+    "rint": Lowering.rint,
+    "bitcast": Lowering.bitcast,
+    "hadamard": Lowering.hadamard,
     "reduce": Lowering.reduce,
     "load": Lowering.load,
     "store": Lowering.store,

@@ -9,17 +9,22 @@ from lowbitvm.dsl import (
     Tensor,
     Value,
     atomic_add,
+    bitcast,
     dequant,
     dot,
     exp,
     expand_dims,
+    fma,
     full,
+    hadamard,
     kernel,
     load,
     maximum,
     minimum,
+    mul_shift,
     packed,
     program_id,
+    rint,
     sqrt,
     store,
     when,
@@ -34,7 +39,7 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import PackedWeight, pack
-from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
+from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
     from lowbitvm.candidates import plan_digits as plan_digits
@@ -48,6 +53,8 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
+    from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
+    from lowbitvm.runtime.reference import Requantize as Requantize
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -58,6 +65,8 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "Requantize": "lowbitvm.runtime.reference",
+    "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
@@ -87,10 +96,12 @@ __all__ = [
     "Packed",
     "PackedDigits",
     "PackedWeight",
+    "Requantize",
     "Tensor",
     "Value",
     "atomic_add",
     "bf16",
+    "bitcast",
     "compile_linear",
     "compile_matmul",
     "dequant",
@@ -101,8 +112,10 @@ __all__ = [
     "explain_decode",
     "f16",
     "f32",
+    "fma",
     "from_foreign",
     "full",
+    "hadamard",
     "i4",
     "i32",
     "interpret",
@@ -113,6 +126,7 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mul_shift",
     "pack",
     "pack_activations",
     "pack_weights",
@@ -123,6 +137,7 @@ __all__ = [
     "quantize_activations",
     "quantize_weights",
     "range",
+    "rint",
     "sqrt",
     "store",
     "sum",

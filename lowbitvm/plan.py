@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from lowbitvm.chunk import blocks
+from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
+from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
 from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
-TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
+TABLE_STAGE_BYTES = 16 * 1024  # of the codebooks of groups that a stage meets, at most: others stay in global memory
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
@@ -123,7 +123,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4)
+    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
     if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
@@ -140,7 +140,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.table == "group":
+    if permuted or crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
@@ -157,6 +157,8 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
+        if not _fits_tables(replace(tile, bn=bn, bk=bk), fmt, weights):
+            continue
         wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
         if streamed.direct:
@@ -181,15 +183,35 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn)
     codes = 0 if tile.direct else fmt.bits * tile.bk
     return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
 
 
-def stages_tables(fmt: Format, k: int) -> bool:
-    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+def stages_tables(fmt: Format, k: int, bn: int) -> bool:
+    """Whether the codebooks of the groups that k x bn codes meet are copied with the codes."""
     meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
-    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
+    return fmt.table == "group" and 0 < meets * bn << fmt.bits + 1 <= TABLE_STAGE_BYTES
+
+
+def _fits_tables(tile: Tile, fmt: Format, weights: int) -> bool:
+    """Whether the codebooks of a tile's groups or out_features have room in shared memory.
+
+    Those of 16 out_features have a row of 128 bytes for every code, so that there are no bank conflicts; for codes of 8
+    bits there is never room for that.
+    """
+    if fmt.table == "group" and isinstance(fmt.group, int):
+        return stages_tables(fmt, unit_k(tile, fmt), tile.bn)
+    if fmt.table == "block" and fmt.bits < INDEX_BITS:
+        return weights * tile.bn // BLOCK * ROW_BYTES << fmt.bits <= TABLE_ROOM
+    return True
+
+
+def _with_tables(tile: Tile, fmt: Format, weights: int) -> Tile:
+    """The tile, or a narrower one that has room for its codebooks."""
+    while tile.bn > BLOCK and not _fits_tables(tile, fmt, weights):
+        tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 2 // BLOCK))
+    return tile
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -198,7 +220,9 @@ def _stages(tile: Tile, fmt: Format) -> int:
     Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
     once for two such units.
     """
-    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(fmt, tile.bk)
+    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(
+        fmt, tile.bk, tile.bn
+    )
     fits = [
         stages for stages in (8, 6) if unit_k(tile, fmt) > tile.bk and tile.bm <= 16 and stages * stage <= STAGED_BYTES
     ]
@@ -210,14 +234,13 @@ def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
 
     Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
     """
-    narrow = replace(tile, bn=NARROW)
-    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * NARROW)]
-    tiles = [*wide, narrow, replace(narrow, bk=UNIT_K), replace(narrow, bk=UNIT_K, stages=6)]
+    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * tile.bn)]
+    tiles = [*wide, tile, replace(tile, bk=UNIT_K), replace(tile, bk=UNIT_K, stages=6)]
     streamed = [replace(tile, direct=direct_k(tile, fmt, target, weights)) for tile in tiles]
     busy = [tile for tile in streamed if keeps_busy(tile, fmt, target, weights)]
     few = [tile for tile in busy if tile.direct and registers(tile, fmt, weights) <= MOST_REGISTERS[tile.bm]]
     fewest = sorted((tile for tile in busy if tile.direct), key=lambda tile: registers(tile, fmt, weights))
-    return next(iter(few or fewest), replace(narrow, stages=_stages(replace(narrow, stages=4), fmt)))
+    return next(iter(few or fewest), replace(tile, stages=_stages(replace(tile, stages=4), fmt)))
 
 
 def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
@@ -347,8 +370,8 @@ class DigitTile:
         return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
 
 
-def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
-    """The tile for m rows of k integer activations.
+def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1) -> DigitTile:
+    """The tile for m rows of k integer activations, and one weight or, for two products, a gate as well.
 
     For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
     For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
@@ -356,10 +379,11 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
-    pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
+    pairs = PAIRS // products
+    pairs = pairs // 2 if base.bits == 1 and target.capability < (8, 0) else pairs  # xor takes counts of either side
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
     bm = columns * COLUMNS // each
-    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
+    words = products * weights.bits * step // 64  # of a lane: a row tile's weights beside a stored tile of activations
     rows = 2 if 2 * columns * planes <= pairs and 2 * words <= LOADED else 1
     own = rows * words + columns * ACTIVATION_WORDS
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
@@ -367,13 +391,36 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
+    most, stored = 4 if target.has_async_copies else 2, products * (weights.planes or weights.bits)
     for warps in (4, 2, 1):
         stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
         stages = min(most, STAGED_BYTES // stage)
         if stages >= 2:
             break
     return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+
+
+def grouped_tile(
+    m: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...], products: int = 1
+) -> DigitTile:
+    """The tile for m rows where scales belong to groups of k: every group's integers go to accumulators in f32.
+
+    A step is a multiple of all groups. The warps do not share out k: sums are added in its order whatever the tile.
+    """
+    assert activations.digits is not None and weights.digits is not None
+    base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
+    planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
+    step, stored = max(base.activation_k, *groups), products * (weights.planes or weights.bits)
+    pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS)
+    most = 4 if target.has_async_copies else 2
+    while True:
+        rows = min(2, _power_to(max(1, pairs // columns)))
+        for warps in (4, 2, 1):
+            stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
+            if stages >= 2 or (warps == 1 and columns == 1):
+                return DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
+        columns //= 2
 
 
 def _power_to(size: int) -> int:

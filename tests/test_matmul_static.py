@@ -4,10 +4,10 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm import targets
-from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.integers import format_digits
 from lowbitvm.plan import digit_tile
+from lowbitvm.runtime.loops import main_nest, read_sass
 
 
 def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float]:
