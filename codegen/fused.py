@@ -31,6 +31,7 @@ SMALLEST_POWER = {"f16": -14, "bf16": -126}  # that is a normal number
 BYTE = 256
 BF16_SUM_POWER = 4  # of the largest fragment, otherwise
 LOST = 2.0**-20  # at most, by relative scales, of the largest weight that a sum may have
+RELATIVE = 3  # instructions more that powers of two take then than in f32, per group and row tile
 CONVERSION = 1  # instructions more that a number in f32 takes for a group and row tile
 
 
@@ -145,12 +146,13 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
     if fmt.zero not in (None, "offset") or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
         return None
     fused = fused_scales(fmt.code, fmt.scale, act)
-    if fused is None or fused.powers:
+    if fused is None:
         return None
     steps, offset = fmt.group // 16, fmt.zero == "offset"
     decoding = fused.shifted + 4 * steps * (not fused.plain) + offset * (2 + columns * steps)
     sums = 4 * fused.shifted + 4 * offset + (fused.shifted or offset) * steps / row_tiles
-    return fused if decoding <= columns * (4 + sums) + CONVERSION * (1 + offset) else None
+    converting = -RELATIVE if fused.powers else CONVERSION * (1 + offset)
+    return fused if decoding <= columns * (4 + sums) + converting else None
 
 
 def shared_fused(fmt: Format, act: str) -> Fused | None:

@@ -29,7 +29,7 @@ from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.fused import Fused, chosen_fused, shared_fused
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
-from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows, RelativeRows
+from lowbitvm.codegen.scales import LANES, OUTER_OF, WORD, ByteRows, OuterRows, RelativeRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.stream import WordStream
@@ -304,9 +304,13 @@ def _fused(state: State, activations: Op, codes: Op) -> Fused | None:
     """How a dot's scales are multiplied with its decoded codes, if they are."""
     assert activations.dtype is not None
     columns, row_tiles = activations.shape[0] // 8, codes.shape[0] // 16 // state.warps
-    if state.warps_m > 1:
-        return shared_fused(packed_array(codes)[1], activations.dtype.name)
-    return chosen_fused(packed_array(codes)[1], activations.dtype.name, columns, row_tiles)
+    fmt, act = packed_array(codes)[1], activations.dtype.name
+    fused = shared_fused(fmt, act) if state.warps_m > 1 else chosen_fused(fmt, act, columns, row_tiles)
+    if fused is None or not fused.powers:
+        return fused
+    assert isinstance(fmt.group, int)
+    words = UNIT_K // fmt.group * WORD * row_tiles  # of a warp: the lanes compare them
+    return fused if words <= LANES and state.target.has_pair_extrema else None
 
 
 def _group_parts(fmt: Format) -> list[tuple[str, ...]]:

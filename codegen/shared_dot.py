@@ -14,7 +14,7 @@ from operator import or_
 from lowbitvm.codegen.mma import LDMATRIX_K, Dot
 from lowbitvm.codegen.pipeline import Pipeline
 from lowbitvm.codegen.ptx import memory, vector
-from lowbitvm.codegen.scales import ByteRows, RelativeRows
+from lowbitvm.codegen.scales import ByteRows
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.ir import Op
@@ -87,15 +87,9 @@ class SharedDot(Dot):
 
     def _loaded_scales(self, k: int) -> list[dict[str, list[str]]]:
         """Emits the loads of what the sums of the segment from the period's `k` on are scaled with, by row tile."""
-        groups = self.groups
-        if self.fused is not None:  # the decode has the scales
-            groups = [rows for rows in groups if rows.part == "outer"]
-        loaded = [rows.load(self.pipeline.slot, k) for rows in groups]
         if self.fused is not None:
-            loaded = loaded or [[self.outers] * self.row_tiles]
-            scales = self.rows["scales"]
-            if isinstance(scales, RelativeRows):
-                loaded.append([{"largest": pair} for pair in scales.load_largest(self.pipeline.slot)])
+            return self._outers(k)
+        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
         return [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
 
     def _flush(self, accumulators: list[str], number: int, segment: int) -> None:

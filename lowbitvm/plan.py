@@ -333,7 +333,7 @@ def chosen_tile(
 
 
 def _sums_much(fmt: Format) -> bool:
-    """Whether a format's kernel of two weights has no registers for 64 rows: row sums, tables, products of i8 scales."""
+    """Whether a format's kernel of two weights has no registers for 64 rows: row sums, tables, i8 scales."""
     return fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.scale == "i8" or fmt.dtype == "bp7"
 
 
