@@ -179,7 +179,7 @@ class Pipeline:
         unit = self.unit
         if number % unit.together == 0:
             for tile in self._gathered():
-                tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
+                tile.turn(number + unit.ahead - unit.together, last=number == unit.turn - unit.together)
             self.wait(unit.ahead // unit.together - 1 - unit.lead, number + unit.lead)
             self._fetch_group(number + unit.ahead)
         for stream in self.streams:
@@ -350,8 +350,10 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     merges = merges and roomy and fits and not shared
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    span = k * period
     sizes = math.lcm(state.program.divisor(next(iter(dims))), *known, *outers)
+    if any(activations.operands[1].shape for activations, _ in loads) and sizes % (k * period):
+        period = 1  # a unit that is not gathered, since none of it exists, may not be summed up
+    span = k * period
     exact = whole and divisor(start) % span == 0 and sizes % span == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))

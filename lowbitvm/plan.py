@@ -123,6 +123,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
+    many = many or (bm == SMALL_ROWS and unit_k(Tile(bm, NARROW, 64, stages, 8), fmt) == UNIT_K)
     tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
     if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
@@ -140,7 +141,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
+    if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
