@@ -199,9 +199,9 @@ INLINE __mmask16 is_whole_sum(const Piece *p, u32 column, __m512 c, __mmask16 ro
     const __m512 units = _mm512_mul_ps(c, AS_FLOATS(scale)), whole = _mm512_roundscale_ps(units, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
     return _mm512_mask_cmp_ps_mask(_mm512_mask_cmp_ps_mask(rows, units, whole, _CMP_EQ_OQ), _mm512_abs_ps(c), limit, _CMP_LT_OQ);
 }
-__attribute__((noinline)) static u32 cut_by_c(const Piece *p, u32 count, const __m512 *c) {
+__attribute__((noinline)) static u32 cut_by_c(const Piece *p, u32 suspects, const __m512 *c) {
     u32 columns = 0;
-    for (u32 column = 0; column < count; column++) columns |= (u32)(is_whole_sum(p, column, c[column], 0xFFFF) != 0xFFFF) << column;
+    EACH(suspects, column) columns |= (u32)(is_whole_sum(p, column, c[column], 0xFFFF) != 0xFFFF) << column;
     return columns;
 }
 
@@ -253,12 +253,12 @@ WITH_CUTS(bf16, BF16)
 /* A piece of k in the first columns, as if nothing were cut; those of which that is not certain again. */
 INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 piece, const __m512 *c, __m512 *d) {
     const float *values = b->value[piece][0];
-    __mmask16 certain, whole[2] = {0xFFFF, 0xFFFF};
+    __mmask16 certain, whole[4] = {0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF};
     __m512i rows[GROUP / 2];
     __m512 a[GROUP];
     Piece p = {.b = b, .piece = piece};
     Extent e;
-    u32 uncertain;
+    u32 uncertain, suspects = 0;
     load_rows(s, type, piece, rows, a);
     if (!measure(rows, type, &e)) return false;
     certain = _mm512_cmp_ps_mask(_mm512_mul_ps(b->sums, _mm512_set1_ps(_mm512_reduce_max_ps(e.most))), _mm512_set1_ps(0x1p24f), _CMP_LE_OQ);
@@ -267,13 +267,14 @@ INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 
     p.scale = _mm512_sub_epi32(ALL(EXPONENT(F)), e.top), p.limit = _mm512_add_epi32(ALL((F + 1) << 23), e.low);
     UNROLL for (u32 column = 0; column < count; column++) {
         __m512 sum = _mm512_setzero_ps();
-        whole[column % 2] = is_whole_sum(&p, column, c[column], whole[column % 2]);
+        whole[column % 4] = is_whole_sum(&p, column, c[column], whole[column % 4]);
         UNROLL for (u32 k = 0; k < GROUP; k++) sum = _mm512_fmadd_ps(a[k], _mm512_set1_ps(values[GROUP * column + k]), sum);
         d[column] = _mm512_add_round_ps(sum, c[column], _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
     }
-    if ((whole[0] & whole[1]) != 0xFFFF) {
+    if ((whole[0] & whole[1] & whole[2] & whole[3]) != 0xFFFF) {
         const Piece again = p;
-        uncertain |= cut_by_c(&again, count, c);
+        for (u32 n = 0; n < 4; n++) if (whole[n] != 0xFFFF) suspects |= 0x11u << n;
+        uncertain |= cut_by_c(&again, suspects & ((1u << count) - 1), c);
     }
     return !uncertain || (type == F16 ? add_with_cuts_f16 : add_with_cuts_bf16)(s, piece, b, uncertain, c, d);
 }
