@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.arrays import fma, mul_shift
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -161,21 +162,22 @@ class _Block:
         assert isinstance(source, np.ndarray)
         tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
         if any(offset.shape for offset in op.operands):
-            indices = self._indices(op)
-            inside = [(index >= 0) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
-            places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
-            tile[np.ix_(*inside)] = source[np.ix_(*places)]
+            inside, places = self._indices(op.operands, op.shape, source)
+            tile[inside] = source[places]
         else:
             window, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
             tile[window] = source[place]
         return tile
 
-    def _indices(self, op: Op) -> list[NumpyArray]:
-        """Per axis the index in the array of every row or column of a gathered tile."""
-        return [
+    def _indices(self, offsets: Sequence[Op], shape: tuple[int, ...], array: NumpyArray) -> tuple[Any, Any]:
+        """What of a tile whose rows or columns are named by indices lies in the array, and where."""
+        indices = [
             self.values[offset] if offset.shape else int(self.values[offset]) + np.arange(size)
-            for offset, size in zip(op.operands, op.shape, strict=True)
+            for offset, size in zip(offsets, shape, strict=True)
         ]
+        inside = [(index >= 0) & (index < size) for index, size in zip(indices, array.shape, strict=True)]
+        places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
+        return np.ix_(*inside), np.ix_(*places)
 
     def _store(self, op: Op) -> None:
         assert op.array is not None
@@ -186,7 +188,10 @@ class _Block:
             put_codes(target, row, column, self.values[value])
             return
         assert isinstance(target, np.ndarray)
-        inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
+        if any(offset.shape for offset in offsets):
+            inside, place = self._indices(offsets, value.shape, target)
+        else:
+            inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
         target[place] = self.values[value][inside]
 
     def atomic_add(self, op: Op) -> np.int32:
@@ -267,6 +272,9 @@ def _unless_nan(a: Any, b: Any, chosen: Any) -> Any:
 
 def _dot(block: _Block, op: Op) -> NumpyArray:
     a, b = block.operands(op)
+    if "size" in op.attributes:
+        part = slice(op.integer("first"), op.integer("first") + op.integer("size"))
+        a, b = a[:, part], b[part]
     product = a.astype(np.float64) @ b
     if op.dtype == dtypes.i32:  # of numbers below 2^9: exact, and wrapped
         return np.asarray(product.astype(np.int64).astype(np.int32))
@@ -314,5 +322,7 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "mod": _elementwise(np.mod),
     "exp": _elementwise(np.exp),
     "sqrt": _elementwise(np.sqrt),
+    "fma": _elementwise(fma),
+    "mul_shift": _elementwise(mul_shift),
     "hadamard": _hadamard,
 }

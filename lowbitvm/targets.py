@@ -93,8 +93,18 @@ class Target:
         return self.capability >= (8, 0)
 
     @property
+    def has_redux(self) -> bool:
+        """Whether one instruction reduces the i32 of a warp."""
+        return self.capability >= (8, 0)
+
+    @property
     def has_async_copies(self) -> bool:
         """Whether there is cp.async."""
+        return self.capability >= (8, 0)
+
+    @property
+    def has_pair_extrema(self) -> bool:
+        """min.f16x2 and max.f16x2."""
         return self.capability >= (8, 0)
 
     @property
