@@ -232,13 +232,7 @@ class Lowering:
         layout, axis = self.state.layouts[source], AXES[op.integer("axis")]
         kind = _register_kind(op)
 
-        def combine(a: Operand, b: Operand) -> Operand:
-            if kind == "r":
-                return self.state.scalar(how, a, b)
-            return self.state.builder.op(FLOAT_INSTRUCTIONS[how], kind, a, b)
-
-        ordered = how == "add" and kind == "f"
-        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, ordered, combine)
+        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, how)
         if op.shape:
             values = self._in_layout(op, values, reduced_layout(op, layout), self.state.layouts[op])
         self.state.values[op] = self._owned(op, values)
