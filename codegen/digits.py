@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lowbitvm import dtypes
 from lowbitvm.chunk import blocks
-from lowbitvm.codegen.numbers import NumberColumn, is_column
+from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
 from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
@@ -268,8 +268,8 @@ def build_digit_pipeline(
     if parts == {1}:
         unit = Unit(step, loop.integer("stages"), 1, exact, min(dims))
         columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
-        growths = {load: steps[load][1] for load in columns if load.array not in state.stored}
-        return _staged(state, loop, unit, loads, offsets, growths)
+        moving = {load: steps[load] for load in columns if load.array not in state.stored}
+        return _staged(state, loop, unit, loads, offsets, moving)
     if len(parts) > 1 or not ends or not pure:
         raise LowbitvmError(
             "KERNEL_UNSUPPORTED",
@@ -293,19 +293,19 @@ def _staged(
     unit: Unit,
     loads: list[Op],
     offsets: "dict[Op, list[Operand]]",
-    growths: dict[Op, int],
+    moving: dict[Op, list[int]],
 ) -> Pipeline:
-    """A pipeline through shared memory; `growths` are the loads of numbers that go with the codes."""
+    """A pipeline through shared memory; `moving` are the loads of numbers that go with the codes, and their steps."""
     tiles: dict[tuple[Op, str], Staged] = {}
     size = 0
     for load in loads:
         tile = FragmentTile(state, unit, size, load, *offsets[load])
         tiles[load, "tile"] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
-    for load, growth in growths.items():
-        column = NumberColumn(state, unit, size, load, loop, offsets[load], growth)
-        tiles[load, "numbers"] = column
-        size = -(-(size + column.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    for together in columns_together(offsets, moving):
+        numbers = NumberColumns(state, unit, size, together, loop, offsets, moving[together[0]][1])
+        tiles[together[0], "numbers"] = numbers
+        size = -(-(size + numbers.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 

@@ -10,7 +10,7 @@ from lowbitvm.codegen.assign import AXES, operand_layout, packing_layout, reduce
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
-from lowbitvm.codegen.numbers import NumberColumn
+from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.shared_dot import SharedDot
@@ -41,7 +41,7 @@ class Lowering:
         self.state = state
         self.dots: dict[Op, Dot | DigitDot] = {}
         self.accesses: dict[Op, Access] = {}
-        self.columns: dict[Op, tuple[Pipeline, NumberColumn]] = {}
+        self.columns: dict[Op, tuple[Pipeline, NumberColumns]] = {}
         self.unordered = unordered_arrays(state.program, state.layouts)
         found = list(accumulations(state.program.body, state.uses))
         self.accumulated = {assign: dot for assign, _, dot in found}
@@ -242,7 +242,7 @@ class Lowering:
     def load(self, op: Op) -> None:
         if op in self.columns:
             pipeline, column = self.columns[op]
-            self.state.values[op] = self._owned(op, column.read(pipeline.slot, self.state.layouts[op]))
+            self.state.values[op] = self._owned(op, column.read(op, pipeline.slot, self.state.layouts[op]))
             return
         other = op.attributes["other"]
         assert isinstance(other, int | float)
@@ -313,8 +313,8 @@ class Lowering:
         )
         if pipeline is not None:
             self._check_staged(pipeline)
-            columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumn))
-            self.columns |= {column.load: (pipeline, column) for column in columns}
+            columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumns))
+            self.columns |= {load: (pipeline, column) for column in columns for load in column.places}
             pipeline.prologue(start, stop)
             changed = self._make_dots(op, pipeline, pure)
         hoisted = self._hoist(op, affine)

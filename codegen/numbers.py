@@ -19,39 +19,76 @@ def is_column(load: Op, steps: list[int]) -> bool:
     return dense and plain and steps[0] == 0 and steps[1] > 0
 
 
-class NumberColumn(Staged):
-    """The column (rows, 1) of each unit, in shared memory one after the other; zeros beyond the array.
+def columns_together(offsets: "dict[Op, list[Operand]]", steps: dict[Op, list[int]]) -> list[list[Op]]:
+    """The loads of columns, those of the same rows and step side by side in one list."""
+    found: dict[object, list[Op]] = {}
+    for load, (_, step) in steps.items():
+        row, column = offsets[load]
+        place = column // step if isinstance(column, int) else load
+        found.setdefault((load.array, load.shape, row, step, place), []).append(load)
+    return list(found.values())
 
-    offsets: of the load in the first iteration of `loop`; growth: columns from one iteration to the next.
+
+class NumberColumns(Staged):
+    """The columns (rows, 1) of each unit that some loads read, in shared memory one after the other.
+
+    Zeros are beyond the array. offsets: of the loads in the first iteration of `loop`; growth: columns from one
+    iteration to the next.
     """
 
     def __init__(
-        self, state: State, unit: Unit, place: int, load: Op, loop: Op, offsets: list[Operand], growth: int
+        self,
+        state: State,
+        unit: Unit,
+        place: int,
+        loads: list[Op],
+        loop: Op,
+        offsets: "dict[Op, list[Operand]]",
+        growth: int,
     ) -> None:
         super().__init__(state, replace(unit, exact=False), place)  # exact promises nothing of this array's columns
-        assert load.array is not None and isinstance(load.array.element, DType)
-        self.load, self.kind = load, "f" if load.array.element.is_float else "r"
-        count = load.shape[0]
-        self.size, self.distance = BYTES * count, BYTES * growth
-        (row, column), b = offsets, state.builder
-        rows, columns = (state.size(dim) for dim in load.array.dims)
-        pitch = b.op("shl.b32", "r", columns, 2)
-        first = state.pointer(load.array)
-        if column != 0:
-            first = b.op("mad.wide.s32", "rd", b.op("mov.b32", "r", column), BYTES, first)
-        left = state.scalar("sub", columns, column)
-        units = b.op("div.s32", "r", state.scalar("add", left, growth - 1), growth)  # that have a column
-        start = state.values[loop.operands[0]][0]
-        limit = state.scalar("add", state.scalar("mul", units, loop.integer("step")), start)
+        array = loads[0].array
+        assert array is not None and isinstance(array.element, DType)
+        self.kind, self.rows = "f" if array.element.is_float else "r", loads[0].shape[0]
+        columns = {load: offsets[load][1] for load in loads}
+        b, row = state.builder, offsets[loads[0]][0]
+        pitch = b.op("shl.b32", "r", state.size(array.dims[1]), 2)
         base = b.op("mad.lo.s32", "r", state.tid, BYTES, state.smem)
-        for number in range(0, count, state.threads):
+        ordered = sorted(dict.fromkeys(columns.values()), key=lambda column: column if isinstance(column, int) else 0)
+        first = ordered[0]
+        self.places = {load: ordered.index(columns[load]) for load in loads}
+        self.size, self.distance = BYTES * self.rows * len(ordered), BYTES * growth
+        limits: dict[Operand, Operand] = {}  # by column: one for all of a unit where these exist together
+        whole = isinstance(first, int) and state.program.divisor(array.dims[1]) % growth == first % growth == 0
+        for column in ordered:
+            shared = whole and bool(limits)
+            limits[column] = limits[first] if shared else self._limit(loop, array.dims[1], column, growth)
+        for number in range(0, self.rows, state.threads):
             index = state.scalar("add", state.scalar("add", row, number), state.tid)
-            address = self.centred(b.op("mad.wide.s32", "rd", index, pitch, first))
-            outside, until = self.inside(lambda: limit, index, rows)
-            active = self.fewer(count - number, state.threads, state.tid)
-            self.pieces.append(Piece(address, 0, base, BYTES * number, outside, until, active, BYTES))
+            active = self.fewer(self.rows - number, state.threads, state.tid)
+            address = self.centred(b.op("mad.wide.s32", "rd", index, pitch, state.pointer(array)))
+            inside = {limit: self._inside(limit, index, array.dims[0]) for limit in dict.fromkeys(limits.values())}
+            for at, column in enumerate(ordered):
+                pointer, shift = address, 0
+                if isinstance(column, int):
+                    shift = BYTES * column
+                else:
+                    pointer = b.op("mad.wide.s32", "rd", column, BYTES, address)
+                piece = BYTES * (at * self.rows + number)
+                self.pieces.append(Piece(pointer, shift, base, piece, *inside[limits[column]], active, BYTES))
 
-    def read(self, slot: int, layout: Layout) -> list[Operand]:
+    def _inside(self, limit: Operand, index: Operand, dim: str) -> tuple[str, str]:
+        return self.inside(lambda: limit, index, self.state.size(dim))
+
+    def _limit(self, loop: Op, dim: str, column: Operand, growth: int) -> Operand:
+        """The k below which a unit must begin for its column to be in the array."""
+        state = self.state
+        left = state.scalar("sub", state.size(dim), column)
+        units = state.builder.op("div.s32", "r", state.scalar("add", left, growth - 1), growth)
+        start = state.values[loop.operands[0]][0]
+        return state.scalar("add", state.scalar("mul", units, loop.integer("step")), start)
+
+    def read(self, load: Op, slot: int, layout: Layout) -> list[Operand]:
         """Emits the loads of the current unit's numbers, one for each register of the tile's layout."""
         b = self.state.builder
         images = [BYTES * image["i"] for image in (*layout.bases["lane"], *layout.bases["warp"])]
@@ -60,7 +97,7 @@ class NumberColumn(Staged):
         found: list[Operand] = []
         for first in range(0, 1 << layout.ins["register"], width):
             registers = [b.register(self.kind) for _ in range(width)]
-            place = slot + self.offset + BYTES * layout(register=first)["i"]
+            place = slot + self.offset + BYTES * (self.places[load] * self.rows + layout(register=first)["i"])
             b.do(f"ld.shared{vector_suffix(registers)}.b32", vector(registers), memory(base, place))
             found += registers
         return found

@@ -163,10 +163,8 @@ def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Val
     totals, most = [dsl.zeros((a.rows, w.rows)) for w in weights], math.prod(side.largest for side in (a, weights[0]))
     for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
         tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
-        found = {
-            part: [numbers(k, part, *side) for side in zip(sides, fixed, strict=True)] for part in range(0, bk, group)
-        }
-        for part, (of_a, *others) in found.items():
+        for part in range(0, bk, group):
+            of_a, *others = (numbers(k, part, *side) for side in zip(sides, fixed, strict=True))
             for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
                 product = dsl.dot(tiles[0], codes.T, k=(part, group))
                 exact = _to_float(product, _correction(of_a, of_w, group), group * most)
