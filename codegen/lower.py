@@ -159,7 +159,7 @@ class Lowering:
     def hadamard(self, op: Op) -> None:
         state, layout = self.state, self.state.layouts[op]
         values = [exchange.in_register(state, value, "f") for value in state.values[op.operands[0]]]
-        state.values[op] = list(exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1]))
+        state.values[op] = self._owned(op, [*exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1])])
 
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype

@@ -367,7 +367,7 @@ def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) ->
     above = row % (digits.COLUMNS // each)  # rows of the first stored tile that are not ours
     words = _packed(np.pad(stored.astype(np.uint8), ((above, 0), (0, 0))), fmt)
     row_tile, k_tile = row * each // digits.COLUMNS, column // tile_k(fmt)
-    for place in places[places < digits.COLUMNS * matrix.words.shape[0]]:
+    for place in places[(places >= 0) & (places < digits.COLUMNS * matrix.words.shape[0])]:
         tile, own = divmod(int(place), digits.COLUMNS)
         words_of = slice(16 * own, 16 * (own + 1))  # of a stored tile: a column's, 4 lanes of 4
         target = matrix.words[tile, k_tile : k_tile + words.shape[1], words_of]
