@@ -142,6 +142,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
+    crowded = crowded or (fmt.group == 16 and fmt.zero == "offset" and fmt.scale == "i8")  # of four, converted
     if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
