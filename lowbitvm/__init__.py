@@ -95,6 +95,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             fix = "pip install 'lowbitvm[torch]'"
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
+        globals()["linear"] = linear
         return linear
     if name in LATER:
         globals()[name] = getattr(importlib.import_module(LATER[name]), name)

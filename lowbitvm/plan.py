@@ -110,20 +110,23 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
     groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
     permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then
-    so wide that the gathering of x is few of all instructions.
+    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
+    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
+    gathering of x is few of all instructions.
     """
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
-    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
+    few = summed or (permuted and fmt.group in (16, 32)) or (weights > 1 and _sums_much(fmt))
+    most = 32 if few else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
-    crowded = bm == most and (permuted or weights > 1 or _crowded(fmt))
-    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if crowded else 4), fmt, weights)
-    if permuted and bm == 8 and target is not None:
+    many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
+    many = many or (bm == SMALL_ROWS and unit_k(Tile(bm, NARROW, 64, stages, 8), fmt) == UNIT_K)
+    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
+    if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
@@ -139,7 +142,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
+    if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
@@ -329,6 +332,11 @@ def chosen_tile(
         if holds:
             raise LowbitvmError("TILE_INVALID", problem, f"leave parts out, as in {linear_tile(16, fmt)}")
     return tile
+
+
+def _sums_much(fmt: Format) -> bool:
+    """Whether a format's kernel of two weights has no registers for 64 rows: row sums, tables, i8 scales."""
+    return fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.scale == "i8" or fmt.dtype == "bp7"
 
 
 def _crowded(fmt: Format) -> bool:
