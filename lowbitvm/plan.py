@@ -142,6 +142,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
+    crowded = crowded or (fmt.group == 16 and fmt.zero == "offset" and fmt.scale == "i8")  # of four, converted
     if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
@@ -419,15 +420,20 @@ def grouped_tile(
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
     step, stored = max(base.activation_k, *groups), products * weights.bits
     pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
-    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS)
-    most = 4 if target.has_async_copies else 2
-    while True:
+    many = step > 4 * base.step_k or len(set(groups)) > 1  # loads of a step, that registers must hold
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS // 2 if many else COLUMNS)
+    most, warps, stages = 4 if target.has_async_copies else 2, 4, 0
+    while stages < 2:
         rows = min(2, _power_to(max(1, pairs // columns)))
-        for warps in (4, 2, 1):
-            stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
-            if stages >= 2 or (warps == 1 and columns == 1):
-                return DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
-        columns //= 2
+        stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
+        tile = DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
+        if warps > 2 or (columns == 1 and warps == 2):
+            warps //= 2
+        elif columns > 1:
+            columns, warps = columns // 2, 4
+        else:
+            break
+    return tile
 
 
 @dataclass(frozen=True)
