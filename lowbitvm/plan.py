@@ -162,7 +162,8 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
         if not _fits_tables(replace(tile, bn=bn, bk=bk), fmt, weights):
             continue
-        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
+        summed = bk > tile.bk and fmt.zero is None and fmt.code.bias  # sums of x for two groups of a unit
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if summed or _crowded(fmt) else bn // 32)
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
         if streamed.direct:
             return streamed
