@@ -25,7 +25,7 @@ from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.fused import LONGEST_FUSED, Fused
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
-from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
+from lowbitvm.codegen.scales import ByteRows, RelativeRows, constant_pair, multiplied
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, packed_array
 from lowbitvm.ir import Op
@@ -82,7 +82,7 @@ class Dot:
             self.decoder = self.centring.decoder
         self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
         if self.fused is not None:
-            self.segment = min(self._fused_segment(), pipeline.unit.k)
+            self.segment = min(self._fused_segment(), pipeline.unit.span)
         self._emit_addresses()
         self._emit_constants()
 
@@ -236,14 +236,25 @@ class Dot:
         Both per row tile.
         """
         if self.fused is not None:
-            outers = [self.outers] * self.row_tiles
-            if "outer" in self.rows:
-                outers = self.rows["outer"].load(self.pipeline.slot, k)
-            scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in enumerate(outers)]
+            outers = enumerate(self._outers(k))
+            scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in outers]
             return scalings, [[]] * self.row_tiles
-        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
+        loaded = [rows.load(self.pipeline.slot_for(rows), k) for rows in self.groups]
         numbers = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
         return [self._scaling(parts) for parts in numbers], [self._addends(parts) for parts in numbers]
+
+    def _outers(self, k: int) -> list[dict[str, list[str]]]:
+        """Emits the loads of what the sums of fused products are scaled with from the unit's `k` on, by row tile."""
+        scales, outers = self.rows["scales"], [self.outers] * self.row_tiles
+        if "outer" in self.rows:
+            outers = self.rows["outer"].load(self.pipeline.slot_for(self.rows["outer"]), k)
+        if isinstance(scales, RelativeRows):
+            for t, largest in enumerate(scales.load_largest(self.pipeline.slot)):
+                if self.format.outer is not None:
+                    both = zip(outers[t]["outer"], largest, strict=True)
+                    largest = [self.state.builder.op("mul.rn.f32", "f", *pair) for pair in both]
+                outers[t] = outers[t] | {"outer": largest}
+        return outers
 
     def _addends(self, loaded: dict[str, list[str]]) -> list[str]:
         """What `centring` adds to the fragments of a row tile, whose scales and zero points were loaded."""
@@ -274,7 +285,8 @@ class Dot:
                 words = self.words.words(self.pipeline.slot, *place)
                 decoded[place] = self._decoded(words, t, k)
                 if self.fused is not None:
-                    decoded[place] = self._scaled(decoded[place], self.fused, *place)
+                    k_tile = CHUNK_K * place[1]
+                    decoded[place] = self._scaled(decoded[place], self.fused, self.pipeline.slot, t, k_tile)
             fragments.append(self._centred(decoded[place][k % CHUNK_K // self.atom.k], addends))
         return fragments
 
@@ -295,12 +307,12 @@ class Dot:
             fragments[group] = self._spread(pair) * 2
         return Scaling(scales, None, offsets, [fragments[group] for group in groups])
 
-    def _scaled(self, fragments: list[list[str]], fused: Fused, t: int, j: int) -> list[list[str]]:
-        """Emits the products of the fragments of row tile t, k tile j with their scales."""
+    def _scaled(self, fragments: list[list[str]], fused: Fused, slot: int, t: int, k: int) -> list[list[str]]:
+        """Emits the products of the fragments of row tile t from k on with their scales, which the slot has."""
         b, rows = self.state.builder, self.rows["scales"]
         scaled = []
         for step, fragment in enumerate(fragments):
-            (pair,) = rows.load(self.pipeline.slot, CHUNK_K * j + self.atom.k * step)[t]["scales"]
+            (pair,) = rows.load(slot, k + self.atom.k * step)[t]["scales"]
             scales = self._spread(pair)
             shifts = self._spread(multiplied(b, fused.act, pair, self.shifts)) if fused.shifted else ["", ""]
             scaled.append([multiplied(b, fused.act, x, scales[r % 2], shifts[r % 2]) for r, x in enumerate(fragment)])

@@ -9,17 +9,22 @@ from lowbitvm.dsl import (
     Tensor,
     Value,
     atomic_add,
+    bitcast,
     dequant,
     dot,
     exp,
     expand_dims,
+    fma,
     full,
+    hadamard,
     kernel,
     load,
     maximum,
     minimum,
+    mul_shift,
     packed,
     program_id,
+    rint,
     sqrt,
     store,
     when,
@@ -33,8 +38,18 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
+from lowbitvm.mixtures import (
+    ComplexWeight,
+    MixedWeight,
+    columns_by_width,
+    mix_branch,
+    mix_columns,
+    mix_rows,
+    mix_terms,
+    pack_complex,
+)
 from lowbitvm.pack import PackedWeight, pack
-from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
+from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
     from lowbitvm.candidates import plan_digits as plan_digits
@@ -48,6 +63,10 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
+    from lowbitvm.runtime.mixture import complex_matmul as complex_matmul
+    from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
+    from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
+    from lowbitvm.runtime.reference import Requantize as Requantize
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -58,6 +77,10 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "complex_matmul": "lowbitvm.runtime.mixture",
+    "mixed_matmul": "lowbitvm.runtime.mixture",
+    "Requantize": "lowbitvm.runtime.reference",
+    "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
@@ -72,6 +95,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             fix = "pip install 'lowbitvm[torch]'"
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
+        globals()["linear"] = linear
         return linear
     if name in LATER:
         globals()[name] = getattr(importlib.import_module(LATER[name]), name)
@@ -81,18 +105,24 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "CompiledKernel",
+    "ComplexWeight",
     "Format",
     "Kernel",
     "LowbitvmError",
+    "MixedWeight",
     "Packed",
     "PackedDigits",
     "PackedWeight",
+    "Requantize",
     "Tensor",
     "Value",
     "atomic_add",
     "bf16",
+    "bitcast",
+    "columns_by_width",
     "compile_linear",
     "compile_matmul",
+    "complex_matmul",
     "dequant",
     "dot",
     "exp",
@@ -101,8 +131,10 @@ __all__ = [
     "explain_decode",
     "f16",
     "f32",
+    "fma",
     "from_foreign",
     "full",
+    "hadamard",
     "i4",
     "i32",
     "interpret",
@@ -113,8 +145,15 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mix_branch",
+    "mix_columns",
+    "mix_rows",
+    "mix_terms",
+    "mixed_matmul",
+    "mul_shift",
     "pack",
     "pack_activations",
+    "pack_complex",
     "pack_weights",
     "packed",
     "plan_digits",
@@ -123,6 +162,7 @@ __all__ = [
     "quantize_activations",
     "quantize_weights",
     "range",
+    "rint",
     "sqrt",
     "store",
     "sum",

@@ -47,6 +47,13 @@ def zeros(like: Array, shape: tuple[int, ...], dtype: DType) -> Array:
     return np.zeros(shape, dtype.numpy)
 
 
+def empty(like: Array, shape: tuple[int, ...], dtype: DType, unsigned: bool = False) -> Array:
+    """What `zeros` makes, but with any content; unsigned: of i32 in numpy its unsigned kin, which torch has not."""
+    if is_tensor(like):
+        return like.new_empty(shape, dtype=dtype.torch())
+    return np.empty(shape, np.uint32 if unsigned else dtype.numpy)
+
+
 def numbers(like: Array, count: int) -> Array:
     """0, 1, ..., count - 1 in i64."""
     return dtypes.torch().arange(count, device=like.device) if is_tensor(like) else np.arange(count)
@@ -69,6 +76,30 @@ def bits(array: Array) -> Array:
     """The same bits as signed integers: some float types of 8 bits can do little in either library."""
     integer = {1: dtypes.i8, 2: dtypes.i16, 4: dtypes.i32, 8: dtypes.i64}[array.dtype.itemsize]
     return array.view(native(array, integer))
+
+
+def fma(a: Any, b: Any, c: Any) -> "np.ndarray[Any, Any]":
+    """a * b + c of numpy's f32, rounded once.
+
+    The product is exact in f64. The sum is rounded to odd there, which keeps on which side of every midpoint of f32 it
+    lies (Boldo and Melquiond, IEEE TC 2008), from its error as Knuth's two-sum finds it.
+    """
+    with np.errstate(all="ignore"):
+        x, y = np.float64(a) * np.float64(b), np.broadcast_to(np.float64(c), np.broadcast(a, b, c).shape)
+        total = np.array(x + y)
+        back = total - x
+        error = (x - (total - back)) + (y - back)
+        even = np.isfinite(total) & (error != 0) & (total.view(np.int64) & 1 == 0)
+        toward = np.where((error > 0) == (total > 0), 1, -1)  # the odd neighbour on the side of the exact sum
+        odd = np.where(even, (total.view(np.int64) + toward), total.view(np.int64)).view(np.float64)
+        return np.asarray(odd, np.float32)
+
+
+def mul_shift(value: Any, multiplier: Any, shift: Any) -> "np.ndarray[Any, Any]":
+    """floor(value * multiplier / 2^shift + 1/2) of numpy's i32, saturated; shifts from 0 to 62."""
+    half = np.int64(1) << np.int64(shift) >> np.int64(1)
+    rounded = np.int64(value) * np.int64(multiplier) + half >> np.int64(shift)
+    return np.asarray(np.clip(rounded, -(2**31), 2**31 - 1), np.int32)
 
 
 def first(mask: Array) -> tuple[int, ...] | None:

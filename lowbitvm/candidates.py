@@ -4,8 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from lowbitvm import targets
-from lowbitvm.bench.loops import main_nest, read_sass
-from lowbitvm.bench.pipes import PIPES, cycles, kind_of
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -14,6 +12,8 @@ from lowbitvm.pack import as_format
 from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul
+from lowbitvm.runtime.loops import main_nest, read_sass
+from lowbitvm.runtime.pipes import PIPES, cycles, kind_of
 from lowbitvm.targets import Target
 
 SUB_CORES = 4

@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import json
+import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,19 +17,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import ours, static
+from lowbitvm.bench import modelled, ours, static, validation
 from lowbitvm.candidates import plan_digits
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
 from lowbitvm.formats import SCALES, Format
 from lowbitvm.interpret import interpret
-from lowbitvm.kernels.linear import ACTIVATIONS
+from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
+from lowbitvm.runtime.cache import default_size
 from lowbitvm.runtime.emulator.report import CHECKS
-from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
-from lowbitvm.targets import TARGETS, get
+from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear, disk_cache
+from lowbitvm.targets import GPUS, TARGETS, get
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
 
@@ -73,6 +76,15 @@ def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
         if name not in ours.WEIGHTS:
             Format.parse(name)
     return value
+
+
+def _shape(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int, int]:
+    """m,n,k."""
+    sizes = value.split(",")
+    if len(sizes) != 3 or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"{value!r} is not three numbers above 0, such as 16,4096,4096")
+    m, n, k = map(int, sizes)
+    return m, n, k
 
 
 @main.command()
@@ -213,6 +225,8 @@ def emulate_command(
 
 @main.command("bench")
 @click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
+@click.option("--model", "model_layers", is_flag=True, help="Model layers of language models; needs no GPU.")
+@click.option("--validate", is_flag=True, help="Model kernels of Humming beside their published times; minutes.")
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
@@ -222,18 +236,43 @@ def emulate_command(
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
 @click.option("--tile", "tiles", multiple=True, type=click.Choice(list(ours.TILES)), help="All that there are.")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
-def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -> None:
+def bench_command(
+    measure_static: bool, model_layers: bool, validate: bool, json_file: Path | None, **chosen: Any
+) -> None:
     """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
-    if not measure_static:
-        raise click.UsageError("say what to measure: --static")
-    group = chosen["group"]
-    rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
-    static.show(rows, versions, refused, Console(width=static.WIDTH))
+    if not (measure_static or model_layers or validate):
+        raise click.UsageError("say what to measure: --static, --model, --validate")
+    found: dict[str, Any] = {}
+    if measure_static:
+        group = chosen["group"]
+        rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
+        static.show(rows, versions, refused, Console(width=static.WIDTH))
+        found |= static.as_json(rows, versions, refused)
+    if model_layers:
+        layers = modelled.collect(weights=chosen["weights"])
+        modelled.show(layers, Console())
+        found |= modelled.as_json(layers)
+    if validate:
+        points = validation.collect()
+        validation.show(points, Console())
+        found |= validation.as_json(points)
     if json_file is not None:
         try:
-            json_file.write_text(json.dumps(static.as_json(rows, versions, refused), indent=1) + "\n")
+            json_file.write_text(json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise click.ClickException(f"{json_file} cannot be written: {error}") from error
+
+
+@main.command("model")
+@click.argument("weights")
+@click.option("--gpu", default="a100", show_default=True, type=click.Choice(list(GPUS)))
+@click.option("--shape", required=True, callback=_shape, help="m,n,k such as 16,4096,4096.")
+def model_command(weights: str, gpu: str, shape: tuple[int, int, int]) -> None:
+    """Says how long y (m, n) = x (m, k) w^T takes on a GPU and what binds, for weights such as "u4,group=128,zero=int".
+
+    The times are modelled from counted instructions and bytes; docs/bench.md says how.
+    """
+    click.echo(modelled.explanation(gpu, weights, shape))
 
 
 @main.command("explain")
@@ -253,6 +292,75 @@ def explain_command(weights: str, m: int, n: int, k: int, **chosen: Any) -> None
         click.echo(plan_digits(weights, m, n, k, chosen["target"]))
         return
     click.echo(explain(weights, m, n, k, **chosen))
+
+
+@main.group("cache")
+def cache_group() -> None:
+    """The compiled kernels on disk: LOWBITVM_CACHE_DIR, at most LOWBITVM_CACHE_SIZE."""
+
+
+@cache_group.command("ls")
+def cache_ls() -> None:
+    """Lists the kernels, the one that was used last at the end."""
+    cache = disk_cache()
+    table = Table("key", "kernel", "target", "registers", "spills", "KB", "last used", title=str(cache.directory))
+    files = cache.stored()
+    for file in files:
+        entry = file.entry()
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used))
+        found = ("damaged", "", "", "")
+        if entry is not None:
+            name, target = (re.search(pattern, entry.ptx) for pattern in (r"\.entry (\w+)", r"\.target (\w+)"))
+            registers, spills = (str(entry.resources.get(part)) for part in ("registers", "spills"))
+            found = (name[1] if name else "?", target[1] if target else "?", registers, spills)
+        table.add_row(file.key[:12], *found, f"{file.size / 1024:.1f}", used)
+    Console().print(table)
+    click.echo(f"{len(files)} kernels, {sum(file.size for file in files) / 2**20:.1f} of {default_size() / 2**20:g} MB")
+
+
+@cache_group.command("prune")
+@click.option("--size", type=click.IntRange(0), help="Bytes to keep, those used last; by default LOWBITVM_CACHE_SIZE.")
+def cache_prune(size: int | None) -> None:
+    """Removes the kernels that were not used for longest, and what killed processes left behind."""
+    click.echo(f"{disk_cache().prune(size) / 2**20:.1f} MB removed")
+
+
+@cache_group.command("verify")
+@click.option("--remove", is_flag=True, help="Remove the damaged ones.")
+def cache_verify(remove: bool) -> None:
+    """Reads every kernel and checks it. Exit status: 1 if one is damaged and left."""
+    files = disk_cache().stored()
+    damaged = [file for file in files if file.entry() is None]
+    for file in damaged:
+        click.echo(f"{file.path} is damaged{'; removed' if remove else ''}")
+        if remove:
+            file.path.unlink(missing_ok=True)
+    click.echo(f"{len(files) - len(damaged)} of {len(files)} kernels are whole")
+    raise SystemExit(1 if damaged and not remove else 0)
+
+
+@cache_group.command("export")
+@click.argument("archive", type=_FILE)
+def cache_export(archive: Path) -> None:
+    """Writes all kernels to ARCHIVE, for machines that shall not compile them."""
+    try:
+        click.echo(f"{disk_cache().export(archive)} kernels written to {archive}")
+    except OSError as error:
+        raise click.ClickException(f"{archive} cannot be written: {error}") from error
+
+
+@cache_group.command("import")
+@click.argument("archive", type=_FILE)
+def cache_import(archive: Path) -> None:
+    """Adds the kernels of ARCHIVE. They run as any program does: take them from those whom you trust."""
+    try:
+        count, refused = disk_cache().load(archive)
+    except OSError as error:
+        raise click.ClickException(f"{archive} cannot be read: {error}") from error
+    for name in refused:
+        click.echo(f"{name} is no whole kernel, and was left out")
+    click.echo(f"{count} kernels added")
+    raise SystemExit(1 if refused else 0)
 
 
 @main.command()

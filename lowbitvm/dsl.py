@@ -20,7 +20,7 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import format_digits
+from lowbitvm.integers import code_factor, format_digits
 from lowbitvm.ir import Array, Attribute, Op, Program
 from lowbitvm.verify import STAGES, verify
 
@@ -121,6 +121,10 @@ class Value:
         if len(self.shape) != 2:
             raise _invalid(f".T of a tile of shape {self.shape}", "transpose tiles of rank 2 only")
         return _record("transpose", self.dtype, self.shape[::-1], (self,))
+
+    def reshape(self, *shape: int) -> "Value":
+        """The same elements, in row-major order, as a tile of another shape."""
+        return _record("reshape", self.dtype, _shape(shape), (self,))
 
     def __add__(self, other: "Value | Scalar") -> "Value":
         return _binary("add", self, other)
@@ -251,6 +255,11 @@ class Packed:
         return format_digits(self.format).offset
 
     @property
+    def factor(self) -> int:
+        """What the codes of a format with digits count beside their zeros; see `PackedDigits.top`."""
+        return code_factor(self.format)
+
+    @property
     def shape(self) -> tuple[Value, ...]:
         """(out_features, in_features) as i32 scalars."""
         return tuple(_dimension(self.array, axis) for axis in range(2))
@@ -369,9 +378,15 @@ def load(
     return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other, **more)
 
 
-def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:
-    """Writes a tile at `offsets`; elements beyond the array are dropped."""
-    _expect(target, Tensor, "lb.store writes to a dense parameter of the kernel")
+def store(target: Tensor | Packed, offsets: tuple[Value | int, ...], value: Value) -> None:
+    """Writes a tile at `offsets`; elements beyond the array are dropped.
+
+    An offset may be an i32 tile instead, as in `load`: the index of every row or column, which are scattered. Indices
+    outside the array are dropped, and no two of the others may be the same.
+    To Packed activations in digits: an i32 tile of codes, of whole stored tiles along K (64 in digits="s8", 128 in
+    "s4", 512 in "b1"). What is stored beyond the array, but in tiles and rows that the codes touch, becomes padding.
+    """
+    _expect(target, (Tensor, Packed), "lb.store writes to a parameter of the kernel")
     _expect(value, Value, "lb.store writes a tile")
     _record("store", None, value.shape, (value, *_offsets(target.array, offsets)), target.array)
 
@@ -434,19 +449,41 @@ def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -
     return _record("dequant", dtypes.f32, codes.shape, (codes,), array)
 
 
-def dot(a: Value, b: Value) -> Value:
+def fma(a: Value | Scalar, b: Value | Scalar, c: Value | Scalar) -> Value:
+    """a * b + c of f32, rounded once."""
+    product_a, product_b = _pair(a, b)
+    _, c = _pair(product_a, c)
+    shape = c.shape
+    operands = (_broadcast(product_a, shape), _broadcast(product_b, shape), c)
+    return _record("fma", dtypes.f32, shape, operands)
+
+
+def mul_shift(value: Value, multiplier: Value, shift: Value) -> Value:
+    """floor(value * multiplier / 2^shift + 1/2) of i32, saturated to i32: a dyadic number times each element.
+
+    The product has 64 bits; shifts are from 0 to 62. Halves are rounded up. Source: HAWQ-V3 (Yao et al., ICML 2021).
+    """
+    shape = _broadcast_shape(_broadcast_shape(value.shape, multiplier.shape), shift.shape)
+    return _record("mul_shift", dtypes.i32, shape, tuple(_broadcast(x, shape) for x in (value, multiplier, shift)))
+
+
+def dot(a: Value, b: Value, k: tuple[int, int] | None = None) -> Value:
     """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
 
-    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight. Products are exact; the sum over k is f32's.
+    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight, or of a dense one of the same dtype. Products
+    are exact; the sum over k is f32's.
     Or `a` and `b` are codes in digits, of activations and of a weight: then the result is i32, the sum of the products
     (value - offset) * (value - offset) modulo 2^32, with `Packed.offset` of either side.
+    k: (first, size), a part of the tiles along k that is multiplied alone; of codes, in whole steps of their digits'
+    instruction: 32 of "s8", 64 of "s4", 256 of "b1".
     """
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
         raise LowbitvmError(
             "SHAPE_MISMATCH", f"dot of tiles {a.shape} and {b.shape}", "make a (m, k) and b (k, n)", _caller()
         )
     dtype = dtypes.i32 if isinstance(a.dtype, CodeType) else dtypes.f32
-    return _record("dot", dtype, (a.shape[0], b.shape[1]), (a, b))
+    part: dict[str, Attribute] = {} if k is None else {"first": k[0], "size": k[1]}
+    return _record("dot", dtype, (a.shape[0], b.shape[1]), (a, b), None, **part)
 
 
 def _unary(kind: str, value: Value) -> Value:
@@ -463,6 +500,22 @@ def sqrt(value: Value) -> Value:
     return _unary("sqrt", value)
 
 
+def rint(value: Value) -> Value:
+    """Each f32 element rounded to the nearest i32, halves to even; what is beyond i32 saturates, NaN becomes 0."""
+    return _record("rint", dtypes.i32, value.shape, (value,))
+
+
+def bitcast(value: Value, dtype: DType) -> Value:
+    """The bits of each f32 as an i32, or of each i32 as an f32. Floats from 0 on, and NaN above them, order alike."""
+    return _record("bitcast", dtype, value.shape, (value,))
+
+
+def hadamard(value: Value) -> Value:
+    """Each row of the last axis, f32, times the Walsh-Hadamard matrix, whose (i, j) is -1 where i & j has an odd number
+    of bits and else +1: in rounds of sums and differences, of j and j + 1, then j and j + 2, and so on."""
+    return _unary("hadamard", value)
+
+
 def maximum(left: Value | Scalar, right: Value | Scalar) -> Value:
     """The larger of each pair; a NaN loses against a number."""
     return _binary("max", left, right)
@@ -474,7 +527,7 @@ def minimum(left: Value | Scalar, right: Value | Scalar) -> Value:
 
 
 def reduce_sum(value: Value, axis: int) -> Value:
-    """The sum along one axis, which disappears from the shape."""
+    """The sum along one axis, which disappears from the shape; of f32, neighbours first, then their sums, and so on."""
     return _reduce("sum", value, axis)
 
 
@@ -577,8 +630,10 @@ class Kernel:
             )
         self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
         self.optional = {p.name for p in parameters if p.default is None}
-        tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        if tensors != list(self.specs):
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        tensors = [p.name for p in parameters if p.kind is positional]
+        rest = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
+        if tensors != list(self.specs)[: len(tensors) if rest else None]:
             raise _invalid(
                 f"{self.__name__} takes {tensors}, but its decorator declares {list(self.specs)}",
                 "declare every positional parameter, in order",
@@ -656,7 +711,8 @@ def _handle(array: Array | None) -> Tensor | Packed | None:
 def kernel(**specs: tuple[str, DType | None] | Spec) -> Callable[[Callable[..., None]], Kernel]:
     """Declares a kernel: per positional parameter its dimension names and dtype, `("m k", lb.f16)` or `packed("n k")`.
 
-    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch.
+    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch. A parameter `*rest` of
+    the function takes all that are declared beyond its own.
     """
     for name, spec in specs.items():
         if not isinstance(spec, Spec) and not (isinstance(spec, tuple) and len(spec) == 2):

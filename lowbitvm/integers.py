@@ -7,7 +7,7 @@ import numpy as np
 
 from lowbitvm import arrays, chunk, digits, dtypes
 from lowbitvm.digits import BASES, Decomposition
-from lowbitvm.dtypes import CODE_TYPES, Array
+from lowbitvm.dtypes import CODE_TYPES, Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.words import check_codes
@@ -23,8 +23,9 @@ class PackedDigits:
 
     words: u32 (numpy) or i32 (torch) [row tiles, k tiles, words of a tile]; 16 rows of weights or 8 columns of
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
-    sums: i32 [rows], the sum over k of value - offset of every row.
-    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (code - zero).
+    sums: i32 [rows], the sum over k of value - offset of every row; or [rows, parts], the sums of equal parts of k.
+    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (factor * code - zero), with the
+        `factor` 1 but for the top planes of codes. Of formats with a group along k [rows, groups].
 
     The arrays are contiguous. Compares by identity.
     """
@@ -54,9 +55,24 @@ class PackedDigits:
         return {name: array for name, array in named.items() if array is not None}
 
     @property
+    def summed(self) -> int:
+        """in_features of each sum."""
+        return self.columns if self.sums.ndim == 1 else self.columns // max(1, int(self.sums.shape[1]))
+
+    @property
+    def group(self) -> int | None:
+        """in_features that share a scale, where these are not all."""
+        return self.format.group if self.scales is not None and isinstance(self.format.group, int) else None
+
+    @property
     def decomposition(self) -> Decomposition:
         """The digits of the codes."""
         return format_digits(self.format)
+
+    @property
+    def factor(self) -> int:
+        """What codes count, beside their zeros."""
+        return code_factor(self.format)
 
     @property
     def nbytes(self) -> int:
@@ -79,10 +95,11 @@ class PackedDigits:
     def top(self, bits: int) -> "PackedDigits":
         """The weight of the top `bits` planes of every code, over the same words: a kernel reads those planes only.
 
-        A code v of p bits becomes floor(v / 2**(p - bits)) of the same kind, u, i or bp; of a bipolar code, whose
-        planes are +1 and -1, that is the nearest one with fewer planes, and scales grow by 2**(p - bits). For weights
-        in digits="b1". Raises ARGUMENT_INVALID, and FORMAT_UNSUPPORTED for scales of other codes, whose nearest
-        numbers need a zero point between two codes.
+        A code v of p bits becomes floor(v / 2**d) of the same kind, u, i or bp, with d = p - bits. Scaled, every one of
+        them stands for the middle of what becomes it, 2**d floor(v / 2**d) + (2**d - 1) / 2, less the zero: numbers are
+        off by less than half of their new step (any-precision LLM, arXiv:2402.10517). The half makes whole numbers of
+        twice the size, `factor` * code - zero, with half the scale. Of a bipolar code, whose planes are +1 and -1, the
+        middle is 2**d times the top. For weights in digits="b1". Raises ARGUMENT_INVALID.
         """
         fmt, code = self.format, self.format.code
         kind = code.name.rstrip("0123456789")
@@ -94,17 +111,22 @@ class PackedDigits:
                 "take fewer planes than there are, of a u, i or bp weight in digits='b1', two or more of i",
             )
         dropped = fmt.bits - bits
-        if self.scales is not None and kind != "bp":
-            raise LowbitvmError(
-                "FORMAT_UNSUPPORTED", f"scaled top planes of {fmt.dtype}", "use bp codes, or pack without scales"
-            )
-        made = replace(
-            self,
-            format=replace(fmt, dtype=name, planes=fmt.planes or fmt.bits),
-            scales=None if self.scales is None else self.scales * 2.0**dropped,
-        )
+        made = replace(self, format=replace(fmt, dtype=name, planes=fmt.planes or fmt.bits))
         values = _host(made.unpack()).astype(np.int64)
-        return replace(made, sums=_like(self.words, (values - made.decomposition.offset).sum(1).astype(np.int32)))
+        made = replace(made, sums=_like(self.words, sums_of(values - made.decomposition.offset, self.summed)))
+        if self.scales is None:
+            return made
+        if kind == "bp":
+            return made if self.zeros is not None else replace(made, scales=self.scales * 2.0**dropped)
+        zeros = np.zeros(self.scales.shape, np.int32) if self.zeros is None else _host(self.zeros)
+        twice = 1 if self.factor > 1 else 2
+        middle = (twice * self.factor * ((1 << dropped) - 1)) // 2
+        return replace(
+            made,
+            format=replace(made.format, zero="int"),
+            scales=self.scales / twice,
+            zeros=_like(self.words, (twice * zeros - middle).astype(np.int32)),
+        )
 
     def to(self, device: Any) -> "PackedDigits":
         """The same matrix of torch tensors on another device."""
@@ -117,32 +139,54 @@ def format_digits(fmt: Format) -> Decomposition:
     return (digits.of_activations if fmt.act is None else digits.of_weights)(fmt.code, fmt.digits)
 
 
+def code_factor(fmt: Format) -> int:
+    """What the codes of a format count beside their zeros: see `PackedDigits.top`."""
+    if fmt.planes is None or fmt.zero is None:
+        return 1
+    return (3 - fmt.code.step) << fmt.planes - fmt.bits  # of steps of 2 the middle is a whole number
+
+
 def pack_weights(
-    codes: Array, fmt: Format | str, scales: Array | None = None, zeros: Array | None = None
+    codes: Array,
+    fmt: Format | str,
+    scales: Array | None = None,
+    zeros: Array | None = None,
+    *,
+    sums: int | None = None,
 ) -> PackedDigits:
     """Brings an integer weight, whose format has `act`, into the stored order of its digits.
 
     codes: integers (out_features, in_features), values of the code type `fmt.dtype`; numpy, or torch on any device.
-    scales: floats (out_features, 1), f16, bf16 or f32, for group="channel"; None: the codes are the numbers.
-    zeros: integers (out_features, 1) in the range of the codes for zero="int": numbers are scale * (code - zero).
-    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID, FORMAT_UNSUPPORTED, ARGUMENT_INVALID.
+    scales: floats (out_features, G), f16, bf16 or f32, with G groups along K, 1 for "channel"; None: the codes are the
+        numbers. Groups are whole steps of the digits' instruction: 32 to 256 in "s8", 64 to 256 in "s4", 256 in "b1".
+    zeros: integers (out_features, G) in the range of the codes for zero="int": numbers are scale * (code - zero).
+    sums: the in_features of each stored sum; by default the format's group. Products with activations in smaller groups
+        that have zero points, or an offset in their digits, need sums of those.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID, FORMAT_UNSUPPORTED, ARGUMENT_INVALID,
+    GROUP_INDIVISIBLE.
     """
     fmt = Format.parse(fmt) if isinstance(fmt, str) else fmt
     if fmt.act is None:
         raise LowbitvmError(
             "FORMAT_INVALID", f"{fmt} does not say what its codes are multiplied with", 'add act, as in act="i8"'
         )
-    return _pack(codes, fmt, scales, zeros)
+    return _pack(codes, fmt, scales, zeros, sums)
 
 
 def pack_activations(
-    codes: Array, fmt: Format | str, scales: Array | None = None, zeros: Array | None = None
+    codes: Array,
+    fmt: Format | str,
+    scales: Array | None = None,
+    zeros: Array | None = None,
+    *,
+    sums: int | None = None,
 ) -> PackedDigits:
     """Brings integer activations into the stored order; `lb.matmul` multiplies them with packed weights.
 
     codes: integers (m, in_features), values of the code type `fmt.dtype`. fmt: a Format, or its text, such as "i8" or
-    "u4,digits=b1"; its digits, "s8" unless told otherwise, are to be the weight's. scales, zeros: (m, 1), one for each
-    token, as `pack_weights` takes them. Raises what that does.
+    "u4,digits=b1"; its digits, "s8" unless told otherwise, are to be the weight's. scales, zeros: (m, G), one for each
+    group of a token, as `pack_weights` takes them. sums: the in_features of each stored sum, as there: those of the
+    weight's groups. Raises what that does.
     """
     fmt = Format.parse(fmt) if isinstance(fmt, str) else fmt
     if fmt.act is not None:
@@ -150,10 +194,10 @@ def pack_activations(
             "FORMAT_INVALID", f"activations of {fmt}, which is a weight's", f"use Format({fmt.act!r}, digits=...)"
         )
     fmt = replace(fmt, digits=fmt.digits or "s8")
-    return _pack(codes, fmt, scales, zeros)
+    return _pack(codes, fmt, scales, zeros, sums)
 
 
-def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None) -> PackedDigits:
+def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None, each: int | None) -> PackedDigits:
     """Integer codes (rows, K) in the stored order of a format with digits."""
     if codes.ndim != 2 or not dtypes.of(codes).is_integer:
         code = "SHAPE_MISMATCH" if codes.ndim != 2 else "DTYPE_MISMATCH"
@@ -165,15 +209,32 @@ def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None) 
     decomposition = format_digits(fmt)
     values = _host(codes).astype(np.int64)
     stored = ((values - decomposition.offset) // decomposition.factor) & ((1 << decomposition.bits) - 1)
-    sums = (values - decomposition.offset).sum(1).astype(np.int32)
-    words = _packed(stored.astype(np.uint8), fmt)
     rows, columns = map(int, codes.shape)
-    parts = _rank_one(fmt, rows, scales, zeros)
+    parts = _rank_one(fmt, (rows, columns), scales, zeros)
+    each = fmt.group if each is None and isinstance(fmt.group, int) and scales is not None else each
+    sums = sums_of(values - decomposition.offset, each)
+    words = _packed(stored.astype(np.uint8), fmt)
     return PackedDigits(_like(codes, words), _like(codes, sums), fmt, rows, columns, *parts)
 
 
-def _rank_one(fmt: Format, rows: int, scales: Array | None, zeros: Array | None) -> tuple[Array | None, Array | None]:
-    """Scales as f32 and zeros as i32, one for each row."""
+def sums_of(values: NumpyArray, each: int | None) -> NumpyArray:
+    """The sums over k of values (rows, K), or of each so many of k. Raises GROUP_INDIVISIBLE, ARGUMENT_INVALID."""
+    rows, k = values.shape
+    if each is None or each == k:
+        total: NumpyArray = values.sum(1)
+        return total.astype(np.int32)
+    if each < 1:
+        raise LowbitvmError("ARGUMENT_INVALID", f"sums of {each} in_features each", "give a number above 0, or None")
+    if k % each:
+        raise LowbitvmError("GROUP_INDIVISIBLE", f"{k} in_features in sums of {each}", "pad in_features")
+    parts: NumpyArray = values.reshape(rows, k // each, each).sum(2)
+    return parts.astype(np.int32)
+
+
+def _rank_one(
+    fmt: Format, shape: tuple[int, int], scales: Array | None, zeros: Array | None
+) -> tuple[Array | None, Array | None]:
+    """Scales and zeros as they are stored."""
     if (zeros is not None) != (fmt.zero is not None and scales is not None):
         given = [name for name, array in (("scales", scales), ("zeros", zeros)) if array is not None]
         raise LowbitvmError(
@@ -183,26 +244,46 @@ def _rank_one(fmt: Format, rows: int, scales: Array | None, zeros: Array | None)
         )
     if scales is None:
         return None, None
-    if fmt.group != "channel" or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
+    if fmt.group in ("tensor", 16) or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             f"scales of {fmt} beside codes in digits",
-            "use group='channel', a scale of f16, bf16 or f32, and zero=None or 'int'",
+            "use group='channel' or 32 to 256, a scale of f16, bf16 or f32, and zero=None or 'int'",
         )
+    check_group(fmt)
+    wanted = fmt.scales_shape(*shape)
     for name, array, right in (
         ("scales", scales, dtypes.of(scales) == fmt.scale_dtype),
         ("zeros", zeros, zeros is None or dtypes.of(zeros).is_integer),
     ):
         if not right:
             raise LowbitvmError("DTYPE_MISMATCH", f"{name} of {dtypes.of(array)} for {fmt}", "cast them")
-        if array is not None and tuple(array.shape) != (rows, 1):
+        if array is not None and tuple(array.shape) != wanted:
             raise LowbitvmError(
-                "SHAPE_MISMATCH", f"{name} of shape {tuple(array.shape)} for {rows} rows", f"pass ({rows}, 1)"
+                "SHAPE_MISMATCH", f"{name} of shape {tuple(array.shape)} for {shape[0]} rows", f"pass {wanted}"
             )
     if zeros is not None:
         check_codes("zeros", zeros, fmt.code, 1)
-        zeros = arrays.contiguous(arrays.cast(arrays.detached(zeros), dtypes.i32).reshape(rows))
-    return arrays.contiguous(arrays.cast(arrays.detached(scales), dtypes.f32).reshape(rows)), zeros
+        zeros = _by_row(zeros, dtypes.i32)
+    return _by_row(scales, dtypes.f32), zeros
+
+
+def _by_row(array: Array, dtype: DType) -> Array:
+    """Numbers (rows, groups) as they are stored: [rows] of one group."""
+    stored = arrays.contiguous(arrays.cast(arrays.detached(array), dtype))
+    return stored.reshape(stored.shape[0]) if stored.shape[1] == 1 else stored
+
+
+def check_group(fmt: Format) -> None:
+    """Raises FORMAT_UNSUPPORTED for groups along k that are no whole steps of the digits' instruction."""
+    assert fmt.digits is not None
+    if isinstance(fmt.group, int) and fmt.group % BASES[fmt.digits].step_k:
+        serving = [f"digits={base.name!r}" for base in BASES.values() if fmt.group % base.step_k == 0]
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"groups of {fmt.group} in digits of {fmt.digits}, multiplied {BASES[fmt.digits].step_k} at a time",
+            f"use {' or '.join([*serving, 'larger groups'])}",
+        )
 
 
 def _host(array: Array) -> NumpyArray:
@@ -264,6 +345,28 @@ def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
         for digit, part in zip(cut, parts, strict=False)
     ]
     return np.concatenate(words, -1)
+
+
+def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) -> None:
+    """Stores codes i32 (rows, K) of whole stored tiles along K into activations at (row, column), numpy only.
+
+    What lies in their tiles beyond the matrix becomes padding.
+    """
+    fmt, parts = matrix.format, matrix.decomposition
+    assert fmt.digits is not None
+    stored = (codes.astype(np.int64) - parts.offset) // parts.factor & ((1 << parts.bits) - 1)
+    stored[max(0, matrix.rows - row) :] = 0
+    stored[:, max(0, matrix.columns - column) :] = 0
+    each = digits.columns_per_row(fmt.code, fmt.digits)
+    places = np.arange(row * each, (row + codes.shape[0]) * each)
+    above = row % (digits.COLUMNS // each)  # rows of the first stored tile that are not ours
+    words = _packed(np.pad(stored.astype(np.uint8), ((above, 0), (0, 0))), fmt)
+    row_tile, k_tile = row * each // digits.COLUMNS, column // tile_k(fmt)
+    for place in places[(places >= 0) & (places < digits.COLUMNS * matrix.words.shape[0])]:
+        tile, own = divmod(int(place), digits.COLUMNS)
+        words_of = slice(16 * own, 16 * (own + 1))  # of a stored tile: a column's, 4 lanes of 4
+        target = matrix.words[tile, k_tile : k_tile + words.shape[1], words_of]
+        target[...] = words[tile - row_tile, : target.shape[0], words_of]
 
 
 def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:

@@ -1,17 +1,18 @@
 """Which tile a linear layer runs with, and how many blocks share out its k."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lowbitvm.chunk import blocks
+from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
+from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
 from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
-TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
+TABLE_STAGE_BYTES = 16 * 1024  # of the codebooks of groups that a stage meets, at most: others stay in global memory
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
@@ -109,19 +110,23 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
     groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
     permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then
-    so wide that the gathering of x is few of all instructions.
+    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
+    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
+    gathering of x is few of all instructions.
     """
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
-    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
+    few = summed or (permuted and fmt.group in (16, 32)) or (weights > 1 and _sums_much(fmt))
+    most = 32 if few else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
-    if permuted and bm == 8 and target is not None:
+    many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
+    many = many or (bm == SMALL_ROWS and unit_k(Tile(bm, NARROW, 64, stages, 8), fmt) == UNIT_K)
+    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
+    if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
@@ -137,7 +142,8 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+    crowded = crowded or (fmt.group == 16 and fmt.zero == "offset" and fmt.scale == "i8")  # of four, converted
+    if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
@@ -147,20 +153,28 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
     """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
+    A warp has as many out_features as without a permutation where its codes go to registers, and 64 where they do not.
+
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
     which stages of 64 are joined to where the groups are longer and shared memory has room for two such units.
     """
     bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
+    plain = _decode_tile(replace(tile, stages=8), fmt, target, weights)
+    summed = bk > tile.bk and fmt.zero is None and fmt.code.bias  # sums of x for two groups of a unit
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if summed or _crowded(fmt) else bn * plain.warps // plain.bn)
+        if not _fits_tables(wide, fmt, weights):
+            continue
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
-        if streamed.direct:
+        if streamed.direct and (m <= GATHERED_ROWS or bn == 512 or not target.has_async_copies):
             return streamed
+        wide = replace(wide, warps=min(8, bn // 64))
+        joined = 2 * UNIT_K * (16 * tile.bm + weights * bn * (fmt.bits + 1)) // 8  # as the kernel reckons, at most
         for depth in (512, 384, 256):
             deep = replace(wide, stages=depth // bk)
-            if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
+            if max(_staged_bytes(deep, fmt, weights), joined) <= min(free, STAGED_BYTES * bn // NARROW):
                 return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
 
@@ -178,15 +192,35 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn)
     codes = 0 if tile.direct else fmt.bits * tile.bk
     return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
 
 
-def stages_tables(fmt: Format, k: int) -> bool:
-    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+def stages_tables(fmt: Format, k: int, bn: int) -> bool:
+    """Whether the codebooks of the groups that k x bn codes meet are copied with the codes."""
     meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
-    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
+    return fmt.table == "group" and 0 < meets * bn << fmt.bits + 1 <= TABLE_STAGE_BYTES
+
+
+def _fits_tables(tile: Tile, fmt: Format, weights: int) -> bool:
+    """Whether the codebooks of a tile's groups or out_features have room in shared memory.
+
+    Those of 16 out_features have a row of 128 bytes for every code, so that there are no bank conflicts; for codes of 8
+    bits there is never room for that.
+    """
+    if fmt.table == "group" and isinstance(fmt.group, int):
+        return stages_tables(fmt, unit_k(tile, fmt), tile.bn)
+    if fmt.table == "block" and fmt.bits < INDEX_BITS:
+        return weights * tile.bn // BLOCK * ROW_BYTES << fmt.bits <= TABLE_ROOM
+    return True
+
+
+def _with_tables(tile: Tile, fmt: Format, weights: int) -> Tile:
+    """The tile, or a narrower one that has room for its codebooks."""
+    while tile.bn > BLOCK and not _fits_tables(tile, fmt, weights):
+        tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 2 // BLOCK))
+    return tile
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -195,7 +229,9 @@ def _stages(tile: Tile, fmt: Format) -> int:
     Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
     once for two such units.
     """
-    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(fmt, tile.bk)
+    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(
+        fmt, tile.bk, tile.bn
+    )
     fits = [
         stages for stages in (8, 6) if unit_k(tile, fmt) > tile.bk and tile.bm <= 16 and stages * stage <= STAGED_BYTES
     ]
@@ -207,14 +243,13 @@ def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
 
     Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
     """
-    narrow = replace(tile, bn=NARROW)
-    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * NARROW)]
-    tiles = [*wide, narrow, replace(narrow, bk=UNIT_K), replace(narrow, bk=UNIT_K, stages=6)]
+    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * tile.bn)]
+    tiles = [*wide, tile, replace(tile, bk=UNIT_K), replace(tile, bk=UNIT_K, stages=6)]
     streamed = [replace(tile, direct=direct_k(tile, fmt, target, weights)) for tile in tiles]
     busy = [tile for tile in streamed if keeps_busy(tile, fmt, target, weights)]
     few = [tile for tile in busy if tile.direct and registers(tile, fmt, weights) <= MOST_REGISTERS[tile.bm]]
     fewest = sorted((tile for tile in busy if tile.direct), key=lambda tile: registers(tile, fmt, weights))
-    return next(iter(few or fewest), replace(narrow, stages=_stages(replace(narrow, stages=4), fmt)))
+    return next(iter(few or fewest), replace(tile, stages=_stages(replace(tile, stages=4), fmt)))
 
 
 def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:
@@ -306,6 +341,11 @@ def chosen_tile(
     return tile
 
 
+def _sums_much(fmt: Format) -> bool:
+    """Whether a format's kernel of two weights has no registers for 64 rows: row sums, tables, i8 scales."""
+    return fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.scale == "i8" or fmt.dtype == "bp7"
+
+
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
     return fmt.zero in ("float", "offset") or fmt.group in (16, 32)
@@ -339,8 +379,8 @@ class DigitTile:
         return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
 
 
-def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
-    """The tile for m rows of k integer activations.
+def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1) -> DigitTile:
+    """The tile for m rows of k integer activations, and one weight or, for two products, a gate as well.
 
     For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
     For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
@@ -348,10 +388,11 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
-    pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
+    pairs = PAIRS // products
+    pairs = pairs // 2 if base.bits == 1 and target.capability < (8, 0) else pairs  # xor takes counts of either side
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
     bm = columns * COLUMNS // each
-    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
+    words = products * weights.bits * step // 64  # of a lane: a row tile's weights beside a stored tile of activations
     rows = 2 if 2 * columns * planes <= pairs and 2 * words <= LOADED else 1
     own = rows * words + columns * ACTIVATION_WORDS
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
@@ -359,13 +400,115 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
+    most, stored = 4 if target.has_async_copies else 2, products * weights.bits
     for warps in (4, 2, 1):
         stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
         stages = min(most, STAGED_BYTES // stage)
         if stages >= 2:
             break
     return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+
+
+def grouped_tile(
+    m: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...], products: int = 1
+) -> DigitTile:
+    """The tile for m rows where scales belong to groups of k: every group's integers go to accumulators in f32.
+
+    A step is a multiple of all groups. The warps do not share out k: sums are added in its order whatever the tile.
+    """
+    assert activations.digits is not None and weights.digits is not None
+    base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
+    planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
+    step, stored = max(base.activation_k, *groups), products * weights.bits
+    pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
+    many = step > 4 * base.step_k or len(set(groups)) > 1  # loads of a step, that registers must hold
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS // 2 if many else COLUMNS)
+    most, warps, stages = 4 if target.has_async_copies else 2, 4, 0
+    while stages < 2:
+        rows = min(2, _power_to(max(1, pairs // columns)))
+        stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
+        tile = DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
+        if warps > 2 or (columns == 1 and warps == 2):
+            warps //= 2
+        elif columns > 1:
+            columns, warps = columns // 2, 4
+        else:
+            break
+    return tile
+
+
+@dataclass(frozen=True)
+class MixtureTile:
+    """One block's share of a product with a mixed weight, as `DigitTile`; bk of every part of k."""
+
+    bm: int
+    bn: int
+    bk: tuple[int, ...]
+    stages: int
+    warps: int
+
+    def part(self, block: int) -> int:
+        """k of a step that a warp, or all of them together, take in a part of k."""
+        return self.bk[block] // self.warps if self.bn < 16 * self.warps else self.bk[block]
+
+
+def mixture_tile(
+    m: int,
+    activations: Sequence[tuple[Format, int]],
+    weights: Sequence[Sequence[Sequence[Format]]],
+    groups: Sequence[int],
+    branch: bool,
+    target: Target,
+) -> MixtureTile:
+    """The tile for m rows: of the choices of `digit_tile` for each part of k those that serve all of them.
+
+    activations: formats and in_features of the parts of k; weights: [part of n][part of k][term]; groups: of each part
+    of k the longest with scales, or 0. Warps share out k where there are neither groups nor a branch.
+    """
+    each = [columns_per_row(fmt.code, fmt.digits or "") for fmt, _ in activations]
+    steps = [
+        max(BASES[fmt.digits or ""].activation_k, group) for (fmt, _), group in zip(activations, groups, strict=True)
+    ]
+    terms = [[part[block] for part in weights] for block in range(len(activations))]  # [part of k][part of n]
+    planes = [max(sum(len(format_digits(fmt).digits) for fmt in codes) for codes in parts) for parts in terms]
+    bits = [max(sum(fmt.bits for fmt in codes) for codes in parts) for parts in terms]
+    if any(groups):  # accumulators of all terms, and the integers of one
+        planes = [p + max(len(codes) for codes in parts) for p, parts in zip(planes, terms, strict=True)]
+    planar = any(fmt.digits == "b1" for fmt, _ in activations)
+    pairs = PAIRS // 2 if planar and target.capability < (8, 0) else PAIRS
+    pairs //= 1 + (len(activations) > 1 or branch)  # what one loop has summed is kept beside another one's sums
+    if branch and not target.has_async_copies:  # tiles pass through registers
+        pairs //= 2
+    most = [
+        max(1, min(_power_to(max(1, pairs // p)), 2 * COLUMNS) * COLUMNS // e)
+        for p, e in zip(planes, each, strict=True)
+    ]
+    least = COLUMNS if branch else max(COLUMNS // e for e in each)
+    bm = max(min(_power_from(m), *most), least)
+    columns = [bm * e // COLUMNS for e in each]
+    words = [b * step // 64 for b, step in zip(bits, steps, strict=True)]
+    doubled = all(2 * c * p <= pairs for c, p in zip(columns, planes, strict=True))
+    rows = 2 if doubled and 2 * max(words) <= LOADED else 1
+    own = [rows * w + c * ACTIVATION_WORDS for w, c in zip(words, columns, strict=True)]
+    few = all(o <= (1 + ACTIVATION_SHARE) * rows * w for o, w in zip(own, words, strict=True))
+    if m <= bm and not branch and not any(groups) and few:
+        parts = [step * _power_to(max(1, LOADED // o)) for step, o in zip(steps, own, strict=True)]
+        most_steps = max(k // part for (_, k), part in zip(activations, parts, strict=True))
+        warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, most_steps))))
+        sums = max(len(codes) for blocks in terms for codes in blocks) * rows * max(columns) * 4  # of a lane
+        if 4 * 32 * warps * sums <= STAGED_BYTES:
+            return MixtureTile(bm, 16 * rows, tuple(part * warps for part in parts), 2, warps)
+    rows = 2 if doubled else 1
+    for warps in (4, 2, 1):
+        sizes = zip(steps, bits, columns, activations, strict=True)
+        stage = max(
+            step * (16 * rows * warps * b + c * COLUMNS * BASES[fmt.digits or ""].bits) // 8
+            for step, b, c, (fmt, _) in sizes
+        )
+        stages = min(4 if target.has_async_copies else 2, STAGED_BYTES // stage)
+        if stages >= 2:
+            break
+    return MixtureTile(bm, 16 * rows * warps, tuple(steps), max(2, stages), warps)
 
 
 def _power_to(size: int) -> int:

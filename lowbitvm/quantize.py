@@ -15,7 +15,7 @@ from lowbitvm import arrays, dtypes
 from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
-from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
+from lowbitvm.integers import PackedDigits, pack_weights
 from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
@@ -88,7 +88,7 @@ def quantize(
     table: Array | None = None,
     input_scale: Array | None = None,
     permutation: Array | None = None,
-) -> PackedWeight:
+) -> PackedWeight | PackedDigits:
     """Rounds a float weight (N, K) to the nearest codes of a format. f16, bf16, f32 or f64, numpy or torch.
 
     With lo and hi the smallest and largest weight of a group, and low .. high the values of the codes:
@@ -112,6 +112,7 @@ def quantize(
         numbers for table="tensor", or (T, E) for table="group", of which each group takes the one with the least error.
     input_scale: floats (K). What is rounded is the weight that multiplies x as this one multiplies x * input_scale.
     permutation: as `pack` takes it; weight keeps its own order.
+    A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers.
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
     overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,
@@ -130,17 +131,6 @@ def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:
     """
     fmt = as_format(fmt)
     return pack_weights(fmt=fmt, **_parts(weight, fmt))
-
-
-def quantize_activations(x: Array, fmt: Format | str) -> PackedDigits:
-    """Rounds float activations (m, in_features) to integers for `lb.matmul`, one scale per token.
-
-    fmt: a Format without `act` and with group="channel", such as Format("i8", "channel", digits="b1"); zero=None or
-    "int". The rule is that of `quantize`, NaN and infinities included. Codes are brought into their order on the CPU.
-    Raises what `quantize` and `pack_activations` do.
-    """
-    fmt = as_format(fmt)
-    return pack_activations(fmt=fmt, **_parts(x, fmt))
 
 
 def _parts(

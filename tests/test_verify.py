@@ -15,6 +15,7 @@ H = Array("h", ("m", "n"), F16)
 W = Array("w", ("n", "k"), lb.Format("u4", group=64))
 V = Array("v", ("n", "k"), lb.Format("u4", group=32))
 C = Array("c", ("m", "n"), I32)
+A = Array("a", ("m", "k"), lb.Format("i8", digits="s8"))
 UNKNOWN = Array("z", ("n",), F32)
 
 
@@ -22,7 +23,7 @@ def op(kind, dtype=None, shape=(), operands=(), array=None, **attributes):
     return Op(kind, dtype, shape, tuple(operands), array, attributes, location="user.py:7")
 
 
-def program(*ops: Op, arrays=(X, H, W, V, C), name="k", divisible=()) -> Program:
+def program(*ops: Op, arrays=(X, H, W, V, C, A), name="k", divisible=()) -> Program:
     return Program(name, arrays, ops, divisible)
 
 
@@ -110,10 +111,22 @@ BAD = [
     ("ARGUMENT_INVALID", load(W, U4, other=1)),
     ("KERNEL_INVALID", load(other=None)),
     ("KERNEL_INVALID", store(tile(8, 8), W)),
+    ("DTYPE_MISMATCH", store(tile(8, 64), A)),
+    ("SHAPE_MISMATCH", store(tile(8, 32, dtype=I32), A)),
+    ("SHAPE_MISMATCH", with_operands("reshape", F32, (8, 4), tile(8, 8))),
+    ("DTYPE_MISMATCH", with_operands("reshape", I32, (8, 8), tile(64))),
+    ("SHAPE_MISMATCH", with_operands("reshape", F32, (), tile(1))),
+    ("DTYPE_MISMATCH", with_operands("hadamard", I32, (8,), tile(8, dtype=I32))),
+    ("SHAPE_MISMATCH", with_operands("hadamard", F32, (), op("constant", F32, value=0.0))),
+    ("DTYPE_MISMATCH", with_operands("rint", F32, (8,), tile(8))),
+    ("DTYPE_MISMATCH", with_operands("rint", I32, (8,), tile(8, dtype=I32))),
+    ("SHAPE_MISMATCH", with_operands("rint", I32, (4,), tile(8))),
+    ("DTYPE_MISMATCH", with_operands("bitcast", I32, (8,), tile(8, dtype=F16))),
+    ("DTYPE_MISMATCH", with_operands("bitcast", F16, (8,), tile(8))),
     ("DTYPE_MISMATCH", store(tile(8, 8), H)),
     ("DTYPE_MISMATCH", store(tile(8, 8), offsets=[zero(), op("constant", F32, value=0.0)])),
     ("SHAPE_MISMATCH", store(tile(8))),
-    ("SHAPE_MISMATCH", store(tile(8, 8), offsets=[zero(), tile(8, dtype=I32)])),
+    ("SHAPE_MISMATCH", store(tile(8, 8), offsets=[zero(), tile(4, dtype=I32)])),
     ("KERNEL_INVALID", [*(parts := store(tile(8, 8))[:-1]), op("store", F32, (), parts, X)]),
     ("KERNEL_INVALID", with_operands("assign", None, (), tile(8))),
     ("KERNEL_INVALID", with_operands("assign", None, (), zero(), zero())),
@@ -141,7 +154,7 @@ BAD = [
     ("DTYPE_MISMATCH", dequantised(dtype=F16)),
     ("SHAPE_MISMATCH", dequantised(shape=(8, 64))),
     ("DTYPE_MISMATCH", dot(tile(8, 64), tile(64, 16))),
-    ("DTYPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(64, 16, dtype=F16))),
+    ("DTYPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(64, 16, dtype=dtypes.bf16))),
     ("DTYPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(64, 16), dtype=F16)),
     ("SHAPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(32, 16))),
     ("SHAPE_MISMATCH", dot(tile(8, 64, dtype=F16), tile(64, 16), shape=(16, 8))),
@@ -177,6 +190,7 @@ BAD = [
     ("KERNEL_INVALID", with_operands("add", F32, (8,), tile(8))),
     ("DTYPE_MISMATCH", two("div", tile(8, dtype=I32), tile(8, dtype=I32), I32)),
     *(("DTYPE_MISMATCH", with_operands(kind, I32, (8,), tile(8, dtype=I32))) for kind in ("exp", "sqrt")),
+    *(("KERNEL_INVALID", two(kind, tile(8), tile(8))) for kind in ("fma", "mul_shift")),
     *(("SHAPE_MISMATCH", with_operands(kind, F32, (8,), tile(16))) for kind in ("exp", "sqrt")),
     ("DTYPE_MISMATCH", [*(loaded := codes()), op("cast", F32, (16, 64), loaded[-1:])]),
     ("KERNEL_INVALID", [op("frobnicate", F32, (8,))]),
@@ -223,6 +237,10 @@ def test_a_program_of_every_kind_of_op_is_accepted():
             whole,
             op("exp", F32, (8, 8), [x]),
             op("expand", F32, (8, 1), [row], axis=1),
+            op("reshape", F32, (4, 2, 8), [x]),
+            op("hadamard", F32, (8, 8), [x]),
+            op("rint", I32, (8, 8), [x]),
+            op("bitcast", I32, (8, 8), [x]),
             op("broadcast", F32, (8, 8), [row]),
             op("div", F32, (8, 8), [x, x]),
             op("mod", I32, (8, 8), [whole, whole]),

@@ -19,9 +19,9 @@ from rich.table import Table
 from lowbitvm import targets
 from lowbitvm.bench.measure import MEMORY, Kernel, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
-from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.linear import INPUTS
+from lowbitvm.runtime.pipes import PIPES
 from lowbitvm.targets import LATENCY_NS
 
 PEERS = {  # name -> (package, module with `rows`)

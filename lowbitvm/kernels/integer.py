@@ -1,60 +1,216 @@
-"""The product of two matrices of integer codes, exact or scaled."""
+"""The product of two matrices of integer codes, exact or scaled, with what may follow it in the same kernel."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
+from lowbitvm.kernels.epilogue import finish
+
+PATTERN = 0x4B400000  # of 1.5 * 2^23 in f32
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What corrects and scales the rows of a side: columns (rows, 1) of activations, (1, rows) of weights.
+
+    factor: what the values count beside their zeros, `Packed.factor`. offset: what that still has to grow by, as `dot`
+    leaves out the values' offset, and their zero is taken off. sums: over k, of the values without their offset; they
+    are there where the other side has an offset or zeros.
+    """
+
+    factor: int
+    offset: Value | int
+    sums: Value | None
+    scale: Value | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A matrix of a product and its arrays of numbers, as the block that begins at the row `first` reads them."""
+
+    codes: Packed
+    first: Value
+    rows: int
+    sums: Tensor | None
+    zeros: Tensor | None
+    scales: Tensor | None
+
+    @property
+    def group(self) -> int | None:
+        """in_features that share a scale, where these are not all."""
+        group = self.codes.format.group
+        return group if self.scales is not None and isinstance(group, int) else None
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a value, less its zero."""
+        code = self.codes.format.code
+        return code.high - code.low if self.zeros is not None else max(abs(code.low), abs(code.high))
+
+    def numbers(self, at: Value | int = 0, of_sums: Value | int = 0) -> Numbers:
+        """Those in column `at` of scales and zeros, and `of_sums` of sums."""
+        return Numbers(self.factor, self.offset(at), self.sum(of_sums), self.scale(at))
+
+    @property
+    def factor(self) -> int:
+        return 1 if self.zeros is None else self.codes.factor
+
+    def offset(self, at: Value | int = 0) -> Value | int:
+        known = self.factor * self.codes.offset
+        return known if self.zeros is None else known - self._column(self.zeros, at)
+
+    def sum(self, at: Value | int = 0) -> Value | None:
+        return None if self.sums is None else self._column(self.sums, at)
+
+    def scale(self, at: Value | int = 0) -> Value | None:
+        return None if self.scales is None else self._column(self.scales, at).to(f32)
+
+    def _column(self, array: Tensor, at: Value | int) -> Value:
+        tile = dsl.load(array, (self.first, at), (self.rows, 1))
+        return tile if self.codes.format.act is None else tile.T
 
 
 @kernel(
-    a=packed("m k"), w=packed("n k"), y=("m n", None), a_sums=("m", i32), w_sums=("n", i32), a_zeros=("m", i32),
-    w_zeros=("n", i32), a_scales=("m", f32), w_scales=("n", f32),
+    a=packed("m k"), w=packed("n k"), y=("m n", None), gate=packed("n k"), bias=("n", None), residual=("m n", None),
+    a_sums=("m a_parts", i32), w_sums=("n w_parts", i32), gate_sums=("n w_parts", i32), a_zeros=("m a_groups", i32),
+    w_zeros=("n w_groups", i32), gate_zeros=("n w_groups", i32), a_scales=("m a_groups", None),
+    w_scales=("n w_groups", None), gate_scales=("n w_groups", None), y_scales=("n", f32), multipliers=("n", i32),
+    shifts=("n", i32),
 )  # fmt: skip
 def matmul(
     a: Packed,
     w: Packed,
     y: Tensor,
+    gate: Packed | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
     a_sums: Tensor | None = None,
     w_sums: Tensor | None = None,
+    gate_sums: Tensor | None = None,
     a_zeros: Tensor | None = None,
     w_zeros: Tensor | None = None,
+    gate_zeros: Tensor | None = None,
     a_scales: Tensor | None = None,
     w_scales: Tensor | None = None,
+    gate_scales: Tensor | None = None,
+    y_scales: Tensor | None = None,
+    multipliers: Tensor | None = None,
+    shifts: Tensor | None = None,
     *,
     bm: int,
     bn: int,
     bk: int,
     stages: int,
+    activation: str | None = None,
+    codes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
+    """y (m, n) = (a - a_zeros) (m, k) (w.factor w - w_zeros) (n, k)^T modulo 2^32, times the scales of both.
 
-    a, w are integer codes in digits; a block makes a (bm, bn) tile. `dot` leaves out the offset of either side's
-    values; a_sums, the sums over k of a's values without their offset, are given where w has an offset or zeros, and
-    w_sums where a has.
+    a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
+    then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
+    `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero).
     """
     i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
-    total = dsl.zeros((bm, bn), i32)
-    for k in dsl.record_range(0, a.shape[1], bk, stages=stages):
-        total += dsl.dot(dsl.load(a, (i, k), (bm, bk)), dsl.load(w, (j, k), (bn, bk)).T)
+    left = Side(a, i, bm, a_sums, a_zeros, a_scales)
+    weights = [Side(w, j, bn, w_sums, w_zeros, w_scales)]
+    if gate is not None:
+        weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
+    make = grouped if any(side.group for side in (left, *weights)) else whole
 
-    def row(values: Tensor) -> Value:
-        return dsl.expand_dims(dsl.load(values, (i,), (bm,)), 1)
+    def rounded(result: Value) -> Value:
+        """The result as codes, where it is to be such."""
+        lowest, highest, zero = codes
+        if y_scales is not None:
+            result = dsl.rint(result / dsl.load(y_scales, (j,), (bn,)))
+        elif multipliers is not None and shifts is not None:
+            result = dsl.mul_shift(result, dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,)))
+        else:
+            return result
+        return dsl.minimum(dsl.maximum(result, lowest - zero), highest - zero) + zero
 
-    def column(values: Tensor) -> Value:
-        return dsl.load(values, (j,), (bn,))
+    finish(make(left, weights, bk, stages), bias, residual, y, (i, j), activation, rounded)
 
-    of_a: Value | int = a.offset if a_zeros is None else a.offset - row(a_zeros)
-    of_w: Value | int = w.offset if w_zeros is None else w.offset - column(w_zeros)
-    if a_sums is not None:
-        total += row(a_sums) * of_w
-    if w_sums is not None:
-        total += column(w_sums) * of_a
-    if a_sums is not None and w_sums is not None:
-        total += a.shape[1] * of_a * of_w
-    result = total
-    if a_scales is not None or w_scales is not None:
-        result = total.to(f32)
-    if a_scales is not None:
-        result = result * row(a_scales)
-    if w_scales is not None:
-        result = result * column(w_scales)
-    dsl.store(y, (i, j), result.to(y.dtype))
+
+def whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights, as exact integers where no side has scales."""
+    totals = [dsl.zeros((a.rows, w.rows), i32) for w in weights]
+    for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
+        activations = dsl.load(a.codes, (a.first, k), (a.rows, bk))
+        for total, w in zip(totals, weights, strict=True):
+            total += dsl.dot(activations, dsl.load(w.codes, (w.first, k), (w.rows, bk)).T)
+    of_a, found = a.numbers(), []
+    for total, w in zip(totals, weights, strict=True):
+        of_w = w.numbers()
+        exact = corrected(total, of_a, of_w, a.codes.shape[1])
+        scales = (of_a.scale, of_w.scale)
+        found.append(exact if not any(side.scales for side in (a, w)) else _scaled(exact.to(f32), scales))
+    return found
+
+
+def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights, where scales belong to groups of k.
+
+    The integers of a group, exact, are rounded to f32, multiplied with the scale of the activations' group if that has
+    one too, and then with one scale added by one `fma`, in the order of k; scales of all k come last.
+    """
+    sides = (a, *weights)
+    group = min(side.group for side in sides if side.group is not None)
+    fixed = [0 if side.group else side.offset() for side in sides]
+
+    def numbers(k: Value, part: int, side: Side, offset: Value | int) -> Numbers:
+        """What the group `part` after k is corrected and scaled by; k is a multiple of every group."""
+        of_sums = k // group + part // group
+        if side.group is None:
+            return Numbers(side.factor, offset, side.sum(of_sums), None)
+        return side.numbers(k // side.group + part // side.group, of_sums)
+
+    totals, most = [dsl.zeros((a.rows, w.rows)) for w in weights], math.prod(side.largest for side in (a, weights[0]))
+    for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
+        tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
+        for part in range(0, bk, group):
+            of_a, *others = (numbers(k, part, *side) for side in zip(sides, fixed, strict=True))
+            for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
+                product = dsl.dot(tiles[0], codes.T, k=(part, group))
+                exact = _to_float(product, of_a, of_w, group, group * most)
+                *before, last = (scale for scale in (of_a.scale, of_w.scale) if scale is not None)
+                total.set(dsl.fma(_scaled(exact, before), last, total))
+    left = [side.scale() if side.group is None else None for side in sides]
+    return [_scaled(total, [left[0], scale]) for total, scale in zip(totals, left[1:], strict=True)]
+
+
+def corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
+    """The sums of products over k of the values, less their zeros, from those without the offsets."""
+    return (total * w.factor if w.factor > 1 else total) + _correction(a, w, k)
+
+
+def _correction(a: Numbers, w: Numbers, k: Value | int) -> Value | int:
+    """What sums over k of products without the offsets lack of those of the values, less their zeros."""
+    total: Value | int = 0
+    if a.sums is not None:
+        total = a.sums * w.offset
+    if w.sums is not None:
+        of_w = w.sums * w.factor if w.factor > 1 else w.sums
+        total = (of_w if a.sums is None else of_w + k * w.offset) * a.offset + total
+    return total
+
+
+def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Value:
+    """`corrected` in f32, for integers up to `most`: where that is below 2^22, by two additions.
+
+    Integers from -2^22 on are added to the pattern of 1.5 * 2^23, whose last bit is 1: the pattern of their sum.
+    """
+    if most >= 1 << 22 or w.factor > 1:
+        return corrected(product, a, w, k).to(f32)
+    start = dsl.full(product.shape, PATTERN, i32) + _correction(a, w, k)
+    start += product
+    return dsl.bitcast(start, f32) - 1.5 * 2**23
+
+
+def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:
+    """f32 numbers times the scales that there are, one after the other."""
+    for scale in scales:
+        value = value if scale is None else value * scale
+    return value

@@ -1,10 +1,9 @@
 """The weight-only quantised linear layer, with what may follow it in the same kernel."""
 
-from collections.abc import Callable
-
 from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
+from lowbitvm.kernels.epilogue import finish
 from lowbitvm.plan import SPLIT_K
 
 
@@ -46,7 +45,7 @@ def linear(
         x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits, direct=direct, l2_hints=l2_hints
     )
     if partials is None or arrivals is None:
-        _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
+        finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
     tiles_m, tiles_n = (y.shape[0] + (bm - 1)) // bm, (y.shape[1] + (bn - 1)) // bn
 
@@ -61,7 +60,7 @@ def linear(
         for split in dsl.record_range(0, splits, 1):
             for which, total in enumerate(totals):
                 total += dsl.load(partials, place(split, which), (bm, bn))
-        _finish(totals, bias, residual, y, (i * bm, j * bn), activation)
+        finish(totals, bias, residual, y, (i * bm, j * bn), activation)
         dsl.store(arrivals, (i * tiles_n + j,), dsl.zeros((1,), i32))
 
 
@@ -96,61 +95,3 @@ def _products(
             codes = dsl.load(weight, (j * bn, k), (bn, bk), evict=once)
             acc += dsl.dot(activations, dsl.dequant(codes, weight.scales, weight.zeros).T)
     return sums
-
-
-def _finish(
-    sums: list[Value],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    y: Tensor,
-    offsets: tuple[Value, Value],
-    activation: str | None,
-) -> None:
-    """Stores the tile of y at `offsets`, made of the whole sums."""
-    result, *gates = sums
-    shape = result.shape
-    if bias is not None:
-        result += dsl.load(bias, (offsets[1],), (shape[1],)).to(result.dtype)
-    function = ACTIVATIONS[activation] if activation else None
-    if gates:
-        result = result * (function(gates[0]) if function else gates[0])
-    elif function:
-        result = function(result)
-    if residual is not None:
-        result = result + dsl.load(residual, offsets, shape).to(result.dtype)
-    dsl.store(y, offsets, result.to(y.dtype))
-
-
-# -- activation functions: non-finite in, non-finite out ---------------------------------------------------------------
-
-# Q(z) = erfc(z / sqrt 2) / 2, to 0.75e-7. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
-ERFC_P = 0.3275911
-ERFC_A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
-
-
-def _magnitude(value: Value) -> Value:
-    return dsl.maximum(value, -value)
-
-
-def relu(value: Value) -> Value:
-    """max(v, 0) as (v + |v|) / 2, which keeps NaN."""
-    return (value + _magnitude(value)) * 0.5
-
-
-def silu(value: Value) -> Value:
-    """v / (1 + exp(-v))."""
-    return value / (dsl.exp(-value) + 1.0)
-
-
-def gelu(value: Value) -> Value:
-    """v * Phi(v), Phi the normal distribution, as max(v, 0) - |v| Q(|v|); to 0.75e-7 |v|."""
-    size = _magnitude(value)
-    t = 1.0 / (size * (ERFC_P / 2**0.5) + 1.0)
-    polynomial = t * ERFC_A[4]
-    for coefficient in ERFC_A[3::-1]:
-        polynomial = (polynomial + coefficient) * t
-    tail = polynomial * dsl.exp(value * value * -0.5) * 0.5
-    return dsl.maximum(value, 0.0) - size * tail
-
-
-ACTIVATIONS: dict[str, Callable[[Value], Value]] = {"relu": relu, "silu": silu, "gelu": gelu}
