@@ -43,7 +43,7 @@ def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]
     for op in tiles:
         if op.kind == "dot":
             by_digits = multiplies_digits(op)
-            fix(op, digit_layout(op, warps) if by_digits else fragment_layout(op, atom, *arrangement))
+            fix(op, digit_layout(op, *arrangement) if by_digits else fragment_layout(op, atom, *arrangement))
     while True:
         while sum([fix(op, layout) for link in ops for op, layout in _implied(link, layouts)]):
             pass

@@ -15,11 +15,21 @@ from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, Base, Decomposition, columns_per_row, field_mask, narrow
+from lowbitvm.digits import (
+    ACTIVATION_WORDS,
+    BASES,
+    COLUMNS,
+    Base,
+    Decomposition,
+    columns_per_row,
+    field_mask,
+    folds,
+    narrow,
+)
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import digit_words, format_digits, row_tiles, skipped_words, tile_k, tile_words
-from lowbitvm.ir import Op
+from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
 
@@ -52,20 +62,22 @@ def source_format(load: Op) -> Format:
     return load.array.element
 
 
-def digit_layout(dot: Op, warps: int) -> Layout:
-    """The layout of a dot's result (bm, bn): warps share out bn, a column of the n8 side is a plane of a row of bm.
+def digit_layout(dot: Op, warps_m: int, warps_n: int) -> Layout:
+    """The layout of a dot's result (bm, bn): a column of the n8 side is a plane of a row of bm.
 
-    After the planes are added up, the lanes whose columns differ in the plane alone hold copies.
+    warps_n warps share out bn, and warps_m of such rows of warps bm, unless all of them share out k. After the planes
+    are added up, the lanes whose columns differ in the plane alone hold copies.
     """
     bm, bn = dot.shape
     fmt = source_format(dot.operands[0])
     assert fmt.digits is not None
     each = columns_per_row(fmt.code, fmt.digits)
+    warps = warps_m * warps_n
     alone = shares_k(dot.shape, warps)
-    if bm * each % COLUMNS or bn % (16 if alone else 16 * warps):
+    if bm * each % (COLUMNS * (1 if alone else warps_m)) or bn % (16 if alone else 16 * warps_n):
         raise LowbitvmError(
             "TILE_INVALID",
-            f"a dot of shape {dot.shape} over {warps} warps, with {each} columns for every row",
+            f"a dot of shape {dot.shape} over {warps_m} x {warps_n} warps, with {each} columns for every row",
             f"make bm a multiple of {COLUMNS // each} and bn one of 16 x {warps} warps",
             dot.location,
         )
@@ -74,10 +86,11 @@ def digit_layout(dot: Op, warps: int) -> Layout:
     lane = [column[1], column[2], {"j": 1}, {"j": 2}, {"j": 4}]
     outs = {"i": (COLUMNS // each).bit_length() - 1, "j": 4}
     tile = Layout({"register": [*register, {"j": 8}], "lane": lane}, outs)
-    columns = Layout.identity("register", (bm * each // COLUMNS).bit_length() - 1, "i")
+    columns = Layout.identity("register", (bm * each // COLUMNS // (1 if alone else warps_m)).bit_length() - 1, "i")
     if not alone:
-        rows = Layout.identity("register", (bn // 16 // warps).bit_length() - 1, "j")
-        return tile * columns * rows * Layout.identity("warp", warps.bit_length() - 1, "j")
+        rows = Layout.identity("register", (bn // 16 // warps_n).bit_length() - 1, "j")
+        of_warps = Layout.identity("warp", warps_n.bit_length() - 1, "j")
+        return tile * columns * rows * of_warps * Layout.identity("warp", warps_m.bit_length() - 1, "i")
     whole = tile * columns * Layout.identity("register", (bn // 16).bit_length() - 1, "j")
     count = warps.bit_length() - 1
     kept = max(0, whole.ins["register"] - count)  # bits; after the exchange each warp has a part of the registers
@@ -98,9 +111,12 @@ class FragmentTile(Staged):
         self.row_bytes = self.distance = unit.k // stored.k * stored.bytes
         self.size = stored.rows * self.row_bytes
         b = state.builder
-        warp = b.op("shr.u32", "r", state.tid, 5)
-        per_warp = stored.rows // state.warps if stored.format.act is not None else 0  # weights are shared out
-        first = state.scalar("add", state.smem, state.scalar("mul", warp, per_warp * self.row_bytes))
+        warp, warps_n = b.op("shr.u32", "r", state.tid, 5), state.warps // state.warps_m
+        if stored.format.act is not None:
+            part, per_warp = b.op("and.b32", "r", warp, warps_n - 1), stored.rows // warps_n
+        else:
+            part, per_warp = b.op("shr.u32", "r", warp, warps_n.bit_length() - 1), stored.rows // state.warps_m
+        first = state.scalar("add", state.smem, state.scalar("mul", part, per_warp * self.row_bytes))
         lane = b.op("and.b32", "r", state.tid, 31)
         self.bases = {w: b.op("mad.lo.s32", "r", lane, 4 * w, first) for w in dict.fromkeys(stored.vectors)}
         threads = max(1, state.threads // stored.rows)  # of a row tile
@@ -242,6 +258,50 @@ def shares_k(shape: tuple[int, ...], warps: int) -> bool:
     return shape[1] < 16 * warps
 
 
+def digit_warps_m(program: Program, warps: int) -> int:
+    """Of the warps of a kernel whose dots are all of codes, how many share out the rows of activations.
+
+    Each of them reads and widens the weights that it multiplies, and reads its part of the activations: what takes the
+    fewest instructions. Dots of several shapes or formats have one arrangement, 1.
+    """
+    dots = [op for op in walk(program.body) if op.kind == "dot"]
+    if not dots or not all(map(multiplies_digits, dots)):
+        return 1
+    kinds = {(dot.shape, source_format(dot.operands[0]), source_format(dot.operands[1].operands[0])) for dot in dots}
+    if len(kinds) > 1 or shares_k(dots[0].shape, warps):
+        return 1
+    (((bm, bn), activations, weights),) = kinds
+    assert weights.digits is not None
+    base = BASES[weights.digits]
+    columns, row_tiles = bm * columns_per_row(activations.code, base.name) // COLUMNS, bn // 16
+    folded = all(op.integer("folded") for op in walk(program.body) if op.kind == "range" and set(op.body) & set(dots))
+    widening = widening_cost(weights, folded)
+    reading = sum(len(blocks(words)) for words in digit_words(weights)) * base.activation_k // base.tile_k
+
+    def instructions(warps_m: int) -> int:
+        """That bring a warp the fragments of a stored tile of k of activations."""
+        return row_tiles * warps_m // warps * (reading + widening) + columns // warps_m
+
+    divides = [1 << i for i in range(warps.bit_length()) if columns % (1 << i) == 0 and row_tiles % (warps >> i) == 0]
+    return min(divides or [1], key=instructions)
+
+
+def widening_cost(weights: Format, folded: bool) -> int:
+    """Instructions that widen a row tile of weights beside a stored tile of activations."""
+    assert weights.digits is not None
+    base, count = BASES[weights.digits], 0
+    for digit in format_digits(weights).digits:
+        if digit.bits == base.bits:
+            continue
+        raised = folded and folds(digit.bits, base)
+        shifts = set()
+        for number, runs in enumerate(narrow(digit.bits, base.bits, 4 * base.steps)):
+            count += len(runs)
+            shifts |= {(run.word, run.position - run.bit - digit.bits * (raised and number % 2)) for run in runs}
+        count += sum(distance != 0 for _, distance in shifts)
+    return count * base.activation_k // base.tile_k
+
+
 def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline:
     """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
 
@@ -354,7 +414,9 @@ class DigitDot:
             self.tiles //= state.warps
             self.exchange = state.allocate_shared(self._exchanged() * state.threads * 4, op)
         else:
-            self.row_tiles //= state.warps
+            self.columns //= state.warps_m
+            self.row_tiles //= state.warps // state.warps_m
+        self.folded = [bool(pipeline.loop.integer("folded")) and folds(d.bits, self.base) for d in self.left.digits]
         self.lane = state.builder.op("and.b32", "r", state.tid, 31)
         self.zero = state.builder.op("mov.b32", "r", 0)
         self.coefficients = self._lane_coefficients()
@@ -441,27 +503,36 @@ class DigitDot:
         fragments = []
         for tile in words:
             rest, planes = iter(tile), []
-            for digit, count in zip(self.left.digits, self.widths, strict=True):
-                planes.append(self._widened([next(rest) for _ in range(count)], digit.bits))
+            for digit, count, folded in zip(self.left.digits, self.widths, self.folded, strict=True):
+                planes.append(self._widened([next(rest) for _ in range(count)], digit.bits, folded))
             fragments += [[plane[4 * step :][:4] for plane in planes] for step in range(self.base.steps)]
         return fragments
 
-    def _widened(self, words: list[str], bits: int) -> list[str]:
-        """A lane's fragment registers of one digit of `bits` bits."""
+    def _widened(self, words: list[str], bits: int, folded: bool) -> list[str]:
+        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 are 2^bits as much."""
         b, width = self.state.builder, self.base.bits
         if bits == width:
             return words
         found = []
-        for runs in narrow(bits, width, 4 * self.base.steps):
+        shifted: dict[tuple[int, int], str] = {}
+        for number, runs in enumerate(narrow(bits, width, 4 * self.base.steps)):
             register = ""
             for run in runs:
-                word, distance, mask = words[run.word], run.position - run.bit, field_mask(run, width)
-                if distance:
-                    word = b.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
+                raised = run._replace(bit=run.bit + bits * (folded and number % 2))
+                place = run.word, raised.position - raised.bit
+                if place not in shifted:
+                    shifted[place] = self._shifted(words[run.word], place[1])
+                word, mask = shifted[place], field_mask(raised, width)
                 more = (word, mask, register, AND_OR)
                 register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
             found.append(register)
         return found
+
+    def _shifted(self, word: str, distance: int) -> str:
+        """The word shifted right, or left where the distance is negative."""
+        if distance == 0:
+            return word
+        return self.state.builder.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:
         """Emits sums += the products of one k step."""
@@ -546,6 +617,8 @@ class DigitDot:
         b, total = self.state.builder, ""
         for plane, coefficient in enumerate(self.left.coefficients):
             value = self.sums[t][j][plane][i]
+            if self.folded[plane] and i >= 2:  # of rows 8 to 15
+                value = b.op("shr.s32", "r", value, self.left.digits[plane].bits)
             if self.atom.xor:  # bits that are both set: half of what is left of the bits of both
                 either = b.op("add.s32", "r", self.weight_counts[t][plane][i], self.activation_counts[j][i])
                 value = b.op("shr.u32", "r", b.op("sub.s32", "r", either, value), 1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from lowbitvm import targets
 from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.bench.pipes import PIPES, cycles, kind_of
+from lowbitvm.codegen.digits import digit_warps_m
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -132,15 +133,21 @@ def _candidate(fmt: Format, shape: tuple[int, int, int], target: Target) -> Cand
 
 
 def turn(kernel: CompiledKernel, tile: DigitTile, fmt: Format, target: Target) -> tuple["Counter[str]", float]:
-    """(instructions of a turn of the main loop by mnemonic, weights that a warp multiplies in it)."""
+    """(instructions of a turn of the main loop by mnemonic, weights that a warp multiplies in it).
+
+    Of weights that several warps multiply with their rows of activations, each has its part.
+    """
     assert fmt.digits is not None and fmt.act is not None
     nest = main_nest(read_sass(kernel.sass()))
     base, activations = BASES[fmt.digits], Format(fmt.act, digits=fmt.digits)
     columns = tile.bm * columns_per_row(activations.code, fmt.digits) // COLUMNS
     planes = len(format_digits(fmt).digits)
-    rows = tile.bn // 16 // (1 if tile.part < tile.bk else tile.warps)
+    rows, warps_m = tile.bn // 16, 1
+    if tile.part == tile.bk:  # the warps share out rows and columns
+        warps_m = digit_warps_m(kernel.program, tile.warps)
+        rows, columns = rows * warps_m // tile.warps, columns // warps_m
     products = rows * columns * planes  # of one step of k
     if target.capability < (8, 0):  # four instructions each, and with xor the counts of both sides
         products = 4 * (products + (columns + rows * planes) * (base.bits == 1))
     steps = nest.matrix / products
-    return Counter(instruction.name for instruction in nest.levels[0]), steps * base.step_k * 16 * rows
+    return Counter(instruction.name for instruction in nest.levels[0]), steps * base.step_k * 16 * rows / warps_m

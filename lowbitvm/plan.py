@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import format_digits
@@ -324,7 +324,8 @@ MOST_WARPS = 8  # that share out k
 class DigitTile:
     """One block's share of a product of integer codes, as `Tile`.
 
-    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`.
+    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`. folded: half of
+    the rows of narrow weights carry a power of two until the loop ends, which takes sums of few enough k.
     """
 
     bm: int
@@ -332,6 +333,7 @@ class DigitTile:
     bk: int
     stages: int
     warps: int
+    folded: bool = False
 
     @property
     def part(self) -> int:
@@ -348,6 +350,7 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
+    folded = k <= longest_folded(weights.code, activations.code, weights.digits)
     pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
     bm = columns * COLUMNS // each
@@ -357,15 +360,15 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
         part = step * _power_to(max(1, LOADED // own))
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
-        return DigitTile(bm, 16 * rows, part * warps, 2, warps)
+        return DigitTile(bm, 16 * rows, part * warps, 2, warps, folded)
     rows = min(2, _power_to(pairs // (columns * planes)))
     most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
-    for warps in (4, 2, 1):
-        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
-        stages = min(most, STAGED_BYTES // stage)
+    even = stored * step // 8 % (32 // rows) == 0  # of a row tile's copies, each of its threads makes as many
+    for warps, deep in ((warps, deep) for warps in (4, 2, 1) for deep in ((step,) if even else (2 * step, step))):
+        stages = min(most, STAGED_BYTES // (deep * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8))
         if stages >= 2:
             break
-    return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+    return DigitTile(bm, 16 * rows * warps, deep, stages, warps, folded)
 
 
 def _power_to(size: int) -> int:

@@ -50,6 +50,7 @@ class Variant:
             bn=tile.bn,
             bk=tile.bk,
             stages=tile.stages,
+            folded=tile.folded,
             y=dtypes.get(self.out),
             divisible={"k": tile.part} if self.aligned else {},
             **{name: "f32" if name.endswith("scales") else "i32" for name in self.rank_one},
@@ -86,7 +87,7 @@ def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKer
 
 
 def compile_matmul(
-    weights: Format | str, *, target: str = "sm_80", m: int = 16, k: int = 4096, cache: bool = True, **parts: int
+    weights: Format | str, *, target: str = "sm_80", m: int = 16, k: int = 4096, cache: bool = True, **parts: Any
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
 

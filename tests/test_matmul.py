@@ -122,6 +122,19 @@ def test_the_product_of_the_largest_codes_is_exact_up_to_the_longest_k() -> None
         assert emulated(a, w, "sm_75").item() == k * 255**2
 
 
+@pytest.mark.parametrize(("weight", "base", "act"), [("u4", "s8", "u8"), ("u3", "s8", "i8")])
+def test_sums_that_carry_a_factor_are_exact_up_to_their_longest_k_and_beyond_it_carry_none(
+    weight: str, base: str, act: str
+) -> None:
+    a_fmt, w_fmt = lb.Format(act, digits=base), lb.Format(weight, act=act, digits=base)
+    k = digits.longest_folded(w_fmt.code, a_fmt.code, base)
+    for size in (k, k + 1):
+        assert digit_tile(1, size, a_fmt, w_fmt, targets.get("sm_80")).folded == (size == k)
+        a = lb.pack_activations(np.full((1, size), a_fmt.code.low or a_fmt.code.high), a_fmt)
+        w = lb.pack_weights(np.full((16, size), w_fmt.code.high), w_fmt)
+        assert np.array_equal(emulated(a, w, "sm_80"), exact(a, w))
+
+
 def test_what_cannot_be_multiplied_exactly_is_refused() -> None:
     a, w = sides("u2", "i8", "s8", 2, 3, 50)
     planes, _ = sides("u2", "i8", "b1", 2, 3, 50)

@@ -24,6 +24,7 @@ def matmul(
     bn: int,
     bk: int,
     stages: int,
+    folded: bool = False,
 ) -> None:
     """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
 
@@ -33,7 +34,7 @@ def matmul(
     """
     i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
     total = dsl.zeros((bm, bn), i32)
-    for k in dsl.record_range(0, a.shape[1], bk, stages=stages):
+    for k in dsl.record_range(0, a.shape[1], bk, stages=stages, folded=folded):
         total += dsl.dot(dsl.load(a, (i, k), (bm, bk)), dsl.load(w, (j, k), (bn, bk)).T)
 
     def row(values: Tensor) -> Value:
