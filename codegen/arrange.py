@@ -1,7 +1,7 @@
 """How a block's warps share out the tiles of its dots."""
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.digits import digit_warps_m, multiplies_digits
+from lowbitvm.codegen.digits import multiplies_digits, warps_along_m_of_digits
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
@@ -25,7 +25,7 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
     dots = [op for loop in loops for op in loop.body if op.kind == "dot"]
     rows = {dot.shape[0] for dot in dots}
     if all(map(multiplies_digits, dots)):
-        return digit_warps_m(program, warps)
+        return warps_along_m_of_digits(program, warps)
     if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies or not all(map(_is_plain, dots)):
         return 1
     along_m = rows.pop() // WARP_ROWS

@@ -15,6 +15,7 @@ from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
+from lowbitvm.digitplan import digit_warps_m
 from lowbitvm.digits import (
     ACTIVATION_WORDS,
     BASES,
@@ -258,11 +259,10 @@ def shares_k(shape: tuple[int, ...], warps: int) -> bool:
     return shape[1] < 16 * warps
 
 
-def digit_warps_m(program: Program, warps: int) -> int:
+def warps_along_m_of_digits(program: Program, warps: int) -> int:
     """Of the warps of a kernel whose dots are all of codes, how many share out the rows of activations.
 
-    Each of them reads and widens the weights that it multiplies, and reads its part of the activations: what takes the
-    fewest instructions. Dots of several shapes or formats have one arrangement, 1.
+    Dots of several shapes or formats have one arrangement, 1, and so have those whose warps share out k.
     """
     dots = [op for op in walk(program.body) if op.kind == "dot"]
     if not dots or not all(map(multiplies_digits, dots)):
@@ -271,35 +271,8 @@ def digit_warps_m(program: Program, warps: int) -> int:
     if len(kinds) > 1 or shares_k(dots[0].shape, warps):
         return 1
     (((bm, bn), activations, weights),) = kinds
-    assert weights.digits is not None
-    base = BASES[weights.digits]
-    columns, row_tiles = bm * columns_per_row(activations.code, base.name) // COLUMNS, bn // 16
     folded = all(op.integer("folded") for op in walk(program.body) if op.kind == "range" and set(op.body) & set(dots))
-    widening = widening_cost(weights, folded)
-    reading = sum(len(blocks(words)) for words in digit_words(weights)) * base.activation_k // base.tile_k
-
-    def instructions(warps_m: int) -> int:
-        """That bring a warp the fragments of a stored tile of k of activations."""
-        return row_tiles * warps_m // warps * (reading + widening) + columns // warps_m
-
-    divides = [1 << i for i in range(warps.bit_length()) if columns % (1 << i) == 0 and row_tiles % (warps >> i) == 0]
-    return min(divides or [1], key=instructions)
-
-
-def widening_cost(weights: Format, folded: bool) -> int:
-    """Instructions that widen a row tile of weights beside a stored tile of activations."""
-    assert weights.digits is not None
-    base, count = BASES[weights.digits], 0
-    for digit in format_digits(weights).digits:
-        if digit.bits == base.bits:
-            continue
-        raised = folded and folds(digit.bits, base)
-        shifts = set()
-        for number, runs in enumerate(narrow(digit.bits, base.bits, 4 * base.steps)):
-            count += len(runs)
-            shifts |= {(run.word, run.position - run.bit - digit.bits * (raised and number % 2)) for run in runs}
-        count += sum(distance != 0 for _, distance in shifts)
-    return count * base.activation_k // base.tile_k
+    return digit_warps_m((bm, bn), activations, weights, warps, folded)
 
 
 def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lowbitvm import targets
 from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.bench.pipes import PIPES, cycles, kind_of
-from lowbitvm.codegen.digits import digit_warps_m
+from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -144,7 +144,7 @@ def turn(kernel: CompiledKernel, tile: DigitTile, fmt: Format, target: Target) -
     planes = len(format_digits(fmt).digits)
     rows, warps_m = tile.bn // 16, 1
     if tile.part == tile.bk:  # the warps share out rows and columns
-        warps_m = digit_warps_m(kernel.program, tile.warps)
+        warps_m = warps_along_m_of_digits(kernel.program, tile.warps)
         rows, columns = rows * warps_m // tile.warps, columns // warps_m
     products = rows * columns * planes  # of one step of k
     if target.capability < (8, 0):  # four instructions each, and with xor the counts of both sides

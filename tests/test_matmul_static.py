@@ -5,7 +5,7 @@ import pytest
 import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench.loops import main_nest, read_sass
-from lowbitvm.codegen.digits import digit_warps_m
+from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.integers import format_digits
 from lowbitvm.plan import digit_tile
@@ -19,7 +19,7 @@ def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float
     assert kernel.spills == 0
     nest = main_nest(read_sass(kernel.sass()))
     total = len(nest.levels[0])
-    bm = tile.bm // (digit_warps_m(kernel.program, tile.warps) if tile.part == tile.bk else 1)
+    bm = tile.bm // (warps_along_m_of_digits(kernel.program, tile.warps) if tile.part == tile.bk else 1)
     columns = bm * columns_per_row(activations.code, base) // COLUMNS
     of_warp = nest.matrix / (len(format_digits(fmt).digits) * columns) * 16 * BASES[base].step_k  # weights
     return total / (of_warp / 32), nest.matrix / total, of_warp * bm / total
