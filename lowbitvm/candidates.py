@@ -7,19 +7,16 @@ from lowbitvm import targets
 from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.bench.pipes import PIPES, cycles, kind_of
 from lowbitvm.codegen.digits import warps_along_m_of_digits
+from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, SUB_CORES, traffic
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import format_digits, row_tiles, tile_k, tile_words
+from lowbitvm.integers import format_digits
 from lowbitvm.pack import as_format
 from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul
 from lowbitvm.targets import Target
-
-SUB_CORES = 4
-MEMORY, ISSUE = "memory", "issue slots"
-EQUAL = 1.02  # times within it count as equal, and the fewest instructions decide
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def plan_digits(weights: Format | str, m: int, n: int, k: int, target: str = "sm
     missing = [base for base in gpu.digits if getattr(gpu.gpu, base) is None]
     assumed = f"{gpu.gpu.name} has no published rate for {', '.join(missing)}: that of f16 is taken" if missing else ""
     fastest = min(candidate.time for candidate in found)
-    found.sort(key=lambda candidate: (max(candidate.time, EQUAL * fastest), candidate.instructions))
+    found.sort(key=lambda candidate: (max(candidate.time, EQUAL * fastest), candidate.limits[ISSUE]))
     return DigitPlan(target, (m, n, k), tuple(found), assumed)
 
 
@@ -115,9 +112,7 @@ def _candidate(fmt: Format, shape: tuple[int, int, int], target: Target) -> Cand
     tile = digit_tile(m, k, activations, fmt, target)
     loop, weights = turn(kernel, tile, fmt, target)
     blocks = -(-m // tile.bm) * -(-n // tile.bn)
-    traffic = 4 * m * n
-    for side, rows in ((activations, m), (fmt, n)):
-        traffic += 4 * row_tiles(side, rows) * -(-k // tile_k(side)) * tile_words(side)
+    moved = traffic(fmt, m, n, k)
     per_lane = -(-blocks // target.gpu.sms) * tile.bn * k / (32 * SUB_CORES)  # weights of the SM with the most blocks
     scale = per_lane / (weights / 32) / (target.gpu.boost_ghz * 1e3)
     pipes: Counter[str] = Counter()
@@ -125,11 +120,11 @@ def _candidate(fmt: Format, shape: tuple[int, int, int], target: Target) -> Cand
         kind = kind_of(name)
         if kind is not None and kind.pipe in PIPES:
             pipes[kind.pipe] += count * cycles(name, target)  # type: ignore[assignment]  # a Counter of fractions
-    limits = {MEMORY: traffic / (target.gpu.dram_gbs * 1e3), ISSUE: loop.total() * scale}
+    limits = {MEMORY: moved / (target.gpu.dram_gbs * 1e3), ISSUE: loop.total() * scale}
     limits |= {name: count * scale for name, count in pipes.items()}
     matrix = sum(count for name, count in loop.items() if "MMA" in name)
     share, total = matrix / loop.total(), loop.total() / (weights / 32)
-    return Candidate(fmt, tile, blocks, kernel.registers, kernel.spills, traffic, total, share, limits)
+    return Candidate(fmt, tile, blocks, kernel.registers, kernel.spills, moved, total, share, limits)
 
 
 def turn(kernel: CompiledKernel, tile: DigitTile, fmt: Format, target: Target) -> tuple["Counter[str]", float]:

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import ours, static
+from lowbitvm.bench import integers, ours, static
 from lowbitvm.candidates import plan_digits
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
@@ -217,10 +217,10 @@ def emulate_command(
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
 @click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
-@click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
+@click.option("--act", "acts", multiple=True, type=click.Choice((*INPUTS, *integers.ACTS)), help="Floats or codes.")
 @click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
-@click.option("--tile", "tiles", multiple=True, type=click.Choice(list(ours.TILES)), help="All that there are.")
+@click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
 def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -> None:
     """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""

@@ -11,6 +11,7 @@ from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.targets import Target
 
 SUB_CORES = 4
+MEMORY, ISSUE = "memory", "issue slots"
 EQUAL = 1.02  # times within it count as equal, and the fewest instructions decide
 INTEGER_CYCLES = 2  # of an instruction of integer logic, in its pipe
 WAVEFRONT_CYCLES = 4  # of 128 bytes of shared memory, of a sub-core's share
@@ -89,7 +90,7 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     issued += LOOP * base.activation_k / (tile.part if direct else tile.bk)
     rate = (getattr(target.gpu, base.name) or target.gpu.f16) * (target.gpu.sync_share or 1.0) / 2 / SUB_CORES
     cycles = {
-        "issue slots": issued,
+        ISSUE: issued,
         "tensor": products * 16 * 8 * base.step_k / rate,
         "integer": INTEGER_CYCLES * wide,
         "shared": 0.0 if direct else WAVEFRONT_CYCLES * (sum(read) + 4 * copies),
@@ -97,7 +98,7 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     made = 16 * tiles * base.activation_k / 32 / warps_m  # weights of the block, of a lane
     of_sm = -(-(-(-m // tile.bm) * -(-n // tile.bn)) // target.gpu.sms) * tile.bn * k / (32 * SUB_CORES)
     scale = of_sm / made / (target.gpu.boost_ghz * 1e3)
-    limits = {"memory": traffic(weights, m, n, k) / (target.gpu.dram_gbs * 1e3)}
+    limits = {MEMORY: traffic(weights, m, n, k) / (target.gpu.dram_gbs * 1e3)}
     limits |= {name: count * scale for name, count in cycles.items()}
     return DigitCost(weights, tile, issued / made, limits)
 
@@ -118,6 +119,6 @@ def cheapest_digits(weights: Format, m: int, n: int, k: int, target: Target) -> 
     """The digits that are fastest; of those that are equally fast, the ones with the fewest instructions."""
     found = list(costs(weights, m, n, k, target))
     fastest = min(cost.time for cost in found)
-    best = min(found, key=lambda cost: (max(cost.time, EQUAL * fastest), cost.instructions))
+    best = min(found, key=lambda cost: (max(cost.time, EQUAL * fastest), cost.limits[ISSUE]))
     assert best.format.digits is not None
     return best.format.digits
