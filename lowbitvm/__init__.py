@@ -37,6 +37,7 @@ from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
 
 if TYPE_CHECKING:
+    from lowbitvm.candidates import best_digits as best_digits
     from lowbitvm.candidates import plan_digits as plan_digits
     from lowbitvm.codegen.convert import explain_decode as explain_decode
     from lowbitvm.explanation import explain as explain
@@ -59,6 +60,7 @@ LATER = {
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
     "explain": "lowbitvm.explanation",
+    "best_digits": "lowbitvm.candidates",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
     "to_foreign": "lowbitvm.foreign",
@@ -90,6 +92,7 @@ __all__ = [
     "Tensor",
     "Value",
     "atomic_add",
+    "best_digits",
     "bf16",
     "compile_linear",
     "compile_matmul",

@@ -7,7 +7,7 @@ from lowbitvm import targets
 from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.bench.pipes import PIPES, cycles, kind_of
 from lowbitvm.codegen.digits import warps_along_m_of_digits
-from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, SUB_CORES, traffic
+from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, SUB_CORES, cheapest_digits, traffic
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -66,7 +66,7 @@ class DigitPlan:
     def __str__(self) -> str:
         m, n, k = self.shape
         gpu, first = targets.get(self.target).gpu, self.candidates[0]
-        why = "it is the only one that is native"
+        why = "no other is native, or asked for"
         if len(self.candidates) > 1:
             second = self.candidates[1]
             equal = second.time <= EQUAL * first.time
@@ -84,26 +84,44 @@ class DigitPlan:
         return "\n".join([*lines, *([f"assumed    {self.assumed}"] if self.assumed else [])])
 
 
-def plan_digits(weights: Format | str, m: int, n: int, k: int, target: str = "sm_80") -> DigitPlan:
+def best_digits(weights: Format | str, m: int, n: int, k: int, target: str = "sm_80") -> Format:
+    """The weight's format in the digits that `lb.matmul` is fastest in; counted from rates, nothing is compiled.
+
+    weights: a Format with `act`, or its text. Raises FORMAT_INVALID, TARGET_UNKNOWN, ARGUMENT_INVALID.
+    """
+    fmt = _checked(weights, m, n, k)
+    return replace(fmt, digits=cheapest_digits(fmt, m, n, k, targets.get(target)))
+
+
+def plan_digits(
+    weights: Format | str, m: int, n: int, k: int, target: str = "sm_80", digits: str | None = None
+) -> DigitPlan:
     """What `lb.matmul` of (m, k) activations and an (n, k) weight costs in each kind of digits; needs no GPU.
 
-    weights: a Format with `act`, or its text; its digits are not looked at. The instructions are counted in the machine
-    code. A kernel's time is the longest of: its bytes at the memory's bandwidth, its issue slots, and the cycles of
-    each pipe, of the SM with the most blocks. Raises FORMAT_INVALID, TARGET_UNKNOWN, ARGUMENT_INVALID and, without the
-    extra `sass`, TOOL_MISSING.
+    weights: a Format with `act`, or its text; its digits are not looked at. digits: these only. The instructions are
+    counted in the machine code. A kernel's time is the longest of: its bytes at the memory's bandwidth, its issue
+    slots, and the cycles of each pipe, of the SM with the most blocks. Raises FORMAT_INVALID, TARGET_UNKNOWN,
+    ARGUMENT_INVALID, KERNEL_UNSUPPORTED for digits that are not native and, without the extra `sass`, TOOL_MISSING.
     """
-    fmt = as_format(weights)
-    if fmt.act is None:
-        raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
-    if not all(type(size) is int and size > 0 for size in (m, n, k)):
-        raise LowbitvmError("ARGUMENT_INVALID", f"a problem of m {m}, n {n}, k {k}", "give three ints above 0")
+    fmt = _checked(weights, m, n, k)
     gpu = targets.get(target)
-    found = [_candidate(replace(fmt, digits=base), (m, n, k), gpu) for base in gpu.digits]
+    bases = gpu.digits if digits is None else (digits,)
+    found = [_candidate(replace(fmt, digits=base), (m, n, k), gpu) for base in bases]
     missing = [base for base in gpu.digits if getattr(gpu.gpu, base) is None]
     assumed = f"{gpu.gpu.name} has no published rate for {', '.join(missing)}: that of f16 is taken" if missing else ""
     fastest = min(candidate.time for candidate in found)
     found.sort(key=lambda candidate: (max(candidate.time, EQUAL * fastest), candidate.limits[ISSUE]))
     return DigitPlan(target, (m, n, k), tuple(found), assumed)
+
+
+def _checked(weights: Format | str, m: int, n: int, k: int) -> Format:
+    """The format of a problem. Raises FORMAT_INVALID and ARGUMENT_INVALID."""
+    fmt = as_format(weights)
+    if fmt.act is None:
+        raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
+    if not all(type(size) is int and size > 0 for size in (m, n, k)):
+        raise LowbitvmError("ARGUMENT_INVALID", f"a problem of m {m}, n {n}, k {k}", "give three ints above 0")
+    return fmt
 
 
 def _candidate(fmt: Format, shape: tuple[int, int, int], target: Target) -> Candidate:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lowbitvm import emulate
 from lowbitvm.bench import integers, ours, static
-from lowbitvm.candidates import plan_digits
+from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
 from lowbitvm.formats import SCALES, Format
@@ -244,14 +244,12 @@ def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -
 @click.option("--act", default="f16", show_default=True, type=click.Choice(INPUTS))
 @click.option("--target", default="sm_80", show_default=True, type=click.Choice(list(TARGETS)))
 @click.option("--batch-invariant", is_flag=True, help="With a tile and splits that do not depend on M.")
+@click.option("--digits", type=click.Choice(list(BASES)), help="Of integers, these only.")
 def explain_command(weights: str, m: int, n: int, k: int, **chosen: Any) -> None:
     """Says what y (M, N) = x (M, K) w^T costs and what limits it, for weights such as "u4,group=128,zero=int".
 
     For integer weights and activations, such as "u2,act=i8", it is what each kind of digits costs.
     """
-    if Format.parse(weights).act is not None:
-        click.echo(plan_digits(weights, m, n, k, chosen["target"]))
-        return
     click.echo(explain(weights, m, n, k, **chosen))
 
 
