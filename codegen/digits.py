@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lowbitvm import dtypes
 from lowbitvm.chunk import blocks
-from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
+from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline, ends_at
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
@@ -275,11 +275,13 @@ def warps_along_m_of_digits(program: Program, warps: int) -> int:
     return digit_warps_m((bm, bn), activations, weights, warps, folded)
 
 
-def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline:
+def build_digit_pipeline(
+    state: State, loop: Op, offsets: "dict[Op, list[Operand]]", stop: Operand, pure: bool
+) -> Pipeline:
     """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
 
-    `offsets` are the loads' offsets at the first iteration; pure: the loop does nothing but add dots to tiles. Raises
-    KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
+    `offsets` are the loads' offsets at the first iteration, `stop` is the loop's end; pure: the loop does nothing but
+    add dots to tiles. Raises KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
     """
     dots = [op for op in loop.body if op.kind == "dot"]
     if any(dot.dtype != dtypes.i32 for dot in dots):
@@ -291,11 +293,13 @@ def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand
         _check_load(state, loop, load, max(parts))
     step, start = loop.integer("step"), loop.operands[0]
     dims = {load.array.dims[1] for load in loads if load.array is not None}
-    ends = len(dims) == 1 and _ends_at(loop.operands[1], dims)
+    ends = len(dims) == 1 and ends_at(loop.operands[1], min(dims), step)
     part = step // max(parts)
     exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
     if parts == {1}:
-        return _staged(state, loop, Unit(step, loop.integer("stages"), 1, exact, min(dims)), loads, offsets)
+        early = stop if ends and loop.operands[1].kind == "min" else ""
+        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), stop=early)
+        return _staged(state, loop, unit, loads, offsets)
     if len(parts) > 1 or not ends or not pure:
         raise LowbitvmError(
             "KERNEL_UNSUPPORTED",
@@ -322,11 +326,6 @@ def _staged(state: State, loop: Op, unit: Unit, loads: list[Op], offsets: "dict[
         tiles[load, "tile"] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
-
-
-def _ends_at(stop: Op, dims: set[str]) -> bool:
-    """Whether a loop's end is the size of one of the dims."""
-    return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] in dims
 
 
 def _check_load(state: State, loop: Op, load: Op, parts: int) -> None:

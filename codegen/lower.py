@@ -277,7 +277,9 @@ class Lowering:
         pure = self._only_adds_dots(op)
         digits = any(map(multiplies_digits, op.body))
         pipeline = (
-            build_digit_pipeline(state, op, starts, pure) if digits else build_pipeline(state, op, starts, stop, pure)
+            build_digit_pipeline(state, op, starts, stop, pure)
+            if digits
+            else build_pipeline(state, op, starts, stop, pure)
         )
         if pipeline is not None:
             self._check_staged(pipeline)

@@ -322,7 +322,7 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
     dims = {_along(load) for pair in loads for load in pair}
-    whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
+    whole = len(dims) == 1 and ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
     outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
@@ -346,7 +346,7 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
-    early = stop.kind == "min" and len(dims) == 1 and _ends_at(stop, next(iter(dims)), k)
+    early = stop.kind == "min" and len(dims) == 1 and ends_at(stop, next(iter(dims)), k)
     return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), end if early else "")
 
 
@@ -381,10 +381,10 @@ def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
     return part_bytes(fmt, "scales") == 1 and (few or few_sums)
 
 
-def _ends_at(stop: Op, dim: str, multiple: int = UNIT_K) -> bool:
+def ends_at(stop: Op, dim: str, multiple: int = UNIT_K) -> bool:
     """Whether a loop's end is the size `dim`, or the smaller of it and a multiple of `multiple`."""
     if stop.kind == "min":
-        return any(_ends_at(a, dim) and divisor(b) % multiple == 0 for a, b in (stop.operands, stop.operands[::-1]))
+        return any(ends_at(a, dim) and divisor(b) % multiple == 0 for a, b in (stop.operands, stop.operands[::-1]))
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 
