@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lowbitvm as lb
-from lowbitvm.bench.loops import main_nest, read_sass
+from lowbitvm.runtime.loops import main_nest, read_sass
 from lowbitvm.targets import TARGETS
 
 RUNS = 5

@@ -43,7 +43,7 @@ def _is_plain(dot: Op) -> bool:
     """
     activations, fmt = dot.operands[0], _format(dot)
     by_rows = activations.kind == "load" and not activations.operands[1].shape
-    if fmt is None or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+    if fmt is None or fmt.table == "group":
         return False
     return dot.dtype != dtypes.i32 and by_rows
 

@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterator
 
 from lowbitvm.codegen.digits import digit_layout, multiplies_digits
+from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.integers import tile_k
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
 from lowbitvm.targets import MmaAtom
@@ -18,6 +21,7 @@ from lowbitvm.targets import MmaAtom
 AXES = ("i", "j", "k")
 VECTOR_BITS = 128
 SAME_LAYOUT = {"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "exp", "sqrt", "cast", "assign"}
+SAME_LAYOUT |= {"rint", "bitcast", "hadamard"}
 
 
 def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]) -> dict[Op, Layout]:
@@ -44,6 +48,9 @@ def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]
         if op.kind == "dot":
             by_digits = multiplies_digits(op)
             fix(op, digit_layout(op, *arrangement) if by_digits else fragment_layout(op, atom, *arrangement))
+    for op in ops:
+        if op.kind == "store" and op.array is not None and isinstance(op.array.element, Format):
+            fix(op.operands[0], packing_layout(op.operands[0].shape, op.array.element, warps))
     while True:
         while sum([fix(op, layout) for link in ops for op, layout in _implied(link, layouts)]):
             pass
@@ -96,6 +103,41 @@ def blocked_layout(shape: tuple[int, ...], bits: int, warps: int) -> Layout:
     return vector * lanes * warp * take("register", sum(left), list(range(last, -1, -1)))
 
 
+def packing_layout(shape: tuple[int, ...], fmt: Format, warps: int) -> Layout:
+    """The layout of codes (rows, K) in which each thread has all codes of a word, and neighbours write neighbours.
+
+    Registers: the codes of a word, for digits of 4 and 8 bits then w, so that a lane stores 16 bytes. Lanes: q, for
+    planes w too. What one block's threads cannot hold is registers next, so that reductions of neighbouring k stay
+    inside a thread; then lanes and warps along k and along rows.
+    """
+    assert fmt.digits is not None
+    inner = (32 // BASES[fmt.digits].bits).bit_length() - 1
+    left = [shape[0].bit_length() - 1, (shape[1] // tile_k(fmt)).bit_length() - 1]  # bits of rows and of k tiles
+    planes = fmt.digits == "b1"
+    lanes, threads = 5 - (4 if planes else 2), warps.bit_length() - 1
+    extra = max(0, sum(left) - lanes - threads)  # bits that only registers are left for
+    taken = [extra - min(extra, left[1]), min(extra, left[1])]
+    images = [{"j": 1 << inner + bit} for bit in range(4)]  # q, then w
+    tile = Layout(
+        {
+            "register": [*({"j": 1 << bit} for bit in range(inner)), *([] if planes else images[2:])],
+            "lane": images if planes else images[:2],
+        },
+        {"i": 0, "j": inner + 4},
+    )
+    for axis, count in zip("ij", taken, strict=True):
+        tile = tile * Layout.identity("register", count, axis)
+    free = {"j": left[1] - taken[1], "i": left[0] - taken[0]}
+    for name, count in (("lane", lanes), ("warp", threads)):
+        for axis in free:
+            own = min(count, free[axis])
+            tile = tile * Layout.identity(name, own, axis)
+            free[axis] -= own
+            count -= own
+        tile = tile * Layout.zeros(name, count)
+    return tile
+
+
 def without_repeats(layout: Layout) -> Layout:
     """The layout without register bits that change nothing."""
     kept = [image for image in layout.bases["register"] if any(image.values())]
@@ -107,6 +149,8 @@ def operand_layout(op: Op, result: Layout) -> Layout:
     rank = len(op.operands[0].shape)
     if op.kind == "transpose":
         return transposed_layout(result)
+    if op.kind == "reshape":
+        return reshaped_layout(result, op.operands[0].shape)
     if op.kind == "expand":
         axis = op.integer("axis")
         kept = [name for at, name in enumerate(AXES[: rank + 1]) if at != axis]
@@ -132,7 +176,7 @@ def reduced_layout(op: Op, operand: Layout) -> Layout:
 
 def _implied(op: Op, layouts: dict[Op, Layout]) -> Iterator[tuple[Op, Layout]]:
     """What an op says of the layouts of its operand and result, where one of them is known."""
-    if op.kind not in ("reduce", "broadcast", "expand", "transpose"):
+    if op.kind not in ("reduce", "broadcast", "expand", "transpose", "reshape"):
         return
     operand = op.operands[0]
     if op.kind != "reduce" and op in layouts and operand.shape:
@@ -145,7 +189,17 @@ def result_layout(op: Op, operand: Layout) -> Layout:
     """What the layout of a reduction's, expand's or transpose's operand says of its result's."""
     if op.kind == "reduce":
         return reduced_layout(op, operand)
+    if op.kind == "reshape":
+        return reshaped_layout(operand, op.shape)
     return expanded_layout(op, operand) if op.kind == "expand" else transposed_layout(operand)
+
+
+def reshaped_layout(layout: Layout, shape: tuple[int, ...]) -> Layout:
+    """The layout of the same elements, in row-major order, as a tile of another shape."""
+    axes = [axis for axis in reversed(AXES) if axis in layout.outs]
+    return layout.flatten(outs={"element": axes}).split(
+        outs={"element": {AXES[at]: _log2(shape[at]) for at in reversed(range(len(shape)))}}
+    )
 
 
 def transposed_layout(layout: Layout) -> Layout:

@@ -95,3 +95,10 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
     decoding = fused.shifted + 4 * steps * (not fused.plain) + offset * (2 + columns * steps)
     sums = 4 * fused.shifted + 4 * offset + (fused.shifted or offset) * steps / row_tiles
     return fused if decoding <= columns * (4 + sums) + CONVERSION * (1 + offset) else None
+
+
+def shared_fused(fmt: Format, act: str) -> Fused | None:
+    """`fused_scales` where weights are decoded once per block: there they always save more than they take."""
+    if fmt.zero is not None or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
+        return None
+    return fused_scales(fmt.code, fmt.scale, act)

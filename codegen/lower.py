@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
-from lowbitvm.codegen import exchange
+from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
-from lowbitvm.codegen.assign import AXES, operand_layout, reduced_layout, staged_tiles
+from lowbitvm.codegen.assign import AXES, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
@@ -124,6 +124,19 @@ class Lowering:
         b = self.state.builder
         self.state.values[op] = [b.op("sqrt.rn.f32", "f", x) for x in self.state.values[op.operands[0]]]
 
+    def rint(self, op: Op) -> None:
+        b = self.state.builder
+        self.state.values[op] = [b.op("cvt.rni.s32.f32", "r", x) for x in self.state.values[op.operands[0]]]
+
+    def bitcast(self, op: Op) -> None:
+        kind = _register_kind(op)
+        self.state.values[op] = [self.state.builder.op("mov.b32", kind, x) for x in self.state.values[op.operands[0]]]
+
+    def hadamard(self, op: Op) -> None:
+        state, layout = self.state, self.state.layouts[op]
+        values = [exchange.in_register(state, value, "f") for value in state.values[op.operands[0]]]
+        state.values[op] = list(exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1]))
+
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype
         assert source is not None and target is not None
@@ -205,16 +218,8 @@ class Lowering:
                 return self.state.scalar(how, a, b)
             return self.state.builder.op(FLOAT_INSTRUCTIONS[how], kind, a, b)
 
-        def bits(name: str) -> list[int]:
-            return [bit for bit, image in enumerate(layout.bases[name]) if image[axis]]
-
-        groups: dict[tuple[int, ...], Operand] = {}
-        for r, value in enumerate(self.state.values[source]):
-            place = _place(layout, r, [name for name in layout.outs if name != axis])
-            groups[place] = combine(groups[place], value) if place in groups else value
-        values = exchange.reduce_lanes(self.state, list(groups.values()), kind, bits("lane"), combine)
-        if bits("warp"):
-            values = exchange.reduce_warps(self.state, op, values, kind, bits("warp"), combine)
+        ordered = how == "add" and kind == "f"
+        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, ordered, combine)
         if op.shape:
             values = self._in_layout(op, values, reduced_layout(op, layout), self.state.layouts[op])
         self.state.values[op] = self._owned(op, values)
@@ -228,6 +233,13 @@ class Lowering:
 
     def store(self, op: Op) -> None:
         tile = op.operands[0]
+        assert op.array is not None
+        if _packs(op):
+            assert isinstance(op.array.element, Format)
+            wanted = packing_layout(tile.shape, op.array.element, self.state.warps)
+            codes = self._in_layout(tile, self.state.values[tile], self.state.layouts[tile], wanted)
+            packing.store(self.state, op, codes, [self.scalar(offset) for offset in op.operands[1:]])
+            return
         self._access(op).store(self.state.values[tile], rounds=tile in self.rounded)
 
     def atomic_add(self, op: Op) -> None:
@@ -396,7 +408,7 @@ class Lowering:
         """Every load and store of the loop whose offsets grow by fixed steps: the offsets at `start`, and the steps."""
         found: dict[Op, tuple[list[Operand], list[int]]] = {}
         for op in loop.body:
-            if op.kind not in ("load", "store"):
+            if op.kind not in ("load", "store") or (op.kind == "store" and _packs(op)):
                 continue
             offsets = _scalar_offsets(op)
             slopes = [_slope(offset, loop) for offset in offsets]
@@ -487,6 +499,11 @@ def _tile(op: Op) -> Op:
     return op if op.kind == "load" else op.operands[0]
 
 
+def _packs(op: Op) -> bool:
+    """Whether a store brings codes into the order of a packed array."""
+    return op.array is not None and isinstance(op.array.element, Format)
+
+
 def _offsets(op: Op) -> tuple[Op, ...]:
     return op.operands if op.kind == "load" else op.operands[1:]
 
@@ -549,6 +566,10 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "broadcast": Lowering.broadcast,
     "expand": Lowering.rearrange,
     "transpose": Lowering.rearrange,
+    "reshape": Lowering.rearrange,
+    "rint": Lowering.rint,
+    "bitcast": Lowering.bitcast,
+    "hadamard": Lowering.hadamard,
     "reduce": Lowering.reduce,
     "load": Lowering.load,
     "store": Lowering.store,

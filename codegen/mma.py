@@ -82,7 +82,7 @@ class Dot:
             self.decoder = self.centring.decoder
         self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
         if self.fused is not None:
-            self.segment = min(self._fused_segment(), pipeline.unit.k)
+            self.segment = min(self._fused_segment(), pipeline.unit.span)
         self._emit_addresses()
         self._emit_constants()
 
@@ -274,7 +274,8 @@ class Dot:
                 words = self.words.words(self.pipeline.slot, *place)
                 decoded[place] = self._decoded(words, t, k)
                 if self.fused is not None:
-                    decoded[place] = self._scaled(decoded[place], self.fused, *place)
+                    k_tile = CHUNK_K * place[1]
+                    decoded[place] = self._scaled(decoded[place], self.fused, self.pipeline.slot, t, k_tile)
             fragments.append(self._centred(decoded[place][k % CHUNK_K // self.atom.k], addends))
         return fragments
 
@@ -295,12 +296,12 @@ class Dot:
             fragments[group] = self._spread(pair) * 2
         return Scaling(scales, None, offsets, [fragments[group] for group in groups])
 
-    def _scaled(self, fragments: list[list[str]], fused: Fused, t: int, j: int) -> list[list[str]]:
-        """Emits the products of the fragments of row tile t, k tile j with their scales."""
+    def _scaled(self, fragments: list[list[str]], fused: Fused, slot: int, t: int, k: int) -> list[list[str]]:
+        """Emits the products of the fragments of row tile t from k on with their scales, which the slot has."""
         b, rows = self.state.builder, self.rows["scales"]
         scaled = []
         for step, fragment in enumerate(fragments):
-            (pair,) = rows.load(self.pipeline.slot, CHUNK_K * j + self.atom.k * step)[t]["scales"]
+            (pair,) = rows.load(slot, k + self.atom.k * step)[t]["scales"]
             scales = self._spread(pair)
             shifts = self._spread(multiplied(b, fused.act, pair, self.shifts)) if fused.shifted else ["", ""]
             scaled.append([multiplied(b, fused.act, x, scales[r % 2], shifts[r % 2]) for r, x in enumerate(fragment)])

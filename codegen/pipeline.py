@@ -25,7 +25,7 @@ from lowbitvm.codegen.codebook import (
 )
 from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
 from lowbitvm.codegen.dense import DenseTile
-from lowbitvm.codegen.fused import Fused, chosen_fused
+from lowbitvm.codegen.fused import Fused, chosen_fused, shared_fused
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
 from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
@@ -179,7 +179,7 @@ class Pipeline:
         if number % unit.together == 0:
             for tile in self._gathered():
                 tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
-            self.wait(unit.ahead // unit.together - 1 - unit.lead, number)
+            self.wait(unit.ahead // unit.together - 1 - unit.lead, number + unit.lead)
             self._fetch_group(number + unit.ahead)
         for stream in self.streams:
             stream.fetch(number + stream.ahead, self.left)
@@ -302,6 +302,8 @@ def _fused(state: State, activations: Op, codes: Op) -> Fused | None:
     """How a dot's scales are multiplied with its decoded codes, if they are."""
     assert activations.dtype is not None
     columns, row_tiles = activations.shape[0] // 8, codes.shape[0] // 16 // state.warps
+    if state.warps_m > 1:
+        return shared_fused(packed_array(codes)[1], activations.dtype.name)
     return chosen_fused(packed_array(codes)[1], activations.dtype.name, columns, row_tiles)
 
 
@@ -336,7 +338,9 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     merges = (
         pure and whole and divisor(start) % UNIT_K == 0 and all(_gains(state, a, codes, step) for a, codes in loads)
     )
-    period = max(1, UNIT_K // step) if merges and shared and all(group > step for group in known) else 1
+    scaled = all(_fused(state, activations, codes) is not None for activations, codes in loads)
+    sums_all = scaled or all(group > step for group in known)
+    period = max(1, UNIT_K // step) if merges and shared and sums_all else 1
     merges = merges and roomy and fits and not shared
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken

@@ -38,7 +38,7 @@ class OuterRows(Rows):
         self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand, part: str
     ) -> None:
         assert load.array is not None and isinstance(load.array.element, Format)
-        super().__init__(state, unit, offset, load, part, 4, load.array.element.outer)
+        super().__init__(state, unit, offset, load, part, 4, load.array.element.outer, state.warps)
         lanes = WORD * self.row_tiles
         self.size = lanes * PIECE * state.warps
         b = state.builder
@@ -76,13 +76,14 @@ class ByteRows(GroupRows):
     ) -> None:
         assert load.array is not None and isinstance(load.array.element, Format)
         self.format, self.fused = load.array.element, fused
-        Rows.__init__(self, state, unit, offset, load, part, part_bytes(self.format, part), self.format.group)
+        stored = part_bytes(self.format, part)
+        Rows.__init__(self, state, unit, offset, load, part, stored, self.format.group, state.warps)
         self._measure(dtypes.get(fused.act) if fused else dtypes.f32, (part,))
         self.segment_bytes = self.lane_bytes  # of a lane
         self.joined = max(1, min(self.segments, PIECE // self.segment_bytes))
         self.lane_bytes *= self.joined
         self.row_bytes, self.warp_bytes = 8 * self.lane_bytes, self.segments * 8 * self.segment_bytes
-        self.loaded: dict[tuple[int, int], list[str]] = {}
+        self.loaded: dict[tuple[int, int], list[list[str]]] = {}
         self.source_dtype, self.outer = part_dtype(self.format, part), outer
         self.lane_words = WORD * self.row_tiles  # words of one segment of a warp
         self.words = self.segments * self.lane_words
@@ -92,7 +93,10 @@ class ByteRows(GroupRows):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         self.active = self.fewer(self.words, 32, self.lane)
         self._add_words(row, start)
-        self.base = self.base_of(self.n_warps, self.row_tiles)
+        # read by the warps that multiply, or by those that decode and convert them
+        readers = state.warps if fused else state.warps // state.warps_m
+        self.read_tiles = self.row_tiles * state.warps // readers
+        self.base = self.base_of(readers, self.read_tiles)
         self._emit_store_places()
         self.factor = ""
         if self.format.outer == "tensor" and fused is None:
@@ -155,13 +159,15 @@ class ByteRows(GroupRows):
 
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
         """As of `GroupRows`; what one load brought of several segments is loaded once."""
-        block, segment = divmod(k * self.segments // self.unit.k, self.joined)
+        block, segment = divmod(k * self.segments // self.unit.span, self.joined)
         if (slot, block) not in self.loaded:
-            self.loaded[slot, block] = self.load_row(slot + self.offset + block * self.row_bytes)
+            place = slot + self.offset + block * self.row_bytes
+            regions = range(0, self.read_tiles, self.row_tiles)  # of the warps that converted
+            self.loaded[slot, block] = [self.load_row(place + self.tile_place(t)) for t in regions]
         each = 2 * self.element // 4  # registers of a pair
-        first = segment * self.row_tiles * each
-        registers = self.loaded[slot, block][first : first + self.row_tiles * each]
-        return [{self.part: registers[i : i + each]} for i in range(0, len(registers), each)]
+        first, taken = segment * self.row_tiles * each, range(0, self.row_tiles * each, each)
+        rows = self.loaded[slot, block]
+        return [{self.part: row[first + i : first + i + each]} for row in rows for i in taken]
 
     def _with_outer(self, pairs: Pairs, slot: int, i: int) -> Pairs:
         """The products of the pairs of word i with the second level."""

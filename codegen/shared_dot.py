@@ -14,6 +14,7 @@ from operator import or_
 from lowbitvm.codegen.mma import LDMATRIX_K, Dot
 from lowbitvm.codegen.pipeline import Pipeline
 from lowbitvm.codegen.ptx import memory, vector
+from lowbitvm.codegen.scales import ByteRows
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.ir import Op
@@ -64,8 +65,7 @@ class SharedDot(Dot):
         for k in steps:
             place = first + k
             if place % self.segment == 0:  # now: the slot is filled anew before a period's last unit is multiplied
-                loaded = [rows.load(self.pipeline.slot, place) for rows in self.groups]
-                self.scales = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
+                self.scales = self._loaded_scales(place)
             self._multiply_by(number, k)
             if (place + self.atom.k) % self.segment == 0:
                 self._flush(accumulators, number, place // self.segment)
@@ -85,9 +85,22 @@ class SharedDot(Dot):
             for j, half in enumerate(activations):
                 self.products[t, j] = self._mma(fragment, half, self.products.get((t, j)))
 
+    def _loaded_scales(self, k: int) -> list[dict[str, list[str]]]:
+        """Emits the loads of what the sums of the segment from the period's `k` on are scaled with, by row tile."""
+        groups = self.groups
+        if self.fused is not None:  # the decode has the scales
+            groups = [rows for rows in groups if rows.part == "outer"]
+        loaded = [rows.load(self.pipeline.slot, k) for rows in groups]
+        if not loaded:
+            return [self.outers] * self.row_tiles
+        return [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
+
     def _flush(self, accumulators: list[str], number: int, segment: int) -> None:
         """Emits the addition of the scaled products of a segment to the accumulators."""
-        scalings = [self._scaling(loaded) for loaded in self.scales]
+        if self.fused is not None:
+            scalings = [self._fused_scaling(self.fused, 0, t, loaded) for t, loaded in enumerate(self.scales)]
+        else:
+            scalings = [self._scaling(loaded) for loaded in self.scales]
         for j in range(self.columns):
             sums = self._sums(number, segment, j) if self.sums else None
             for t, scaling in enumerate(scalings):
@@ -102,10 +115,16 @@ class SharedDot(Dot):
         first = number % unit.period * unit.k
         buffer = self.buffers[number % 2]
         addends: dict[tuple[int, int], list[str]] = {}  # by row tile and segment
+        period = pipeline.slot_of(number - number % unit.period)
+        if isinstance(scales := self.rows["scales"], ByteRows):
+            scales.loaded.clear()  # of the unit before, or of another turn of the loop
         for t in range(self.words.row_tiles):
             for chunk in range(unit.k // CHUNK_K):
                 words = self.words.words(pipeline.slot_of(number), t, chunk)
-                for step, fragment in enumerate(self._decoded(words, t, chunk * CHUNK_K)):
+                fragments = self._decoded(words, t, chunk * CHUNK_K)
+                if self.fused is not None:
+                    fragments = self._scaled(fragments, self.fused, period, t, first + chunk * CHUNK_K)
+                for step, fragment in enumerate(fragments):
                     place = buffer + t * self.tile_bytes + (4 * chunk + step) * FRAGMENT
                     k = first + chunk * CHUNK_K + step * self.atom.k
                     of = t, k // self.segment

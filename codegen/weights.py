@@ -105,16 +105,25 @@ class Rows(Staged):
     """Numbers of a (bn, k) tile of which each group of k has one row of all out_features.
 
     part: one of `Format.parts`, an array [rows, ceil(N/16), 8, 2] of `stored` bytes each. group: the k of a row, None
-    where all of k has one. A unit meets `segments` rows.
+    where all of k has one. A unit meets `segments` rows. n_warps share out the features; without: those that do for the
+    accumulators.
     """
 
     def __init__(
-        self, state: State, unit: Unit, offset: int, load: Op, part: str, stored: int, group: int | str | None
+        self,
+        state: State,
+        unit: Unit,
+        offset: int,
+        load: Op,
+        part: str,
+        stored: int,
+        group: int | str | None,
+        n_warps: int = 0,
     ) -> None:
         super().__init__(state, unit, offset)
         assert load.array is not None
         self.array, self.part, self.stored = load.array, part, stored
-        self.n_warps, self.every = state.warps // state.warps_m, unit.period
+        self.n_warps, self.every = n_warps or state.warps // state.warps_m, unit.period
         self.row_tiles = load.shape[0] // 16 // self.n_warps
         self.group = group if isinstance(group, int) else None
         self.segments = max(1, unit.span // self.group) if self.group else 1

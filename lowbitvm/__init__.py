@@ -9,17 +9,20 @@ from lowbitvm.dsl import (
     Tensor,
     Value,
     atomic_add,
+    bitcast,
     dequant,
     dot,
     exp,
     expand_dims,
     full,
+    hadamard,
     kernel,
     load,
     maximum,
     minimum,
     packed,
     program_id,
+    rint,
     sqrt,
     store,
     when,
@@ -34,7 +37,7 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
 from lowbitvm.pack import PackedWeight, pack
-from lowbitvm.quantize import quantize, quantize_activations, quantize_weights
+from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
     from lowbitvm.candidates import best_digits as best_digits
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
+    from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -59,6 +63,7 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "best_digits": "lowbitvm.candidates",
     "plan_digits": "lowbitvm.candidates",
@@ -94,6 +99,7 @@ __all__ = [
     "atomic_add",
     "best_digits",
     "bf16",
+    "bitcast",
     "compile_linear",
     "compile_matmul",
     "dequant",
@@ -106,6 +112,7 @@ __all__ = [
     "f32",
     "from_foreign",
     "full",
+    "hadamard",
     "i4",
     "i32",
     "interpret",
@@ -126,6 +133,7 @@ __all__ = [
     "quantize_activations",
     "quantize_weights",
     "range",
+    "rint",
     "sqrt",
     "store",
     "sum",

@@ -47,6 +47,13 @@ def zeros(like: Array, shape: tuple[int, ...], dtype: DType) -> Array:
     return np.zeros(shape, dtype.numpy)
 
 
+def empty(like: Array, shape: tuple[int, ...], dtype: DType, unsigned: bool = False) -> Array:
+    """What `zeros` makes, but with any content; unsigned: of i32 in numpy its unsigned kin, which torch has not."""
+    if is_tensor(like):
+        return like.new_empty(shape, dtype=dtype.torch())
+    return np.empty(shape, np.uint32 if unsigned else dtype.numpy)
+
+
 def numbers(like: Array, count: int) -> Array:
     """0, 1, ..., count - 1 in i64."""
     return dtypes.torch().arange(count, device=like.device) if is_tensor(like) else np.arange(count)

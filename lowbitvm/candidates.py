@@ -4,8 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from lowbitvm import targets
-from lowbitvm.bench.loops import main_nest, read_sass
-from lowbitvm.bench.pipes import PIPES, cycles, kind_of
 from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, SUB_CORES, cheapest_digits, traffic
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
@@ -16,6 +14,8 @@ from lowbitvm.pack import as_format
 from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul
+from lowbitvm.runtime.loops import main_nest, read_sass
+from lowbitvm.runtime.pipes import PIPES, cycles, kind_of
 from lowbitvm.targets import Target
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import integers, ours, static
+from lowbitvm.bench import integers, modelled, ours, static
 from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
@@ -27,7 +27,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
-from lowbitvm.targets import TARGETS, get
+from lowbitvm.targets import GPUS, TARGETS, get
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
 
@@ -73,6 +73,15 @@ def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
         if name not in ours.WEIGHTS:
             Format.parse(name)
     return value
+
+
+def _shape(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int, int]:
+    """m,n,k."""
+    sizes = value.split(",")
+    if len(sizes) != 3 or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"{value!r} is not three numbers above 0, such as 16,4096,4096")
+    m, n, k = map(int, sizes)
+    return m, n, k
 
 
 @main.command()
@@ -213,6 +222,7 @@ def emulate_command(
 
 @main.command("bench")
 @click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
+@click.option("--model", "model_layers", is_flag=True, help="Model layers of language models; needs no GPU.")
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
@@ -222,18 +232,37 @@ def emulate_command(
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
 @click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
-def bench_command(measure_static: bool, json_file: Path | None, **chosen: Any) -> None:
+def bench_command(measure_static: bool, model_layers: bool, json_file: Path | None, **chosen: Any) -> None:
     """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
-    if not measure_static:
-        raise click.UsageError("say what to measure: --static")
-    group = chosen["group"]
-    rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
-    static.show(rows, versions, refused, Console(width=static.WIDTH))
+    if not (measure_static or model_layers):
+        raise click.UsageError("say what to measure: --static, --model")
+    found: dict[str, Any] = {}
+    if measure_static:
+        group = chosen["group"]
+        rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
+        static.show(rows, versions, refused, Console(width=static.WIDTH))
+        found |= static.as_json(rows, versions, refused)
+    if model_layers:
+        layers = modelled.collect(weights=chosen["weights"])
+        modelled.show(layers, Console())
+        found |= modelled.as_json(layers)
     if json_file is not None:
         try:
-            json_file.write_text(json.dumps(static.as_json(rows, versions, refused), indent=1) + "\n")
+            json_file.write_text(json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise click.ClickException(f"{json_file} cannot be written: {error}") from error
+
+
+@main.command("model")
+@click.argument("weights")
+@click.option("--gpu", default="a100", show_default=True, type=click.Choice(list(GPUS)))
+@click.option("--shape", required=True, callback=_shape, help="m,n,k such as 16,4096,4096.")
+def model_command(weights: str, gpu: str, shape: tuple[int, int, int]) -> None:
+    """Says how long y (m, n) = x (m, k) w^T takes on a GPU and what binds, for weights such as "u4,group=128,zero=int".
+
+    The times are modelled from counted instructions and bytes; docs/bench.md says how.
+    """
+    click.echo(modelled.explanation(gpu, weights, shape))
 
 
 @main.command("explain")

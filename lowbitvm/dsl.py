@@ -122,6 +122,10 @@ class Value:
             raise _invalid(f".T of a tile of shape {self.shape}", "transpose tiles of rank 2 only")
         return _record("transpose", self.dtype, self.shape[::-1], (self,))
 
+    def reshape(self, *shape: int) -> "Value":
+        """The same elements, in row-major order, as a tile of another shape."""
+        return _record("reshape", self.dtype, _shape(shape), (self,))
+
     def __add__(self, other: "Value | Scalar") -> "Value":
         return _binary("add", self, other)
 
@@ -369,9 +373,13 @@ def load(
     return _record("load", dtype, _shape(shape), _offsets(array, offsets), array, other=other, **more)
 
 
-def store(target: Tensor, offsets: tuple[Value | int, ...], value: Value) -> None:
-    """Writes a tile at `offsets`; elements beyond the array are dropped."""
-    _expect(target, Tensor, "lb.store writes to a dense parameter of the kernel")
+def store(target: Tensor | Packed, offsets: tuple[Value | int, ...], value: Value) -> None:
+    """Writes a tile at `offsets`; elements beyond the array are dropped.
+
+    To Packed activations in digits: an i32 tile of codes, of whole stored tiles along K (64 in digits="s8", 128 in
+    "s4", 512 in "b1"). What is stored beyond the array, but in tiles and rows that the codes touch, becomes padding.
+    """
+    _expect(target, (Tensor, Packed), "lb.store writes to a parameter of the kernel")
     _expect(value, Value, "lb.store writes a tile")
     _record("store", None, value.shape, (value, *_offsets(target.array, offsets)), target.array)
 
@@ -463,6 +471,22 @@ def sqrt(value: Value) -> Value:
     return _unary("sqrt", value)
 
 
+def rint(value: Value) -> Value:
+    """Each f32 element rounded to the nearest i32, halves to even; what is beyond i32 saturates, NaN becomes 0."""
+    return _record("rint", dtypes.i32, value.shape, (value,))
+
+
+def bitcast(value: Value, dtype: DType) -> Value:
+    """The bits of each f32 as an i32, or of each i32 as an f32. Floats from 0 on, and NaN above them, order alike."""
+    return _record("bitcast", dtype, value.shape, (value,))
+
+
+def hadamard(value: Value) -> Value:
+    """Each row of the last axis, f32, times the Walsh-Hadamard matrix, whose (i, j) is -1 where i & j has an odd number
+    of bits and else +1: in rounds of sums and differences, of j and j + 1, then j and j + 2, and so on."""
+    return _unary("hadamard", value)
+
+
 def maximum(left: Value | Scalar, right: Value | Scalar) -> Value:
     """The larger of each pair; a NaN loses against a number."""
     return _binary("max", left, right)
@@ -474,7 +498,7 @@ def minimum(left: Value | Scalar, right: Value | Scalar) -> Value:
 
 
 def reduce_sum(value: Value, axis: int) -> Value:
-    """The sum along one axis, which disappears from the shape."""
+    """The sum along one axis, which disappears from the shape; of f32, neighbours first, then their sums, and so on."""
     return _reduce("sum", value, axis)
 
 

@@ -352,7 +352,7 @@ def of(array: Array) -> DType:
     """
     if is_tensor(array):
         dtype = _OF_TORCH_NAME.get(str(array.dtype))
-    elif isinstance(array, np.ndarray):
+    elif isinstance(getattr(array, "dtype", None), np.dtype):  # numpy's arrays, and what describes itself by them
         dtype = _OF_NUMPY.get(array.dtype)
     else:
         raise LowbitvmError(

@@ -5,6 +5,7 @@ CATALOGUE: dict[str, str] = {
     "ASSEMBLER_FAILED": "nvJitLink rejected the PTX.",
     "ASSEMBLER_MISSING": "The assembler (nvidia-nvjitlink with cuda-bindings) is not installed on this system.",
     "CODES_OUT_OF_RANGE": "A weight code or zero point does not fit its number format.",
+    "CONTEXT_LOST": "A kernel that failed, or a fault of the GPU, has left a CUDA context in which nothing runs.",
     "DEVICE_MISMATCH": "Tensors of one call live on different devices.",
     "DEVICE_UNAVAILABLE": "The requested device cannot be used on this machine.",
     "DTYPE_MISMATCH": "A value has another dtype than the operation takes.",

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from lowbitvm import targets
 from lowbitvm.bench.measure import bytes_needed, measure, turn
 from lowbitvm.bench.ours import Exactly, build
-from lowbitvm.bench.pipes import PIPES, cycles, kind_of
 from lowbitvm.candidates import DigitPlan, plan_digits
 from lowbitvm.codegen.convert import PIPES as DECODE_PIPES
 from lowbitvm.codegen.convert import cost, decoder
@@ -16,6 +15,7 @@ from lowbitvm.formats import Format
 from lowbitvm.pack import PackedWeight, as_format, stored_bytes
 from lowbitvm.plan import SPLIT_K, Tile, linear_plan
 from lowbitvm.runtime.linear import compile_linear
+from lowbitvm.runtime.pipes import PIPES, cycles, kind_of
 from lowbitvm.targets import Target
 
 LANES = 128  # of an SM: four sub-cores of 32

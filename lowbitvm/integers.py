@@ -266,6 +266,28 @@ def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
     return np.concatenate(words, -1)
 
 
+def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) -> None:
+    """Stores codes i32 (rows, K) of whole stored tiles along K into activations at (row, column), numpy only.
+
+    What lies in their tiles beyond the matrix becomes padding.
+    """
+    fmt, parts = matrix.format, matrix.decomposition
+    assert fmt.digits is not None
+    stored = (codes.astype(np.int64) - parts.offset) // parts.factor & ((1 << parts.bits) - 1)
+    stored[max(0, matrix.rows - row) :] = 0
+    stored[:, max(0, matrix.columns - column) :] = 0
+    each = digits.columns_per_row(fmt.code, fmt.digits)
+    places = np.arange(row * each, (row + codes.shape[0]) * each)
+    above = row % (digits.COLUMNS // each)  # rows of the first stored tile that are not ours
+    words = _packed(np.pad(stored.astype(np.uint8), ((above, 0), (0, 0))), fmt)
+    row_tile, k_tile = row * each // digits.COLUMNS, column // tile_k(fmt)
+    for place in places[places < digits.COLUMNS * matrix.words.shape[0]]:
+        tile, own = divmod(int(place), digits.COLUMNS)
+        words_of = slice(16 * own, 16 * (own + 1))  # of a stored tile: a column's, 4 lanes of 4
+        target = matrix.words[tile, k_tile : k_tile + words.shape[1], words_of]
+        target[...] = words[tile - row_tile, : target.shape[0], words_of]
+
+
 def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:
     """Stored numbers i64 (rows, K) of words; the inverse of `_packed`."""
     fmt, (rows, k) = matrix.format, matrix.shape

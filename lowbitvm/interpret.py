@@ -2,8 +2,8 @@
 
 Tiles are numpy arrays of their dtype, except a dequantised weight, which is exact in float64. `dot` multiplies and sums
 in float64 and rounds once to f32; of integer codes it is exact modulo 2^32. All other arithmetic is that of f32 and
-i32: i32 wraps, its division rounds down (by zero: undefined), f32 rounds to nearest even, +0 is above -0. The order of
-a sum in f32 is not fixed.
+i32: i32 wraps, its division rounds down (by zero: undefined), f32 rounds to nearest even, +0 is above -0. A sum in f32
+adds neighbours, then neighbouring pairs, and so on.
 """
 
 import functools
@@ -18,7 +18,7 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import PackedDigits
+from lowbitvm.integers import PackedDigits, put_codes
 from lowbitvm.ir import Array, Op, Program
 from lowbitvm.pack import PackedWeight
 
@@ -181,6 +181,10 @@ class _Block:
         assert op.array is not None
         value, *offsets = op.operands
         target = self.arguments[op.array.name]
+        if isinstance(target, PackedDigits):
+            row, column = (int(self.values[offset]) for offset in offsets)
+            put_codes(target, row, column, self.values[value])
+            return
         assert isinstance(target, np.ndarray)
         inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
         target[place] = self.values[value][inside]
@@ -217,6 +221,11 @@ def _cast(block: _Block, op: Op) -> NumpyArray:
     return np.asarray(value).astype(_numpy(op.dtype))
 
 
+def _rint(block: _Block, op: Op) -> NumpyArray:
+    rounded = np.nan_to_num(np.rint(np.asarray(block.operands(op)[0], np.float64)), nan=0.0)
+    return np.asarray(np.clip(rounded, -(2.0**31), 2.0**31 - 1).astype(np.int32))
+
+
 def _broadcast(block: _Block, op: Op) -> NumpyArray:
     return np.broadcast_to(block.operands(op)[0], op.shape)
 
@@ -226,7 +235,20 @@ def _reduce(block: _Block, op: Op) -> NumpyArray:
     axis = op.integer("axis")
     if op.attributes["how"] == "max":
         return np.asarray(functools.reduce(_maximum, np.moveaxis(value, axis, 0)))
-    return np.asarray(np.sum(value, axis=axis, dtype=_numpy(op.dtype)))
+    tree = np.moveaxis(value, axis, 0)
+    while tree.shape[0] > 1:
+        tree = tree[::2] + tree[1::2]
+    return np.asarray(tree[0])
+
+
+def _hadamard(block: _Block, op: Op) -> NumpyArray:
+    (value,) = block.operands(op)
+    distance = 1
+    while distance < op.shape[-1]:
+        pairs = value.reshape(-1, 2, distance)
+        value = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
+        distance *= 2
+    return np.asarray(value.reshape(op.shape))
 
 
 def _maximum(a: Any, b: Any) -> Any:
@@ -275,6 +297,9 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "cast": _cast,
     "broadcast": _broadcast,
     "expand": lambda block, op: np.expand_dims(block.operands(op)[0], op.integer("axis")),
+    "reshape": lambda block, op: block.operands(op)[0].reshape(op.shape),
+    "rint": _rint,
+    "bitcast": lambda block, op: np.array(block.operands(op)[0]).view(_numpy(op.dtype)),
     "transpose": lambda block, op: block.operands(op)[0].T,
     "reduce": _reduce,
     "dequant": lambda block, op: block.operands(op)[0],
@@ -289,4 +314,5 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "mod": _elementwise(np.mod),
     "exp": _elementwise(np.exp),
     "sqrt": _elementwise(np.sqrt),
+    "hadamard": _hadamard,
 }

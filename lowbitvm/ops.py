@@ -1,7 +1,9 @@
 """torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; using `lb.linear` does too."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
-from lowbitvm.runtime.launch import emulated_target
-from lowbitvm.runtime.linear import run_linear
+from lowbitvm.runtime.arguments import signature
+from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
+from lowbitvm.runtime.linear import LinearCall, linear_call
 
 _library = torch.library.Library("lowbitvm", "DEF")
 _library.define(
@@ -54,13 +58,12 @@ def linear(
     DEVICE_MISMATCH; a backward pass through it raises GRADIENT_UNSUPPORTED.
     """
     _check_kinds(x, weight, gate, activation, dtype)
-    operator = torch.ops.lowbitvm.linear
     parts = (weight.words, weight.scales, weight.zeros)
     more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
     epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
     gates = None if gate is None else list(gate.arrays.values())
-    result: torch.Tensor = operator(
-        x, *parts, bias, str(weight.format), *weight.shape, *more, gates, residual, **epilogue
+    result: torch.Tensor = torch.ops.lowbitvm.linear(
+        x, *parts, bias, weight.format_text, *weight.shape, *more, gates, residual, **epilogue
     )
     return result
 
@@ -162,6 +165,13 @@ def _linear(
     batch_invariant: bool = False,
 ) -> torch.Tensor:
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
+    tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
+    key = (fmt, out_features, in_features, activation, dtype, batch_invariant, *map(signature, tensors))
+    known = _repeated.get(key)
+    if known is not None:
+        y = x.new_empty((*x.shape[:-1], out_features), dtype=known.dtype)
+        if known.run(y, tensors):
+            return y
     stored = (words, scales, zeros, Format.parse(fmt), out_features, in_features)
     weight = PackedWeight(*stored, table, outer, outer_zeros, permutation)
     gates = _gate(weight, gate)
@@ -172,7 +182,7 @@ def _linear(
         return _reference(x, weight, bias, gates, activation, residual, dtype)
     y = x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
     rows = x.numel() // in_features if in_features else y.numel() // max(1, out_features)
-    run_linear(
+    call, arguments = linear_call(
         x.view(rows, in_features),
         weight,
         bias,
@@ -183,7 +193,64 @@ def _linear(
         residual=None if residual is None else residual.view(rows, out_features),
         batch_invariant=batch_invariant,
     )
+    with call.shared(y) as shared:
+        launch(call.kernel, call.grid, arguments | shared)
+        ready = prepare(call.kernel, call.grid, arguments | shared)
+    if ready is not None:
+        _remember(key, Repeated(call, ready, dtype, _slots(weight, gates, call.kernel)), y, tensors)
     return y
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What the operator launches for tensors of shapes, dtypes and devices that it has had before.
+
+    slots: for every pointer of the kernel which tensor it is, of the operator's, y, and what splits of k share.
+    """
+
+    call: LinearCall
+    ready: Ready
+    dtype: torch.dtype
+    slots: tuple[int, ...]
+
+    def run(self, y: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> bool:
+        """Launches, unless an address is not aligned or the launch is no longer usable."""
+        if not self.ready.usable():
+            return False
+        with self.call.shared(y) as shared:
+            addresses = self.addresses((*tensors, y, *shared.values()))
+            aligned = addresses is not None
+            if addresses is not None:
+                self.ready.launch(addresses)
+        return aligned
+
+    def addresses(self, given: Sequence[Any]) -> list[int] | None:
+        """The kernel's pointers; None where one is not aligned: another kernel is then needed."""
+        found = [given[slot].data_ptr() for slot in self.slots]
+        return None if functools.reduce(operator.or_, found) % ALIGNMENT else found
+
+
+_repeated: dict[object, Repeated] = {}
+
+
+def _remember(key: object, repeated: Repeated, y: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> None:
+    """Keeps a call, if it was one with aligned addresses and one permutation."""
+    permuted, gated = tensors[8] is not None, len(tensors) > 10
+    with repeated.call.shared(y) as shared:
+        if repeated.addresses((*tensors, y, *shared.values())) is None or (permuted and gated):
+            return
+    if len(_repeated) >= KEPT:
+        _repeated.clear()
+    _repeated[key] = repeated
+
+
+def _slots(weight: PackedWeight, gate: PackedWeight | None, kernel: CompiledKernel) -> tuple[int, ...]:
+    own = [("w", part) for part in ("words", "scales", "zeros")]
+    more = [("w", part) for part in ("table", "outer", "outer_zeros")]
+    gates = [] if gate is None else [("gate", part) for part in weight.arrays]
+    rest = [(name, None) for name in ("y", "partials", "arrivals")]
+    names = [("x", None), *own, ("bias", None), *more, ("order", None), ("residual", None), *gates, *rest]
+    return tuple(names.index(part) for part in kernel.array_parts())
 
 
 def _gate(weight: PackedWeight, tensors: list[torch.Tensor] | None) -> PackedWeight | None:

@@ -3,6 +3,7 @@
 Everything here works through array methods, alike for numpy arrays and for torch tensors on any device.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -85,6 +86,11 @@ class PackedWeight:
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
         return (self.out_features, self.in_features)
+
+    @functools.cached_property
+    def format_text(self) -> str:
+        """The format as `Format.parse` reads it."""
+        return str(self.format)
 
     @property
     def nbytes(self) -> int:

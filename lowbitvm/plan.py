@@ -120,7 +120,8 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if bm == most and (permuted or _crowded(fmt)) else 4)
+    crowded = bm == most and (permuted or weights > 1 or _crowded(fmt))
+    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if crowded else 4)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
@@ -137,7 +138,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.scale_dtype.bits == 8 or fmt.table == "group":
+    if permuted or crowded or fmt.table == "group":
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")

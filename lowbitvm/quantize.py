@@ -15,7 +15,7 @@ from lowbitvm import arrays, dtypes
 from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
-from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
+from lowbitvm.integers import PackedDigits, pack_weights
 from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
@@ -130,17 +130,6 @@ def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:
     """
     fmt = as_format(fmt)
     return pack_weights(fmt=fmt, **_parts(weight, fmt))
-
-
-def quantize_activations(x: Array, fmt: Format | str) -> PackedDigits:
-    """Rounds float activations (m, in_features) to integers for `lb.matmul`, one scale per token.
-
-    fmt: a Format without `act` and with group="channel", such as Format("i8", "channel", digits="b1"); zero=None or
-    "int". The rule is that of `quantize`, NaN and infinities included. Codes are brought into their order on the CPU.
-    Raises what `quantize` and `pack_activations` do.
-    """
-    fmt = as_format(fmt)
-    return pack_activations(fmt=fmt, **_parts(x, fmt))
 
 
 def _parts(

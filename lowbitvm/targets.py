@@ -3,7 +3,7 @@
 Everything here is a row of a table or one closed form; a new target or MMA atom is a new row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.layout import Layout
@@ -35,6 +35,8 @@ class Gpu:
     peak_by: str = "mma.sync"  # the instruction whose rates these are
     # of those rates, what mma.sync reaches; None: no trustworthy measurement is published
     sync_share: float | None = 1.0
+    # of dram_gbs, what kernels were measured to reach: A100-80 1.73 TB/s, H200 3.89, L40 0.82; assumed elsewhere
+    dram_share: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ _T4 = Gpu(
 _A100 = Gpu(
     "A100-80", "A100 Tensor Core GPU Architecture, 2020: 312 f16, 624 s8, 1248 s4, 4992 b1 T/s",
     sms=108, boost_ghz=1.41, dram_gbs=2039, l2_mb=40, f16=2048, s8=4096, s4=8192, b1=32768,
+    dram_share=0.85,
 )  # fmt: skip
 _RTX_3090 = Gpu(
     "RTX 3090", "Ampere GA102 GPU Architecture, 2021: 71 f16, 284 s8, 568 s4 T/s",
@@ -124,7 +127,7 @@ _RTX_3090 = Gpu(
 )  # fmt: skip
 _RTX_4090 = Gpu(
     "RTX 4090", "Ada GPU Architecture, 2023: 165.2 f16, 660.6 s8, 1321.2 s4, 330.3 fp8 T/s",
-    sms=128, boost_ghz=2.52, dram_gbs=1008, l2_mb=72, f16=512, s8=2048, s4=4096, fp8=1024,
+    sms=128, boost_ghz=2.52, dram_gbs=1008, l2_mb=72, f16=512, s8=2048, s4=4096, fp8=1024, dram_share=0.95,
 )  # fmt: skip
 _H100 = Gpu(
     "H100 SXM",
@@ -155,6 +158,28 @@ TARGETS: dict[str, Target] = {
         Target("sm_120f", (12, 0), "8.8", 100 * KIB, 99 * KIB, 48, _RTX_5090, max_blocks_per_sm=24),
     )
 }
+
+
+# GPUs by name: the target of each, and its rates where they are not the target's own.
+GPUS: dict[str, tuple[str, Gpu]] = {
+    "t4": ("sm_75", _T4),
+    "a100": ("sm_80", _A100),
+    "rtx3090": ("sm_86", _RTX_3090),
+    "rtx4090": ("sm_89", _RTX_4090),
+    "l40s": ("sm_89", replace(_RTX_4090, name="L40S", sms=142, dram_gbs=864, l2_mb=96, f16=1024, fp8=2048)),
+    "h100": ("sm_90a", _H100),
+    "h200": ("sm_90a", replace(_H100, name="H200", dram_gbs=4800, dram_share=0.81)),
+    "b200": ("sm_100a", _B200),
+    "rtx5090": ("sm_120f", _RTX_5090),
+}
+
+
+def gpu(name: str) -> tuple[Target, Gpu]:
+    """The target and the rates of a GPU such as "h100". Raises TARGET_UNKNOWN."""
+    if name not in GPUS:
+        raise LowbitvmError("TARGET_UNKNOWN", f"there is no GPU {name!r}", f"choose one of {', '.join(GPUS)}")
+    target, rates = GPUS[name]
+    return TARGETS[target], rates
 
 
 def get(name: str) -> Target:

@@ -13,6 +13,7 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import tile_k
 from lowbitvm.ir import Array, Op, Program
 
 MAX_TILE_ELEMENTS = 1 << 20
@@ -177,6 +178,14 @@ def _dense(op: Op) -> str | None:
     return f"{op.array} is packed" if isinstance(op.array.element, Format) else None
 
 
+def _store_form(op: Op) -> str | None:
+    assert op.array is not None
+    element = op.array.element
+    if isinstance(element, Format) and (element.digits is None or element.act is not None):
+        return f"{op.array} is packed, and no activations in digits"
+    return None
+
+
 def _compare_form(op: Op) -> str | None:
     how = op.attributes.get("how")
     return None if how in ("equal", "less") else f"how={how!r} is neither 'equal' nor 'less'"
@@ -233,7 +242,21 @@ def _load_dtypes(op: Op) -> str | None:
 def _store_dtypes(op: Op) -> str | None:
     assert op.array is not None
     value, *offsets = op.operands
-    return f"a tile of {value.dtype} goes to {op.array}" if value.dtype != op.array.element else _offset_dtypes(offsets)
+    taken = dtypes.i32 if isinstance(op.array.element, Format) else op.array.element
+    return f"a tile of {value.dtype} goes to {op.array}" if value.dtype != taken else _offset_dtypes(offsets)
+
+
+def _bitcast_dtypes(op: Op) -> str | None:
+    found = [op.operands[0].dtype, op.dtype]
+    return None if set(found) <= set(ARITHMETIC) else f"{_names(found)} instead of {_names(ARITHMETIC)}"
+
+
+def _from_to(source: DType, target: DType) -> Check:
+    def check(op: Op) -> str | None:
+        found = [op.operands[0].dtype, op.dtype]
+        return None if found == [source, target] else f"{_names(found)} instead of {source}, {target}"
+
+    return check
 
 
 def _offset_dtypes(offsets: Sequence[Op]) -> str | None:
@@ -276,6 +299,10 @@ def _same_shapes(op: Op) -> str | None:
     return f"tiles of shapes {sorted(set(shapes))}" if len(set(shapes)) > 1 else None
 
 
+def _same_tiles(op: Op) -> str | None:
+    return _same_shapes(op) if op.shape else "a scalar, not a tile"
+
+
 def _scalar(op: Op) -> str | None:
     return f"a result of shape {op.shape}, not a scalar" if op.shape else None
 
@@ -291,7 +318,10 @@ def _access(op: Op) -> str | None:
     shape, offsets = (op.operands[0].shape, op.operands[1:]) if op.kind == "store" else (op.shape, op.operands)
     if len(shape) != len(op.array.dims):
         return f"a tile of shape {shape} of {op.array}"
-    gathers = op.kind == "load" and not isinstance(op.array.element, Format)
+    element = op.array.element
+    if op.kind == "store" and isinstance(element, Format) and shape[-1] % tile_k(element):
+        return f"a tile of shape {shape} of {op.array}, whose stored tiles are of {tile_k(element)} in_features"
+    gathers = op.kind == "load" and not isinstance(element, Format)
     for offset, size in zip(offsets, shape, strict=True):
         if offset.shape and not (gathers and offset.shape == (size,)):
             return f"an offset of shape {offset.shape} along an axis of {size} of {op.array}"
@@ -311,6 +341,11 @@ def _expand_shape(op: Op) -> str | None:
         return f"axis {axis} in a tile of shape {shape}"
     expected = (*shape[:axis], 1, *shape[axis:])
     return None if op.shape == expected else f"a tile of shape {op.shape} instead of {expected}"
+
+
+def _reshape_shape(op: Op) -> str | None:
+    shape = op.operands[0].shape
+    return None if math.prod(shape) == math.prod(op.shape) else f"a tile of shape {shape} to {op.shape}"
 
 
 def _transpose_shape(op: Op) -> str | None:
@@ -412,7 +447,7 @@ RULES: dict[str, Rule] = {
     "constant": Rule(0, _number("value"), _result(*ARITHMETIC), _scalar, _fits("value")),
     "full": Rule(0, _number("value"), _array_type, _plain, _fits("value")),
     "load": Rule(None, _load_form, _load_dtypes, _access, _fits("other")),
-    "store": Rule(None, _dense, _store_dtypes, _access, _plain, has_result=False),
+    "store": Rule(None, _store_form, _store_dtypes, _access, _plain, has_result=False),
     "atomic_add": Rule(None, _dense, _atomic_dtypes, _scalars, _plain),
     "compare": Rule(2, _compare_form, _compare_dtypes, _scalars, _plain),
     "when": Rule(1, _plain, _when_dtypes, _scalars, _plain, has_result=False),
@@ -420,7 +455,10 @@ RULES: dict[str, Rule] = {
     "cast": Rule(1, _plain, _array_type, _same_shapes, _plain),
     "broadcast": Rule(1, _plain, _same_dtypes(), _broadcast_shape, _plain),
     "expand": Rule(1, _integers("axis"), _same_dtypes(), _expand_shape, _plain),
+    "reshape": Rule(1, _plain, _same_dtypes(), _reshape_shape, _plain),
     "transpose": Rule(1, _plain, _same_dtypes(), _transpose_shape, _plain),
+    "rint": Rule(1, _plain, _from_to(dtypes.f32, dtypes.i32), _same_shapes, _plain),
+    "bitcast": Rule(1, _plain, _bitcast_dtypes, _same_shapes, _plain),
     "reduce": Rule(1, _reduce_form, _same_dtypes(*ARITHMETIC), _reduce_shape, _plain),
     "dequant": Rule(1, _dequant_form, _result(dtypes.f32), _same_shapes, _plain),
     "dot": Rule(2, _plain, _dot_dtypes, _dot_shape, _plain),
@@ -431,4 +469,5 @@ RULES: dict[str, Rule] = {
     **{kind: _elementwise(2, dtypes.i32) for kind in ("floordiv", "mod")},
     "div": _elementwise(2, dtypes.f32),
     **{kind: _elementwise(1, dtypes.f32) for kind in ("exp", "sqrt")},
+    "hadamard": Rule(1, _plain, _same_dtypes(dtypes.f32), _same_tiles, _plain),
 }

@@ -37,14 +37,14 @@ class Assembly:
     log: str = field(repr=False)  # ptxas's own words
 
 
-def assemble(ptx: str, target: str) -> Assembly:
-    """Assemble PTX text for a target such as "sm_80" or "sm_90a".
+def assemble(ptx: str, target: str, lines: bool = False) -> Assembly:
+    """Assemble PTX text for a target such as "sm_80" or "sm_90a"; `lines`: the cubin keeps what .loc says.
 
     Raises TARGET_UNKNOWN, ASSEMBLER_MISSING, and ASSEMBLER_FAILED with ptxas's message and the PTX line it names.
     """
     targets.get(target)
     nvjitlink = _nvjitlink()
-    options = [f"-arch={target}", "-Xptxas=-v"]
+    options = [f"-arch={target}", "-Xptxas=-v", *(["-lineinfo"] if lines else [])]
     text = ptx.encode()
     try:
         handle = nvjitlink.create(len(options), options)
@@ -72,15 +72,16 @@ def assembler_version() -> str:
     return "nvJitLink {}.{}".format(*_nvjitlink().version())
 
 
-def disassemble(cubin: bytes) -> str:
-    """SASS of a cubin, code sections only, as nvdisasm prints it.
+def disassemble(cubin: bytes, annotated: bool = False) -> str:
+    """SASS of a cubin, code sections only, as nvdisasm prints it; `annotated`: with line numbers and encodings.
 
     Raises TOOL_MISSING without the extra `sass`, ARGUMENT_INVALID for bytes that are no cubin.
     """
     with tempfile.TemporaryDirectory(prefix="lowbitvm-") as directory:
         path = Path(directory, "kernel.cubin")
         path.write_bytes(cubin)
-        command = [_nvdisasm(), "--print-code", str(path)]
+        options = ["--print-line-info", "--print-instruction-encoding"] if annotated else []
+        command = [_nvdisasm(), "--print-code", *options, str(path)]
         result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if result.returncode != 0:
         message = result.stderr.strip().replace(str(path), "the cubin")

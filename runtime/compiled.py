@@ -3,7 +3,7 @@
 import functools
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class CompiledKernel:
     code: Ptx = field(repr=False)
     trace_ms: float  # from the Python function to PTX text
     cache: Cache | None = field(default=None, repr=False)
+    ready: dict[Any, Any] = field(default_factory=dict, repr=False)  # launches by signature; see runtime/launch.py
 
     @property
     def ptx(self) -> str:
@@ -101,14 +102,16 @@ class CompiledKernel:
         Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED and ARGUMENT_INVALID where they do not fit.
         """
         sizes = bind_sizes(self.program, arguments)
-        values: list[Any] = []
-        for array in self.program.arrays:
-            value = arguments[array.name]
-            if isinstance(array.element, Format):
-                values += [getattr(value, part) for part in array.element.parts]
-            else:
-                values.append(value)
+        values = [
+            arguments[name] if part is None else getattr(arguments[name], part) for name, part in self.array_parts()
+        ]
         return values + [sizes[dim] for dim in self.program.dims]
+
+    def array_parts(self) -> Iterator[tuple[str, str | None]]:
+        """(argument, part of a packed weight or None) of every pointer that the kernel takes, in order."""
+        for array in self.program.arrays:
+            for part in array.element.parts if isinstance(array.element, Format) else (None,):
+                yield array.name, part
 
 
 def compile_program(

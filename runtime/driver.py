@@ -7,6 +7,7 @@ Management", "Module Management" and "Execution Control".
 import ctypes
 import functools
 import importlib
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,24 @@ from lowbitvm.targets import Target
 
 Dim3 = tuple[int, int, int]
 
+_RESTART = "start a new process: CUDA cannot repair a context"
+_FIND = "run the same launch on the emulator, which names the instruction and the thread, then start a new process"
+# What these leave behind is a context in which nothing runs any more (CUDA Driver API, "CUresult").
+_LOST = {
+    "CUDA_ERROR_ILLEGAL_ADDRESS": _FIND,
+    "CUDA_ERROR_MISALIGNED_ADDRESS": _FIND,
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION": _FIND,
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE": _FIND,
+    "CUDA_ERROR_INVALID_PC": _FIND,
+    "CUDA_ERROR_HARDWARE_STACK_ERROR": _FIND,
+    "CUDA_ERROR_ASSERT": _FIND,
+    "CUDA_ERROR_LAUNCH_FAILED": _FIND,
+    "CUDA_ERROR_LAUNCH_TIMEOUT": "split the problem, or use a GPU without a display; then start a new process",
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "start a new process; if it comes back, the memory of the GPU is faulty",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED": "make the arrays anew in a context that exists",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "see nvidia-smi for what else uses the GPU, then start a new process",
+    "CUDA_ERROR_UNKNOWN": _RESTART,
+}
 _FIXES = {
     "CUDA_ERROR_NO_BINARY_FOR_GPU": "compile the kernel for this GPU's target, see device_target",
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the GPU driver, or install the nvidia-nvjitlink of its CUDA version",
@@ -26,20 +45,26 @@ _FIXES = {
     "CUDA_ERROR_NOT_FOUND": "name an entry of the cubin",
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "use a smaller tile or fewer stages",
     "CUDA_ERROR_OUT_OF_MEMORY": "free GPU memory",
-    "CUDA_ERROR_ILLEGAL_ADDRESS": "run the same launch on the emulator, which names the instruction and the thread",
-    "CUDA_ERROR_MISALIGNED_ADDRESS": "run the same launch on the emulator, which names the instruction and the thread",
+    "CUDA_ERROR_INVALID_CONTEXT": "call again with a stream and arrays of one context; kernels are loaded anew",
+    "CUDA_ERROR_INVALID_HANDLE": "call again with a stream and arrays of one context; kernels are loaded anew",
+    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "end the capture, and look for the call that spoiled it",
+    "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT": "launch on the stream that is captured, or make that a non-blocking one",
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "call it once before the capture",
 }
+_STALE = ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_INVALID_HANDLE")  # of functions whose context is gone
+_WIDTHS = {ctypes.c_void_p: "Q", ctypes.c_uint64: "Q", ctypes.c_int32: "i", ctypes.c_uint32: "I", ctypes.c_float: "f"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Function:
     """A kernel loaded into a context of a device. `shared` is its dynamic shared memory in bytes per block."""
 
     entry: str
     device_index: int
     shared: int
-    context: Any  # CUcontext
+    context: int  # CUcontext
     handle: Any  # CUfunction
+    alive: bool = True  # False once its context was found to be unusable: load it again
 
 
 def device_count() -> int:
@@ -62,47 +87,131 @@ def device_target(index: int) -> str:
     return targets.for_capability(major, minor).name
 
 
-def load(cubin: bytes, entry: str, device_index: int, shared: int = 0) -> Function:
+def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primary: bool = False) -> Function:
     """The entry of a cubin on a device, to be launched with `shared` bytes of dynamic shared memory.
 
-    Uses the calling thread's current context if it belongs to the device, else the device's primary context, which is
-    torch's. The same arguments give the same Function; modules stay loaded until the process ends.
-    Raises DEVICE_UNAVAILABLE, and LAUNCH_FAILED if the driver refuses the cubin or the shared memory.
+    Uses the calling thread's current context if it belongs to the device, else the device's primary context; with
+    `primary` always that, which is torch's. The same arguments give the same Function; modules stay loaded until the
+    process ends. It is no part of a CUDA graph that is being captured.
+    Raises DEVICE_UNAVAILABLE, CONTEXT_LOST, and LAUNCH_FAILED if the driver refuses the cubin or the shared memory.
     """
-    context = _context(device_index)
+    context = primary_context(device_index) if primary else _context(device_index)
     key = (int(context), cubin, entry, shared)  # the bytes themselves: their hash is computed once per object
     with _loading:
         if key not in _functions:
-            with _current(context):
+            with _current(context), _outside_capture():
                 handle = _load(cubin, entry, f"loading {entry} on GPU {device_index}", shared)
-            _functions[key] = Function(entry, device_index, shared, context, handle)
+            _functions[key] = Function(entry, device_index, shared, int(context), handle)
         return _functions[key]
 
 
-def launch(function: Function, grid: Dim3, block: Dim3, stream: int, args: Sequence[tuple[Any, Any]]) -> None:
-    """Launch asynchronously on a stream (CUstream as an integer, 0 is the default stream).
+class Launch:
+    """A kernel with its grid and the places of its parameters, laid out once to be launched many times."""
 
-    args: (value, ctypes type) in the order of the kernel's parameters; pointers as ctypes.c_void_p.
-    A grid with a zero launches nothing. Raises GRID_TOO_LARGE and LAUNCH_FAILED.
-    """
-    if any(size > limit for size, limit in zip(grid, Target.max_grid, strict=True)):
-        raise LowbitvmError(
-            "GRID_TOO_LARGE",
-            f"{function.entry} was launched with grid {grid}, the hardware takes {Target.max_grid}",
-            "split the problem, or let each block do more",
-        )
-    if 0 in grid:
-        return
-    values = [kind(value) for value, kind in args]
-    pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    sizes = (*grid, *block, function.shared)
+    def __init__(self, function: Function, grid: Dim3, block: Dim3, kinds: Sequence[Any]) -> None:
+        """kinds: the ctypes type of each of the kernel's parameters, ctypes.c_void_p for pointers.
+
+        Raises GRID_TOO_LARGE.
+        """
+        if any(size > limit for size, limit in zip(grid, Target.max_grid, strict=True)):
+            raise LowbitvmError(
+                "GRID_TOO_LARGE",
+                f"{function.entry} was launched with grid {grid}, the hardware takes {Target.max_grid}",
+                "split the problem, or let each block do more",
+            )
+        codes = "".join(_WIDTHS[kind] for kind in kinds)
+        places = [struct.calcsize(codes[: at + 1]) - struct.calcsize(code) for at, code in enumerate(codes)]
+        self.function, self.grid, self.block = function, grid, block
+        self._pack = struct.Struct(codes).pack_into
+        self._values = ctypes.create_string_buffer(max(1, struct.calcsize(codes)))
+        start = ctypes.addressof(self._values)
+        self._pointers = (ctypes.c_void_p * len(codes))(*(start + place for place in places))
+        self._sizes = (*grid, *block, function.shared)
+        self._address = ctypes.addressof(self._pointers)
+        self._lock = threading.Lock()  # of the values, from their packing until the driver has copied them
+        self._bound = _driver().cuLaunchKernel, _driver().cuCtxGetCurrent, _driver().CUresult.CUDA_SUCCESS
+
+    def __call__(self, values: Sequence[Any], stream: int) -> None:
+        """Launches asynchronously on a stream (CUstream as an integer, 0 is the default stream).
+
+        A grid with a zero launches nothing. Raises LAUNCH_FAILED and CONTEXT_LOST.
+        """
+        if 0 in self.grid:
+            return
+        launch, current, success = self._bound
+        function = self.function
+        with self._lock:
+            self._pack(self._values, 0, *values)
+            if int(current()[1] or 0) == function.context:
+                (status,) = launch(function.handle, *self._sizes, stream, self._address, 0)
+            else:
+                with _current(function.context):
+                    (status,) = launch(function.handle, *self._sizes, stream, self._address, 0)
+        if status != success:
+            doing = f"launching {function.entry} on GPU {function.device_index}"
+            doing += f" with grid {self.grid}, block {self.block}, {function.shared} bytes of dynamic shared memory"
+            raise _failure(doing, "cuLaunchKernel", status, function.context)
+
+
+def launch(function: Function, grid: Dim3, block: Dim3, stream: int, args: Sequence[tuple[Any, Any]]) -> None:
+    """Launches once; args: (value, ctypes type) in the order of the kernel's parameters. See Launch."""
+    Launch(function, grid, block, [kind for _, kind in args])([value for value, _ in args], stream)
+
+
+def synchronize(stream: int, context: int) -> None:
+    """Waits for what was launched on a stream of a context. Raises CONTEXT_LOST where a kernel failed."""
     driver = _driver()
-    with _current(function.context):
-        (status,) = driver.cuLaunchKernel(function.handle, *sizes, stream, ctypes.addressof(pointers), 0)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        doing = f"launching {function.entry} on GPU {function.device_index}"
-        doing += f" with grid {grid}, block {block}, {function.shared} bytes of dynamic shared memory"
-        raise _failure(doing, "cuLaunchKernel", status)
+    if int(driver.cuCtxGetCurrent()[1] or 0) == context:  # what `_current` finds too, in a tenth of the time
+        (status,) = driver.cuStreamSynchronize(stream)
+        if status == driver.CUresult.CUDA_SUCCESS:
+            return
+    with _current(context):
+        _call("waiting for a stream", "cuStreamSynchronize", stream, context=context)
+
+
+def is_capturing(stream: int, context: int | None = None) -> bool:
+    """Whether launches on a stream become nodes of a CUDA graph; in the current context where none is given."""
+    if stream == 0:
+        return False  # the default stream cannot be captured
+    with _current(context):
+        status = _call("asking for a capture", "cuStreamIsCapturing", stream, context=context)
+    return int(status) != 0
+
+
+def clear(address: int, count: int, stream: int, context: int) -> None:
+    """Sets `count` bytes of device memory to 0 on a stream."""
+    with _current(context):
+        _call("clearing memory", "cuMemsetD8Async", address, 0, count, stream, context=context)
+
+
+def order(stream: int, after: int, context: int) -> None:
+    """What is launched on `stream` from now on waits for what was launched on `after`."""
+    flags = _driver().CUevent_flags.CU_EVENT_DISABLE_TIMING
+    with _current(context):
+        event = _call("ordering two streams", "cuEventCreate", flags, context=context)
+        try:
+            _call("ordering two streams", "cuEventRecord", event, after, context=context)
+            _call("ordering two streams", "cuStreamWaitEvent", stream, event, 0, context=context)
+        finally:
+            _call("ordering two streams", "cuEventDestroy", event, context=context)
+
+
+def pointer_device(address: int) -> int:
+    """Index of the GPU that an address of device memory lies on. Raises LAUNCH_FAILED for any other address."""
+    attribute = _driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(_call(f"asking for the GPU of address {address:#x}", "cuPointerGetAttribute", attribute, address))
+
+
+@functools.cache
+def reads_host_memory(index: int) -> bool:
+    """Whether a GPU can use any memory of the process, as those do that share it with the CPU (Grace Hopper, HMM)."""
+    attribute = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS
+    return bool(_call("asking for access to host memory", "cuDeviceGetAttribute", attribute, _device(index)))
+
+
+def current_context(device_index: int) -> int:
+    """The context that `load` uses on a device without `primary`."""
+    return int(_context(device_index))
 
 
 _functions: dict[tuple[int, bytes, str, int], Function] = {}
@@ -121,19 +230,34 @@ def _driver() -> Any:
     return driver
 
 
-def _call(doing: str, name: str, *args: Any) -> Any:
-    """The value a driver function returns beside its status; LAUNCH_FAILED if the status is not success."""
+def _call(doing: str, name: str, *args: Any, context: int | None = None) -> Any:
+    """The value a driver function returns beside its status; `_failure` of the context if the status is not success."""
     driver = _driver()
     status, *values = getattr(driver, name)(*args)
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise _failure(doing, name, status)
+        raise _failure(doing, name, status, context)
     return values[0] if values else None
 
 
-def _failure(doing: str, name: str, status: Any) -> LowbitvmError:
+def _failure(doing: str, name: str, status: Any, context: int | None = None) -> LowbitvmError:
+    """CONTEXT_LOST or LAUNCH_FAILED; forgets the functions of a context that is gone."""
     message = _describe(_driver(), status)
-    fix = _FIXES.get(message.split(":")[0], "look the error up in the CUDA Driver API's table of results")
+    result = message.split(":")[0]
+    if result in _LOST or result in _STALE:
+        _forget(context)
+    if result in _LOST:
+        problem = f"{doing}: {name} gave {message}, from it or from a kernel before it"
+        return LowbitvmError("CONTEXT_LOST", problem, _LOST[result])
+    fix = _FIXES.get(result, "look the error up in the CUDA Driver API's table of results")
     return LowbitvmError("LAUNCH_FAILED", f"{doing}: {name} gave {message}", fix)
+
+
+def _forget(context: int | None) -> None:
+    """Nothing that was loaded into a context can be used any more; None: whichever is the current one."""
+    if context is None:
+        context = int(_driver().cuCtxGetCurrent()[1] or 0)
+    for key in [key for key in _functions if key[0] == context]:
+        _functions.pop(key).alive = False
 
 
 def _describe(driver: Any, status: Any) -> str:
@@ -156,19 +280,27 @@ def _context(device_index: int) -> Any:
     current = _call("asking for the current context", "cuCtxGetCurrent")
     if int(current) and int(_call("asking for the current device", "cuCtxGetDevice")) == device_index:
         return current
-    return _primary_context(device_index)
+    return primary_context(device_index)
 
 
 @functools.cache
-def _primary_context(device_index: int) -> Any:
+def primary_context(device_index: int) -> Any:
     """Retained once and until the process ends, as torch does."""
     return _call(f"opening GPU {device_index}", "cuDevicePrimaryCtxRetain", _device(device_index))
 
 
 @contextmanager
 def _current(context: Any) -> Iterator[None]:
-    """Makes a context the thread's current one and puts the previous one back."""
-    if int(_call("asking for the current context", "cuCtxGetCurrent")) == int(context):
+    """Makes a context the thread's current one, and then puts the previous one back; None leaves what there is.
+
+    A thread that has none keeps it, as one that calls the CUDA runtime does.
+    """
+    before = 0 if context is None else int(_call("asking for the current context", "cuCtxGetCurrent"))
+    if context is None or before == int(context):
+        yield
+        return
+    if not before:
+        _call("changing the context", "cuCtxSetCurrent", context)
         yield
         return
     _call("changing the context", "cuCtxPushCurrent", context)
@@ -176,6 +308,17 @@ def _current(context: Any) -> Iterator[None]:
         yield
     finally:
         _call("changing the context", "cuCtxPopCurrent")
+
+
+@contextmanager
+def _outside_capture() -> Iterator[None]:
+    """Allows what a capture of this thread or another forbids; nothing of it becomes part of a graph."""
+    relaxed = _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = _call("leaving a capture", "cuThreadExchangeStreamCaptureMode", relaxed)
+    try:
+        yield
+    finally:
+        _call("returning to a capture", "cuThreadExchangeStreamCaptureMode", before)
 
 
 def _load(cubin: bytes, entry: str, doing: str, shared: int) -> Any:

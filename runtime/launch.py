@@ -1,9 +1,10 @@
-"""Launching a compiled kernel: numpy arrays and CPU tensors on the emulator, CUDA tensors on their GPU."""
+"""Launching a compiled kernel: CPU arrays on the emulator or on a GPU that shares their memory, others on their GPU."""
 
 import ctypes
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.arrays import host
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
+from lowbitvm.runtime.arguments import LEGACY_STREAM, DeviceArray, address, adopt, device_of, is_contiguous, signature
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.targets import Target, get
 
@@ -21,59 +24,185 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
 
 ALIGNMENT = 16  # bytes: what whole vector accesses need of an array's address
+KEPT = 1024  # signatures of a kernel whose launches are kept ready
+Grid = tuple[int, int, int]
 
 
 def launch(
-    kernel: CompiledKernel, grid: Sequence[int], arguments: Mapping[str, Any], **options: Any
+    kernel: CompiledKernel,
+    grid: Sequence[int],
+    arguments: Mapping[str, Any],
+    *,
+    stream: int | None = None,
+    **options: Any,
 ) -> "Report | None":
     """Runs a kernel on a grid of up to three dimensions; arrays that it stores to are changed in place.
 
-    `arguments` has a contiguous numpy array, torch tensor or PackedWeight per array of the kernel; what is stored to
-    may overlap nothing else. CPU arrays run on the emulator, which takes `options` (checks, on_finding, seed) and
-    returns its report; CUDA tensors on their GPU, on torch's current stream. A grid with a zero launches nothing.
-    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH, GRID_TOO_LARGE, LAUNCH_FAILED.
+    `arguments` has a contiguous array or packed weight per array of the kernel; what is stored to may overlap nothing
+    else. CPU arrays (numpy's and torch's) run on the emulator, which takes `options` (checks, on_finding, seed) and
+    returns its report, or with LOWBITVM_DEVICE=cuda:0 on a GPU that can use the memory of the CPU, to the end. CUDA
+    tensors run on their GPU, on torch's current stream; arrays of other libraries (`__cuda_array_interface__`, DLPack)
+    on the stream that they name. `stream` (a CUstream as an integer) takes the place of these. A grid with a zero
+    launches nothing.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH, GRID_TOO_LARGE, LAUNCH_FAILED,
+    CONTEXT_LOST.
     """
-    blocks = _grid(kernel, grid)
-    values = kernel.parameters(arguments)
-    arrays = [value for value in values if not isinstance(value, int)]
-    _check_arrays(kernel, arguments)
-    if 0 in blocks:
+    given = {name: adopt(value, stream) for name, value in arguments.items()}
+    ready = prepare(kernel, grid, given)
+    if ready is not None:
+        ready.run(given, stream)
         return None
-    block = (kernel.code.threads, 1, 1)
-    device = _device(arrays)
-    if device == "cpu":
-        buffers = [value if isinstance(value, int) else _as_numpy(value) for value in values]
-        return kernel.emulated.launch(
-            kernel.code.entry,
-            grid=blocks,
-            block=block,
-            args=buffers,
-            shared=kernel.code.shared,
-            arch=kernel.target,
-            **options,
+    blocks = _grid(kernel, grid)
+    return None if 0 in blocks else _emulate(kernel, blocks, kernel.parameters(given), options)
+
+
+def prepare(kernel: CompiledKernel, grid: Sequence[int], given: Mapping[str, Any]) -> "Ready | None":
+    """The launch of a kernel on a GPU with arguments such as these; None where it is the emulator's, or no block's.
+
+    It is kept, and found again by the grid and all of the arguments but their addresses. Raises as `launch` does.
+    """
+    key = (tuple(grid) if isinstance(grid, list) else grid, *[(n, signature(value)) for n, value in given.items()])
+    ready: Ready | None = kernel.ready.get(key)
+    if ready is None or not ready.usable():
+        blocks, values = _grid(kernel, grid), kernel.parameters(given)
+        _check_arrays(kernel, given)
+        place = place_of([value for value in values if not isinstance(value, int)])
+        if place is None or 0 in blocks:
+            return None
+        if len(kernel.ready) >= KEPT:
+            kernel.ready.clear()
+        ready = kernel.ready[key] = Ready(kernel, blocks, values, place)
+    return ready
+
+
+def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any]) -> "Report":
+    return kernel.emulated.launch(
+        kernel.code.entry,
+        grid=blocks,
+        block=(kernel.code.threads, 1, 1),
+        args=[value if isinstance(value, int) else _as_numpy(value) for value in values],
+        shared=kernel.code.shared,
+        arch=kernel.target,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A GPU to launch on. `arrays`: whose they are, "torch", "host" for memory of the CPU, or "other"."""
+
+    index: int
+    arrays: str
+
+
+def place_of(arrays: Sequence[Any]) -> Place | None:
+    """Where arrays are computed with; None: on the emulator. Raises DEVICE_MISMATCH and DEVICE_UNAVAILABLE."""
+    devices = {device_of(value) for value in arrays}
+    if len(devices) > 1:
+        raise LowbitvmError(
+            "DEVICE_MISMATCH", f"arrays on {sorted(devices)}", "move all to one device with .to(device)"
         )
-    index = int(device.removeprefix("cuda:"))
-    function = driver.load(kernel.cubin, kernel.code.entry, index, kernel.code.shared)
-    pairs = [
-        (value, ctypes.c_int32) if isinstance(value, int) else (value.data_ptr(), ctypes.c_void_p) for value in values
-    ]
-    driver.launch(function, blocks, block, _torch().cuda.current_stream(index).cuda_stream, pairs)
-    return None
+    device = devices.pop()
+    if device != "cpu":
+        tensors = any(dtypes.is_tensor(value) for value in arrays)
+        return Place(int(device.removeprefix("cuda:")), "torch" if tensors else "other")
+    index = _host_gpu()
+    return None if index is None else Place(index, "host")
+
+
+class Ready:
+    """A kernel with a grid and arguments of known shapes, dtypes and device: what is left is to fill in addresses."""
+
+    def __init__(self, kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], place: Place) -> None:
+        code, primary = kernel.code, place.arrays != "other"
+        function = driver.load(kernel.cubin, code.entry, place.index, code.shared, primary=primary)
+        kinds = [ctypes.c_int32 if isinstance(value, int) else ctypes.c_void_p for value in values]
+        self.kernel, self.place, self.function = kernel, place, function
+        self._launch = driver.Launch(function, blocks, (code.threads, 1, 1), kinds)
+        self._sizes = [value for value in values if isinstance(value, int)]
+        whole = _vectorised(kernel)
+        self._parts = [(name, part, ALIGNMENT - 1 if name in whole else 0) for name, part in kernel.array_parts()]
+
+    def usable(self) -> bool:
+        """Whether the arguments would be launched at this place now, and its context still exists."""
+        place = self.place
+        if place.arrays == "host" and _host_gpu() != place.index:
+            return False
+        if place.arrays == "other" and driver.current_context(place.index) != self.function.context:
+            return False
+        return self.function.alive
+
+    def run(self, given: Mapping[str, Any], stream: int | None = None) -> None:
+        """Launches with arguments of the same signatures. Raises ARGUMENT_INVALID for addresses out of line."""
+        values, rest = [], 0
+        for name, part, mask in self._parts:
+            place = address(given[name] if part is None else getattr(given[name], part))
+            rest |= place & mask
+            values.append(place)
+        if rest:
+            _check_arrays(self.kernel, given)
+        if self.place.arrays == "other":
+            stream = self._ordered(given, stream)
+        self.launch(values, stream)
+
+    def launch(self, addresses: list[int], stream: int | None = None) -> None:
+        """Launches with the addresses of all parts; waits for it if they lie in memory of the CPU."""
+        arrays = self.place.arrays
+        if stream is None:
+            stream = torch_stream(self.place.index) if arrays == "torch" else 0
+        self._launch(addresses + self._sizes, stream)
+        if arrays == "host" and not driver.is_capturing(stream, self.function.context):
+            driver.synchronize(stream, self.function.context)
+
+    def _ordered(self, given: Mapping[str, Any], stream: int | None) -> int:
+        """The stream to launch on, after what other libraries do to their arrays on streams of their own."""
+        named = {value.stream for value in given.values() if isinstance(value, DeviceArray)} - {None}
+        streams = {0 if other == LEGACY_STREAM else int(other) for other in named if other is not None}
+        chosen = min(streams, default=0) if stream is None else stream
+        for other in streams - {chosen}:
+            driver.order(chosen, other, self.function.context)
+        return chosen
 
 
 def emulated_target() -> str | None:
-    """The target that CPU arrays are emulated on. Raises DEVICE_UNAVAILABLE for another LOWBITVM_DEVICE."""
+    """The target that CPU arrays are computed with, None for none. Raises DEVICE_UNAVAILABLE, TARGET_UNKNOWN."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
     if not device:
         return None
-    if not device.startswith("emulator:"):
+    if device.startswith("emulator:"):
+        return get(device.removeprefix("emulator:")).name
+    index = _host_gpu()
+    assert index is not None
+    return driver.device_target(index)
+
+
+def _host_gpu() -> int | None:
+    """The GPU that CPU arrays go to, None for the emulator."""
+    device = os.environ.get("LOWBITVM_DEVICE", "")
+    if not device or device.startswith("emulator:"):
+        return None
+    number = device.removeprefix("cuda:")
+    if not number.isdecimal() or not device.startswith("cuda:"):
         raise LowbitvmError(
-            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or unset it"
+            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or cuda:0, or unset it"
         )
-    return get(device.removeprefix("emulator:")).name
+    if not driver.reads_host_memory(int(number)):
+        raise LowbitvmError(
+            "DEVICE_UNAVAILABLE",
+            f"LOWBITVM_DEVICE is {device!r}, a GPU that cannot use memory of the CPU",
+            "unset it, and move the arrays to the GPU",
+        )
+    return int(number)
 
 
-def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, int, int]:
+def torch_stream(index: int) -> int:
+    """torch's current stream on a GPU, as an integer."""
+    torch = sys.modules["torch"]
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # without the object that the public function makes
+    return int(torch.cuda.current_stream(index).cuda_stream if raw is None else raw(index))
+
+
+def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> Grid:
     sizes = grid if isinstance(grid, tuple | list) else ()
     if not 1 <= len(sizes) <= 3 or not all(type(size) is int and size >= 0 for size in sizes):
         raise LowbitvmError(
@@ -89,51 +218,32 @@ def _grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
+def _vectorised(kernel: CompiledKernel) -> set[str]:
+    """The arrays that the kernel takes in whole vectors."""
+    program = kernel.program
+    return {a.name for a in program.arrays if isinstance(a.element, Format) or program.divisor(a.dims[-1]) > 1}
+
+
 def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
-    for array in kernel.program.arrays:
-        value = arguments[array.name]
+    whole = _vectorised(kernel)
+    for name, value in arguments.items():
+        parts = [value]
         if isinstance(value, PackedWeight | PackedDigits):  # contiguous by construction
             parts = list(value.arrays.values())
-        else:
-            _check_contiguous(array.name, value)
-            parts = [value] if kernel.program.divisor(array.dims[-1]) > 1 else []
-        for part in parts:
+        elif not is_contiguous(value):
+            raise LowbitvmError(
+                "TENSOR_NOT_CONTIGUOUS", f"{name} of shape {tuple(value.shape)} has gaps", "call .contiguous()"
+            )
+        for part in parts if name in whole else ():
             if address(part) % ALIGNMENT:
                 raise LowbitvmError(
                     "ARGUMENT_INVALID",
-                    f"{array.name} is at address {address(part):#x}, no multiple of {ALIGNMENT}",
+                    f"{name} is at address {address(part):#x}, no multiple of {ALIGNMENT}",
                     "copy it, or compile the kernel without divisible",
                 )
-
-
-def _check_contiguous(name: str, value: Any) -> None:
-    contiguous = value.is_contiguous() if dtypes.is_tensor(value) else value.flags.c_contiguous
-    if not contiguous:
-        raise LowbitvmError(
-            "TENSOR_NOT_CONTIGUOUS", f"{name} of shape {tuple(value.shape)} has gaps", "call .contiguous()"
-        )
-
-
-def address(value: Any) -> int:
-    """The address of an array's first element."""
-    return int(value.data_ptr() if dtypes.is_tensor(value) else value.ctypes.data)
-
-
-def _device(arrays: Sequence[Any]) -> str:
-    """The one device of all arrays: "cpu", or "cuda:0" and so on."""
-    devices = {str(value.device) if dtypes.is_tensor(value) else "cpu" for value in arrays}
-    if len(devices) > 1:
-        raise LowbitvmError(
-            "DEVICE_MISMATCH", f"arrays on {sorted(devices)}", "move all to one device with .to(device)"
-        )
-    return devices.pop()
 
 
 def _as_numpy(value: Any) -> np.ndarray[Any, Any]:
     """A numpy view of a CPU array's memory; the emulator takes bf16 as its 16-bit patterns."""
     array: np.ndarray[Any, Any] = host(value)
     return array.view(np.uint16) if array.dtype == dtypes.bf16.numpy else array
-
-
-def _torch() -> Any:
-    return sys.modules["torch"]

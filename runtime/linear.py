@@ -2,6 +2,8 @@
 
 import functools
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,10 @@ from lowbitvm.ir import Program
 from lowbitvm.kernels.linear import ACTIVATIONS, linear
 from lowbitvm.pack import PackedWeight, as_format
 from lowbitvm.plan import Tile, chosen_tile, linear_plan
+from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.launch import ALIGNMENT, address, launch
+from lowbitvm.runtime.launch import ALIGNMENT, launch
 from lowbitvm.runtime.workspace import workspace
 
 if TYPE_CHECKING:
@@ -147,6 +150,29 @@ def _compile(variant: Variant, target: str, cache: bool) -> CompiledKernel:
 _compiled = functools.cache(_compile)  # what `run_linear` uses
 
 
+@dataclass(frozen=True)
+class LinearCall:
+    """A linear layer for arguments of known shapes: its kernel, the grid, and what the splits of k share.
+
+    partials: the shape of the partial results; None where k is not split. counters: how many blocks wait for others.
+    """
+
+    kernel: CompiledKernel
+    grid: tuple[int, ...]
+    partials: tuple[int, int] | None = None
+    counters: int = 0
+
+    def shared(self, y: Array) -> AbstractContextManager[dict[str, Array]]:
+        """The arguments that the kernel takes besides the layer's own."""
+        return nullcontext({}) if self.partials is None else _shared(y, self.partials, self.counters)
+
+
+@contextmanager
+def _shared(y: Array, partials: tuple[int, int], counters: int) -> Iterator[dict[str, Array]]:
+    with workspace(y, partials, counters) as (results, arrivals):
+        yield {"partials": results, "arrivals": arrivals}
+
+
 def run_linear(
     x: Array,
     weight: PackedWeight,
@@ -167,6 +193,30 @@ def run_linear(
     row of y do not depend on how many other rows there are. See `lowbitvm.runtime.launch.launch` for devices, options
     and errors.
     """
+    call, arguments = linear_call(
+        *(x, weight, bias, y, target),
+        gate=gate,
+        residual=residual,
+        activation=activation,
+        batch_invariant=batch_invariant,
+    )
+    with call.shared(y) as shared:
+        return launch(call.kernel, call.grid, arguments | shared, **options)
+
+
+def linear_call(
+    x: Array,
+    weight: PackedWeight,
+    bias: Array | None,
+    y: Array,
+    target: str,
+    *,
+    gate: PackedWeight | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
+    batch_invariant: bool = False,
+) -> tuple[LinearCall, dict[str, Any]]:
+    """What `run_linear` launches, and with which arguments."""
     (m, k), n = x.shape, weight.out_features
     if gate is not None and gate.format != weight.format:
         raise LowbitvmError(
@@ -194,11 +244,10 @@ def run_linear(
     given["order"] = weight.permutation
     arguments = {name: value for name, value in given.items() if value is not None}
     if tile.splits == 1:
-        return launch(kernel, (tiles_m, tiles_n), arguments, **options)
+        return LinearCall(kernel, (tiles_m, tiles_n)), arguments
     rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm
-    with workspace(y, (rows, tiles_n * tile.bn), tiles_m * tiles_n) as (partials, arrivals):
-        arguments |= {"partials": partials, "arrivals": arrivals}
-        return launch(kernel, (tiles_m, tiles_n, tile.splits), arguments, **options)
+    call = LinearCall(kernel, (tiles_m, tiles_n, tile.splits), (rows, tiles_n * tile.bn), tiles_m * tiles_n)
+    return call, arguments
 
 
 def _alike(gate: PackedWeight, weight: PackedWeight) -> PackedWeight:

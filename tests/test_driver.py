@@ -25,6 +25,7 @@ class FakeDriver:
     """Two GPUs; records every call, fails those named in `failures`. Context 100 + i is the primary one of GPU i."""
 
     CUresult = CUresult
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
     )
@@ -71,6 +72,7 @@ class FakeDriver:
             "cuModuleGetFunction": "function",
             "cuFuncGetAttribute": self.static_shared,
             "cuCtxPopCurrent": None,
+            "cuThreadExchangeStreamCaptureMode": 0,
             "cuGetErrorName": args[0].name.encode() if args and isinstance(args[0], CUresult) else None,
             "cuGetErrorString": b"what it means",
         }
@@ -85,7 +87,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     fake = FakeDriver()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", fake)
     monkeypatch.setattr(driver, "_functions", {})
-    caches = (driver._driver, driver._primary_context, driver.device_target)
+    caches = (driver._driver, driver.primary_context, driver.device_target, driver.reads_host_memory)
     for cache in caches:
         cache.cache_clear()
     yield fake
@@ -229,7 +231,7 @@ def test_a_failed_launch_names_the_error_the_kernel_and_the_sizes(fake: FakeDriv
     fake.failures["cuLaunchKernel"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(LowbitvmError) as error:
         driver.launch(function, (4, 5, 6), (128, 2, 1), 0, [])
-    assert code_of(error) == "LAUNCH_FAILED"
+    assert code_of(error) == "CONTEXT_LOST"
     for part in ("CUDA_ERROR_ILLEGAL_ADDRESS", "what it means", "matmul", "GPU 1", "(4, 5, 6)", "(128, 2, 1)", "77"):
         assert part in error.value.problem
     assert "emulator" in error.value.fix

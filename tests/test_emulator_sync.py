@@ -80,6 +80,20 @@ def test_a_message_with_its_release_and_acquire_is_in_order(read: str, after: st
 
 
 @pytest.mark.parametrize(
+    ("after", "found"),
+    [
+        ("", set()),  # the fence comes before the flag's write, but who has read that write comes after it
+        ("st.global.u32 [%d10+68], %r6;", {"race_global"}),  # what is written between the two is in no order
+    ],
+)
+def test_who_has_read_a_flag_may_clear_it_by_a_plain_store(after: str, found: set[str]) -> None:
+    write = f"{after} red.relaxed.gpu.global.add.u32 [%d10+64], %r6;"
+    read = "ld.acquire.gpu.global.u32 %r3, [%d10+64];"
+    clear = "mov.u32 %r7, 0; st.global.cg.u32 [%d10+64], %r7; st.global.cg.u32 [%d10+68], %r7;"
+    always(module("u64 x", MESSAGE.format(read=read, after=clear, before=FENCE, write=write)), 2, 32, found)
+
+
+@pytest.mark.parametrize(
     ("read", "after", "before", "write"),
     [
         ("ld.acquire.gpu.global.u32 %r3, [%d10+64];", "", "", STRONG_STORES[0]),

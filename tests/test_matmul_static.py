@@ -4,11 +4,11 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm import targets
-from lowbitvm.bench.loops import main_nest, read_sass
 from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.integers import format_digits
 from lowbitvm.plan import digit_tile
+from lowbitvm.runtime.loops import main_nest, read_sass
 
 
 def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ H = Array("h", ("m", "n"), F16)
 W = Array("w", ("n", "k"), lb.Format("u4", group=64))
 V = Array("v", ("n", "k"), lb.Format("u4", group=32))
 C = Array("c", ("m", "n"), I32)
+A = Array("a", ("m", "k"), lb.Format("i8", digits="s8"))
 UNKNOWN = Array("z", ("n",), F32)
 
 
@@ -22,7 +23,7 @@ def op(kind, dtype=None, shape=(), operands=(), array=None, **attributes):
     return Op(kind, dtype, shape, tuple(operands), array, attributes, location="user.py:7")
 
 
-def program(*ops: Op, arrays=(X, H, W, V, C), name="k", divisible=()) -> Program:
+def program(*ops: Op, arrays=(X, H, W, V, C, A), name="k", divisible=()) -> Program:
     return Program(name, arrays, ops, divisible)
 
 
@@ -110,6 +111,17 @@ BAD = [
     ("ARGUMENT_INVALID", load(W, U4, other=1)),
     ("KERNEL_INVALID", load(other=None)),
     ("KERNEL_INVALID", store(tile(8, 8), W)),
+    ("DTYPE_MISMATCH", store(tile(8, 64), A)),
+    ("SHAPE_MISMATCH", store(tile(8, 32, dtype=I32), A)),
+    ("SHAPE_MISMATCH", with_operands("reshape", F32, (8, 4), tile(8, 8))),
+    ("DTYPE_MISMATCH", with_operands("reshape", I32, (8, 8), tile(64))),
+    ("DTYPE_MISMATCH", with_operands("hadamard", I32, (8,), tile(8, dtype=I32))),
+    ("SHAPE_MISMATCH", with_operands("hadamard", F32, (), op("constant", F32, value=0.0))),
+    ("DTYPE_MISMATCH", with_operands("rint", F32, (8,), tile(8))),
+    ("DTYPE_MISMATCH", with_operands("rint", I32, (8,), tile(8, dtype=I32))),
+    ("SHAPE_MISMATCH", with_operands("rint", I32, (4,), tile(8))),
+    ("DTYPE_MISMATCH", with_operands("bitcast", I32, (8,), tile(8, dtype=F16))),
+    ("DTYPE_MISMATCH", with_operands("bitcast", F16, (8,), tile(8))),
     ("DTYPE_MISMATCH", store(tile(8, 8), H)),
     ("DTYPE_MISMATCH", store(tile(8, 8), offsets=[zero(), op("constant", F32, value=0.0)])),
     ("SHAPE_MISMATCH", store(tile(8))),
@@ -224,6 +236,10 @@ def test_a_program_of_every_kind_of_op_is_accepted():
             whole,
             op("exp", F32, (8, 8), [x]),
             op("expand", F32, (8, 1), [row], axis=1),
+            op("reshape", F32, (4, 2, 8), [x]),
+            op("hadamard", F32, (8, 8), [x]),
+            op("rint", I32, (8, 8), [x]),
+            op("bitcast", I32, (8, 8), [x]),
             op("broadcast", F32, (8, 8), [row]),
             op("div", F32, (8, 8), [x, x]),
             op("mod", I32, (8, 8), [whole, whole]),

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowbitvm import targets
-from lowbitvm.bench.loops import Nest, main_nest, read_ptx, read_sass
-from lowbitvm.bench.pipes import PIPES, SUB_CORES, cycles, kind_of, multiply_adds
 from lowbitvm.runtime import emulator
+from lowbitvm.runtime.loops import Nest, main_nest, read_ptx, read_sass
+from lowbitvm.runtime.pipes import PIPES, SUB_CORES, cycles, kind_of, multiply_adds
 from lowbitvm.targets import Target
 
 REFERENCE_K = 8192  # in_features of the layer that a loop over stages is taken to run through

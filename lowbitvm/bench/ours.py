@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lowbitvm import dtypes, targets
-from lowbitvm.bench.loops import main_nest, read_ptx
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.bench.together import Machine, assemble_together
 from lowbitvm.codegen.stream import LOAD
@@ -20,6 +19,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
+from lowbitvm.runtime.loops import main_nest, read_ptx
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
@@ -207,7 +207,7 @@ def emulate(compiled: CompiledKernel, fmt: Format, act: str, tile: Tile) -> Run:
     k = TURN_K * tile.stages
     rng = np.random.default_rng(0)
     values = rng.uniform(0.1, 1, (tile.bn, k)).astype(np.float32)
-    weight = quantize(values, fmt, table=_table(fmt, tile.bn, k))
+    weight = quantize(values, fmt, table=some_table(fmt, tile.bn, k))
     dtype = dtypes.get(act).numpy
     x: Any = rng.standard_normal((tile.bm, k)).astype(dtype)
     y: Any = np.zeros((tile.bm, tile.bn), dtype)
@@ -240,7 +240,7 @@ def ahead(ptx: str, matrix_k: float) -> int:
     return 0
 
 
-def _table(fmt: Format, out_features: int, in_features: int) -> Any:
+def some_table(fmt: Format, out_features: int, in_features: int) -> Any:
     """Some codebook for a format that has one: which, the code does not depend on."""
     if fmt.table is None:
         return None

@@ -22,9 +22,9 @@ from lowbitvm.bench.integers import IntegerVariant, integer_variants
 from lowbitvm.bench.integers import build as build_integers
 from lowbitvm.bench.measure import MEMORY, Kernel, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
-from lowbitvm.bench.pipes import PIPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.linear import INPUTS
+from lowbitvm.runtime.pipes import PIPES
 from lowbitvm.targets import LATENCY_NS
 
 PEERS = {  # name -> (package, module with `rows`)

@@ -73,6 +73,7 @@ u64 exact_copy(Machine *m, u64 read) {
 bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, bool same, u64 *stamp, Party *other) {
     Machine *m = w->m;
     const u32 own = w->b->index, writer = u.writer ? *u.writer - 1 : own;
+    bool found = false;
     *stamp = *u.write;
     if (TIME(*u.write) && !(same && writer == own) &&
         (by_arrival(*u.write) || !knows(w, lane, writer, STAMP_THREAD(*u.write), TIME(*u.write))) &&
@@ -87,10 +88,12 @@ bool exact_check(const Warp *w, u32 lane, Unit u, u32 access, bool same, u64 *st
         *other = party_of(*u.read, reader);
         return true;
     }
-    for (u32 n = *u.read & LIST ? TIME(*u.read) : 0; n; n = m->nodes[n].next) {
+    for (u32 n = *u.read & LIST ? TIME(*u.read) : 0; n; n = m->nodes[n].next) { /* the latest first */
         const Node *e = m->nodes + n;
-        if (e->access == ATOMIC && e->block == own && e->warp == w->index && e->mask >> lane & 1)
-            return false; /* it has read what all atomics before its own have left */
+        const bool mine = e->block == own && e->warp == w->index && e->mask >> lane & 1;
+        if (mine && e->access == ATOMIC) return false; /* it has read what all atomics before its own have left */
+        found |= mine && e->access == STRONG_READ;
+        if (found && (e->access == STRONG_WRITE || e->access == ATOMIC)) continue; /* it has read what they left */
         if (!compete(access, e->access) || (same && e->block == own && e->access != READ && e->access != STRONG_READ)) continue;
         EACH(e->mask, l) if (!knows(w, lane, e->block, e->warp * LANES + l, e->time)) {
             *other = (Party){(i32)e->pc, e->block, e->warp * LANES + l};
@@ -110,6 +113,7 @@ static void list_access(Warp *w, u32 lane, Unit u, u32 access, u64 stamp) {
     Machine *m = w->m;
     const u32 own = w->b->index;
     u32 *at, head, n, joined = 0;
+    bool overwritten = false;
     if (*u.read && !(*u.read & LIST)) {
         const u64 read = *u.read;
         if (!(n = new_node(m))) return;
@@ -121,7 +125,7 @@ static void list_access(Warp *w, u32 lane, Unit u, u32 access, u64 stamp) {
     for (at = &head; *at;) {
         Node *e = m->nodes + *at;
         const bool mine = e->block == own && e->warp == w->index;
-        if (mine && e->time == m->now && e->access == access && e->pc == (u32)STAMP_PC(stamp)) {
+        if (mine && e->time == m->now && e->access == access && e->pc == (u32)STAMP_PC(stamp) && !overwritten) {
             joined = *at;
         } else if (covered(e->access, access)) {
             if (mine) e->mask &= ~(1u << lane);
@@ -132,6 +136,7 @@ static void list_access(Warp *w, u32 lane, Unit u, u32 access, u64 stamp) {
                 continue;
             }
         }
+        overwritten |= access == STRONG_READ && (e->access == STRONG_WRITE || e->access == ATOMIC); /* since that read */
         at = &e->next;
     }
     if (joined) {

@@ -1,0 +1,274 @@
+"""The prebuilt quantiser of activations: compiled once per variant, launched on arrays of any kind."""
+
+import functools
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowbitvm import activations, arrays, digits, dtypes
+from lowbitvm.digits import ACTIVATION_WORDS, COLUMNS
+from lowbitvm.dtypes import Array
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.formats import Format
+from lowbitvm.integers import LANES, PackedDigits, pack_activations, row_tiles, tile_k
+from lowbitvm.ir import Program
+from lowbitvm.kernels.quantise import quantise as kernel
+from lowbitvm.pack import as_format
+from lowbitvm.runtime import driver
+from lowbitvm.runtime.arguments import address
+from lowbitvm.runtime.cache import Cache
+from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
+from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
+from lowbitvm.runtime.linear import VECTOR, disk_cache
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.emulator import Report
+
+INPUTS = ("f16", "bf16", "f32")
+BLOCK = 4096  # activations that a block takes at least, where rows are short
+MOST_WARPS = 16
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Everything that the code of a quantiser depends on but the target."""
+
+    format: Format
+    x: str
+    k: int  # in_features of a block at a time
+    whole: bool  # they are all that there are
+    divisor: int  # of in_features: 1, VECTOR or a stored tile's
+    norm: str | None = None
+    eps: float = 0.0
+    smoothing: bool = False
+    rotation: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return min(COLUMNS, max(1, BLOCK // self.k))
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block: each thread has all codes of a word, and of four words where it stores them at once."""
+        each = 32 if self.format.digits != "s8" else 16
+        return min(MOST_WARPS, max(1, self.rows * self.k // (32 * each)))
+
+    def program(self) -> Program:
+        """The kernel as tile IR."""
+        static, zero = self.format.group == "tensor", self.format.zero is not None
+        return kernel.trace(
+            x=dtypes.get(self.x),
+            a=self.format,
+            zeros=dtypes.i32 if zero else None,
+            norm=dtypes.get(self.norm) if self.norm else None,
+            smoothing=dtypes.f32 if self.smoothing else None,
+            scale=dtypes.f32 if static else None,
+            zero=dtypes.i32 if static and zero else None,
+            bm=self.rows,
+            bk=self.k,
+            whole=self.whole,
+            eps=self.eps,
+            rotation=self.rotation,
+            divisible={"k": self.divisor} if self.divisor > 1 else {},
+        )
+
+
+@functools.cache
+def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKernel:
+    return compile_program(variant.program(), target, variant.warps, time.perf_counter(), cache)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to activations before they are rounded; see `quantize_activations`."""
+
+    norm: Array | None = None
+    eps: float = 1e-6
+    smoothing: Array | None = None
+    rotation: int | None = None
+
+
+def quantize_activations(
+    x: Array,
+    fmt: Format | str,
+    *,
+    scale: float | None = None,
+    zero: int | None = None,
+    norm: Array | None = None,
+    eps: float = 1e-6,
+    smoothing: Array | None = None,
+    rotation: int | None = None,
+) -> PackedDigits:
+    """Rounds float activations (m, in_features) to integers for `lb.matmul`, by `lowbitvm.activations`' rule.
+
+    fmt: a Format without `act`, in digits="s8" unless told otherwise, and zero=None or "int". group="channel": a scale
+    for each token; 16 to 256: for each token and so many in_features; "tensor": `scale` and, with zero="int", `zero`
+    are given, and copied to every row. scales, zeros and sums are (m), or (m, groups) for a group of in_features.
+    norm (in_features), f16, bf16 or f32: x is first normalised, RMSNorm with this weight and eps. smoothing
+    (in_features), f32: multiplied then. rotation: then each so many in_features, a power of two, are rotated by a
+    Hadamard matrix.
+    CUDA tensors are rounded on their GPU by one kernel; CPU arrays by numpy, or with LOWBITVM_DEVICE=emulator:sm_80 (or
+    another target) by the kernel's PTX: all give the same bits. Other floats than f16, bf16 and f32 go through f32.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED, GROUP_INDIVISIBLE, ARGUMENT_INVALID, DEVICE_MISMATCH.
+    """
+    fmt = as_format(fmt)
+    fmt = replace(fmt, digits=fmt.digits or "s8")
+    steps = Steps(norm, eps, smoothing, rotation)
+    _check(x, fmt, steps, scale, zero)
+    x = arrays.contiguous(arrays.detached(x))
+    x = x if dtypes.of(x).name in INPUTS else arrays.cast(x, dtypes.f32)
+    on_gpu = arrays.device(x).startswith("cuda")
+    target = driver.device_target(x.device.index) if on_gpu else emulated_target()
+    if target is None:
+        return _by_rule(x, fmt, steps, scale, zero)
+    made = empty_activations(x, fmt)
+    run_quantise(x, made, target, steps, scale=scale, zero=zero)
+    return made
+
+
+def empty_activations(x: Array, fmt: Format) -> PackedDigits:
+    """Activations in the shape of x (m, in_features), for a kernel to fill."""
+    rows, columns = map(int, x.shape)
+    k_tiles = -(-columns // tile_k(fmt))
+    shape = (rows,) if isinstance(fmt.group, str) else (rows, fmt.groups(columns))
+    return PackedDigits(
+        arrays.empty(x, (row_tiles(fmt, rows), k_tiles, LANES * ACTIVATION_WORDS), dtypes.i32, unsigned=True),
+        arrays.empty(x, shape, dtypes.i32),
+        fmt,
+        rows,
+        columns,
+        arrays.empty(x, shape, dtypes.f32),
+        None if fmt.zero is None else arrays.empty(x, shape, dtypes.i32),
+    )
+
+
+def variant_of(x: Array, fmt: Format, steps: Steps) -> Variant:
+    """The kernel's variant for activations x."""
+    columns = int(x.shape[1])
+    k = max(tile_k(fmt), min(activations.ROW, 1 << max(0, columns - 1).bit_length()))
+    divisor = next(d for d in (tile_k(fmt), VECTOR, 1) if columns % d == 0)
+    return Variant(
+        fmt,
+        dtypes.of(x).name,
+        k,
+        whole=columns <= k,
+        divisor=1 if address(x) % ALIGNMENT else divisor,
+        norm=None if steps.norm is None else dtypes.of(steps.norm).name,
+        eps=0.0 if steps.norm is None else steps.eps,
+        smoothing=steps.smoothing is not None,
+        rotation=steps.rotation,
+    )
+
+
+def run_quantise(
+    x: Array,
+    made: PackedDigits,
+    target: str,
+    steps: Steps | None = None,
+    *,
+    scale: float | None = None,
+    zero: int | None = None,
+    **options: Any,
+) -> "Report | None":
+    """Fills `made`, what `empty_activations` returns, on `target`; see `launch` for devices and options."""
+    steps = steps or Steps()
+    variant = variant_of(x, made.format, steps)
+    arguments = {**quantiser_arguments(x, made, steps, scale, zero), "x": x, "a": made}
+    each = digits.columns_per_row(made.format.code, made.format.digits or "")
+    padded = int(made.words.shape[0]) * COLUMNS // each  # padding of the rows is stored too
+    grid = launch_grid((padded,), (variant.rows,))
+    return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
+
+
+def quantiser_arguments(
+    x: Array, made: PackedDigits, steps: Steps, scale: float | None = None, zero: int | None = None
+) -> dict[str, Array]:
+    """The kernel's arrays by name, but x and the codes."""
+    shape = (made.rows, math.prod(made.sums.shape[1:]))
+    found = {name: array.reshape(shape) for name, array in made.arrays.items() if name != "words"}
+    given = {"norm": steps.norm, "smoothing": steps.smoothing}
+    if made.format.group == "tensor":
+        given |= {"scale": _one(x, scale, dtypes.f32)}
+        given |= {"zero": _one(x, zero, dtypes.i32)} if made.format.zero is not None else {}
+    return found | {name: arrays.detached(array) for name, array in given.items() if array is not None}
+
+
+def _one(like: Array, number: float | None, dtype: dtypes.DType) -> Array:
+    made = arrays.zeros(like, (1,), dtype)
+    made[0] = number
+    return made
+
+
+def _by_rule(x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int | None) -> PackedDigits:
+    """The rule itself, on a CPU."""
+    norm, smoothing = (None if part is None else arrays.host(part) for part in (steps.norm, steps.smoothing))
+    prepared = activations.prepare(arrays.host(x), norm, steps.eps, smoothing, steps.rotation)
+    rounded = activations.round_to_codes(prepared, fmt, scale, zero)
+
+    def own(array: np.ndarray[Any, Any]) -> Array:
+        return arrays.tensor(array) if dtypes.is_tensor(x) else array
+
+    shape = (len(x),) if isinstance(fmt.group, str) else rounded.sums.shape
+    return replace(
+        pack_activations(own(rounded.codes), fmt),
+        sums=own(rounded.sums.reshape(shape)),
+        scales=own(rounded.scales.reshape(shape)),
+        zeros=None if rounded.zeros is None else own(rounded.zeros.reshape(shape)),
+    )
+
+
+def _check(x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int | None) -> None:
+    """Raises where x, its format and the steps before it do not fit."""
+    if fmt.act is not None:
+        raise LowbitvmError(
+            "FORMAT_INVALID", f"activations of {fmt}, which is a weight's", f"use Format({fmt.act!r}, digits=...)"
+        )
+    if fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED", f"activations of {fmt}", "use a scale of f16, bf16 or f32, and zero=None or 'int'"
+        )
+    given = {"x": x, "norm": steps.norm, "smoothing": steps.smoothing}
+    for name, array in given.items():
+        wanted = ("f32",) if name == "smoothing" else ("f16", "bf16", "f32", "f64") if name == "x" else INPUTS
+        if array is not None and dtypes.of(array).name not in wanted:
+            raise LowbitvmError("DTYPE_MISMATCH", f"{name} is {dtypes.of(array)}", f"cast it to {wanted[-1]}")
+    if x.ndim != 2:
+        raise LowbitvmError("SHAPE_MISMATCH", f"x has shape {tuple(x.shape)}", "pass (m, in_features)")
+    columns = int(x.shape[1])
+    fmt.groups(columns)  # raises where groups do not divide in_features
+    for name, array in list(given.items())[1:]:
+        if array is not None and tuple(array.shape) != (columns,):
+            raise LowbitvmError(
+                "SHAPE_MISMATCH", f"{name} has shape {tuple(array.shape)}, x {tuple(x.shape)}", f"pass ({columns},)"
+            )
+    places = {arrays.device(array) for array in given.values() if array is not None}
+    if len(places) > 1:
+        raise LowbitvmError("DEVICE_MISMATCH", f"arrays on {sorted(places)}", "move all to one device with .to(device)")
+    _check_numbers(fmt, columns, steps, scale, zero)
+
+
+def _check_numbers(fmt: Format, columns: int, steps: Steps, scale: float | None, zero: int | None) -> None:
+    static = fmt.group == "tensor"
+    if (scale is not None) != static or (zero is not None) != (static and fmt.zero is not None):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"scale={scale} and zero={zero} for {fmt}",
+            "give both, or the scale for zero=None, with group='tensor', and only there",
+        )
+    if scale is not None and not 0 < scale < math.inf:
+        raise LowbitvmError("ARGUMENT_INVALID", f"scale={scale}", "use a number above 0")
+    if zero is not None and not fmt.code.low <= zero <= fmt.code.high:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"zero={zero} for {fmt.dtype}", f"use one of {fmt.code.low} to {fmt.code.high}"
+        )
+    block = steps.rotation
+    if block is not None and (block not in [1 << i for i in range(1, 15)] or columns % block):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"rotation={block} of {columns} in_features",
+            f"use a power of two up to {activations.ROW} that divides them",
+        )

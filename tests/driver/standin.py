@@ -1,0 +1,147 @@
+"""The stand-in libcuda.so.1 of libcuda.c, loaded so that cuda.bindings finds it, with launches on the emulator."""
+
+import ctypes
+import functools
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbitvm.runtime import assemble, compiled, emulator
+from lowbitvm.runtime.cache import Cache
+
+SOURCE = Path(__file__).parent / "libcuda.c"
+_Launcher = ctypes.CFUNCTYPE(
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_uint)),
+    *(ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint64),
+)
+ILLEGAL_ADDRESS, LAUNCH_FAILED = 700, 719
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The library, compiled once and kept loaded: a later dlopen("libcuda.so.1") finds it by its name."""
+    path = Path(tempfile.mkdtemp(prefix="lowbitvm-driver-"), "libcuda.so.1")
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=c11", "-O2", *warnings, "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run(["cc", *flags, "-o", str(path), str(SOURCE), "-pthread"], check=True)
+    loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    loaded.standin_find.argtypes = [ctypes.c_uint64, ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 2]
+    loaded.standin_calls.restype = ctypes.c_uint64
+    return loaded
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launch that reached the emulator."""
+
+    entry: str
+    device: int
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
+    stream: int
+
+
+class Standin:
+    """GPUs of one capability. `launched`: what ran on them; `findings`: what the emulator had against it."""
+
+    def __init__(self, devices: int = 2, capability: tuple[int, int] = (8, 0), pageable: bool = False) -> None:
+        self.library = library()
+        self.library.standin_reset(devices, *capability, pageable)
+        self.launched: list[Launched] = []
+        self.problems: list[BaseException] = []
+        self.texts: dict[bytes, str] = {}
+        self.pageable = pageable
+        self._modules: dict[str, emulator.Module] = {}
+        self._callback = _Launcher(self._launch)
+        self.library.standin_launcher(self._callback)
+
+    def fail(self, name: str, result: int, *, skip: int = 0, times: int = 1) -> None:
+        """Makes calls of a function give `result`: `times` of them, after `skip` that go well."""
+        self.library.standin_fail(name.encode(), result, skip, times)
+
+    def close(self) -> None:
+        """Leaves a driver that finds no GPU."""
+        self.library.standin_reset(0, 0, 0, 0)
+
+    def idle(self) -> None:
+        """Launches do nothing from now on."""
+        self.library.standin_launcher(_Launcher(0))
+
+    def remember(self, ptx: str, cubin: bytes) -> None:
+        """A cubin that launches may come with, and the PTX to run in its place."""
+        self.texts[cubin] = ptx
+
+    def _launch(self, image: int, size: int, entry: bytes, device: int, extent: Any, shared: int, *rest: int) -> int:
+        parameters, count, stream = rest
+        grid, block = tuple(extent[:3]), tuple(extent[3:6])
+        try:
+            text = self.texts[ctypes.string_at(image, size)]
+            module = self._modules.setdefault(text, emulator.load(text) if text not in self._modules else None)
+            name = entry.decode()
+            self.launched.append(Launched(name, device, grid, block, shared, stream))
+            values = self._values(module, name, ctypes.string_at(parameters, count), device)
+            module.launch(name, grid, block, values, shared=shared)
+        except _NotMapped:
+            return ILLEGAL_ADDRESS
+        except emulator.EmulatorError as problem:
+            self.problems.append(problem)
+            return ILLEGAL_ADDRESS if "bounds" in str(problem) else LAUNCH_FAILED
+        except BaseException as problem:  # nothing can be raised through the driver
+            self.problems.append(problem)
+            return LAUNCH_FAILED
+        return 0
+
+    def _values(self, module: emulator.Module, entry: str, data: bytes, device: int) -> Sequence[Any]:
+        values: list[Any] = []
+        for variable, offset in module.programs[entry].params:
+            value = int.from_bytes(data[offset : offset + variable.size], "little")
+            values.append(self._memory(value, device) if variable.type == "u64" else value)
+        return values
+
+    def _memory(self, address: int, device: int) -> emulator.Pointer:
+        """The allocation that an address of a device lies in."""
+        start, size = ctypes.c_uint64(), ctypes.c_uint64()
+        if not self.library.standin_find(address, device, start, size):
+            if not self.pageable:
+                raise _NotMapped
+            start.value, size.value = address, _mapped(address) - address
+        buffer = (ctypes.c_uint8 * size.value).from_address(start.value)
+        return emulator.pointer(np.frombuffer(buffer, np.uint8), address - start.value)
+
+
+class _NotMapped(Exception):
+    """An address that no device may use."""
+
+
+def _mapped(address: int) -> int:
+    """The end of the process's memory around an address, as /proc/self/maps has it."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= address < end:
+            return end
+    raise _NotMapped
+
+
+def remembering(standin: Standin, patch: Callable[[object, str, object], None]) -> None:
+    """Lets the stand-in know the PTX of every cubin that the runtime makes or reads from its cache."""
+    real, get = assemble.assemble, Cache.get
+
+    def assembled(ptx: str, target: str) -> assemble.Assembly:
+        made = real(ptx, target)
+        standin.remember(ptx, made.cubin)
+        return made
+
+    def found(self: Cache, key: str) -> Any:
+        entry = get(self, key)
+        if entry is not None:
+            standin.remember(entry.ptx, entry.cubin)
+        return entry
+
+    patch(compiled, "assemble", assembled)
+    patch(Cache, "get", found)
