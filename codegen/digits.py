@@ -389,6 +389,9 @@ class DigitDot:
             self.columns //= state.warps_m
             self.row_tiles //= state.warps // state.warps_m
         self.folded = [bool(pipeline.loop.integer("folded")) and folds(d.bits, self.base) for d in self.left.digits]
+        first, size = op.attributes.get("first", 0), op.attributes.get("size", self.tiles * self.base.activation_k)
+        assert isinstance(first, int) and isinstance(size, int)
+        self.steps = range(first // self.base.step_k, (first + size) // self.base.step_k)  # that are multiplied
         self.lane = state.builder.op("and.b32", "r", state.tid, 31)
         self.zero = state.builder.op("mov.b32", "r", 0)
         self.coefficients = self._lane_coefficients()
@@ -426,22 +429,25 @@ class DigitDot:
 
     def _multiply(self) -> None:
         """Emits the MMAs of the current slot; where warps load for themselves, after all loads."""
-        step = self.tiles if self.direct else 1
-        for first in range(0, self.tiles, step):
+        tiles = range(self.steps.start // 2, -(-self.steps.stop // 2))
+        step = len(tiles) if self.direct else 1
+        for first in tiles[::step]:
             group = range(first, first + step)
             weights = [[self._weight_words(t, tile) for t in range(self.row_tiles)] for tile in group]
             ahead = [self._activation_words(j, tile) for tile in group for j in range(self.columns) if self.direct]
             loaded = iter(ahead)
             for tile, words in zip(group, weights, strict=True):
                 fragments = [self._fragments(row) for row in words]
+                steps = [step for step in range(2) if 2 * tile + step in self.steps]
                 for j in range(self.columns):
-                    self._column(j, fragments, next(loaded) if self.direct else self._activation_words(j, tile))
+                    columns = next(loaded) if self.direct else self._activation_words(j, tile)
+                    self._column(j, steps, fragments, columns)
                 if self.atom.xor:
-                    self._count_weights(fragments)
+                    self._count_weights([[row[step] for step in steps] for row in fragments])
 
-    def _column(self, j: int, weights: list[list[list[list[str]]]], activations: list[str]) -> None:
-        """Emits the products of one n8 tile and the row tiles' fragments over one stored tile of activations."""
-        for step in range(2):
+    def _column(self, j: int, steps: list[int], weights: list[list[list[list[str]]]], activations: list[str]) -> None:
+        """Emits the products of one n8 tile and the row tiles' fragments over steps of a stored tile of activations."""
+        for step in steps:
             pair = activations[2 * step :][:2]
             for t, fragments in enumerate(weights):
                 for sums, fragment in zip(self.sums[t][j], fragments[step], strict=True):

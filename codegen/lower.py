@@ -13,7 +13,7 @@ from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.shared_dot import SharedDot
-from lowbitvm.codegen.state import State, invariant
+from lowbitvm.codegen.state import State, divisor, invariant
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, walk
@@ -123,6 +123,10 @@ class Lowering:
     def sqrt(self, op: Op) -> None:
         b = self.state.builder
         self.state.values[op] = [b.op("sqrt.rn.f32", "f", x) for x in self.state.values[op.operands[0]]]
+
+    def fma(self, op: Op) -> None:
+        operands = zip(*(self.state.values[operand] for operand in op.operands), strict=True)
+        self.state.values[op] = self._owned(op, [self.state.builder.op("fma.rn.f32", "f", *abc) for abc in operands])
 
     def rint(self, op: Op) -> None:
         b = self.state.builder
@@ -411,10 +415,10 @@ class Lowering:
             if op.kind not in ("load", "store") or (op.kind == "store" and _packs(op)):
                 continue
             offsets = _scalar_offsets(op)
-            slopes = [_slope(offset, loop) for offset in offsets]
-            if None not in slopes:
+            steps = [_growth(offset, loop) for offset in offsets]
+            if None not in steps:
                 starts = [self._at_start(offset, loop, start) for offset in offsets]
-                found[op] = starts, [slope * loop.integer("step") for slope in slopes if slope is not None]
+                found[op] = starts, [step for step in steps if step is not None]
         return found
 
     def _at_start(self, op: Op, loop: Op, start: Operand) -> Operand:
@@ -513,24 +517,30 @@ def _scalar_offsets(op: Op) -> list[Op]:
     return [offset.operands[0] if offset.shape and offset.kind == "load" else offset for offset in _offsets(op)]
 
 
-def _slope(op: Op, loop: Op) -> int | None:
-    """What an i32 scalar grows by when the loop's index grows by 1; None where that is no fixed number."""
+def _growth(op: Op, loop: Op) -> int | None:
+    """What an i32 scalar grows by from one iteration of a loop to the next; None where that is no fixed number."""
     if op.shape:
         return None
     if op is loop or invariant(op, loop):
-        return int(op is loop)
-    if op.kind not in ("add", "sub", "mul"):
+        return loop.integer("step") if op is loop else 0
+    if op.kind not in ("add", "sub", "mul", "floordiv"):
         return None
     a, b = op.operands
-    left, right = _slope(a, loop), _slope(b, loop)
+    left, right = _growth(a, loop), _growth(b, loop)
     if left is None or right is None:
         return None
-    if op.kind != "mul":
+    if op.kind in ("add", "sub"):
         return left + right if op.kind == "add" else left - right
-    slope, factor = (left, b) if left else (right, a)
-    if factor.kind == "constant":
-        return slope * int(_number(factor))
-    return None if slope else 0
+    if left == right == 0:
+        return 0
+    growth, factor = (left, b) if left else (right, a)
+    if factor.kind != "constant":
+        return None
+    number = int(_number(factor))
+    if op.kind == "mul":
+        return growth * number
+    whole = factor is b and number > 0 and divisor(a) % number == 0  # of every value of a, and of what it grows by
+    return growth // number if whole else None
 
 
 def _number(op: Op) -> int | float:
@@ -561,6 +571,7 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "floordiv", "mod", "max", "min"), Lowering.binary),
     "exp": Lowering.exp,
     "sqrt": Lowering.sqrt,
+    "fma": Lowering.fma,
     "cast": Lowering.cast,
     "assign": Lowering.assign,
     "broadcast": Lowering.broadcast,

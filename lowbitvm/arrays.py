@@ -78,6 +78,23 @@ def bits(array: Array) -> Array:
     return array.view(native(array, integer))
 
 
+def fma(a: Any, b: Any, c: Any) -> "np.ndarray[Any, Any]":
+    """a * b + c of numpy's f32, rounded once.
+
+    The product is exact in f64. The sum is rounded to odd there, which keeps on which side of every midpoint of f32 it
+    lies (Boldo and Melquiond, IEEE TC 2008), from its error as Knuth's two-sum finds it.
+    """
+    with np.errstate(all="ignore"):
+        x, y = np.float64(a) * np.float64(b), np.broadcast_to(np.float64(c), np.broadcast(a, b, c).shape)
+        total = np.array(x + y)
+        back = total - x
+        error = (x - (total - back)) + (y - back)
+        even = np.isfinite(total) & (error != 0) & (total.view(np.int64) & 1 == 0)
+        toward = np.where((error > 0) == (total > 0), 1, -1)  # the odd neighbour on the side of the exact sum
+        odd = np.where(even, (total.view(np.int64) + toward), total.view(np.int64)).view(np.float64)
+        return np.asarray(odd, np.float32)
+
+
 def first(mask: Array) -> tuple[int, ...] | None:
     """Index of the first true element in row-major order, None where all are false."""
     flat = mask.reshape(-1)

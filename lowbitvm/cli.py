@@ -21,7 +21,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
 from lowbitvm.formats import SCALES, Format
 from lowbitvm.interpret import interpret
-from lowbitvm.kernels.linear import ACTIVATIONS
+from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator

@@ -442,19 +442,31 @@ def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -
     return _record("dequant", dtypes.f32, codes.shape, (codes,), array)
 
 
-def dot(a: Value, b: Value) -> Value:
+def fma(a: Value | Scalar, b: Value | Scalar, c: Value | Scalar) -> Value:
+    """a * b + c of f32, rounded once."""
+    product_a, product_b = _pair(a, b)
+    _, c = _pair(product_a, c)
+    shape = c.shape
+    operands = (_broadcast(product_a, shape), _broadcast(product_b, shape), c)
+    return _record("fma", dtypes.f32, shape, operands)
+
+
+def dot(a: Value, b: Value, k: tuple[int, int] | None = None) -> Value:
     """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
 
     `a` is f16 or bf16, `b` the transposed tile of a dequantised weight. Products are exact; the sum over k is f32's.
     Or `a` and `b` are codes in digits, of activations and of a weight: then the result is i32, the sum of the products
     (value - offset) * (value - offset) modulo 2^32, with `Packed.offset` of either side.
+    k: (first, size), a part of the tiles along k that is multiplied alone; of codes, in whole steps of their digits'
+    instruction: 32 of "s8", 64 of "s4", 256 of "b1".
     """
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
         raise LowbitvmError(
             "SHAPE_MISMATCH", f"dot of tiles {a.shape} and {b.shape}", "make a (m, k) and b (k, n)", _caller()
         )
     dtype = dtypes.i32 if isinstance(a.dtype, CodeType) else dtypes.f32
-    return _record("dot", dtype, (a.shape[0], b.shape[1]), (a, b))
+    part: dict[str, Attribute] = {} if k is None else {"first": k[0], "size": k[1]}
+    return _record("dot", dtype, (a.shape[0], b.shape[1]), (a, b), None, **part)
 
 
 def _unary(kind: str, value: Value) -> Value:

@@ -88,10 +88,9 @@ def split_digits(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> list[P
     shifted = scales.astype(np.float32) * (1 << DIGIT_BITS)
     if (np.abs(shifted) > LARGEST["f16"]).any():
         raise LowbitvmError("CODES_OUT_OF_RANGE", "a scale times 16 is beyond f16", "scale the matrix down")
-    return [
-        pack(torch.from_numpy(high), torch.from_numpy(shifted.astype(np.float16)), None, Format("i4", group=group)),
-        pack(torch.from_numpy(low), torch.from_numpy(scales), None, Format("u4", group=group)),
-    ]
+    parts = ((high, shifted.astype(np.float16), "i4"), (low, scales, "u4"))
+    packed = [pack(torch.from_numpy(c), torch.from_numpy(s), None, Format(name, group)) for c, s, name in parts]
+    return [weight for weight in packed if isinstance(weight, PackedWeight)]
 
 
 def logits(model: Model, tokens: list[int], past: list[Past], layer: Layer, head: Head) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lowbitvm import arrays, chunk, digits, dtypes
 from lowbitvm.digits import BASES, Decomposition
-from lowbitvm.dtypes import CODE_TYPES, Array
+from lowbitvm.dtypes import CODE_TYPES, Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.words import check_codes
@@ -23,8 +23,9 @@ class PackedDigits:
 
     words: u32 (numpy) or i32 (torch) [row tiles, k tiles, words of a tile]; 16 rows of weights or 8 columns of
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
-    sums: i32 [rows], the sum over k of value - offset of every row.
-    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (code - zero).
+    sums: i32 [rows], the sum over k of value - offset of every row; or [rows, parts], the sums of equal parts of k.
+    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (code - zero). Of formats with a
+        group along k [rows, groups], and the scales in the format's own dtype.
 
     The arrays are contiguous. Compares by identity.
     """
@@ -52,6 +53,16 @@ class PackedDigits:
         """The stored arrays that there are, by name."""
         named = {"words": self.words, "sums": self.sums, "scales": self.scales, "zeros": self.zeros}
         return {name: array for name, array in named.items() if array is not None}
+
+    @property
+    def summed(self) -> int:
+        """in_features of each sum."""
+        return self.columns if self.sums.ndim == 1 else self.columns // max(1, int(self.sums.shape[1]))
+
+    @property
+    def group(self) -> int | None:
+        """in_features that share a scale, where these are not all."""
+        return self.format.group if self.scales is not None and isinstance(self.format.group, int) else None
 
     @property
     def decomposition(self) -> Decomposition:
@@ -104,7 +115,12 @@ class PackedDigits:
             scales=None if self.scales is None else self.scales * 2.0**dropped,
         )
         values = _host(made.unpack()).astype(np.int64)
-        return replace(made, sums=_like(self.words, (values - made.decomposition.offset).sum(1).astype(np.int32)))
+        return replace(made, sums=_like(self.words, sums_of(values - made.decomposition.offset, self.summed)))
+
+    def with_sums(self, each: int) -> "PackedDigits":
+        """The same matrix with the sums of each so many in_features; made on the CPU. Raises GROUP_INDIVISIBLE."""
+        values = _host(self.unpack()).astype(np.int64)
+        return replace(self, sums=_like(self.words, sums_of(values - self.decomposition.offset, each)))
 
     def to(self, device: Any) -> "PackedDigits":
         """The same matrix of torch tensors on another device."""
@@ -118,31 +134,46 @@ def format_digits(fmt: Format) -> Decomposition:
 
 
 def pack_weights(
-    codes: Array, fmt: Format | str, scales: Array | None = None, zeros: Array | None = None
+    codes: Array,
+    fmt: Format | str,
+    scales: Array | None = None,
+    zeros: Array | None = None,
+    *,
+    sums: int | None = None,
 ) -> PackedDigits:
     """Brings an integer weight, whose format has `act`, into the stored order of its digits.
 
     codes: integers (out_features, in_features), values of the code type `fmt.dtype`; numpy, or torch on any device.
-    scales: floats (out_features, 1), f16, bf16 or f32, for group="channel"; None: the codes are the numbers.
-    zeros: integers (out_features, 1) in the range of the codes for zero="int": numbers are scale * (code - zero).
-    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID, FORMAT_UNSUPPORTED, ARGUMENT_INVALID.
+    scales: floats (out_features, G), f16, bf16 or f32, with G groups along K, 1 for "channel"; None: the codes are the
+        numbers. Groups are whole steps of the digits' instruction: 32 to 256 in "s8", 64 to 256 in "s4", 256 in "b1".
+    zeros: integers (out_features, G) in the range of the codes for zero="int": numbers are scale * (code - zero).
+    sums: the in_features of each stored sum; by default the format's group. Products with activations in smaller groups
+        that have zero points, or an offset in their digits, need sums of those.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, CODES_OUT_OF_RANGE, FORMAT_INVALID, FORMAT_UNSUPPORTED, ARGUMENT_INVALID,
+    GROUP_INDIVISIBLE.
     """
     fmt = Format.parse(fmt) if isinstance(fmt, str) else fmt
     if fmt.act is None:
         raise LowbitvmError(
             "FORMAT_INVALID", f"{fmt} does not say what its codes are multiplied with", 'add act, as in act="i8"'
         )
-    return _pack(codes, fmt, scales, zeros)
+    return _pack(codes, fmt, scales, zeros, sums)
 
 
 def pack_activations(
-    codes: Array, fmt: Format | str, scales: Array | None = None, zeros: Array | None = None
+    codes: Array,
+    fmt: Format | str,
+    scales: Array | None = None,
+    zeros: Array | None = None,
+    *,
+    sums: int | None = None,
 ) -> PackedDigits:
     """Brings integer activations into the stored order; `lb.matmul` multiplies them with packed weights.
 
     codes: integers (m, in_features), values of the code type `fmt.dtype`. fmt: a Format, or its text, such as "i8" or
-    "u4,digits=b1"; its digits, "s8" unless told otherwise, are to be the weight's. scales, zeros: (m, 1), one for each
-    token, as `pack_weights` takes them. Raises what that does.
+    "u4,digits=b1"; its digits, "s8" unless told otherwise, are to be the weight's. scales, zeros: (m, G), one for each
+    group of a token, as `pack_weights` takes them. sums: the in_features of each stored sum, as there: those of the
+    weight's groups. Raises what that does.
     """
     fmt = Format.parse(fmt) if isinstance(fmt, str) else fmt
     if fmt.act is not None:
@@ -150,10 +181,10 @@ def pack_activations(
             "FORMAT_INVALID", f"activations of {fmt}, which is a weight's", f"use Format({fmt.act!r}, digits=...)"
         )
     fmt = replace(fmt, digits=fmt.digits or "s8")
-    return _pack(codes, fmt, scales, zeros)
+    return _pack(codes, fmt, scales, zeros, sums)
 
 
-def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None) -> PackedDigits:
+def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None, each: int | None) -> PackedDigits:
     """Integer codes (rows, K) in the stored order of a format with digits."""
     if codes.ndim != 2 or not dtypes.of(codes).is_integer:
         code = "SHAPE_MISMATCH" if codes.ndim != 2 else "DTYPE_MISMATCH"
@@ -165,15 +196,32 @@ def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None) 
     decomposition = format_digits(fmt)
     values = _host(codes).astype(np.int64)
     stored = ((values - decomposition.offset) // decomposition.factor) & ((1 << decomposition.bits) - 1)
-    sums = (values - decomposition.offset).sum(1).astype(np.int32)
-    words = _packed(stored.astype(np.uint8), fmt)
     rows, columns = map(int, codes.shape)
-    parts = _rank_one(fmt, rows, scales, zeros)
+    parts = _rank_one(fmt, (rows, columns), scales, zeros)
+    each = fmt.group if each is None and isinstance(fmt.group, int) and scales is not None else each
+    sums = sums_of(values - decomposition.offset, each)
+    words = _packed(stored.astype(np.uint8), fmt)
     return PackedDigits(_like(codes, words), _like(codes, sums), fmt, rows, columns, *parts)
 
 
-def _rank_one(fmt: Format, rows: int, scales: Array | None, zeros: Array | None) -> tuple[Array | None, Array | None]:
-    """Scales as f32 and zeros as i32, one for each row."""
+def sums_of(values: NumpyArray, each: int | None) -> NumpyArray:
+    """The sums over k of values (rows, K), or of each so many of k. Raises GROUP_INDIVISIBLE, ARGUMENT_INVALID."""
+    rows, k = values.shape
+    if each is None or each == k:
+        total: NumpyArray = values.sum(1)
+        return total.astype(np.int32)
+    if each < 1:
+        raise LowbitvmError("ARGUMENT_INVALID", f"sums of {each} in_features each", "give a number above 0, or None")
+    if k % each:
+        raise LowbitvmError("GROUP_INDIVISIBLE", f"{k} in_features in sums of {each}", "pad in_features")
+    parts: NumpyArray = values.reshape(rows, k // each, each).sum(2)
+    return parts.astype(np.int32)
+
+
+def _rank_one(
+    fmt: Format, shape: tuple[int, int], scales: Array | None, zeros: Array | None
+) -> tuple[Array | None, Array | None]:
+    """Scales and zeros as they are stored."""
     if (zeros is not None) != (fmt.zero is not None and scales is not None):
         given = [name for name, array in (("scales", scales), ("zeros", zeros)) if array is not None]
         raise LowbitvmError(
@@ -183,26 +231,46 @@ def _rank_one(fmt: Format, rows: int, scales: Array | None, zeros: Array | None)
         )
     if scales is None:
         return None, None
-    if fmt.group != "channel" or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
+    if fmt.group in ("tensor", 16) or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             f"scales of {fmt} beside codes in digits",
-            "use group='channel', a scale of f16, bf16 or f32, and zero=None or 'int'",
+            "use group='channel' or 32 to 256, a scale of f16, bf16 or f32, and zero=None or 'int'",
         )
+    check_group(fmt)
+    wanted = fmt.scales_shape(*shape)
     for name, array, right in (
         ("scales", scales, dtypes.of(scales) == fmt.scale_dtype),
         ("zeros", zeros, zeros is None or dtypes.of(zeros).is_integer),
     ):
         if not right:
             raise LowbitvmError("DTYPE_MISMATCH", f"{name} of {dtypes.of(array)} for {fmt}", "cast them")
-        if array is not None and tuple(array.shape) != (rows, 1):
+        if array is not None and tuple(array.shape) != wanted:
             raise LowbitvmError(
-                "SHAPE_MISMATCH", f"{name} of shape {tuple(array.shape)} for {rows} rows", f"pass ({rows}, 1)"
+                "SHAPE_MISMATCH", f"{name} of shape {tuple(array.shape)} for {shape[0]} rows", f"pass {wanted}"
             )
     if zeros is not None:
         check_codes("zeros", zeros, fmt.code, 1)
-        zeros = arrays.contiguous(arrays.cast(arrays.detached(zeros), dtypes.i32).reshape(rows))
-    return arrays.contiguous(arrays.cast(arrays.detached(scales), dtypes.f32).reshape(rows)), zeros
+        zeros = _by_row(zeros, dtypes.i32)
+    return _by_row(scales, dtypes.f32 if wanted[1] == 1 else fmt.scale_dtype), zeros
+
+
+def _by_row(array: Array, dtype: DType) -> Array:
+    """Numbers (rows, groups) as they are stored: [rows] of one group."""
+    stored = arrays.contiguous(arrays.cast(arrays.detached(array), dtype))
+    return stored.reshape(stored.shape[0]) if stored.shape[1] == 1 else stored
+
+
+def check_group(fmt: Format) -> None:
+    """Raises FORMAT_UNSUPPORTED for groups along k that are no whole steps of the digits' instruction."""
+    assert fmt.digits is not None
+    if isinstance(fmt.group, int) and fmt.group % BASES[fmt.digits].step_k:
+        serving = [f"digits={base.name!r}" for base in BASES.values() if fmt.group % base.step_k == 0]
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"groups of {fmt.group} in digits of {fmt.digits}, multiplied {BASES[fmt.digits].step_k} at a time",
+            f"use {' or '.join([*serving, 'larger groups'])}",
+        )
 
 
 def _host(array: Array) -> NumpyArray:

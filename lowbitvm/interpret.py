@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.arrays import fma
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -267,6 +268,9 @@ def _unless_nan(a: Any, b: Any, chosen: Any) -> Any:
 
 def _dot(block: _Block, op: Op) -> NumpyArray:
     a, b = block.operands(op)
+    if "size" in op.attributes:
+        part = slice(op.integer("first"), op.integer("first") + op.integer("size"))
+        a, b = a[:, part], b[part]
     product = a.astype(np.float64) @ b
     if op.dtype == dtypes.i32:  # of numbers below 2^9: exact, and wrapped
         return np.asarray(product.astype(np.int64).astype(np.int32))
@@ -314,5 +318,6 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "mod": _elementwise(np.mod),
     "exp": _elementwise(np.exp),
     "sqrt": _elementwise(np.sqrt),
+    "fma": _elementwise(fma),
     "hadamard": _hadamard,
 }

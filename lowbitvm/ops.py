@@ -1,22 +1,26 @@
-"""torch operators. Importing this module registers `torch.ops.lowbitvm.linear`; using `lb.linear` does too."""
+"""torch operators. Importing this module, or using `lb.linear`, registers `torch.ops.lowbitvm.linear` and its like."""
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lowbitvm import dtypes
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import signature
 from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
 from lowbitvm.runtime.linear import LinearCall, linear_call
+from lowbitvm.runtime.quantise import quantize_activations
 
 _library = torch.library.Library("lowbitvm", "DEF")
 _library.define(
@@ -25,6 +29,13 @@ _library.define(
     " Tensor[]? gate=None, Tensor? residual=None, *, str? activation=None, ScalarType? dtype=None,"
     " bool batch_invariant=False) -> Tensor"
 )
+_library.define(
+    "integer_linear(Tensor x, Tensor words, Tensor sums, Tensor scales, Tensor? zeros, Tensor? bias, str format,"
+    " int out_features, int in_features, str? x_format=None, Tensor[]? gate=None, Tensor? residual=None, *,"
+    " str? activation=None, ScalarType? dtype=None) -> Tensor"
+)
+Weight = PackedWeight | PackedDigits
+AnyWeight = TypeVar("AnyWeight", PackedWeight, PackedDigits)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
 ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
     None: lambda x: x,
@@ -36,14 +47,15 @@ ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def linear(
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: Weight,
     bias: torch.Tensor | None = None,
     *,
-    gate: PackedWeight | None = None,
+    gate: Weight | None = None,
     activation: str | None = None,
     residual: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
     batch_invariant: bool = False,
+    x_format: Format | str | None = None,
 ) -> torch.Tensor:
     """f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual, in one kernel: (..., out_features).
 
@@ -52,26 +64,55 @@ def linear(
     the result, f16, bf16 or f32. dtype: of the result, f16, bf16 or f32, by default x's. batch_invariant: the bits of a
     row do not depend on the other rows, nor on how many there are; without it they may depend on how many.
 
+    A weight whose format has `act` is multiplied with integers, which x is rounded to first, as by
+    `lb.quantize_activations`. x_format: their format, of the weight's act and digits; by default with a scale in f32
+    for each token, and a zero point for unsigned codes. See `lb.matmul` for the order of operations.
+
     CUDA tensors run on their GPU, on the current stream. CPU tensors are computed in float64 and rounded once; with
     LOWBITVM_DEVICE=emulator:sm_80 (or another target) they go through PTX and the emulator instead.
     Raises DTYPE_MISMATCH, SHAPE_MISMATCH, ARGUMENT_INVALID, FORMAT_UNSUPPORTED, TENSOR_NOT_CONTIGUOUS,
     DEVICE_MISMATCH; a backward pass through it raises GRADIENT_UNSUPPORTED.
     """
     _check_kinds(x, weight, gate, activation, dtype)
+    gates = None if gate is None else list(gate.arrays.values())
+    if isinstance(weight, PackedDigits):
+        stored = (weight.words, weight.sums, weight.scales, weight.zeros, bias, str(weight.format), *weight.shape)
+        options = {"activation": activation, "dtype": dtype}
+        of_x = None if x_format is None else str(x_format)
+        product: torch.Tensor = torch.ops.lowbitvm.integer_linear(x, *stored, of_x, gates, residual, **options)
+        return product
+    if x_format is not None:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"x_format {x_format} with a weight of {weight.format}",
+            "leave it out, or quantise with act",
+        )
     parts = (weight.words, weight.scales, weight.zeros)
     more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
     epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
-    gates = None if gate is None else list(gate.arrays.values())
     result: torch.Tensor = torch.ops.lowbitvm.linear(
         x, *parts, bias, weight.format_text, *weight.shape, *more, gates, residual, **epilogue
     )
     return result
 
 
+def _x_format(weight: Format, given: str | None) -> Format:
+    """What x is rounded to before it is multiplied with a weight of integers."""
+    assert weight.act is not None
+    fmt = Format(weight.act, "channel", scale="f32", digits=weight.digits)
+    if given is None:
+        return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+    fmt = Format.parse(given)
+    fmt = replace(fmt, digits=fmt.digits or weight.digits)
+    if fmt.act is not None or (fmt.dtype, fmt.digits) != (weight.act, weight.digits):
+        raise LowbitvmError("FORMAT_UNSUPPORTED", f"x in {fmt} and a weight of {weight}", f"use codes of {weight.act}")
+    return fmt
+
+
 def _check_kinds(
     x: torch.Tensor,
-    weight: PackedWeight,
-    gate: PackedWeight | None,
+    weight: Weight,
+    gate: Weight | None,
     activation: str | None,
     dtype: torch.dtype | None,
 ) -> None:
@@ -79,7 +120,7 @@ def _check_kinds(
     if not isinstance(x, torch.Tensor):
         raise LowbitvmError("ARGUMENT_INVALID", f"x is a {type(x).__name__}", "pass a torch tensor")
     for name, value in (("weight", weight), *([] if gate is None else [("gate", gate)])):
-        if not isinstance(value, PackedWeight):
+        if not isinstance(value, PackedWeight | PackedDigits) or getattr(value, "is_weight", True) is False:
             raise LowbitvmError(
                 "ARGUMENT_INVALID",
                 f"the {name} is a {type(value).__name__}",
@@ -87,6 +128,10 @@ def _check_kinds(
             )
         if not dtypes.is_tensor(value.words):
             raise LowbitvmError("DEVICE_MISMATCH", f"the {name} holds numpy arrays", "pack torch tensors")
+        if value.scales is None:
+            raise LowbitvmError(
+                "ARGUMENT_INVALID", f"the {name} has no scales", "pack it with scales, or use lb.matmul"
+            )
     if gate is not None and (gate.format, gate.shape) != (weight.format, weight.shape):
         raise LowbitvmError(
             "SHAPE_MISMATCH" if gate.format == weight.format else "FORMAT_UNSUPPORTED",
@@ -103,26 +148,27 @@ def _check_kinds(
 
 def _check(
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: Weight,
     bias: torch.Tensor | None,
-    gate: PackedWeight | None,
+    gate: Weight | None,
     residual: torch.Tensor | None,
 ) -> None:
+    out_features, in_features = weight.shape
     if x.dtype not in (torch.float16, torch.bfloat16):
         raise LowbitvmError("DTYPE_MISMATCH", f"x is {x.dtype}", "cast it to float16 or bfloat16")
-    if x.dim() == 0 or x.shape[-1] != weight.in_features:
+    if x.dim() == 0 or x.shape[-1] != in_features:
         raise LowbitvmError(
             "SHAPE_MISMATCH",
-            f"x has shape {tuple(x.shape)}, the weight {weight.in_features} in_features",
+            f"x has shape {tuple(x.shape)}, the weight {in_features} in_features",
             "make the last dimension of x equal in_features",
         )
-    if bias is not None and (bias.shape != (weight.out_features,) or bias.dtype != x.dtype):
+    if bias is not None and (bias.shape != (out_features,) or bias.dtype != x.dtype):
         raise LowbitvmError(
             "SHAPE_MISMATCH" if bias.dtype == x.dtype else "DTYPE_MISMATCH",
-            f"bias is {bias.dtype} of shape {tuple(bias.shape)}, x is {x.dtype}, out_features {weight.out_features}",
+            f"bias is {bias.dtype} of shape {tuple(bias.shape)}, x is {x.dtype}, out_features {out_features}",
             "pass a bias (out_features) in the dtype of x",
         )
-    shape = (*x.shape[:-1], weight.out_features)
+    shape = (*x.shape[:-1], out_features)
     if residual is not None and residual.shape != shape:
         raise LowbitvmError(
             "SHAPE_MISMATCH", f"the residual has shape {tuple(residual.shape)}, the result {shape}", "make both equal"
@@ -253,12 +299,76 @@ def _slots(weight: PackedWeight, gate: PackedWeight | None, kernel: CompiledKern
     return tuple(names.index(part) for part in kernel.array_parts())
 
 
-def _gate(weight: PackedWeight, tensors: list[torch.Tensor] | None) -> PackedWeight | None:
+def _gate(weight: AnyWeight, tensors: list[torch.Tensor] | None) -> AnyWeight | None:
     """The second weight, of the arrays that the first one has, in order."""
     if tensors is None:
         return None
     arrays: dict[str, Any] = dict(zip(weight.arrays, tensors, strict=True))
     return replace(weight, **arrays)
+
+
+def _integer_linear(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    sums: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fmt: str,
+    out_features: int,
+    in_features: int,
+    x_format: str | None = None,
+    gate: list[torch.Tensor] | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The operator of weights that are multiplied with integers, on CPU and CUDA tensors alike."""
+    weight = PackedDigits(words, sums, Format.parse(fmt), out_features, in_features, scales, zeros)
+    gates = _gate(weight, gate)
+    _check(x, weight, bias, gates, residual)
+    shape = (*x.shape[:-1], out_features)
+    rows = math.prod(x.shape[:-1])
+    fmt_x = _x_format(weight.format, x_format)
+    groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
+    codes = quantize_activations(x.view(rows, in_features), fmt_x)
+    if groups and (codes.summed != min(groups)):
+        codes = codes.with_sums(min(groups))
+    y: torch.Tensor = matmul(
+        codes,
+        weight,
+        x.dtype if dtype is None else dtype,
+        bias=bias,
+        gate=gates,
+        activation=activation,
+        residual=None if residual is None else residual.view(rows, out_features),
+    )
+    return y.view(shape)
+
+
+def _integer_linear_fake(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    sums: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fmt: str,
+    out_features: int,
+    in_features: int,
+    x_format: str | None = None,
+    gate: list[torch.Tensor] | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """What torch.compile traces instead."""
+    weight = PackedDigits(words, sums, Format.parse(fmt), out_features, in_features, scales, zeros)
+    _x_format(weight.format, x_format)
+    _check(x, weight, bias, _gate(weight, gate), residual)
+    return x.new_empty((*x.shape[:-1], out_features), dtype=dtype or x.dtype)
 
 
 def _reference(
@@ -329,7 +439,11 @@ def _backward(context: Any, *gradients: torch.Tensor) -> None:
     )
 
 
-_library.impl("linear", _linear, "CPU")
-_library.impl("linear", _linear, "CUDA")
-torch.library.register_fake("lowbitvm::linear", _linear_fake, lib=_library)
-torch.library.register_autograd("lowbitvm::linear", _backward, lib=_library)
+for _name, _operator, _fake in (
+    ("linear", _linear, _linear_fake),
+    ("integer_linear", _integer_linear, _integer_linear_fake),
+):
+    _library.impl(_name, _operator, "CPU")
+    _library.impl(_name, _operator, "CUDA")
+    torch.library.register_fake(f"lowbitvm::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(f"lowbitvm::{_name}", _backward, lib=_library)

@@ -14,6 +14,7 @@ from lowbitvm import arrays, dtypes
 from lowbitvm.dtypes import Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits, pack_weights
 from lowbitvm.words import TILE_N, check_codes, pack_codes, unpack_codes, unpack_patterns, words_shape
 
 OPTIONAL_PARTS = ("zeros", "table", "outer", "outer_zeros", "permutation")
@@ -237,8 +238,10 @@ def pack(
     outer_zeros: Array | None = None,
     permutation: Array | None = None,
     input_scale: Array | None = None,
-) -> PackedWeight:
+) -> PackedWeight | PackedDigits:
     """Brings a quantised weight into the stored order. Bit-exact: `PackedWeight.arguments` gives the arguments back.
+
+    Weights that are multiplied with integers, of formats with `act`, become what `pack_weights` returns.
 
     codes: integers (N, K) = (out_features, in_features), of any integer dtype: the values of an integer code type
         (odd numbers for a bipolar one), the bit patterns of a float or a codebook.
@@ -258,11 +261,10 @@ def pack(
     not wanted, no permutation, an input_scale that cannot be folded, a NaN in e4m3) and DEVICE_MISMATCH.
     """
     fmt = as_format(fmt)
-    if fmt.digits is not None:
-        raise LowbitvmError(
-            "FORMAT_INVALID", f"pack was given {fmt}, whose codes are stored as digits", "use pack_weights(codes, fmt)"
-        )
     optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
+    if fmt.digits is not None:
+        _refuse_given({**optional, "zeros": None, "input_scale": input_scale}, fmt)
+        return pack_weights(codes, fmt, scales, zeros)
     _check_wanted(optional, fmt)
     parts = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}
     given = {name: arrays.detached(array) for name, array in parts.items() if array is not None}
@@ -297,6 +299,13 @@ def pack(
     return PackedWeight(
         words, stored.pop("scales"), stored.pop("zeros", None), fmt, out_features, in_features, **stored
     )
+
+
+def _refuse_given(parts: dict[str, Array | None], fmt: Format) -> None:
+    """Raises for parts that weights in digits do not have."""
+    given = [name for name, array in parts.items() if array is not None]
+    if given:
+        raise LowbitvmError("ARGUMENT_INVALID", f"{' and '.join(given)} with {fmt}", "leave it out")
 
 
 def as_format(fmt: Format | str) -> Format:

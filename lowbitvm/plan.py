@@ -335,6 +335,7 @@ class DigitTile:
     stages: int
     warps: int
     folded: bool = False
+    splits: int = 1  # blocks that share out k
 
     @property
     def part(self) -> int:
@@ -342,8 +343,23 @@ class DigitTile:
         return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
 
 
-def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target) -> DigitTile:
-    """The tile for m rows of k integer activations.
+def digit_plan(
+    m: int, n: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1
+) -> DigitTile:
+    """The tile for a whole product of (m, k) activations and one or two (n, k) weights, and the blocks that share k.
+
+    Where there are fewer tiles than SMs, each block takes a part of k, in shorter steps if that makes more of them.
+    """
+    tile = digit_tile(m, k, activations, weights, target, products)
+    each = min(MOST_SPLITS, target.gpu.sms // max(1, -(-m // tile.bm) * -(-n // tile.bn)))
+    direct, least = tile.part < tile.bk, BASES[activations.digits or "s8"].activation_k
+    while direct and k // tile.bk < each and (tile.warps > 2 * tile.bn // 16 or tile.part > least):
+        tile = replace(tile, warps=max(2 * tile.bn // 16, tile.warps // 2), bk=tile.bk // 2)
+    return replace(tile, splits=max(1, min(each, k // max(tile.bk, SHORTEST_STREAM if direct else SHORTEST_SPLIT))))
+
+
+def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1) -> DigitTile:
+    """The tile for m rows of k integer activations, and one weight or, for two products, a gate as well.
 
     For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
     For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
@@ -352,10 +368,11 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
     folded = k <= longest_folded(weights.code, activations.code, weights.digits)
-    pairs = PAIRS // 2 if base.bits == 1 and target.capability < (8, 0) else PAIRS  # xor takes counts of either side
+    pairs = PAIRS // products
+    pairs = pairs // 2 if base.bits == 1 and target.capability < (8, 0) else pairs  # xor takes counts of either side
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
     bm = columns * COLUMNS // each
-    words = weights.bits * step // 64  # of a lane: one row tile's weights beside a stored tile of activations
+    words = products * weights.bits * step // 64  # of a lane: a row tile's weights beside a stored tile of activations
     rows = 2 if 2 * columns * planes <= pairs and 2 * words <= LOADED else 1
     own = rows * words + columns * ACTIVATION_WORDS
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
@@ -363,13 +380,36 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps, folded)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most, stored = 4 if target.has_async_copies else 2, weights.planes or weights.bits
-    even = stored * step // 8 % (32 // rows) == 0  # of a row tile's copies, each of its threads makes as many
+    most, stored = 4 if target.has_async_copies else 2, products * (weights.planes or weights.bits)
+    even = stored // products * step // 8 % (32 // rows) == 0  # of a row tile's copies, each thread makes as many
     for warps, deep in ((warps, deep) for warps in (4, 2, 1) for deep in ((step,) if even else (2 * step, step))):
         stages = min(most, STAGED_BYTES // (deep * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8))
         if stages >= 2:
             break
     return DigitTile(bm, 16 * rows * warps, deep, stages, warps, folded)
+
+
+def grouped_tile(
+    m: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...], products: int = 1
+) -> DigitTile:
+    """The tile for m rows where scales belong to groups of k: every group's integers go to accumulators in f32.
+
+    A step is a multiple of all groups. The warps do not share out k: sums are added in its order whatever the tile.
+    """
+    assert activations.digits is not None and weights.digits is not None
+    base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
+    planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
+    step, stored = max(base.activation_k, *groups), products * (weights.planes or weights.bits)
+    pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS)
+    most = 4 if target.has_async_copies else 2
+    while True:
+        rows = min(2, _power_to(max(1, pairs // columns)))
+        for warps in (4, 2, 1):
+            stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
+            if stages >= 2 or (warps == 1 and columns == 1):
+                return DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
+        columns //= 2
 
 
 def _power_to(size: int) -> int:

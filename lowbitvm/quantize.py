@@ -88,7 +88,7 @@ def quantize(
     table: Array | None = None,
     input_scale: Array | None = None,
     permutation: Array | None = None,
-) -> PackedWeight:
+) -> PackedWeight | PackedDigits:
     """Rounds a float weight (N, K) to the nearest codes of a format. f16, bf16, f32 or f64, numpy or torch.
 
     With lo and hi the smallest and largest weight of a group, and low .. high the values of the codes:
@@ -112,6 +112,7 @@ def quantize(
         numbers for table="tensor", or (T, E) for table="group", of which each group takes the one with the least error.
     input_scale: floats (K). What is rounded is the weight that multiplies x as this one multiplies x * input_scale.
     permutation: as `pack` takes it; weight keeps its own order.
+    A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers.
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
     overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,

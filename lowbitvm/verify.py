@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowbitvm import dtypes
+from lowbitvm.digits import BASES
 from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -197,6 +198,10 @@ def _dequant_form(op: Op) -> str | None:
     return None if loaded else f"the operand is no load of codes from {op.array}"
 
 
+def _dot_form(op: Op) -> str | None:
+    return _integers("first", "size")(op) if op.attributes else None
+
+
 def _assign_form(op: Op) -> str | None:
     target = op.operands[0]
     return "an i32 scalar is updated in place" if target.dtype == dtypes.i32 and not target.shape else None
@@ -381,6 +386,19 @@ def _digit_dot(op: Op) -> str | None:
     return None if op.dtype == dtypes.i32 else f"a result of {op.dtype}, not i32"
 
 
+def _dot_part(op: Op) -> str | None:
+    """A part of k is inside the tiles, and whole steps of the instruction that multiplies digits."""
+    if not op.attributes:
+        return None
+    first, size, fmt = op.integer("first"), op.integer("size"), _source(op.operands[0])
+    if not (first >= 0 and size > 0 and first + size <= op.operands[0].shape[1]):
+        return f"a part of {size} from {first} on of tiles of {op.operands[0].shape[1]} along k"
+    if fmt is None or fmt.digits is None:
+        return "a part of k of dots of floats"
+    step = BASES[fmt.digits].step_k
+    return f"a part of {size} from {first} on of k, in steps of {step}" if size % step or first % step else None
+
+
 def _source(op: Op) -> Format | None:
     """The format of the packed array that an operand of a dot is loaded from."""
     while op.kind == "transpose":
@@ -461,7 +479,7 @@ RULES: dict[str, Rule] = {
     "bitcast": Rule(1, _plain, _bitcast_dtypes, _same_shapes, _plain),
     "reduce": Rule(1, _reduce_form, _same_dtypes(*ARITHMETIC), _reduce_shape, _plain),
     "dequant": Rule(1, _dequant_form, _result(dtypes.f32), _same_shapes, _plain),
-    "dot": Rule(2, _plain, _dot_dtypes, _dot_shape, _plain),
+    "dot": Rule(2, _dot_form, _dot_dtypes, _dot_shape, _dot_part),
     "range": Rule(
         2, _integers("step", "stages", "direct", "folded"), _same_dtypes(dtypes.i32), _scalars, _loop_numbers
     ),
@@ -469,5 +487,6 @@ RULES: dict[str, Rule] = {
     **{kind: _elementwise(2, dtypes.i32) for kind in ("floordiv", "mod")},
     "div": _elementwise(2, dtypes.f32),
     **{kind: _elementwise(1, dtypes.f32) for kind in ("exp", "sqrt")},
+    "fma": _elementwise(3, dtypes.f32),
     "hadamard": Rule(1, _plain, _same_dtypes(dtypes.f32), _same_tiles, _plain),
 }

@@ -6,22 +6,24 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lowbitvm import arrays, dtypes, targets
 from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import PackedDigits, format_digits
+from lowbitvm.integers import PackedDigits, check_group, format_digits
 from lowbitvm.ir import Program
+from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
-from lowbitvm.plan import DigitTile, digit_tile
+from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
 from lowbitvm.runtime.launch import emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
+from lowbitvm.runtime.reference import NOTHING, After, numpy_product
+from lowbitvm.runtime.workspace import workspace
+from lowbitvm.targets import Target
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -37,8 +39,15 @@ class Variant:
     weights: Format
     tile: DigitTile
     aligned: bool  # k is a multiple of what a warp takes at a time
-    scaled: tuple[bool, bool] = (False, False)  # activations, weights: their format's scales and zeros are there
+    scales: tuple[str | None, str | None] = (
+        None,
+        None,
+    )  # activations, weights: the dtype of scales, and zeros are there
     out: str = "i32"
+    gate: bool = False
+    bias: str | None = None
+    residual: str | None = None
+    activation: str | None = None
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -51,25 +60,34 @@ class Variant:
             bk=tile.bk,
             stages=tile.stages,
             folded=tile.folded,
+            splits=tile.splits,
+            partials=dtypes.i32 if tile.splits > 1 else None,
+            arrivals=dtypes.i32 if tile.splits > 1 else None,
             y=dtypes.get(self.out),
+            gate=self.weights if self.gate else None,
+            bias=dtypes.get(self.bias) if self.bias else None,
+            residual=dtypes.get(self.residual) if self.residual else None,
+            activation=self.activation,
             divisible={"k": tile.part} if self.aligned else {},
-            **{name: "f32" if name.endswith("scales") else "i32" for name in self.rank_one},
+            **self.rank_one,
         )
 
     @property
-    def rank_one(self) -> tuple[str, ...]:
-        """The arrays of one number for each row or column that the kernel takes."""
-        zeros = [f.zero is not None and s for f, s in zip((self.activations, self.weights), self.scaled, strict=True)]
+    def rank_one(self) -> dict[str, str]:
+        """The arrays of numbers for each row of a side that the kernel takes, with their dtypes."""
+        of_a, of_w = self.scales
+        zeros = [f.zero is not None and s for f, s in zip((self.activations, self.weights), self.scales, strict=True)]
         offsets = [format_digits(fmt).offset != 0 for fmt in (self.activations, self.weights)]
         taken = {
-            "a_sums": offsets[1] or zeros[1],
-            "w_sums": offsets[0] or zeros[0],
-            "a_zeros": zeros[0],
-            "w_zeros": zeros[1],
-            "a_scales": self.scaled[0],
-            "w_scales": self.scaled[1],
+            "a_sums": "i32" if offsets[1] or zeros[1] else None,
+            "w_sums": "i32" if offsets[0] or zeros[0] else None,
+            "a_zeros": "i32" if zeros[0] else None,
+            "w_zeros": "i32" if zeros[1] else None,
+            "a_scales": of_a,
+            "w_scales": of_w,
         }
-        return tuple(name for name, holds in taken.items() if holds)
+        taken |= {name.replace("w_", "gate_"): kind for name, kind in taken.items() if name[0] == "w" and self.gate}
+        return {name: kind for name, kind in taken.items() if kind is not None}
 
 
 def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (False, False)) -> int:
@@ -87,57 +105,101 @@ def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKer
 
 
 def compile_matmul(
-    weights: Format | str, *, target: str = "sm_80", m: int = 16, k: int = 4096, cache: bool = True, **parts: Any
+    weights: Format | str,
+    *,
+    target: str = "sm_80",
+    m: int = 16,
+    n: int | None = None,
+    k: int = 4096,
+    cache: bool = True,
+    scaled: bool = False,
+    activations: Format | None = None,
+    **parts: Any,
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
 
-    m, k: rows of activations, and in_features, that the tile is chosen for; `parts` of the tile (see
-    `lowbitvm.plan.DigitTile`) replace the chosen ones.
+    m, k: rows of activations, and in_features, that the tile is chosen for; n: out_features, for which blocks share out
+    k where there are too few of them (None: they do not); `parts` of the tile (see
+    `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
+    activations: their format, by default one with a scale for each token.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
     if fmt.act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
-    activations = Format(fmt.act, digits=fmt.digits)
-    tile = replace(digit_tile(m, k, activations, fmt, targets.get(target)), **parts)
-    return _compiled(Variant(activations, fmt, tile, aligned=True), target, disk_cache() if cache else None)
+    given = Format(fmt.act, "channel", scale="f32", digits=fmt.digits) if activations is None else activations
+    sides = (given, fmt)
+    groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
+    scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
+    tile = replace(_tile(m, n, k, sides, targets.get(target), groups), **parts)
+    variant = Variant(
+        *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
+    )
+    return _compiled(variant, target, disk_cache() if cache else None)
 
 
-def matmul(a: PackedDigits, w: PackedDigits, dtype: Any = None) -> Array:
+def _tile(
+    m: int,
+    n: int | None,
+    k: int,
+    sides: tuple[Format, Format],
+    target: Target,
+    groups: tuple[int, ...],
+    products: int = 1,
+) -> DigitTile:
+    """The tile of a product of activations and weights, with the groups of k that have scales; n None: of one block."""
+    if groups:
+        return grouped_tile(m, *sides, target, groups, products)
+    if n is None:
+        return digit_tile(m, k, *sides, target, products)
+    return digit_plan(m, n, k, *sides, target, products)
+
+
+def matmul(
+    a: PackedDigits,
+    w: PackedDigits,
+    dtype: Any = None,
+    *,
+    bias: Array | None = None,
+    gate: PackedDigits | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
+) -> Array:
     """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
 
     With scales it is the exact integer product, rounded to f32 and multiplied with both scales in f32, in `dtype`:
     f16 (by default), bf16 or f32, by name or torch's dtype.
 
     a: what `lb.pack_activations` returns, (m, in_features); w: what `lb.pack_weights` returns, (out_features,
-    in_features), in the same digits. CUDA tensors run on their GPU, on the current stream. On a CPU the product is made
-    by numpy; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) it goes through PTX and the emulator instead.
-    Raises SHAPE_MISMATCH, ARGUMENT_INVALID where in_features is so large that s32 may overflow, FORMAT_UNSUPPORTED for
-    sides in other digits, KERNEL_UNSUPPORTED for digits that the GPU does not have, DEVICE_MISMATCH.
+    in_features), in the same digits. bias: (out_features), i32 for an exact product, else f16, bf16 or f32. With scales
+    the result is f(a w^T + bias) + residual, or f(a gate^T) * (a w^T + bias) + residual, each operation in f32 and in
+    this order; activation: f, "relu", "silu", "gelu" or None. gate: a weight of w's format and shape; residual: (m,
+    out_features), f16, bf16 or f32.
+
+    CUDA tensors run on their GPU, on the current stream. On a CPU the product is made by numpy, with the same bits but
+    for silu and gelu; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) it goes through PTX and the emulator.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, ARGUMENT_INVALID where in_features is so large that s32 may overflow,
+    FORMAT_UNSUPPORTED for sides in other digits, KERNEL_UNSUPPORTED for digits that the GPU does not have,
+    DEVICE_MISMATCH.
     """
-    target = _device_target(a, w)
+    after = After(bias, gate, activation, residual)
     check_sides(a, w)
+    check_after(a, w, after)
+    target = _device_target(a, w, after)
     y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype))
     if target is not None:
-        run_matmul(a, w, y, target)
+        run_matmul(a, w, y, target, after=after)
         return y
-    product = _numbers(a) @ _numbers(w).T  # integers below 2^53
-    for side, axis in ((a, 1), (w, 0)):
-        if side.scales is not None:
-            product = np.float32(product) * np.expand_dims(arrays.host(side.scales), axis)
-    product = product.astype(dtypes.of(y).numpy)
+    product = numpy_product(a, w, after).astype(dtypes.of(y).numpy)
     return arrays.tensor(product) if dtypes.is_tensor(y) else product
-
-
-def _numbers(side: PackedDigits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The codes, less their zeros."""
-    codes = np.asarray(arrays.host(side.unpack()), np.float64)
-    return codes if side.zeros is None else codes - arrays.host(side.zeros)[:, None]
 
 
 def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
     """The dtype of a product."""
-    known = {dtype.numpy.name: dtype for dtype in ((f16, bf16, f32) if any(scaled(a, w)) else (i32,))}
+    known = {
+        dtype.numpy.name: dtype
+        for dtype in ((f16, bf16, f32) if a.scales is not None or w.scales is not None else (i32,))
+    }
     known |= {dtype.name: dtype for dtype in known.values()}
     name = next(iter(known)) if dtype is None else str(dtype).removeprefix("torch.")
     if name not in known:
@@ -145,43 +207,89 @@ def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
     return known[name]
 
 
-def _device_target(a: PackedDigits, w: PackedDigits) -> str | None:
+def _device_target(a: PackedDigits, w: PackedDigits, after: After) -> str | None:
     """The target that a product runs on, None for numpy's own."""
-    places = {arrays.device(side.words) for side in (a, w) if isinstance(side, PackedDigits)}
+    sides = [side.words for side in (a, w, after.gate) if side is not None]
+    places = {arrays.device(array) for array in (*sides, after.bias, after.residual) if array is not None}
     if len(places) > 1:
-        raise LowbitvmError(
-            "DEVICE_MISMATCH", f"matrices on {sorted(places)}", "move all to one device with .to(device)"
-        )
+        raise LowbitvmError("DEVICE_MISMATCH", f"arrays on {sorted(places)}", "move all to one device with .to(device)")
     on_gpu = any(place.startswith("cuda") for place in places)
     return driver.device_target(a.words.device.index) if on_gpu else emulated_target()
 
 
 def run_matmul(
-    a: PackedDigits, w: PackedDigits, y: Array, target: str, *, tile: DigitTile | None = None, **options: Any
+    a: PackedDigits,
+    w: PackedDigits,
+    y: Array,
+    target: str,
+    *,
+    after: After = NOTHING,
+    tile: DigitTile | None = None,
+    **options: Any,
 ) -> "Report | None":
-    """y (m, out_features) i32 = a w^T on `target`, exactly; see `launch` for devices, options and errors.
+    """y (m, out_features) = what `matmul` returns, on `target`; see `launch` for devices, options and errors.
 
-    Raises SHAPE_MISMATCH, FORMAT_UNSUPPORTED for sides in other digits, ARGUMENT_INVALID where k is so long that s32
-    may overflow, KERNEL_UNSUPPORTED for digits that are not native to the target.
+    Raises SHAPE_MISMATCH, DTYPE_MISMATCH, FORMAT_UNSUPPORTED for sides in other digits, ARGUMENT_INVALID where k is so
+    long that s32 may overflow, KERNEL_UNSUPPORTED for digits that are not native to the target.
     """
     check_sides(a, w)
+    check_after(a, w, after)
     (m, k), n = a.shape, w.rows
-    tile = digit_tile(m, k, a.format, w.format, targets.get(target)) if tile is None else tile
-    variant = Variant(a.format, w.format, tile, k % tile.part == 0, scaled(a, w), dtypes.of(y).name)
-    arguments = {"a": a, "w": w, "y": y, **{name: rank_one(a, w)[name] for name in variant.rank_one}}
-    grid = launch_grid((m, n), (tile.bm, tile.bn))
-    return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
+    groups = tuple(side.group for side in (a, w) if side.group is not None)
+    if tile is None:
+        tile = _tile(m, n, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+    variant = Variant(
+        a.format,
+        w.format,
+        tile,
+        k % tile.part == 0,
+        (_scale_dtype(a), _scale_dtype(w)),
+        dtypes.of(y).name,
+        after.gate is not None,
+        None if after.bias is None else dtypes.of(after.bias).name,
+        None if after.residual is None else dtypes.of(after.residual).name,
+        after.activation,
+    )
+    given = {"a": a, "w": w, "y": y, "gate": after.gate, "bias": after.bias, "residual": after.residual}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    numbers = rank_one(a, w, after.gate)
+    arguments |= {name: numbers[name] for name in variant.rank_one}
+    compiled, (tiles_m, tiles_n) = _compiled(variant, target, disk_cache()), launch_grid((m, n), (tile.bm, tile.bn))
+    if tile.splits == 1:
+        return launch(compiled, (tiles_m, tiles_n), arguments, **options)
+    rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm
+    with workspace(y, (rows, tiles_n * tile.bn), tiles_m * tiles_n) as (partials, arrivals):
+        arguments |= {"partials": arrays.bits(partials), "arrivals": arrivals}
+        return launch(compiled, (tiles_m, tiles_n, tile.splits), arguments, **options)
 
 
-def scaled(a: PackedDigits, w: PackedDigits) -> tuple[bool, bool]:
-    """Which sides have scales."""
-    return a.scales is not None, w.scales is not None
+def _scale_dtype(side: PackedDigits) -> str | None:
+    return None if side.scales is None else dtypes.of(side.scales).name
 
 
-def rank_one(a: PackedDigits, w: PackedDigits) -> dict[str, Array | None]:
-    """The kernel's arguments of one number for each row of either side."""
-    sides = {"a": a, "w": w}
-    return {f"{x}_{part}": getattr(side, part) for x, side in sides.items() for part in ("sums", "zeros", "scales")}
+def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None) -> dict[str, Array]:
+    """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
+    group = smallest_group(a, w)
+    sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
+    found = {f"{name}_sums": _sums(side, group) for name, side in sides.items()}
+    for name, side in sides.items():
+        for part, array in (("zeros", side.zeros), ("scales", side.scales)):
+            if array is not None:
+                found[f"{name}_{part}"] = array[:, None] if array.ndim == 1 else array
+    return found
+
+
+def smallest_group(a: PackedDigits, w: PackedDigits) -> int | None:
+    """in_features that one sum of integers is for; None: all."""
+    return min((side.group for side in (a, w) if side.group is not None), default=None)
+
+
+def _sums(side: PackedDigits, group: int | None) -> Array:
+    """The sums of each group of k, (rows, groups), from those of parts of it."""
+    rows, k = side.shape
+    if group is None or group == k or side.sums.ndim == 1:
+        return (side.sums if side.sums.ndim == 1 else arrays.cast(side.sums.sum(1), i32))[:, None]
+    return arrays.cast(side.sums.reshape(rows, k // group, -1).sum(2), i32) if side.summed != group else side.sums
 
 
 def check_sides(a: PackedDigits, w: PackedDigits) -> None:
@@ -199,10 +307,56 @@ def check_sides(a: PackedDigits, w: PackedDigits) -> None:
         )
     if a.columns != w.columns:
         raise LowbitvmError("SHAPE_MISMATCH", f"a has {a.columns} in_features, w has {w.columns}", "make them equal")
+    for side in (a, w):
+        if side.group is not None:
+            check_group(side.format)
     longest = longest_k(a.format, w.format, (a.zeros is not None, w.zeros is not None))
-    if a.columns > longest:
+    group = smallest_group(a, w)
+    if group is None and a.columns > longest:
         raise LowbitvmError(
             "ARGUMENT_INVALID",
             f"in_features {a.columns} of {a.format.dtype} x {w.format.dtype} may overflow s32",
             f"multiply at most {longest} of them at a time, and add",
         )
+    for side, other in ((a, w), (w, a)):
+        if group is None or (other.zeros is None and other.decomposition.offset == 0):
+            continue
+        if group % max(1, side.summed):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID",
+                f"sums of {side.summed} in_features of {side.format}, and scales of groups of {group}",
+                f"pack or quantise it with sums={group}",
+            )
+
+
+def check_after(a: PackedDigits, w: PackedDigits, after: After) -> None:
+    """Raises where what is to follow a product does not fit it."""
+    gate, floats = after.gate, a.scales is not None or w.scales is not None
+    if gate is not None and (not isinstance(gate, PackedDigits) or (gate.format, gate.shape) != (w.format, w.shape)):
+        raise LowbitvmError("SHAPE_MISMATCH", f"the gate is {gate!r}, the weight {w!r}", "pack both alike")
+    if gate is not None and (gate.scales is None) != (w.scales is None):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", "one of gate and weight has scales", "pack both with scales, or neither"
+        )
+    if after.activation not in ACTIVATIONS and after.activation is not None:
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"there is no activation function {after.activation!r}",
+            f"use one of {', '.join(ACTIVATIONS)}, or None",
+        )
+    if not floats and (gate is not None or after.residual is not None or after.activation is not None):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            "a gate, a residual or an activation function follows a product without scales",
+            "pack a side with scales; only a bias follows exact integers",
+        )
+    shapes = {"bias": (w.rows,), "residual": (a.rows, w.rows)}
+    for name, shape in shapes.items():
+        array = getattr(after, name)
+        if array is not None and tuple(array.shape) != shape:
+            raise LowbitvmError("SHAPE_MISMATCH", f"the {name} has shape {tuple(array.shape)}", f"make it {shape}")
+        known = (f16, bf16, f32) if floats else (i32,)
+        if array is not None and dtypes.of(array) not in known:
+            raise LowbitvmError(
+                "DTYPE_MISMATCH", f"the {name} is {dtypes.of(array)}", f"use {' or '.join(map(str, known))}"
+            )

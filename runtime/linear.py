@@ -12,7 +12,8 @@ from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Program
-from lowbitvm.kernels.linear import ACTIVATIONS, linear
+from lowbitvm.kernels.epilogue import ACTIVATIONS
+from lowbitvm.kernels.linear import linear
 from lowbitvm.pack import PackedWeight, as_format
 from lowbitvm.plan import Tile, chosen_tile, linear_plan
 from lowbitvm.runtime.arguments import address

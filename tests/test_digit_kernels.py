@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import lowbitvm as lb
+from lowbitvm.arrays import fma
 from tests.test_matmul import exact, sides
 
 
@@ -105,3 +106,45 @@ def test_rows_outside_either_side_are_zeros(row: int, column: int, warps: int, b
     columns = 32 if warps == 4 else 16
     assert np.array_equal(y[:, :columns], whole[16 + row :][:16, 32 + column :][:, :columns])
     assert np.array_equal(y, again)
+
+
+@lb.kernel(a=lb.packed("m k"), w=lb.packed("n k"), scales=("n groups", lb.f32), y=("m n", lb.f32))
+def by_groups(
+    a: lb.Packed, w: lb.Packed, scales: lb.Tensor, y: lb.Tensor, *, bm: int, bn: int, bk: int, group: int
+) -> None:
+    """The sums of each group of k times a scale, added in the order of k; several groups may lie in one step."""
+    total = lb.zeros((bm, bn))
+    j = lb.program_id(0) * bn
+    for k in lb.range(0, a.shape[1], bk):
+        codes, weights = lb.load(a, (0, k), (bm, bk)), lb.load(w, (j, k), (bn, bk)).T
+        for first in range(0, bk, group):
+            part = lb.dot(codes, weights, k=(first, group)).to(lb.f32)
+            scale = lb.load(scales, (j, k // group + first // group), (bn, 1)).T
+            total.set(lb.fma(part, scale, total))
+    lb.store(y, (0, j), total)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+@pytest.mark.parametrize(
+    ("base", "group", "bk"), [("s8", 32, 128), ("s8", 128, 128), ("s4", 64, 128), ("b1", 256, 512), ("b1", 512, 512)]
+)
+def test_parts_of_a_step_are_multiplied_alone(base: str, group: int, bk: int, target: str) -> None:
+    a, w = sides("i3", "i4", base, m=8, n=70, k=1024)
+    scales = np.random.default_rng(0).normal(size=(70, 1024 // group)).astype(np.float32)
+    kernel = by_groups.compile(target, warps=2, a=a.format, w=w.format, bm=8, bn=64, bk=bk, group=group)
+    y, again, expected = (np.zeros((8, 70), np.float32) for _ in range(3))
+    arguments = {"a": a, "w": w, "scales": scales}
+    lb.launch(kernel, (2,), {**arguments, "y": y}, checks="all", on_finding="raise")
+    lb.interpret(kernel.program, (2,), {**arguments, "y": again})
+    values = [side.unpack().astype(np.int64) - side.decomposition.offset for side in (a, w)]
+    for at in range(1024 // group):
+        parts = [value[:, at * group :][:, :group] for value in values]
+        expected = fma(np.float32(parts[0] @ parts[1].T), scales[:, at], expected)
+    assert np.array_equal(y, expected) and np.array_equal(again, expected)
+
+
+def test_parts_that_are_no_whole_steps_are_refused() -> None:
+    a, w = sides("i3", "i4", "s4", m=8, n=70, k=1024)
+    for group, bk, problem in ((32, 128, "a part of 32 from 0 on of k, in steps of 64"), (256, 128, "of tiles of 128")):
+        with pytest.raises(lb.LowbitvmError, match=f"dot: .*{problem}"):
+            by_groups.compile("sm_80", a=a.format, w=w.format, bm=8, bn=64, bk=bk, group=group)

@@ -14,7 +14,7 @@ from lowbitvm.codegen.convert import held_by
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED
-from lowbitvm.kernels.linear import ACTIVATIONS
+from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.runtime.linear import run_linear
 from lowbitvm.targets import TARGETS
 from tests.linear import FLOATS, Layer

@@ -129,7 +129,7 @@ class Sketch:
         a = self.arithmetic_value()
         b = self.partner(a)
         names = ["add", "sub", "mul", "max", "min", "reversed"] + (
-            ["div", "sqrt"] if a.dtype == lb.f32 else ["floordiv", "mod"]
+            ["div", "sqrt", "fma"] if a.dtype == lb.f32 else ["floordiv", "mod"]
         )
         name = self.choose(names)
         if name in ("floordiv", "mod"):  # by anything but zero
@@ -143,6 +143,7 @@ class Sketch:
             "reversed": lambda: 3 - a,
             "div": lambda: a / b,
             "sqrt": lambda: lb.sqrt(a),
+            "fma": lambda: lb.fma(a, b, a),
             "floordiv": lambda: a // b,
             "mod": lambda: a % b,
         }[name]()

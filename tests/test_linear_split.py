@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
-from lowbitvm.kernels.linear import ACTIVATIONS
+from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, bytes_ahead, linear_plan
 from lowbitvm.runtime.compiled import compile_program, launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear

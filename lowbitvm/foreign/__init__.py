@@ -54,7 +54,9 @@ def from_foreign(name: str, tensors: Mapping[str, Array], **options: Any) -> Pac
     permutation = None if weight.g_idx is None else _permutation(weight, weight.g_idx)
     parts = {"table": weight.table, "outer": weight.outer, "outer_zeros": weight.outer_zeros}
     given = {part: array for part, array in {**parts, "permutation": permutation}.items() if array is not None}
-    return pack_codes(weight.codes, weight.scales, weight.zeros, Format.parse(weight.format or ""), **given)
+    packed = pack_codes(weight.codes, weight.scales, weight.zeros, Format.parse(weight.format or ""), **given)
+    assert isinstance(packed, PackedWeight)
+    return packed
 
 
 def to_foreign(weight: PackedWeight, name: str, **options: Any) -> dict[str, Array]:

@@ -1,61 +1,187 @@
-"""The product of two matrices of integer codes, exact or scaled."""
+"""The product of two matrices of integer codes, exact or scaled, with what may follow it in the same kernel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
+from lowbitvm.kernels.epilogue import finish
+from lowbitvm.kernels.split import last_of, part_of_k
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What corrects and scales the rows of a side: columns (rows, 1) of activations, (1, rows) of weights.
+
+    offset: what every value still has to grow by, as `dot` leaves out its offset, and its zero is taken off. sums: over
+    k, of the values without their offset; they are there where the other side has an offset or zeros.
+    """
+
+    offset: Value | int
+    sums: Value | None
+    scale: Value | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A matrix of a product and its arrays of numbers, as the block that begins at the row `first` reads them."""
+
+    codes: Packed
+    first: Value
+    rows: int
+    sums: Tensor | None
+    zeros: Tensor | None
+    scales: Tensor | None
+
+    @property
+    def group(self) -> int | None:
+        """in_features that share a scale, where these are not all."""
+        group = self.codes.format.group
+        return group if self.scales is not None and isinstance(group, int) else None
+
+    def numbers(self, at: Value | int = 0, of_sums: Value | int = 0) -> Numbers:
+        """Those in column `at` of scales and zeros, and `of_sums` of sums."""
+        return Numbers(self.offset(at), self.sum(of_sums), self.scale(at))
+
+    def offset(self, at: Value | int = 0) -> Value | int:
+        return self.codes.offset if self.zeros is None else self.codes.offset - self._column(self.zeros, at)
+
+    def sum(self, at: Value | int = 0) -> Value | None:
+        return None if self.sums is None else self._column(self.sums, at)
+
+    def scale(self, at: Value | int = 0) -> Value | None:
+        return None if self.scales is None else self._column(self.scales, at).to(f32)
+
+    def _column(self, array: Tensor, at: Value | int) -> Value:
+        tile = dsl.load(array, (self.first, at), (self.rows, 1))
+        return tile if self.codes.format.act is None else tile.T
 
 
 @kernel(
-    a=packed("m k"), w=packed("n k"), y=("m n", None), a_sums=("m", i32), w_sums=("n", i32), a_zeros=("m", i32),
-    w_zeros=("n", i32), a_scales=("m", f32), w_scales=("n", f32),
+    a=packed("m k"), w=packed("n k"), y=("m n", None), gate=packed("n k"), bias=("n", None), residual=("m n", None),
+    a_sums=("m a_parts", i32), w_sums=("n w_parts", i32), gate_sums=("n w_parts", i32), a_zeros=("m a_groups", i32),
+    w_zeros=("n w_groups", i32), gate_zeros=("n w_groups", i32), a_scales=("m a_groups", None),
+    w_scales=("n w_groups", None), gate_scales=("n w_groups", None), partials=("rows columns", i32),
+    arrivals=("tiles", i32),
 )  # fmt: skip
 def matmul(
     a: Packed,
     w: Packed,
     y: Tensor,
+    gate: Packed | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
     a_sums: Tensor | None = None,
     w_sums: Tensor | None = None,
+    gate_sums: Tensor | None = None,
     a_zeros: Tensor | None = None,
     w_zeros: Tensor | None = None,
+    gate_zeros: Tensor | None = None,
     a_scales: Tensor | None = None,
     w_scales: Tensor | None = None,
+    gate_scales: Tensor | None = None,
+    partials: Tensor | None = None,
+    arrivals: Tensor | None = None,
     *,
     bm: int,
     bn: int,
     bk: int,
     stages: int,
+    splits: int = 1,
     folded: bool = False,
+    activation: str | None = None,
 ) -> None:
     """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
 
-    a, w are integer codes in digits; a block makes a (bm, bn) tile. `dot` leaves out the offset of either side's
-    values; a_sums, the sums over k of a's values without their offset, are given where w has an offset or zeros, and
-    w_sums where a has.
+    a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
+    then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
+    `lowbitvm.kernels.linear`. Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded:
+    see `lowbitvm.plan.DigitTile`.
     """
-    i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
-    total = dsl.zeros((bm, bn), i32)
-    for k in dsl.record_range(0, a.shape[1], bk, stages=stages, folded=folded):
-        total += dsl.dot(dsl.load(a, (i, k), (bm, bk)), dsl.load(w, (j, k), (bn, bk)).T)
+    block = dsl.program_id(0), dsl.program_id(1)
+    i, j = block[0] * bm, block[1] * bn
+    left = Side(a, i, bm, a_sums, a_zeros, a_scales)
+    weights = [Side(w, j, bn, w_sums, w_zeros, w_scales)]
+    if gate is not None:
+        weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
+    if any(side.group for side in (left, *weights)):
+        finish(_grouped(left, weights, bk, stages), bias, residual, y, (i, j), activation)
+        return
+    sums = _sums(left, weights, bk, stages, splits, folded)
+    if partials is None or arrivals is None:
+        finish(_whole(sums, left, weights), bias, residual, y, (i, j), activation)
+        return
+    with last_of(sums, partials, arrivals, y, block, splits) as totals:
+        finish(_whole(totals, left, weights), bias, residual, y, (i, j), activation)
 
-    def row(values: Tensor) -> Value:
-        return dsl.expand_dims(dsl.load(values, (i,), (bm,)), 1)
 
-    def column(values: Tensor) -> Value:
-        return dsl.load(values, (j,), (bn,))
+def _sums(a: Side, weights: Sequence[Side], bk: int, stages: int, splits: int, folded: bool) -> list[Value]:
+    """The block's sums of products of digits with each of the weights, over its part of k."""
+    totals = [dsl.zeros((a.rows, w.rows), i32) for w in weights]
+    start, stop = part_of_k(a.codes.shape[1], splits, bk)
+    for k in dsl.record_range(start, stop, bk, stages=stages, folded=folded):
+        activations = dsl.load(a.codes, (a.first, k), (a.rows, bk))
+        for total, w in zip(totals, weights, strict=True):
+            total += dsl.dot(activations, dsl.load(w.codes, (w.first, k), (w.rows, bk)).T)
+    return totals
 
-    of_a: Value | int = a.offset if a_zeros is None else a.offset - row(a_zeros)
-    of_w: Value | int = w.offset if w_zeros is None else w.offset - column(w_zeros)
-    if a_sums is not None:
-        total += row(a_sums) * of_w
-    if w_sums is not None:
-        total += column(w_sums) * of_a
-    if a_sums is not None and w_sums is not None:
-        total += a.shape[1] * of_a * of_w
-    result = total
-    if a_scales is not None or w_scales is not None:
-        result = total.to(f32)
-    if a_scales is not None:
-        result = result * row(a_scales)
-    if w_scales is not None:
-        result = result * column(w_scales)
-    dsl.store(y, (i, j), result.to(y.dtype))
+
+def _whole(totals: Sequence[Value], a: Side, weights: Sequence[Side]) -> list[Value]:
+    """The products with each of the weights from their sums, as exact integers where no side has scales."""
+    of_a, found = a.numbers(), []
+    for total, w in zip(totals, weights, strict=True):
+        of_w = w.numbers()
+        exact = _corrected(total, of_a, of_w, a.codes.shape[1])
+        scales = (of_a.scale, of_w.scale)
+        found.append(exact if not any(side.scales for side in (a, w)) else _scaled(exact.to(f32), scales))
+    return found
+
+
+def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights, where scales belong to groups of k.
+
+    The integers of a group, exact, are rounded to f32, multiplied with the scale of the activations' group if that has
+    one too, and then with one scale added by one `fma`, in the order of k; scales of all k come last.
+    """
+    sides = (a, *weights)
+    group = min(side.group for side in sides if side.group is not None)
+    fixed = [0 if side.group else side.offset() for side in sides]
+
+    def numbers(k: Value, part: int, side: Side, offset: Value | int) -> Numbers:
+        """What the group `part` after k is corrected and scaled by; k is a multiple of every group."""
+        of_sums = k // group + part // group
+        if side.group is None:
+            return Numbers(offset, side.sum(of_sums), None)
+        return side.numbers(k // side.group + part // side.group, of_sums)
+
+    totals = [dsl.zeros((a.rows, w.rows)) for w in weights]
+    for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
+        tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
+        found = {
+            part: [numbers(k, part, *side) for side in zip(sides, fixed, strict=True)] for part in range(0, bk, group)
+        }
+        for part, (of_a, *others) in found.items():
+            for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
+                exact = _corrected(dsl.dot(tiles[0], codes.T, k=(part, group)), of_a, of_w, group)
+                *before, last = (scale for scale in (of_a.scale, of_w.scale) if scale is not None)
+                total.set(dsl.fma(_scaled(exact.to(f32), before), last, total))
+    left = [side.scale() if side.group is None else None for side in sides]
+    return [_scaled(total, [left[0], scale]) for total, scale in zip(totals, left[1:], strict=True)]
+
+
+def _corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
+    """The sums of products over k of the values, less their zeros, from those without the offsets."""
+    if a.sums is not None:
+        total = total + a.sums * w.offset
+    if w.sums is not None:
+        of_w = w.sums if a.sums is None else w.sums + k * w.offset
+        total = total + of_w * a.offset
+    return total
+
+
+def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:
+    """f32 numbers times the scales that there are, one after the other."""
+    for scale in scales:
+        value = value if scale is None else value * scale
+    return value

@@ -1,10 +1,10 @@
 """The weight-only quantised linear layer, with what may follow it in the same kernel."""
 
-from collections.abc import Callable
-
 from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
+from lowbitvm.kernels.epilogue import finish
+from lowbitvm.kernels.split import last_of, part_of_k
 from lowbitvm.plan import SPLIT_K
 
 
@@ -35,9 +35,8 @@ def linear(
     """y (m, n) = f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual with a gate; f: `activation`.
 
     x is (m, k), w and gate are packed (n, k), bias is (n). A block makes a (bm, bn) tile over all of k, or over one of
-    `splits` parts of it: each then stores its sums as its tile of partials, a (splits x tiles of m, tiles of n) matrix
-    of tiles, and the last of a tile's blocks to arrive adds them in the order of k. arrivals counts them, one counter
-    per tile of y; all counters are 0 before and after. order (k): the weights' columns are those of x[:, order].
+    `splits` parts of it, whose sums `lowbitvm.kernels.split` adds up in the order of k, through partials and arrivals.
+    order (k): the weights' columns are those of x[:, order].
     l2_hints: the L2 cache keeps x, which all blocks read, rather than the weights, which one row of blocks does.
     """
     i, j = dsl.program_id(0), dsl.program_id(1)
@@ -46,23 +45,10 @@ def linear(
         x, order, weights, (i, j), bm=bm, bn=bn, bk=bk, stages=stages, splits=splits, direct=direct, l2_hints=l2_hints
     )
     if partials is None or arrivals is None:
-        _finish(sums, bias, residual, y, (i * bm, j * bn), activation)
+        finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
-    tiles_m, tiles_n = (y.shape[0] + (bm - 1)) // bm, (y.shape[1] + (bn - 1)) // bn
-
-    def place(split: Value, which: int) -> tuple[Value, Value]:
-        """Where the tile of one split's sums with one of the weights lies in `partials`."""
-        return ((split * len(sums) + which) * tiles_m + i) * bm, j * bn
-
-    for which, tile in enumerate(sums):
-        dsl.store(partials, place(dsl.program_id(2), which), tile)
-    with dsl.when(dsl.atomic_add(arrivals, (i * tiles_n + j,), 1) == splits - 1):
-        totals = [dsl.zeros((bm, bn)) for _ in sums]
-        for split in dsl.record_range(0, splits, 1):
-            for which, total in enumerate(totals):
-                total += dsl.load(partials, place(split, which), (bm, bn))
-        _finish(totals, bias, residual, y, (i * bm, j * bn), activation)
-        dsl.store(arrivals, (i * tiles_n + j,), dsl.zeros((1,), i32))
+    with last_of(sums, partials, arrivals, y, (i, j), splits) as totals:
+        finish(totals, bias, residual, y, (i * bm, j * bn), activation)
 
 
 def _products(
@@ -83,12 +69,7 @@ def _products(
     i, j = block
     sums = [dsl.zeros((bm, bn)) for _ in weights]
     often, once = ("last", "first") if l2_hints else (None, None)
-    start: Value | int = 0
-    stop = x.shape[1]
-    if splits > 1:
-        part = (stop + (SPLIT_K * splits - 1)) // (SPLIT_K * splits) * SPLIT_K
-        start = dsl.program_id(2) * part
-        stop = dsl.minimum(stop, start + part)
+    start, stop = part_of_k(x.shape[1], splits, SPLIT_K)
     for k in dsl.record_range(start, stop, bk, stages=stages, direct=direct):
         columns = k if order is None else dsl.load(order, (k,), (bk,), other=-1, evict=often)
         activations = dsl.load(x, (i * bm, columns), (bm, bk), trusted=order is not None, evict=often)
@@ -96,61 +77,3 @@ def _products(
             codes = dsl.load(weight, (j * bn, k), (bn, bk), evict=once)
             acc += dsl.dot(activations, dsl.dequant(codes, weight.scales, weight.zeros).T)
     return sums
-
-
-def _finish(
-    sums: list[Value],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    y: Tensor,
-    offsets: tuple[Value, Value],
-    activation: str | None,
-) -> None:
-    """Stores the tile of y at `offsets`, made of the whole sums."""
-    result, *gates = sums
-    shape = result.shape
-    if bias is not None:
-        result += dsl.load(bias, (offsets[1],), (shape[1],)).to(result.dtype)
-    function = ACTIVATIONS[activation] if activation else None
-    if gates:
-        result = result * (function(gates[0]) if function else gates[0])
-    elif function:
-        result = function(result)
-    if residual is not None:
-        result = result + dsl.load(residual, offsets, shape).to(result.dtype)
-    dsl.store(y, offsets, result.to(y.dtype))
-
-
-# -- activation functions: non-finite in, non-finite out ---------------------------------------------------------------
-
-# Q(z) = erfc(z / sqrt 2) / 2, to 0.75e-7. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
-ERFC_P = 0.3275911
-ERFC_A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
-
-
-def _magnitude(value: Value) -> Value:
-    return dsl.maximum(value, -value)
-
-
-def relu(value: Value) -> Value:
-    """max(v, 0) as (v + |v|) / 2, which keeps NaN."""
-    return (value + _magnitude(value)) * 0.5
-
-
-def silu(value: Value) -> Value:
-    """v / (1 + exp(-v))."""
-    return value / (dsl.exp(-value) + 1.0)
-
-
-def gelu(value: Value) -> Value:
-    """v * Phi(v), Phi the normal distribution, as max(v, 0) - |v| Q(|v|); to 0.75e-7 |v|."""
-    size = _magnitude(value)
-    t = 1.0 / (size * (ERFC_P / 2**0.5) + 1.0)
-    polynomial = t * ERFC_A[4]
-    for coefficient in ERFC_A[3::-1]:
-        polynomial = (polynomial + coefficient) * t
-    tail = polynomial * dsl.exp(value * value * -0.5) * 0.5
-    return dsl.maximum(value, 0.0) - size * tail
-
-
-ACTIVATIONS: dict[str, Callable[[Value], Value]] = {"relu": relu, "silu": silu, "gelu": gelu}

@@ -1,0 +1,125 @@
+"""Products of integer codes, and what may follow them, by numpy: in the kernel's order of operations.
+
+So the results have the kernel's bits, but for silu and gelu: here they are rounded once, the kernel computes them in
+f32 (`lowbitvm.kernels.epilogue`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowbitvm import arrays
+from lowbitvm.dtypes import Array
+from lowbitvm.integers import PackedDigits
+
+NumpyArray = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class After:
+    """What follows a product in its kernel; see `lowbitvm.runtime.integer.matmul`."""
+
+    bias: Array | None = None
+    gate: PackedDigits | None = None
+    activation: str | None = None
+    residual: Array | None = None
+
+
+NOTHING = After()
+
+
+def numpy_product(a: PackedDigits, w: PackedDigits, after: After = NOTHING) -> NumpyArray:
+    """The product with what follows it, before the output is rounded: f32, or i64 where neither side has scales."""
+    with np.errstate(all="ignore"):  # scales of rows that were not finite are infinite
+        return _followed(a, w, after)
+
+
+def _followed(a: PackedDigits, w: PackedDigits, after: After) -> NumpyArray:
+    result, *gates = (_scaled(a, weight) for weight in (w, after.gate) if weight is not None)
+    if after.bias is not None:
+        result = result + arrays.host(after.bias).astype(result.dtype)
+    function = ACTIVATIONS[after.activation]
+    result = result * function(gates[0]) if gates else function(result)
+    if after.residual is not None:
+        result = result + arrays.host(after.residual).astype(result.dtype)
+    return result
+
+
+def _scaled(a: PackedDigits, w: PackedDigits) -> NumpyArray:
+    """The exact integers, or their f32 times the scales of rows, then columns."""
+    groups = [side.group for side in (a, w) if side.group is not None]
+    product = _grouped(a, w, min(groups)) if groups else _integers(_numbers(a), _numbers(w))
+    for side, axis in ((a, 1), (w, 0)):
+        if side.scales is not None and side.group is None:
+            product = np.float32(product) * np.expand_dims(arrays.host(side.scales), axis)
+    return product
+
+
+def _grouped(a: PackedDigits, w: PackedDigits, group: int) -> NumpyArray:
+    """The integers of each group of k, times the scales of groups, added up in f32 by `fma` in the order of k."""
+    left, right, total = _numbers(a), _numbers(w), np.zeros((a.rows, w.rows), np.float32)
+    for first in range(0, a.columns, group):
+        part = slice(first, first + group)
+        value: NumpyArray = _integers(left[:, part], right[:, part]).astype(np.float32)
+        scales = [
+            np.expand_dims(_by_group(side, side.scales)[:, first // side.group], axis).astype(np.float32)
+            for side, axis in ((a, 1), (w, 0))
+            if side.group is not None
+        ]
+        for scale in scales[:-1]:
+            value = value * scale
+        total = arrays.fma(value, scales[-1], total)
+    return total
+
+
+def _integers(a: NumpyArray, w: NumpyArray) -> NumpyArray:
+    """The exact product of integers whose sums are below 2^53, through f64."""
+    product: NumpyArray = a @ w.T
+    return product.astype(np.int64)
+
+
+def _numbers(side: PackedDigits) -> NumpyArray:
+    """The codes, less their zeros."""
+    codes = np.asarray(arrays.host(side.unpack()), np.float64)
+    if side.zeros is None:
+        return codes
+    zeros = _by_group(side, side.zeros)
+    return codes - (zeros if side.group is None else np.repeat(zeros, side.group, axis=1))
+
+
+def _by_group(side: PackedDigits, numbers: Array) -> NumpyArray:
+    """Numbers of rows, or of each group of them, as (rows, groups)."""
+    host: NumpyArray = arrays.host(numbers)
+    return host.reshape(side.rows, 1) if host.ndim == 1 else host
+
+
+# -- activation functions ----------------------------------------------------------------------------------------------
+
+
+def _relu(value: NumpyArray) -> NumpyArray:
+    return (value + np.abs(value)) * np.float32(0.5)
+
+
+def _once(function: Callable[[float], float]) -> Callable[[NumpyArray], NumpyArray]:
+    """A function of every number, rounded once."""
+
+    def apply(value: NumpyArray) -> NumpyArray:
+        wide = value.astype(np.float64)
+        return np.asarray(wide * np.vectorize(function, otypes=[np.float64])(wide), np.float32)
+
+    return apply
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+
+
+ACTIVATIONS: dict[str | None, Callable[[NumpyArray], NumpyArray]] = {
+    None: lambda value: value,
+    "relu": _relu,
+    "silu": _once(_logistic),
+    "gelu": _once(lambda value: math.erfc(-value / math.sqrt(2)) / 2),
+}
