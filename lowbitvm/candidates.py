@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from lowbitvm import targets
 from lowbitvm.codegen.digits import warps_along_m_of_digits
-from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, SUB_CORES, cheapest_digits, traffic
+from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, cheapest_digits, traffic, weights_of_sm
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import format_digits
 from lowbitvm.pack import as_format
-from lowbitvm.plan import DigitTile, digit_tile
+from lowbitvm.plan import DigitTile, digit_plan
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul
 from lowbitvm.runtime.loops import main_nest, read_sass
@@ -41,7 +41,7 @@ class Candidate:
     def __str__(self) -> str:
         bound = max(self.limits, key=lambda name: self.limits[name])
         second = ", ".join(f"{name} {self.limits[name]:.2f}" for name in self.limits if name != bound)
-        tile = f"{self.tile.bm} x {self.tile.bn} x {self.tile.bk}, {self.tile.warps} warps"
+        tile = f"{self.tile.bm} x {self.tile.bn} x {self.tile.bk}, {self.tile.warps} warps, {self.tile.splits} splits"
         return (
             f"digits={self.format.digits!r}: at least {self.time:.2f} us by {bound} ({second}); {tile}, {self.blocks} "
             f"blocks; {self.instructions:.3f} instructions per weight, {self.tensor_share:.0%} of them matrix ones; "
@@ -126,13 +126,12 @@ def _checked(weights: Format | str, m: int, n: int, k: int) -> Format:
 
 def _candidate(fmt: Format, shape: tuple[int, int, int], target: Target) -> Candidate:
     (m, n, k), activations = shape, Format(fmt.act or "", digits=fmt.digits)
-    kernel = compile_matmul(fmt, target=target.name, m=m, k=k)
-    tile = digit_tile(m, k, activations, fmt, target)
+    kernel = compile_matmul(fmt, target=target.name, m=m, n=n, k=k)
+    tile = digit_plan(m, n, k, activations, fmt, target)
     loop, weights = turn(kernel, tile, fmt, target)
-    blocks = -(-m // tile.bm) * -(-n // tile.bn)
+    blocks = -(-m // tile.bm) * -(-n // tile.bn) * tile.splits
     moved = traffic(fmt, m, n, k)
-    per_lane = -(-blocks // target.gpu.sms) * tile.bn * k / (32 * SUB_CORES)  # weights of the SM with the most blocks
-    scale = per_lane / (weights / 32) / (target.gpu.boost_ghz * 1e3)
+    scale = weights_of_sm(tile, m, n, k, target) / (weights / 32) / (target.gpu.boost_ghz * 1e3)
     pipes: Counter[str] = Counter()
     for name, count in loop.items():
         kind = kind_of(name)

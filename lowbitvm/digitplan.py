@@ -7,7 +7,7 @@ from lowbitvm.chunk import blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, folds, narrow
 from lowbitvm.formats import Format
 from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
-from lowbitvm.plan import DigitTile, digit_tile
+from lowbitvm.plan import DigitTile, digit_plan
 from lowbitvm.targets import Target
 
 SUB_CORES = 4
@@ -73,7 +73,7 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     """The cost of the kernel that the plan chooses for digits of the weights' format."""
     assert weights.act is not None and weights.digits is not None
     activations = Format(weights.act, digits=weights.digits)
-    tile, base = digit_tile(m, k, activations, weights, target), BASES[weights.digits]
+    tile, base = digit_plan(m, n, k, activations, weights, target), BASES[weights.digits]
     columns = tile.bm * columns_per_row(activations.code, base.name) // COLUMNS
     direct, tiles, planes = tile.part < tile.bk, tile.bn // 16, len(format_digits(weights).digits)
     warps_m = 1 if direct else digit_warps_m((tile.bm, tile.bn), activations, weights, tile.warps, tile.folded)
@@ -96,11 +96,16 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
         "shared": 0.0 if direct else WAVEFRONT_CYCLES * (sum(read) + 4 * copies),
     }
     made = 16 * tiles * base.activation_k / 32 / warps_m  # weights of the block, of a lane
-    of_sm = -(-(-(-m // tile.bm) * -(-n // tile.bn)) // target.gpu.sms) * tile.bn * k / (32 * SUB_CORES)
-    scale = of_sm / made / (target.gpu.boost_ghz * 1e3)
+    scale = weights_of_sm(tile, m, n, k, target) / made / (target.gpu.boost_ghz * 1e3)
     limits = {MEMORY: traffic(weights, m, n, k) / (target.gpu.dram_gbs * 1e3)}
     limits |= {name: count * scale for name, count in cycles.items()}
     return DigitCost(weights, tile, issued / made, limits)
+
+
+def weights_of_sm(tile: DigitTile, m: int, n: int, k: int, target: Target) -> float:
+    """Weights that a lane of the SM with the most blocks multiplies, of its sub-cores' lanes alike."""
+    blocks = -(-m // tile.bm) * -(-n // tile.bn) * tile.splits
+    return -(-blocks // target.gpu.sms) * tile.bn * k / tile.splits / (32 * SUB_CORES)
 
 
 def traffic(weights: Format, m: int, n: int, k: int) -> int:
