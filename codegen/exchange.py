@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Callable
 
 from lowbitvm.codegen.assign import AXES
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory
@@ -10,7 +9,7 @@ from lowbitvm.codegen.state import State
 from lowbitvm.ir import Op
 from lowbitvm.layout import Layout
 
-Combine = Callable[[Operand, Operand], Operand]
+FLOATS = {"add": "add.rn.f32", "max": "max.f32"}
 BITS = {"h": 16, "r": 32, "f": 32}  # of the register classes that hold elements of tiles
 
 
@@ -39,15 +38,16 @@ def convert(state: State, op: Op, values: list[Operand], kind: str, source: Layo
 
 
 def reduce_axis(
-    state: State, op: Op, values: list[Operand], kind: str, layout: Layout, axis: str, ordered: bool, combine: Combine
+    state: State, op: Op, values: list[Operand], kind: str, layout: Layout, axis: str, how: str
 ) -> list[Operand]:
     """Combines the elements along an axis, one value per register of `layout`; threads that had some get the result.
 
-    ordered: neighbours first, then neighbouring pairs, and so on; else first what is in a thread, which takes fewest
-    instructions.
+    how: "add" or "max". Sums of f32 add neighbours first, then neighbouring pairs, and so on; others first what is in a
+    thread, which takes fewest instructions.
     """
+    combine = functools.partial(_combined, state, kind, how)
     bits = [holder(layout, axis, bit) for bit in range(layout.outs[axis])]
-    if not ordered:
+    if kind == "r" or how == "max":
         bits.sort(key=lambda place: ("register", "lane", "warp").index(place[0]))
     left = dict(enumerate(values))  # by register
     for name, group in itertools.groupby(bits, key=lambda place: place[0]):
@@ -57,8 +57,12 @@ def reduce_axis(
                 left = {r: combine(left[r], left[r | 1 << place]) for r in left if not r >> place & 1}
         else:
             reduce = reduce_lanes if name == "lane" else functools.partial(_reduce_warps, op, layout, axis)
-            left = dict(zip(left, reduce(state, list(left.values()), kind, places, combine), strict=True))
+            left = dict(zip(left, reduce(state, list(left.values()), kind, places, how), strict=True))
     return list(left.values())
+
+
+def _combined(state: State, kind: str, how: str, a: Operand, b: Operand) -> Operand:
+    return state.scalar(how, a, b) if kind == "r" else state.builder.op(FLOATS[how], kind, a, b)
 
 
 def holder(layout: Layout, axis: str, bit: int) -> tuple[str, int]:
@@ -73,15 +77,16 @@ def holder(layout: Layout, axis: str, bit: int) -> tuple[str, int]:
     return found[0]
 
 
-def reduce_lanes(
-    state: State, values: list[Operand], kind: str, lane_bits: list[int], combine: Combine
-) -> list[Operand]:
+def reduce_lanes(state: State, values: list[Operand], kind: str, lane_bits: list[int], how: str) -> list[Operand]:
     """Combines each value with those of the lanes that differ in `lane_bits`; all of these lanes get the result."""
     b = state.builder
+    b.join()
+    if kind == "r" and len(lane_bits) == 5 and state.target.has_redux:
+        return [b.op(f"redux.sync.{how}.s32", kind, in_register(state, value, kind), 0xFFFFFFFF) for value in values]
     for bit in lane_bits:
         own = [in_register(state, value, kind) for value in values]
         others = [b.op("shfl.sync.bfly.b32", kind, value, 1 << bit, 31, 0xFFFFFFFF) for value in own]
-        values = [combine(x, y) for x, y in zip(own, others, strict=True)]
+        values = [_combined(state, kind, how, x, y) for x, y in zip(own, others, strict=True)]
     return values
 
 
@@ -93,7 +98,7 @@ def _reduce_warps(
     values: list[Operand],
     kind: str,
     warp_bits: list[int],
-    combine: Combine,
+    how: str,
 ) -> list[Operand]:
     """Combines each value with those of the warps that differ in `warp_bits`; all of these warps get the result.
 
@@ -120,9 +125,9 @@ def _reduce_warps(
             places += [place + distance for place in places]
         parts: list[Operand] = [b.op("ld.shared.b32", kind, memory(base, offset + pitch * i + at)) for at in places]
         while len(parts) > 1:
-            parts = [combine(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+            parts = [_combined(state, kind, how, x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
         results += parts
-    return reduce_lanes(state, results, kind, copies, combine)
+    return reduce_lanes(state, results, kind, copies, how)
 
 
 def hadamard(state: State, op: Op, values: list[str], layout: Layout, axis: str) -> list[str]:
@@ -140,6 +145,7 @@ def hadamard(state: State, op: Op, values: list[str], layout: Layout, axis: str)
                 )
             continue
         if name == "lane":
+            b.join()
             others = [b.op("shfl.sync.bfly.b32", "f", value, 1 << place, 31, 0xFFFFFFFF) for value in values]
         else:
             if offset is not None:

@@ -128,6 +128,19 @@ class Lowering:
         operands = zip(*(self.state.values[operand] for operand in op.operands), strict=True)
         self.state.values[op] = self._owned(op, [self.state.builder.op("fma.rn.f32", "f", *abc) for abc in operands])
 
+    def mul_shift(self, op: Op) -> None:
+        b = self.state.builder
+        halves: dict[Operand, str] = {}  # of the last bit that stays, by shift
+        found: list[Operand] = []
+        for value, multiplier, shift in zip(*(self.state.values[operand] for operand in op.operands), strict=True):
+            if shift not in halves:
+                one = b.op("shl.b64", "rd", b.op("mov.b64", "rd", 1), shift)
+                halves[shift] = b.op("shr.u64", "rd", one, 1)
+            operands = (exchange.in_register(self.state, x, "r") for x in (value, multiplier))
+            product = b.op("mad.wide.s32", "rd", *operands, halves[shift])
+            found.append(b.op("cvt.sat.s32.s64", "r", b.op("shr.s64", "rd", product, shift)))
+        self.state.values[op] = self._owned(op, found)
+
     def rint(self, op: Op) -> None:
         b = self.state.builder
         self.state.values[op] = [b.op("cvt.rni.s32.f32", "r", x) for x in self.state.values[op.operands[0]]]
@@ -217,13 +230,7 @@ class Lowering:
         layout, axis = self.state.layouts[source], AXES[op.integer("axis")]
         kind = _register_kind(op)
 
-        def combine(a: Operand, b: Operand) -> Operand:
-            if kind == "r":
-                return self.state.scalar(how, a, b)
-            return self.state.builder.op(FLOAT_INSTRUCTIONS[how], kind, a, b)
-
-        ordered = how == "add" and kind == "f"
-        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, ordered, combine)
+        values = exchange.reduce_axis(self.state, op, self.state.values[source], kind, layout, axis, how)
         if op.shape:
             values = self._in_layout(op, values, reduced_layout(op, layout), self.state.layouts[op])
         self.state.values[op] = self._owned(op, values)
@@ -560,6 +567,8 @@ CASTS = {
     ("f32", "f16"): "cvt.rn.f16.f32",
     ("f32", "bf16"): "cvt.rn.bf16.f32",
     ("i32", "f32"): "cvt.rn.f32.s32",
+    ("i32", "i8"): "cvt.u16.u32",  # in registers of 16 bits, of which stores take 8
+    ("i32", "u8"): "cvt.u16.u32",
     ("f32", "i32"): "cvt.rzi.s32.f32",
 }
 
@@ -572,6 +581,7 @@ LOWER: dict[str, Callable[[Lowering, Op], None]] = {
     "exp": Lowering.exp,
     "sqrt": Lowering.sqrt,
     "fma": Lowering.fma,
+    "mul_shift": Lowering.mul_shift,
     "cast": Lowering.cast,
     "assign": Lowering.assign,
     "broadcast": Lowering.broadcast,

@@ -13,6 +13,7 @@ import functools
 import math
 from dataclasses import dataclass, field
 
+from lowbitvm.chunk import TABLE_ROOM
 from lowbitvm.codegen.codebook import (
     GlobalTables,
     GroupTables,
@@ -23,7 +24,7 @@ from lowbitvm.codegen.codebook import (
     table_count,
     table_key,
 )
-from lowbitvm.codegen.convert import TABLE_ROOM, TableDecoder
+from lowbitvm.codegen.convert import TableDecoder
 from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.fused import Fused, chosen_fused, shared_fused
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
@@ -286,7 +287,7 @@ def build_pipeline(
             add((codes, "tile"), _words(state, unit, size, codes, row, start, loop.integer("direct")))
             for parts in _group_parts(packed_array(codes)[1]):
                 add_group(activations, codes, parts, row, start)
-            if stages_tables(packed_array(codes)[1], unit.k):
+            if stages_tables(packed_array(codes)[1], unit.k, codes.shape[0]):
                 add((codes, "table"), TableRows(state, unit, size, codes, row, start))
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 

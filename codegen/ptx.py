@@ -13,6 +13,7 @@ from lowbitvm.targets import Target
 Operand = str | int
 LOWEST_VERSION = "7.5"  # of the PTX ISA: the ignore-src operand of cp.async
 PACKAGES = Path(ir.__file__).parent.parent  # our own files are named relative to it: the text is the same everywhere
+BRANCHING = ("div.rn.f32", "sqrt.rn.f32")  # ptxas gives them a branch for subnormal numbers and the like
 REGISTER_CLASSES = {"p": "pred", "h": "b16", "r": "b32", "rd": "b64", "f": "f32"}  # name prefix -> PTX type
 
 
@@ -27,6 +28,7 @@ class Builder:
         self._files: dict[str, int] = {}
         self._arrays: dict[str, str] = {}
         self._location = self._written = ""
+        self._parted: int | None = None  # where threads may have parted in an exact division or root, since a barrier
 
     def register(self, kind: str) -> str:
         """A fresh register of a class of REGISTER_CLASSES."""
@@ -52,6 +54,17 @@ class Builder:
             self.lines.append(f"    .loc {self._files.setdefault(path, len(self._files) + 1)} {line} 0")
         guard = f"@{when} " if when else ""
         self.lines.append(f"    {guard}{name} {', '.join(map(str, operands))};" if operands else f"    {guard}{name};")
+        if name in BRANCHING:
+            self._parted = len(self.lines)
+        elif name == "bar.sync":
+            self._parted = None
+
+    def join(self) -> None:
+        """Before shuffles: if threads may have parted, a barrier right behind that place, though its branch rejoins
+        them. Otherwise ptxas makes a call of each shuffle, of some 10 instructions."""
+        if self._parted is not None:
+            self.lines.insert(self._parted, "    bar.sync 0;")
+            self._parted = None
 
     def array(self, name: str, halves: list[int]) -> str:
         """The register of the global address of an array of 16-bit patterns that comes with the module."""

@@ -115,6 +115,10 @@ class State:
     def _divide(self, kind: str, a: Operand, b: Operand) -> str:
         """Floor division and modulo from PTX's truncating ones, corrected where the remainder's sign is not b's."""
         build = self.builder
+        if isinstance(b, int) and b > 0 and b & (b - 1) == 0:
+            return (
+                build.op("and.b32", "r", a, b - 1) if kind == "mod" else build.op("shr.s32", "r", a, b.bit_length() - 1)
+            )
         remainder = build.op("rem.s32", "r", a, b)
         signs = build.op("xor.b32", "r", remainder, b)
         negative = build.op("setp.lt.s32", "p", signs, 0)

@@ -21,6 +21,7 @@ from lowbitvm.dsl import (
     load,
     maximum,
     minimum,
+    mul_shift,
     packed,
     program_id,
     rint,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
     from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
+    from lowbitvm.runtime.reference import Requantize as Requantize
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -64,6 +66,7 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "Requantize": "lowbitvm.runtime.reference",
     "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
     "best_digits": "lowbitvm.candidates",
@@ -95,6 +98,7 @@ __all__ = [
     "Packed",
     "PackedDigits",
     "PackedWeight",
+    "Requantize",
     "Tensor",
     "Value",
     "atomic_add",
@@ -125,6 +129,7 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mul_shift",
     "pack",
     "pack_activations",
     "pack_weights",

@@ -18,7 +18,7 @@ NumpyArray = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Rounded:
-    """codes i32 (m, K) with scales f32, zeros i32 or None, and sums i32 of code - offset, all (m, groups)."""
+    """codes i32 (m, K), scales f32 and zeros i32 or None (m, groups), and sums i32 (m, parts) of code - offset."""
 
     codes: NumpyArray
     scales: NumpyArray
@@ -74,8 +74,10 @@ def hadamard(values: NumpyArray, size: int) -> NumpyArray:
     return values
 
 
-def round_to_codes(y: NumpyArray, fmt: Format, scale: float | None = None, zero: int | None = None) -> Rounded:
-    """Codes of f32 (m, K) with one scale for each row and group of `fmt`.
+def round_to_codes(
+    y: NumpyArray, fmt: Format, scale: float | None = None, zero: int | None = None, parts: int = 1
+) -> Rounded:
+    """Codes of f32 (m, K) with one scale for each row and group of `fmt`, and sums of so many parts of each row.
 
     With lo <= 0 <= hi the ends of a group, 0 included, low .. high the codes, and step the distance of two codes:
     zero=None:  s = max(hi / high, -lo / -low), without the second for low = 0, where what is negative becomes 0.
@@ -100,7 +102,7 @@ def round_to_codes(y: NumpyArray, fmt: Format, scale: float | None = None, zero:
             z = np.clip(code.low + rint(below * r), code.low, code.high)
         codes = _codes(values * r[:, :, None], z[:, :, None], code)
         s = np.where(finite, s, np.float32(np.inf))
-    sums = (codes - format_digits(fmt).offset).sum(2).astype(np.int32)
+    sums = (codes - format_digits(fmt).offset).reshape(rows, parts, columns // parts).sum(2).astype(np.int32)
     zeros = None if fmt.zero is None else z.astype(np.int32)
     return Rounded(codes.reshape(rows, columns).astype(np.int32), s, zeros, sums)
 

@@ -23,6 +23,9 @@ from lowbitvm.dtypes import CodeType
 LANES = 32
 CODES = 32  # of a lane in one tile
 PAIRS = CODES // 2  # registers of A fragments: pair 4 s + r
+INDEX_BITS = 8  # of an index into a codebook's table: a byte
+ROW_BYTES = 128  # of a codebook's table: all banks of shared memory
+TABLE_ROOM = ROW_BYTES << INDEX_BITS  # for all tables of a block
 
 
 class Run(NamedTuple):

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import integers, modelled, ours, static
+from lowbitvm.bench import integers, modelled, ours, static, validation
 from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
@@ -223,6 +223,7 @@ def emulate_command(
 @main.command("bench")
 @click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
 @click.option("--model", "model_layers", is_flag=True, help="Model layers of language models; needs no GPU.")
+@click.option("--validate", is_flag=True, help="Model kernels of Humming beside their published times; minutes.")
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
@@ -232,10 +233,12 @@ def emulate_command(
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
 @click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
-def bench_command(measure_static: bool, model_layers: bool, json_file: Path | None, **chosen: Any) -> None:
+def bench_command(
+    measure_static: bool, model_layers: bool, validate: bool, json_file: Path | None, **chosen: Any
+) -> None:
     """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
-    if not (measure_static or model_layers):
-        raise click.UsageError("say what to measure: --static, --model")
+    if not (measure_static or model_layers or validate):
+        raise click.UsageError("say what to measure: --static, --model, --validate")
     found: dict[str, Any] = {}
     if measure_static:
         group = chosen["group"]
@@ -246,6 +249,10 @@ def bench_command(measure_static: bool, model_layers: bool, json_file: Path | No
         layers = modelled.collect(weights=chosen["weights"])
         modelled.show(layers, Console())
         found |= modelled.as_json(layers)
+    if validate:
+        points = validation.collect()
+        validation.show(points, Console())
+        found |= validation.as_json(points)
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(found, indent=1) + "\n")

@@ -451,6 +451,15 @@ def fma(a: Value | Scalar, b: Value | Scalar, c: Value | Scalar) -> Value:
     return _record("fma", dtypes.f32, shape, operands)
 
 
+def mul_shift(value: Value, multiplier: Value, shift: Value) -> Value:
+    """floor(value * multiplier / 2^shift + 1/2) of i32, saturated to i32: a dyadic number times each element.
+
+    The product has 64 bits; shifts are from 0 to 62. Halves are rounded up. Source: HAWQ-V3 (Yao et al., ICML 2021).
+    """
+    shape = _broadcast_shape(_broadcast_shape(value.shape, multiplier.shape), shift.shape)
+    return _record("mul_shift", dtypes.i32, shape, tuple(_broadcast(x, shape) for x in (value, multiplier, shift)))
+
+
 def dot(a: Value, b: Value, k: tuple[int, int] | None = None) -> Value:
     """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
 

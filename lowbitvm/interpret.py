@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.arrays import fma
+from lowbitvm.arrays import fma, mul_shift
 from lowbitvm.dtypes import DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -319,5 +319,6 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "exp": _elementwise(np.exp),
     "sqrt": _elementwise(np.sqrt),
     "fma": _elementwise(fma),
+    "mul_shift": _elementwise(mul_shift),
     "hadamard": _hadamard,
 }

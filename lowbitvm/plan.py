@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from lowbitvm.chunk import blocks
+from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
+from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
 from lowbitvm.targets import TARGETS, Target
 
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
-TABLE_ROW_BYTES = 32  # of one out_feature and stage, at most: as many as 64 codes of 4 bits
+TABLE_STAGE_BYTES = 16 * 1024  # of the codebooks of groups that a stage meets, at most: others stay in global memory
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
@@ -121,7 +121,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     crowded = bm == most and (permuted or weights > 1 or _crowded(fmt))
-    tile = Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if crowded else 4)
+    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if crowded else 4), fmt, weights)
     if permuted and bm == 8 and target is not None:
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
@@ -138,7 +138,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.table == "group":
+    if permuted or crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
@@ -155,6 +155,8 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
+        if not _fits_tables(replace(tile, bn=bn, bk=bk), fmt, weights):
+            continue
         wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
         if streamed.direct:
@@ -179,15 +181,35 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk)
+    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn)
     codes = 0 if tile.direct else fmt.bits * tile.bk
     return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
 
 
-def stages_tables(fmt: Format, k: int) -> bool:
-    """Whether the codebooks of the groups that k in_features meet are copied with the codes: those of few bits."""
+def stages_tables(fmt: Format, k: int, bn: int) -> bool:
+    """Whether the codebooks of the groups that k x bn codes meet are copied with the codes."""
     meets = max(1, k // fmt.group) if isinstance(fmt.group, int) else 0
-    return fmt.table == "group" and 0 < meets << fmt.bits + 1 <= TABLE_ROW_BYTES
+    return fmt.table == "group" and 0 < meets * bn << fmt.bits + 1 <= TABLE_STAGE_BYTES
+
+
+def _fits_tables(tile: Tile, fmt: Format, weights: int) -> bool:
+    """Whether the codebooks of a tile's groups or out_features have room in shared memory.
+
+    Those of 16 out_features have a row of 128 bytes for every code, so that there are no bank conflicts; for codes of 8
+    bits there is never room for that.
+    """
+    if fmt.table == "group" and isinstance(fmt.group, int):
+        return stages_tables(fmt, unit_k(tile, fmt), tile.bn)
+    if fmt.table == "block" and fmt.bits < INDEX_BITS:
+        return weights * tile.bn // BLOCK * ROW_BYTES << fmt.bits <= TABLE_ROOM
+    return True
+
+
+def _with_tables(tile: Tile, fmt: Format, weights: int) -> Tile:
+    """The tile, or a narrower one that has room for its codebooks."""
+    while tile.bn > BLOCK and not _fits_tables(tile, fmt, weights):
+        tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 2 // BLOCK))
+    return tile
 
 
 def _stages(tile: Tile, fmt: Format) -> int:
@@ -196,7 +218,9 @@ def _stages(tile: Tile, fmt: Format) -> int:
     Where groups are longer than a stage, or scales are of 8 bits, the kernel then takes 128 of k at a time, and waits
     once for two such units.
     """
-    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(fmt, tile.bk)
+    stage = tile.bk * (2 * tile.bm + tile.bn * fmt.bits // 8) + (tile.bn << fmt.bits) * stages_tables(
+        fmt, tile.bk, tile.bn
+    )
     fits = [
         stages for stages in (8, 6) if unit_k(tile, fmt) > tile.bk and tile.bm <= 16 and stages * stage <= STAGED_BYTES
     ]
@@ -208,14 +232,13 @@ def _decode_tile(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
 
     Wide tiles take fewer instructions per weight, for all that is done once per 8 rows of activations.
     """
-    narrow = replace(tile, bn=NARROW)
-    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * NARROW)]
-    tiles = [*wide, narrow, replace(narrow, bk=UNIT_K), replace(narrow, bk=UNIT_K, stages=6)]
+    wide = [] if fmt.code.kind == "table" else [replace(tile, bn=2 * tile.bn)]
+    tiles = [*wide, tile, replace(tile, bk=UNIT_K), replace(tile, bk=UNIT_K, stages=6)]
     streamed = [replace(tile, direct=direct_k(tile, fmt, target, weights)) for tile in tiles]
     busy = [tile for tile in streamed if keeps_busy(tile, fmt, target, weights)]
     few = [tile for tile in busy if tile.direct and registers(tile, fmt, weights) <= MOST_REGISTERS[tile.bm]]
     fewest = sorted((tile for tile in busy if tile.direct), key=lambda tile: registers(tile, fmt, weights))
-    return next(iter(few or fewest), replace(narrow, stages=_stages(replace(narrow, stages=4), fmt)))
+    return next(iter(few or fewest), replace(tile, stages=_stages(replace(tile, stages=4), fmt)))
 
 
 def direct_k(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:

@@ -93,6 +93,11 @@ class Target:
         return self.capability >= (8, 0)
 
     @property
+    def has_redux(self) -> bool:
+        """Whether one instruction reduces the i32 of a warp."""
+        return self.capability >= (8, 0)
+
+    @property
     def has_async_copies(self) -> bool:
         """Whether there is cp.async."""
         return self.capability >= (8, 0)

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lowbitvm import arrays, dtypes, targets
 from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
@@ -21,7 +23,7 @@ from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
 from lowbitvm.runtime.launch import emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
-from lowbitvm.runtime.reference import NOTHING, After, numpy_product
+from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
 from lowbitvm.runtime.workspace import workspace
 from lowbitvm.targets import Target
 
@@ -48,6 +50,8 @@ class Variant:
     bias: str | None = None
     residual: str | None = None
     activation: str | None = None
+    codes: tuple[int, int, int] | None = None  # the lowest, the highest and the zero of an output of codes
+    dyadic: bool = False  # codes are made of integers
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -68,6 +72,10 @@ class Variant:
             bias=dtypes.get(self.bias) if self.bias else None,
             residual=dtypes.get(self.residual) if self.residual else None,
             activation=self.activation,
+            codes=self.codes or (0, 0, 0),
+            y_scales=None if self.codes is None or self.dyadic else f32,
+            multipliers=i32 if self.dyadic else None,
+            shifts=i32 if self.dyadic else None,
             divisible={"k": tile.part} if self.aligned else {},
             **self.rank_one,
         )
@@ -164,6 +172,7 @@ def matmul(
     gate: PackedDigits | None = None,
     activation: str | None = None,
     residual: Array | None = None,
+    requantize: Requantize | None = None,
 ) -> Array:
     """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
 
@@ -174,7 +183,8 @@ def matmul(
     in_features), in the same digits. bias: (out_features), i32 for an exact product, else f16, bf16 or f32. With scales
     the result is f(a w^T + bias) + residual, or f(a gate^T) * (a w^T + bias) + residual, each operation in f32 and in
     this order; activation: f, "relu", "silu", "gelu" or None. gate: a weight of w's format and shape; residual: (m,
-    out_features), f16, bf16 or f32.
+    out_features), f16, bf16 or f32. requantize: the result is codes, i8 or u8 (m, out_features), for the next layer:
+    see `lb.Requantize`.
 
     CUDA tensors run on their GPU, on the current stream. On a CPU the product is made by numpy, with the same bits but
     for silu and gelu; with LOWBITVM_DEVICE=emulator:sm_80 (or another target) it goes through PTX and the emulator.
@@ -182,11 +192,11 @@ def matmul(
     FORMAT_UNSUPPORTED for sides in other digits, KERNEL_UNSUPPORTED for digits that the GPU does not have,
     DEVICE_MISMATCH.
     """
-    after = After(bias, gate, activation, residual)
+    after = After(bias, gate, activation, residual, requantize)
     check_sides(a, w)
     check_after(a, w, after)
     target = _device_target(a, w, after)
-    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype))
+    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype, requantize))
     if target is not None:
         run_matmul(a, w, y, target, after=after)
         return y
@@ -194,8 +204,12 @@ def matmul(
     return arrays.tensor(product) if dtypes.is_tensor(y) else product
 
 
-def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
+def _output(a: PackedDigits, w: PackedDigits, dtype: Any, requantize: Requantize | None) -> DType:
     """The dtype of a product."""
+    if requantize is not None:
+        if dtype is not None:
+            raise LowbitvmError("ARGUMENT_INVALID", f"codes in {dtype}", "leave out dtype or requantize")
+        return dtypes.i8 if requantize.code.low < 0 else dtypes.u8
     known = {
         dtype.numpy.name: dtype
         for dtype in ((f16, bf16, f32) if a.scales is not None or w.scales is not None else (i32,))
@@ -210,7 +224,9 @@ def _output(a: PackedDigits, w: PackedDigits, dtype: Any) -> DType:
 def _device_target(a: PackedDigits, w: PackedDigits, after: After) -> str | None:
     """The target that a product runs on, None for numpy's own."""
     sides = [side.words for side in (a, w, after.gate) if side is not None]
-    places = {arrays.device(array) for array in (*sides, after.bias, after.residual) if array is not None}
+    wanted = () if after.requantize is None else after.requantize.arrays.values()
+    more = (after.bias, after.residual, *(part for part in wanted if np.ndim(part)))
+    places = {arrays.device(array) for array in (*sides, *more) if array is not None}
     if len(places) > 1:
         raise LowbitvmError("DEVICE_MISMATCH", f"arrays on {sorted(places)}", "move all to one device with .to(device)")
     on_gpu = any(place.startswith("cuda") for place in places)
@@ -238,6 +254,7 @@ def run_matmul(
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
         tile = _tile(m, n, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+    wanted = after.requantize
     variant = Variant(
         a.format,
         w.format,
@@ -249,9 +266,13 @@ def run_matmul(
         None if after.bias is None else dtypes.of(after.bias).name,
         None if after.residual is None else dtypes.of(after.residual).name,
         after.activation,
+        None if wanted is None else (wanted.code.low, wanted.code.high, wanted.zero),
+        wanted is not None and wanted.scale is None,
     )
     given = {"a": a, "w": w, "y": y, "gate": after.gate, "bias": after.bias, "residual": after.residual}
     arguments = {name: value for name, value in given.items() if value is not None}
+    if wanted is not None:
+        arguments |= {name: _by_feature(part, y, n) for name, part in wanted.arrays.items()}
     numbers = rank_one(a, w, after.gate)
     arguments |= {name: numbers[name] for name in variant.rank_one}
     compiled, (tiles_m, tiles_n) = _compiled(variant, target, disk_cache()), launch_grid((m, n), (tile.bm, tile.bn))
@@ -261,6 +282,15 @@ def run_matmul(
     with workspace(y, (rows, tiles_n * tile.bn), tiles_m * tiles_n) as (partials, arrivals):
         arguments |= {"partials": arrays.bits(partials), "arrivals": arrivals}
         return launch(compiled, (tiles_m, tiles_n, tile.splits), arguments, **options)
+
+
+def _by_feature(part: float | Array, like: Array, n: int) -> Array:
+    """An array with a number for each output feature."""
+    if np.ndim(part):
+        return part
+    made = arrays.zeros(like, (n,), f32)
+    made += part
+    return made
 
 
 def _scale_dtype(side: PackedDigits) -> str | None:
@@ -350,6 +380,14 @@ def check_after(a: PackedDigits, w: PackedDigits, after: After) -> None:
             "a gate, a residual or an activation function follows a product without scales",
             "pack a side with scales; only a bias follows exact integers",
         )
+    wanted = after.requantize
+    if wanted is not None and (wanted.scale is not None) != floats:
+        problem = "a scale for codes of exact integers" if not floats else "multipliers for codes of floats"
+        raise LowbitvmError("ARGUMENT_INVALID", problem, "exact integers take multipliers and shifts, floats a scale")
+    for name, part in () if wanted is None else wanted.arrays.items():
+        given = None if not np.ndim(part) else (tuple(part.shape), dtypes.of(part))
+        if given not in (None, ((w.rows,), f32 if name == "y_scales" else i32)):
+            raise LowbitvmError("SHAPE_MISMATCH", f"{name} are {given}", f"pass one for each of {w.rows} out_features")
     shapes = {"bias": (w.rows,), "residual": (a.rows, w.rows)}
     for name, shape in shapes.items():
         array = getattr(after, name)

@@ -229,7 +229,7 @@ def _check_arrays(kernel: CompiledKernel, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         parts = [value]
         if isinstance(value, PackedWeight | PackedDigits):  # contiguous by construction
-            parts = list(value.arrays.values())
+            parts = [getattr(value, part) for part in value.format.parts]
         elif not is_contiguous(value):
             raise LowbitvmError(
                 "TENSOR_NOT_CONTIGUOUS", f"{name} of shape {tuple(value.shape)} has gaps", "call .contiguous()"

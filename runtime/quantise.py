@@ -12,7 +12,7 @@ from lowbitvm import activations, arrays, digits, dtypes
 from lowbitvm.digits import ACTIVATION_WORDS, COLUMNS
 from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
+from lowbitvm.formats import GROUPS, Format
 from lowbitvm.integers import LANES, PackedDigits, pack_activations, row_tiles, tile_k
 from lowbitvm.ir import Program
 from lowbitvm.kernels.quantise import quantise as kernel
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INPUTS = ("f16", "bf16", "f32")
 BLOCK = 4096  # activations that a block takes at least, where rows are short
+EACH = 32  # activations of a thread, but for very long rows
 MOST_WARPS = 16
 
 
@@ -41,6 +42,7 @@ class Variant:
     k: int  # in_features of a block at a time
     whole: bool  # they are all that there are
     divisor: int  # of in_features: 1, VECTOR or a stored tile's
+    part: int | None = None  # in_features of a sum; None: all of a row
     norm: str | None = None
     eps: float = 0.0
     smoothing: bool = False
@@ -53,9 +55,8 @@ class Variant:
 
     @property
     def warps(self) -> int:
-        """Warps of a block: each thread has all codes of a word, and of four words where it stores them at once."""
-        each = 32 if self.format.digits != "s8" else 16
-        return min(MOST_WARPS, max(1, self.rows * self.k // (32 * each)))
+        """Warps of a block."""
+        return min(MOST_WARPS, max(1, self.rows * self.k // (32 * EACH)))
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -71,6 +72,7 @@ class Variant:
             bm=self.rows,
             bk=self.k,
             whole=self.whole,
+            part=self.part,
             eps=self.eps,
             rotation=self.rotation,
             divisible={"k": self.divisor} if self.divisor > 1 else {},
@@ -98,6 +100,7 @@ def quantize_activations(
     *,
     scale: float | None = None,
     zero: int | None = None,
+    sums: int | None = None,
     norm: Array | None = None,
     eps: float = 1e-6,
     smoothing: Array | None = None,
@@ -108,6 +111,8 @@ def quantize_activations(
     fmt: a Format without `act`, in digits="s8" unless told otherwise, and zero=None or "int". group="channel": a scale
     for each token; 16 to 256: for each token and so many in_features; "tensor": `scale` and, with zero="int", `zero`
     are given, and copied to every row. scales, zeros and sums are (m), or (m, groups) for a group of in_features.
+    sums: in_features, a divisor of the group, of each of the sums (m, in_features / sums) then: a weight whose scales
+    are of so many in_features, and which has zero points or an offset, needs them.
     norm (in_features), f16, bf16 or f32: x is first normalised, RMSNorm with this weight and eps. smoothing
     (in_features), f32: multiplied then. rotation: then each so many in_features, a power of two, are rotated by a
     Hadamard matrix.
@@ -119,25 +124,26 @@ def quantize_activations(
     fmt = replace(fmt, digits=fmt.digits or "s8")
     steps = Steps(norm, eps, smoothing, rotation)
     _check(x, fmt, steps, scale, zero)
+    _check_sums(fmt, int(x.shape[1]), sums)
     x = arrays.contiguous(arrays.detached(x))
     x = x if dtypes.of(x).name in INPUTS else arrays.cast(x, dtypes.f32)
     on_gpu = arrays.device(x).startswith("cuda")
     target = driver.device_target(x.device.index) if on_gpu else emulated_target()
     if target is None:
-        return _by_rule(x, fmt, steps, scale, zero)
-    made = empty_activations(x, fmt)
+        return _by_rule(x, fmt, steps, scale, zero, sums)
+    made = empty_activations(x, fmt, sums)
     run_quantise(x, made, target, steps, scale=scale, zero=zero)
     return made
 
 
-def empty_activations(x: Array, fmt: Format) -> PackedDigits:
-    """Activations in the shape of x (m, in_features), for a kernel to fill."""
+def empty_activations(x: Array, fmt: Format, sums: int | None = None) -> PackedDigits:
+    """Activations in the shape of x (m, in_features), for a kernel to fill, with sums of so many in_features."""
     rows, columns = map(int, x.shape)
     k_tiles = -(-columns // tile_k(fmt))
     shape = (rows,) if isinstance(fmt.group, str) else (rows, fmt.groups(columns))
     return PackedDigits(
         arrays.empty(x, (row_tiles(fmt, rows), k_tiles, LANES * ACTIVATION_WORDS), dtypes.i32, unsigned=True),
-        arrays.empty(x, shape, dtypes.i32),
+        arrays.empty(x, _sums_shape(rows, columns, fmt, sums), dtypes.i32),
         fmt,
         rows,
         columns,
@@ -146,8 +152,14 @@ def empty_activations(x: Array, fmt: Format) -> PackedDigits:
     )
 
 
-def variant_of(x: Array, fmt: Format, steps: Steps) -> Variant:
-    """The kernel's variant for activations x."""
+def _sums_shape(rows: int, columns: int, fmt: Format, sums: int | None) -> tuple[int, ...]:
+    part = sums or (fmt.group if isinstance(fmt.group, int) else None)
+    return (rows,) if part is None else (rows, columns // part)
+
+
+def variant_of(x: Array, made: PackedDigits, steps: Steps) -> Variant:
+    """The kernel's variant for activations x, to be stored in `made`."""
+    fmt = made.format
     columns = int(x.shape[1])
     k = max(tile_k(fmt), min(activations.ROW, 1 << max(0, columns - 1).bit_length()))
     divisor = next(d for d in (tile_k(fmt), VECTOR, 1) if columns % d == 0)
@@ -157,6 +169,7 @@ def variant_of(x: Array, fmt: Format, steps: Steps) -> Variant:
         k,
         whole=columns <= k,
         divisor=1 if address(x) % ALIGNMENT else divisor,
+        part=None if made.sums.ndim == 1 else columns // max(1, int(made.sums.shape[1])) or None,
         norm=None if steps.norm is None else dtypes.of(steps.norm).name,
         eps=0.0 if steps.norm is None else steps.eps,
         smoothing=steps.smoothing is not None,
@@ -176,7 +189,7 @@ def run_quantise(
 ) -> "Report | None":
     """Fills `made`, what `empty_activations` returns, on `target`; see `launch` for devices and options."""
     steps = steps or Steps()
-    variant = variant_of(x, made.format, steps)
+    variant = variant_of(x, made, steps)
     arguments = {**quantiser_arguments(x, made, steps, scale, zero), "x": x, "a": made}
     each = digits.columns_per_row(made.format.code, made.format.digits or "")
     padded = int(made.words.shape[0]) * COLUMNS // each  # padding of the rows is stored too
@@ -188,8 +201,11 @@ def quantiser_arguments(
     x: Array, made: PackedDigits, steps: Steps, scale: float | None = None, zero: int | None = None
 ) -> dict[str, Array]:
     """The kernel's arrays by name, but x and the codes."""
-    shape = (made.rows, math.prod(made.sums.shape[1:]))
-    found = {name: array.reshape(shape) for name, array in made.arrays.items() if name != "words"}
+    found = {
+        name: array.reshape((made.rows, math.prod(array.shape[1:])))
+        for name, array in made.arrays.items()
+        if name != "words"
+    }
     given = {"norm": steps.norm, "smoothing": steps.smoothing}
     if made.format.group == "tensor":
         given |= {"scale": _one(x, scale, dtypes.f32)}
@@ -203,19 +219,22 @@ def _one(like: Array, number: float | None, dtype: dtypes.DType) -> Array:
     return made
 
 
-def _by_rule(x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int | None) -> PackedDigits:
+def _by_rule(
+    x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int | None, sums: int | None
+) -> PackedDigits:
     """The rule itself, on a CPU."""
     norm, smoothing = (None if part is None else arrays.host(part) for part in (steps.norm, steps.smoothing))
     prepared = activations.prepare(arrays.host(x), norm, steps.eps, smoothing, steps.rotation)
-    rounded = activations.round_to_codes(prepared, fmt, scale, zero)
+    sums_shape = _sums_shape(len(x), int(x.shape[1]), fmt, sums)
+    rounded = activations.round_to_codes(prepared, fmt, scale, zero, math.prod(sums_shape[1:]))
 
     def own(array: np.ndarray[Any, Any]) -> Array:
         return arrays.tensor(array) if dtypes.is_tensor(x) else array
 
-    shape = (len(x),) if isinstance(fmt.group, str) else rounded.sums.shape
+    shape = (len(x),) if isinstance(fmt.group, str) else rounded.scales.shape
     return replace(
         pack_activations(own(rounded.codes), fmt),
-        sums=own(rounded.sums.reshape(shape)),
+        sums=own(rounded.sums.reshape(sums_shape)),
         scales=own(rounded.scales.reshape(shape)),
         zeros=None if rounded.zeros is None else own(rounded.zeros.reshape(shape)),
     )
@@ -249,6 +268,16 @@ def _check(x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int |
     if len(places) > 1:
         raise LowbitvmError("DEVICE_MISMATCH", f"arrays on {sorted(places)}", "move all to one device with .to(device)")
     _check_numbers(fmt, columns, steps, scale, zero)
+
+
+def _check_sums(fmt: Format, columns: int, sums: int | None) -> None:
+    size = fmt.group_size(columns)
+    if sums is not None and (sums not in GROUPS or size % sums):
+        raise LowbitvmError(
+            "ARGUMENT_INVALID",
+            f"sums of {sums} in_features in groups of {size}",
+            "use 16, 32, 64, 128 or 256, a divisor of the group, and of in_features",
+        )
 
 
 def _check_numbers(fmt: Format, columns: int, steps: Steps, scale: float | None, zero: int | None) -> None:

@@ -12,10 +12,73 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import arrays
-from lowbitvm.dtypes import Array
+from lowbitvm.dtypes import CODE_TYPES, Array, CodeType
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.integers import PackedDigits
 
+MOST_SHIFT = 62
 NumpyArray = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize:
+    """How a product becomes codes of a type (m, out_features), u1..u8, i2..i8 or ternary, for the layer that follows.
+
+    scale: of floats, a number or f32 (out_features): code = rint(y / scale) + zero in f32, halves to even; NaN is zero.
+    multipliers, shifts: i32 (out_features), of exact integers: code = floor(y * multiplier / 2^shift + 1/2) + zero, the
+        product in 64 bits, shifts from 0 to 62 (HAWQ-V3, Yao et al., ICML 2021). `dyadic` makes them of real numbers.
+    Codes saturate. Raises ARGUMENT_INVALID.
+    """
+
+    dtype: str
+    scale: float | Array | None = None
+    zero: int = 0
+    multipliers: Array | None = None
+    shifts: Array | None = None
+
+    def __post_init__(self) -> None:
+        code = CODE_TYPES.get(self.dtype)
+        if code is None or not code.is_linear or code.step != 1:
+            raise LowbitvmError("ARGUMENT_INVALID", f"codes of {self.dtype!r} of a product", "use u1..u8, i2..i8")
+        if not code.low <= self.zero <= code.high:
+            raise LowbitvmError("ARGUMENT_INVALID", f"the zero {self.zero} is no {self.dtype}", "use one of the codes")
+        given = [part is not None for part in (self.scale, self.multipliers, self.shifts)]
+        if given not in ([True, False, False], [False, True, True]):
+            raise LowbitvmError(
+                "ARGUMENT_INVALID", "a scale and a multiplier, or neither", "give scale, or multipliers and shifts"
+            )
+
+    @classmethod
+    def dyadic(cls, dtype: str, ratios: NumpyArray, zero: int = 0) -> "Requantize":
+        """That of exact integers by the numbers multiplier / 2^shift nearest to ratios (out_features), of 31 bits."""
+        mantissas, exponents = np.frexp(np.asarray(ratios, np.float64))
+        shifts = 30 - exponents.astype(np.int64)
+        if not ((shifts >= 0) & (shifts <= MOST_SHIFT) & np.isfinite(ratios)).all():
+            problem = f"ratios from {np.min(ratios)} to {np.max(ratios)}"
+            raise LowbitvmError("ARGUMENT_INVALID", problem, "use numbers from 2^-33 to 2^29")
+        return cls(dtype, None, zero, np.rint(mantissas * 2.0**30).astype(np.int32), shifts.astype(np.int32))
+
+    @property
+    def code(self) -> CodeType:
+        """The type of the codes."""
+        return CODE_TYPES[self.dtype]
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by their names in the kernel."""
+        parts = {"y_scales": self.scale, "multipliers": self.multipliers, "shifts": self.shifts}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def of(self, result: NumpyArray) -> NumpyArray:
+        """The codes of a product, by numpy."""
+        if self.scale is not None:
+            scale = np.asarray(arrays.host(self.scale) if np.ndim(self.scale) else self.scale, np.float32)
+            whole = np.nan_to_num(np.rint(result / scale), nan=0.0, posinf=2.0**31, neginf=-(2.0**31))
+        else:
+            whole = arrays.mul_shift(result.astype(np.int32), arrays.host(self.multipliers), arrays.host(self.shifts))
+        code: CodeType = self.code
+        codes: NumpyArray = np.clip(whole, code.low - self.zero, code.high - self.zero) + self.zero
+        return codes.astype(code.numpy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +89,17 @@ class After:
     gate: PackedDigits | None = None
     activation: str | None = None
     residual: Array | None = None
+    requantize: Requantize | None = None
 
 
 NOTHING = After()
 
 
 def numpy_product(a: PackedDigits, w: PackedDigits, after: After = NOTHING) -> NumpyArray:
-    """The product with what follows it, before the output is rounded: f32, or i64 where neither side has scales."""
+    """The product with what follows it, before the output is rounded: f32, i64 without scales, or codes."""
     with np.errstate(all="ignore"):  # scales of rows that were not finite are infinite
-        return _followed(a, w, after)
+        result = _followed(a, w, after)
+        return result if after.requantize is None else after.requantize.of(result)
 
 
 def _followed(a: PackedDigits, w: PackedDigits, after: After) -> NumpyArray:

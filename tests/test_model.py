@@ -1,7 +1,10 @@
 """The performance model: blocks of PTX found again in machine code, counts of launches, times and what binds."""
 
+import json
 import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from click.testing import CliRunner
 
 import lowbitvm as lb
 from lowbitvm import targets
-from lowbitvm.bench import modelled
+from lowbitvm.bench import modelled, validation
 from lowbitvm.cli import main
 from lowbitvm.runtime import emulator, model
 from lowbitvm.runtime.assemble import assemble, disassemble
@@ -127,3 +130,35 @@ def test_the_command_says_what_binds_and_refuses_what_is_no_shape() -> None:
     assert "bound by" in result.output
     assert "not measured" in result.output
     assert CliRunner().invoke(main, ["model", "u4", "--shape", "3,500"]).exit_code == 2
+
+
+def counted() -> dict[tuple[str, int], model.Work]:
+    """What `validation.humming_work` counts, as the file has it."""
+    found = {}
+    for key, values in json.loads((Path(__file__).parent / "data" / "humming_work.json").read_text()).items():
+        gpu, weights = key.split()
+        target, instructions = targets.get(values.pop("target")), Counter(values.pop("instructions"))
+        found[gpu, int(weights[1:])] = model.Work(target=target, instructions=instructions, **values)
+    return found | {("h200", bits): found["h100", bits] for bits in validation.WIDTHS}
+
+
+def test_published_times_of_another_library_s_kernels_are_predicted() -> None:
+    points = validation.points(counted())
+    errors = [abs(point.error) for point in points]
+    assert len(errors) == 32
+    assert sum(error <= 0.2 for error in errors) >= 24
+    assert max(errors) <= 0.4
+    times = {gpu: [p.kernel_us for p in points if p.gpu == gpu] for gpu in validation.PUBLISHED}
+    for one in times.values():
+        assert one[1:] == sorted(one[1:])
+    assert times["a100"][0] >= times["a100"][1]  # one bit is no faster than two where decoding costs the same
+    assert times["h200"][0] >= times["h200"][1]
+    assert times["rtx4090"][0] < times["rtx4090"][1]
+
+
+def test_the_counts_in_the_file_are_those_of_the_kernel() -> None:
+    work, kept = validation.humming_work("a100", 1), counted()["a100", 1]
+    assert (work.blocks, work.threads, work.shared, work.traffic) == (
+        kept.blocks, kept.threads, kept.shared, kept.traffic
+    )  # fmt: skip
+    assert work.instructions.total() == pytest.approx(kept.instructions.total(), rel=0.05)  # nvcc's version may differ

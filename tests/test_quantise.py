@@ -1,6 +1,7 @@
 """The quantiser of activations: its rule against float64 and its kernel against the rule, bit for bit."""
 
 import functools
+import re
 
 import ml_dtypes
 import numpy as np
@@ -44,17 +45,18 @@ def same_bits(got: PackedDigits, expected: PackedDigits) -> None:
 def all_agree(x: np.ndarray, fmt: str, target: str = "sm_80", interpreted: bool = True, **how) -> PackedDigits:
     """What the rule makes of x, after checking that the interpreter and the emulator make the same bits."""
     expected = lb.quantize_activations(x, fmt, **how)
-    numbers = {name: how.pop(name, None) for name in ("scale", "zero")}
+    numbers, part = {name: how.pop(name, None) for name in ("scale", "zero")}, how.pop("sums", None)
     steps, fmt = Steps(**how), expected.format
 
     def made() -> PackedDigits:
-        empty = empty_activations(x, fmt)
+        empty = empty_activations(x, fmt, part)
         for array in empty.arrays.values():
             array.view(np.uint32)[...] = JUNK
         return empty
 
     if interpreted:
-        variant, own = variant_of(x, fmt, steps), made()
+        own = made()
+        variant = variant_of(x, own, steps)
         padded = own.words.shape[0] * 8 // digits.columns_per_row(fmt.code, fmt.digits)
         given = {**quantiser_arguments(x, own, steps, **numbers), "x": x, "a": own}
         lb.interpret(variant.program(), launch_grid((padded,), (variant.rows,)), given)
@@ -122,6 +124,18 @@ def before(k: int, rotation: int | None = None, norm: str = "f16", eps: float = 
     smoothing = rng.uniform(0.1, 3, k).astype(np.float32)
     weight = rng.normal(size=k).astype(DTYPES[norm])
     return {"norm": weight, "eps": eps, "smoothing": smoothing, "rotation": rotation}
+
+
+@pytest.mark.parametrize(
+    ("fmt", "part"),
+    [("i8,group=channel", 64), ("u8,group=256,zero=int", 128), ("u4,group=channel,zero=int,digits=b1", 16)],
+)
+def test_sums_may_be_of_smaller_parts_than_scales(fmt: str, part: int) -> None:
+    x = activations(5, 768)
+    made = all_agree(x, fmt, sums=part)
+    codes = made.unpack().astype(np.int64) - made.decomposition.offset
+    assert np.array_equal(made.sums, codes.reshape(5, -1, part).sum(2))
+    assert made.scales.shape == lb.quantize_activations(x, fmt).scales.shape
 
 
 STEPS = [
@@ -254,6 +268,9 @@ REFUSED = [
     ("FORMAT_UNSUPPORTED", X, "i8,group=32,scale=e8m0", {}),
     ("DTYPE_MISMATCH", X.astype(np.int32), "i8,group=channel", {}),
     ("DTYPE_MISMATCH", X, "i8,group=channel", {"smoothing": np.zeros(128)}),
+    ("ARGUMENT_INVALID", X, "i8,group=channel", {"sums": 48}),
+    ("ARGUMENT_INVALID", X[:, :96], "i8,group=channel", {"sums": 64}),
+    ("ARGUMENT_INVALID", X, "i8,group=32", {"sums": 64}),
     ("ARGUMENT_INVALID", X, "i8,group=channel", {"rotation": 3}),
     ("ARGUMENT_INVALID", X[:, :96], "i8,group=channel", {"rotation": 64}),
     ("ARGUMENT_INVALID", X, "i8,group=channel", {"rotation": 1 << 15}),
@@ -317,3 +334,31 @@ def test_rint_rounds_halves_to_even_and_saturates_and_bitcast_keeps_the_bits() -
         run(program, (1,), made)
         assert made["nearest"].tolist() == expected
         assert np.array_equal(made["back"].view(np.uint32), x.view(np.uint32) ^ np.uint32(1 << 31))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "how", "instructions"),
+    [
+        ("i8,group=channel", {}, 21),
+        ("u8,group=128,zero=int", {}, 22),
+        ("i4,group=channel,digits=s4", {}, 21),
+        ("i8,group=channel,digits=b1", {}, 22),
+        ("i8,group=channel", {"rotation": 512, "norm": "f16"}, 47),
+    ],
+)
+def test_the_kernel_reads_and_writes_once_whole_sectors_with_few_instructions(fmt, how, instructions) -> None:
+    """SASS instructions for each activation, those of the branch of divisions included; A100's memory allows 38."""
+    x = np.random.default_rng(0).normal(size=(8, 4096)).astype(np.float16)
+    made = lb.quantize_activations(x, fmt)
+    steps = Steps(**before(4096, **how)) if how else Steps()
+    variant = variant_of(x, made, steps)
+    kernel = compile_program(variant.program(), "sm_80", variant.warps)
+    assert kernel.spills == 0
+    code = re.findall(r"^\s+/\*[0-9a-f]{4}\*/(?!\s*NOP)", kernel.sass(), re.MULTILINE)
+    assert len(code) * 32 * variant.warps <= instructions * variant.rows * variant.k
+    report = run_quantise(x, made, "sm_80", steps)
+    assert report is not None and report.counters.bank_conflicts == 0
+    traffic = {array.name: array for array in report.counters.arrays.values()}
+    assert traffic["x"].read == x.nbytes and traffic["a$words"].written == made.words.nbytes
+    twice = x.nbytes // 32 if made.format.digits == "b1" else 0  # two loads for each sector, of 16 bytes each
+    assert report.counters.global_sectors == report.counters.fewest_sectors + twice

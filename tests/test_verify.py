@@ -190,7 +190,7 @@ BAD = [
     ("KERNEL_INVALID", with_operands("add", F32, (8,), tile(8))),
     ("DTYPE_MISMATCH", two("div", tile(8, dtype=I32), tile(8, dtype=I32), I32)),
     *(("DTYPE_MISMATCH", with_operands(kind, I32, (8,), tile(8, dtype=I32))) for kind in ("exp", "sqrt")),
-    ("KERNEL_INVALID", two("fma", tile(8), tile(8))),
+    *(("KERNEL_INVALID", two(kind, tile(8), tile(8))) for kind in ("fma", "mul_shift")),
     *(("SHAPE_MISMATCH", with_operands(kind, F32, (8,), tile(16))) for kind in ("exp", "sqrt")),
     ("DTYPE_MISMATCH", [*(loaded := codes()), op("cast", F32, (16, 64), loaded[-1:])]),
     ("KERNEL_INVALID", [op("frobnicate", F32, (8,))]),

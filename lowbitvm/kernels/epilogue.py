@@ -13,8 +13,9 @@ def finish(
     y: Tensor,
     offsets: tuple[Value, Value],
     activation: str | None,
+    rounded: Callable[[Value], Value] = lambda result: result,
 ) -> None:
-    """Stores the tile of y at `offsets`, made of the whole sums."""
+    """Stores the tile of y at `offsets`, made of the whole sums. rounded: what comes before the cast to y's dtype."""
     result, *gates = sums
     shape = result.shape
     if bias is not None:
@@ -26,7 +27,7 @@ def finish(
         result = function(result)
     if residual is not None:
         result = result + dsl.load(residual, offsets, shape).to(result.dtype)
-    dsl.store(y, offsets, result.to(y.dtype))
+    dsl.store(y, offsets, rounded(result).to(y.dtype))
 
 
 # -- activation functions: non-finite in, non-finite out ---------------------------------------------------------------

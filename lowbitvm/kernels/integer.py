@@ -62,8 +62,8 @@ class Side:
     a=packed("m k"), w=packed("n k"), y=("m n", None), gate=packed("n k"), bias=("n", None), residual=("m n", None),
     a_sums=("m a_parts", i32), w_sums=("n w_parts", i32), gate_sums=("n w_parts", i32), a_zeros=("m a_groups", i32),
     w_zeros=("n w_groups", i32), gate_zeros=("n w_groups", i32), a_scales=("m a_groups", None),
-    w_scales=("n w_groups", None), gate_scales=("n w_groups", None), partials=("rows columns", i32),
-    arrivals=("tiles", i32),
+    w_scales=("n w_groups", None), gate_scales=("n w_groups", None), y_scales=("n", f32), multipliers=("n", i32),
+    shifts=("n", i32), partials=("rows columns", i32), arrivals=("tiles", i32),
 )  # fmt: skip
 def matmul(
     a: Packed,
@@ -81,6 +81,9 @@ def matmul(
     a_scales: Tensor | None = None,
     w_scales: Tensor | None = None,
     gate_scales: Tensor | None = None,
+    y_scales: Tensor | None = None,
+    multipliers: Tensor | None = None,
+    shifts: Tensor | None = None,
     partials: Tensor | None = None,
     arrivals: Tensor | None = None,
     *,
@@ -91,13 +94,15 @@ def matmul(
     splits: int = 1,
     folded: bool = False,
     activation: str | None = None,
+    codes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
     """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
 
     a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
     then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
-    `lowbitvm.kernels.linear`. Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded:
-    see `lowbitvm.plan.DigitTile`.
+    `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero).
+    Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded: see
+    `lowbitvm.plan.DigitTile`.
     """
     block = dsl.program_id(0), dsl.program_id(1)
     i, j = block[0] * bm, block[1] * bn
@@ -105,15 +110,30 @@ def matmul(
     weights = [Side(w, j, bn, w_sums, w_zeros, w_scales)]
     if gate is not None:
         weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
+
+    def rounded(result: Value) -> Value:
+        """The result as codes, where it is to be such."""
+        lowest, highest, zero = codes
+        if y_scales is not None:
+            result = dsl.rint(result / dsl.load(y_scales, (j,), (bn,)))
+        elif multipliers is not None and shifts is not None:
+            result = dsl.mul_shift(result, dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,)))
+        else:
+            return result
+        return dsl.minimum(dsl.maximum(result, lowest - zero), highest - zero) + zero
+
+    def finished(results: list[Value]) -> None:
+        finish(results, bias, residual, y, (i, j), activation, rounded)
+
     if any(side.group for side in (left, *weights)):
-        finish(_grouped(left, weights, bk, stages), bias, residual, y, (i, j), activation)
+        finished(_grouped(left, weights, bk, stages))
         return
     sums = _sums(left, weights, bk, stages, splits, folded)
     if partials is None or arrivals is None:
-        finish(_whole(sums, left, weights), bias, residual, y, (i, j), activation)
+        finished(_whole(sums, left, weights))
         return
     with last_of(sums, partials, arrivals, y, block, splits) as totals:
-        finish(_whole(totals, left, weights), bias, residual, y, (i, j), activation)
+        finished(_whole(totals, left, weights))
 
 
 def _sums(a: Side, weights: Sequence[Side], bk: int, stages: int, splits: int, folded: bool) -> list[Value]:

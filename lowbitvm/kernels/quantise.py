@@ -12,7 +12,7 @@ INFINITY = 0x7F800000  # the bits of f32's
 
 
 @kernel(
-    x=("m k", None), a=packed("m k"), sums=("m g", i32), scales=("m g", f32), zeros=("m g", i32), norm=("k", None),
+    x=("m k", None), a=packed("m k"), sums=("m s", i32), scales=("m g", f32), zeros=("m g", i32), norm=("k", None),
     smoothing=("k", f32), scale=("one", f32), zero=("one", i32),
 )  # fmt: skip
 def quantise(
@@ -29,13 +29,15 @@ def quantise(
     bm: int,
     bk: int,
     whole: bool,
+    part: int | None = None,
     eps: float = 0.0,
     rotation: int | None = None,
 ) -> None:
-    """Codes of x (m, k) in the digits of `a`, and per row and group scales, zeros and the sums of code - offset.
+    """Codes of x (m, k) in the digits of `a`, and per row and group of its format scales and zeros.
 
-    The rule is that of `lowbitvm.activations`. A block makes bm rows, `bk` in_features at a time; whole: all at once,
-    and x is read once. With fewer, every pass over a row reads it again, from the caches.
+    sums are of code - offset, for each `part` in_features of a row, or for all of it. The rule is that of
+    `lowbitvm.activations`. A block makes bm rows, `bk` in_features at a time; whole: all at once, and x is read once.
+    With fewer, every pass over a row reads it again, from the caches.
     """
     i, fmt, code = dsl.program_id(0) * bm, a.format, a.format.code
     group = fmt.group if isinstance(fmt.group, int) else bk
@@ -72,13 +74,15 @@ def quantise(
         return dsl.maximum(s, dsl.bitcast(infinite, f32)), r, z
 
     def put(k: Value | int, r: Value, z: Value | None) -> Value:
-        """Stores a chunk's codes; their sums."""
+        """Stores a chunk's codes, and its sums where they are of parts; returns the sums of its groups."""
         codes = _codes(prepared(k), _along(r), z if z is None else _along(z), code)
         dsl.store(a, (i, k), codes.reshape(bm, bk))
-        return dsl.reduce_sum(codes - a.offset, 2)
+        digits = codes - a.offset
+        if part is not None:
+            dsl.store(sums, (i, k // part), dsl.reduce_sum(digits.reshape(bm, bk // part, part), 2))
+        return dsl.reduce_sum(digits, 2)
 
-    def finish(column: Value | int, total: Value, s: Value, z: Value | None) -> None:
-        dsl.store(sums, (i, column), total)
+    def finish(column: Value | int, s: Value, z: Value | None) -> None:
         dsl.store(scales, (i, column), s)
         if zeros is not None and z is not None:
             dsl.store(zeros, (i, column), z)
@@ -92,7 +96,8 @@ def quantise(
     if isinstance(fmt.group, int):
         for k in chunks():
             s, r, z = chosen(_ends(prepared(k)))
-            finish(k // group, put(k, r, z), s, z)
+            put(k, r, z)
+            finish(k // group, s, z)
         return
     reach = (dsl.zeros((bm, 1), i32), dsl.zeros((bm, 1), i32))
     for k in chunks():
@@ -102,10 +107,12 @@ def quantise(
     total = dsl.zeros((bm, 1), i32)
     for k in chunks():
         total += put(k, r, z)
-    # in_features beyond x are zeros, and so are their codes' digits in `a`; the sums have counted their codes
-    blank = dsl.zeros((bm, 1)) if factor is None else factor * 0.0
-    beyond = (x.shape[1] + (bk - 1)) // bk * bk - x.shape[1]
-    finish(0, total - (_codes(blank, r, z, code) - a.offset) * beyond, s, z)
+    finish(0, s, z)
+    if part is None:
+        # in_features beyond x are zeros, and `a` has no digits of them; but total has counted their codes
+        blank = dsl.zeros((bm, 1)) if factor is None else factor * 0.0
+        beyond = (x.shape[1] + (bk - 1)) // bk * bk - x.shape[1]
+        dsl.store(sums, (i, 0), total - (_codes(blank, r, z, code) - a.offset) * beyond)
 
 
 def _prepared(

@@ -1,0 +1,141 @@
+"""Products of integers that become codes for the next layer, from floats or by integers alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lowbitvm as lb
+from lowbitvm.errors import LowbitvmError
+from tests.test_integer_linear import integers
+from tests.test_matmul import exact, sides
+
+TYPES = ["u1", "u4", "u8", "i2", "i5", "i8", "ternary"]
+DEVICES = ("", "emulator:sm_75", "emulator:sm_80")
+
+
+def ends(name: str) -> tuple[int, int]:
+    bits = int(name[1:]) if name != "ternary" else 0
+    return (-1, 1) if not bits else (0, 2**bits - 1) if name[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("base", ["s8", "b1"])
+def test_codes_by_dyadic_numbers_are_those_of_python_integers(
+    name: str, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low, high = ends(name)
+    a, w = sides("i4", "u8", base, m=11, n=37, k=300)
+    rng = np.random.default_rng(0)
+    bias = rng.integers(-9999, 9999, 37, dtype=np.int32)
+    multipliers, shifts = (rng.integers(*span, 37, dtype=np.int32) for span in ((-(2**31), 2**31), (0, 63)))
+    shifts[:30] = rng.integers(30, 50, 30)  # most of them such that codes are neither all the same
+    zero = high // 2
+    wanted = lb.Requantize(name, zero=zero, multipliers=multipliers, shifts=shifts)
+    sums = exact(a, w) + bias
+    expected = [
+        [
+            min(max((int(v) * int(b) + (1 << int(c) >> 1) >> int(c)) + zero, low), high)
+            for v, b, c in zip(row, multipliers, shifts, strict=True)
+        ]
+        for row in sums
+    ]
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.matmul(a, w, bias=bias, requantize=wanted)
+        assert y.dtype == (np.int8 if low < 0 else np.uint8) and np.array_equal(y, expected)
+
+
+@settings(max_examples=40)
+@given(st.integers(-(2**31), 2**31 - 1), st.integers(-(2**31), 2**31 - 1), st.integers(0, 62))
+def test_a_dyadic_product_rounds_halves_up_and_saturates(value: int, multiplier: int, shift: int) -> None:
+    rounded = value * multiplier + (1 << shift >> 1) >> shift
+    found = lb.arrays.mul_shift(np.int32(value), np.int32(multiplier), np.int32(shift))
+    assert found == min(max(rounded, -(2**31)), 2**31 - 1)
+
+
+def test_dyadic_numbers_are_the_nearest_of_31_bits() -> None:
+    ratios = np.array([0.0, 1.0, 1 / 3, 2.0**-33, 2.0**29, 0.7, 1 - 2.0**-40])
+    made = lb.Requantize.dyadic("i8", ratios)
+    found = made.multipliers / 2.0**made.shifts
+    assert (np.abs(found - ratios) <= 2.0**-30 * ratios).all()
+    for wrong in (2.0**31, 2.0**-40, np.nan):
+        with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID: ratios from"):
+            lb.Requantize.dyadic("i8", np.array([wrong]))
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_codes_of_floats_are_the_nearest_ones(name: str, per_channel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (low, high), (a, w, _) = ends(name), integers("u3", "u8", "s8", 9, 37, 300)
+    rng = np.random.default_rng(1)
+    scale = rng.uniform(1, 30, 37).astype(np.float32) if per_channel else 3.75
+    bias, zero = rng.normal(size=37).astype(np.float16), high // 3
+    options = {"bias": bias, "activation": "relu"}
+    monkeypatch.setenv("LOWBITVM_DEVICE", "")
+    real = lb.matmul(a, w, "f32", **options)
+    expected = np.clip(np.rint(real / np.float32(scale)) + zero, low, high)
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.matmul(a, w, requantize=lb.Requantize(name, scale, zero), **options)
+        assert y.dtype == (np.int8 if low < 0 else np.uint8) and np.array_equal(y, expected)
+
+
+@pytest.mark.parametrize("group", [None, 64])
+def test_codes_of_grouped_tensors_feed_the_next_layer(group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = lb.quantize(torch.randn(40, 128, generator=generator), lb.Format("i4", group or "channel", act="i8"))
+    a = lb.quantize_activations(torch.randn(6, 128, generator=generator), "i8,group=channel,scale=f32")
+    a = a if group is None else a.with_sums(group)
+    found = []
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        found.append(lb.matmul(a, w, requantize=lb.Requantize("i8", torch.full((40,), 0.25))))
+    assert all(y.dtype == torch.int8 and torch.equal(y, found[0]) for y in found)
+    real = lb.matmul(a, w, "f32")
+    codes = lb.pack_activations(found[0], lb.Format("i8", "channel", scale="f32"), torch.full((6, 1), 0.25))
+    assert torch.equal(codes.unpack(), (real / 0.25).round().clamp(-128, 127).to(torch.int8))
+
+
+def test_what_is_not_finite_saturates_and_nan_is_the_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    ones = np.ones((4, 32), np.int8)
+    scales = np.array([[np.inf], [-np.inf], [np.nan], [1]], np.float32)
+    a = lb.pack_activations(ones, lb.Format("i8", "channel", scale="f32"), scales)
+    w = lb.pack_weights(ones[:1], lb.Format("i4", "channel", scale="f32", act="i8"), scales[3:])
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.matmul(a, w, requantize=lb.Requantize("u4", 8.0, 3))
+        assert y[:, 0].tolist() == [15, 0, 3, 7]
+
+
+def test_what_does_not_make_codes_is_refused() -> None:
+    codes, plain = sides("i4", "i8", "s8", 3, 20, 64)
+    a, w, _ = integers("i4", "i8", "s8", 3, 20, 64)
+    one = np.ones(20, np.int32)
+    for problem, arguments in (
+        ("codes of 'bp4'", {"dtype": "bp4", "scale": 1.0}),
+        ("codes of 'e4m3'", {"dtype": "e4m3", "scale": 1.0}),
+        ("the zero 16 is no u4", {"dtype": "u4", "scale": 1.0, "zero": 16}),
+        ("a scale and a multiplier", {"dtype": "u4"}),
+        ("a scale and a multiplier", {"dtype": "u4", "scale": 1.0, "multipliers": one, "shifts": one}),
+        ("a scale and a multiplier", {"dtype": "u4", "shifts": one}),
+    ):
+        with pytest.raises(LowbitvmError, match=f"ARGUMENT_INVALID: {problem}"):
+            lb.Requantize(**arguments)
+    by_integers = lb.Requantize("i8", multipliers=one, shifts=one)
+    for problem, left, right, wanted, dtype in (
+        ("ARGUMENT_INVALID: a scale for codes of exact integers", codes, plain, lb.Requantize("i8", 1.0), None),
+        ("ARGUMENT_INVALID: multipliers for codes of floats", a, w, by_integers, None),
+        ("ARGUMENT_INVALID: codes in f16", a, w, lb.Requantize("i8", 1.0), "f16"),
+        ("SHAPE_MISMATCH: y_scales are", a, w, lb.Requantize("i8", np.ones(3, np.float32)), None),
+        (
+            "SHAPE_MISMATCH: shifts are",
+            codes,
+            plain,
+            lb.Requantize("i8", multipliers=one, shifts=one.astype(np.int64)),
+            None,
+        ),
+    ):
+        with pytest.raises(LowbitvmError, match=problem):
+            lb.matmul(left, right, dtype, requantize=wanted)
