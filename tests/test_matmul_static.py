@@ -36,7 +36,8 @@ def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float
         ("i4", "i4", "b1", 8, 0.25, 0.50),
         ("i4", "i4", "s4", 8, 0.15, 0.25),
         ("i4", "i8", "s8", 8, 0.42, 0.15),
-        ("u1", "u1", "b1", 4096, 0.25, 0.60),
+        ("u1", "u1", "b1", 4096, 0.10, 0.60),
+        ("i4", "i8", "s4", 4096, 0.40, 0.60),
     ],
 )
 def test_few_rows_take_few_instructions_per_weight(
@@ -50,6 +51,7 @@ def test_few_rows_take_few_instructions_per_weight(
     ("weights", "act", "base", "least"),
     [
         ("i8", "i8", "s8", 2600),
+        ("i4", "i8", "s4", 2600),
         ("i4", "i8", "s8", 2250),
         ("i3", "i8", "s8", 0.85 * 2300),
         ("i4", "i4", "s4", 5200),
