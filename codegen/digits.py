@@ -7,6 +7,7 @@ the loop ends.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 from lowbitvm import dtypes
@@ -101,7 +102,7 @@ def digit_layout(dot: Op, warps_m: int, warps_n: int) -> Layout:
 
 
 class FragmentTile(Staged):
-    """Stored tiles in shared memory as in global memory: [row tile][k tile][words].
+    """Stored tiles in shared memory as in global memory: [row tile][k tile][words], without planes that are skipped.
 
     Each row tile has its share of the threads, so that a thread's pieces have one pointer and one predicate.
     """
@@ -109,15 +110,19 @@ class FragmentTile(Staged):
     def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
         super().__init__(state, unit, offset)
         stored = self.stored = StoredTiles(state, load, row, start)
-        self.row_bytes = self.distance = unit.k // stored.k * stored.bytes
+        tiles, self.tile_bytes = unit.k // stored.k, stored.bytes - stored.skipped
+        self.distance, self.row_bytes = tiles * stored.bytes, tiles * self.tile_bytes
         self.size = stored.rows * self.row_bytes
         b = state.builder
         warp, warps_n = b.op("shr.u32", "r", state.tid, 5), state.warps // state.warps_m
+        first = state.smem
         if stored.format.act is not None:
-            part, per_warp = b.op("and.b32", "r", warp, warps_n - 1), stored.rows // warps_n
-        else:
-            part, per_warp = b.op("shr.u32", "r", warp, warps_n.bit_length() - 1), stored.rows // state.warps_m
-        first = state.scalar("add", state.smem, state.scalar("mul", part, per_warp * self.row_bytes))
+            part = b.op("and.b32", "r", warp, warps_n - 1) if state.warps_m > 1 else warp
+            first = str(state.scalar("add", first, state.scalar("mul", part, stored.rows // warps_n * self.row_bytes)))
+        elif state.warps_m > 1:
+            part = b.op("shr.u32", "r", warp, warps_n.bit_length() - 1)
+            share = stored.rows // state.warps_m * self.row_bytes
+            first = str(state.scalar("add", first, state.scalar("mul", part, share)))
         lane = b.op("and.b32", "r", state.tid, 31)
         self.bases = {w: b.op("mad.lo.s32", "r", lane, 4 * w, first) for w in dict.fromkeys(stored.vectors)}
         threads = max(1, state.threads // stored.rows)  # of a row tile
@@ -130,28 +135,30 @@ class FragmentTile(Staged):
             address = self.centred(b.op("mad.wide.u32", "rd", within, PIECE, stored.address(index)))
             place = b.op("mad.lo.s32", "r", within, PIECE, state.smem)
             place = b.op("mad.lo.s32", "r", tile, self.row_bytes, place)
-            for shift in range(0, self.row_bytes // PIECE, threads):
-                if shift == 0 or not unit.exact:
-                    k = functools.partial(self._k_limit, within, shift)
+            runs = tiles if stored.skipped else 1  # of pieces that lie side by side
+            bytes_of_run = self.row_bytes // runs
+            for run, shift in itertools.product(range(runs), range(0, bytes_of_run // PIECE, threads)):
+                if (run, shift) == (0, 0) or not unit.exact:
+                    k = functools.partial(self._k_limit, within, run * bytes_of_run // PIECE + shift)
                     outside, limit = self.inside(k, index, stored.count)
-                active = self.fewer(self.row_bytes // PIECE - shift, threads, within)
+                active = self.fewer(bytes_of_run // PIECE - shift, threads, within)
                 assert exists is None or active is None
-                self.pieces.append(
-                    Piece(address, shift * PIECE, place, shift * PIECE, outside, limit, active or exists)
-                )
+                source = shift * PIECE + run * stored.bytes + stored.skipped
+                target = shift * PIECE + run * bytes_of_run
+                self.pieces.append(Piece(address, source, place, target, outside, limit, active or exists))
 
     def _k_limit(self, within: str, shift: int) -> Operand:
         """The k below which a unit must begin for the piece `within` + `shift` of a row tile to exist."""
-        if self.row_bytes == self.stored.bytes:
+        if self.row_bytes == self.tile_bytes:
             return self.stored.columns
         piece = self.state.scalar("add", within, shift)
-        tile = self.state.builder.op("div.u32", "r", piece, self.stored.bytes // PIECE)
+        tile = self.state.builder.op("div.u32", "r", piece, self.tile_bytes // PIECE)
         return self.state.scalar("sub", self.stored.columns, self.state.scalar("mul", tile, self.stored.k))
 
     def words(self, slot: int, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile of a slot."""
         b = self.state.builder
-        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes + self.stored.skipped
+        place = slot + self.offset + row * self.row_bytes + tile * self.tile_bytes
         words: list[str] = []
         for width in self.stored.vectors:
             registers = [b.register("r") for _ in range(width)]
@@ -168,6 +175,7 @@ class DirectTile(Staged):
         super().__init__(state, unit, 0)
         stored = self.stored = StoredTiles(state, load, row, pipeline_k)
         self.distance = unit.k // stored.k * stored.bytes
+        self.loaded: dict[tuple[int, int], list[str]] = {}  # words of this step, for all dots of the tile
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
         last = b.op("sub.s32", "r", stored.count, 1)
@@ -188,8 +196,15 @@ class DirectTile(Staged):
         return self.state.builder.op("setp.ge.u32", "p", index, self.stored.count)
 
     def words(self, left: str, row: int, tile: int) -> list[str]:
-        """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
-        b, words, place = self.state.builder, [], tile * self.stored.bytes + self.stored.skipped
+        """A lane's words of one stored tile, which the first call of a step loads."""
+        if (row, tile) not in self.loaded:
+            self.loaded[row, tile] = self._load(left, row, tile)
+        return self.loaded[row, tile]
+
+    def _load(self, left: str, row: int, tile: int) -> list[str]:
+        """Emits the loads of the words; zeros where no more than tile * k is `left` of k."""
+        b, place = self.state.builder, tile * self.stored.bytes + self.stored.skipped
+        words: list[str] = []
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
@@ -243,7 +258,9 @@ class DirectPipeline(Pipeline):
         return self.ahead
 
     def begin_unit(self, number: int) -> None:
-        pass
+        for tile in self.tiles.values():
+            assert isinstance(tile, DirectTile)
+            tile.loaded.clear()
 
     def drain(self) -> None:
         pass
@@ -262,17 +279,18 @@ def shares_k(shape: tuple[int, ...], warps: int) -> bool:
 def warps_along_m_of_digits(program: Program, warps: int) -> int:
     """Of the warps of a kernel whose dots are all of codes, how many share out the rows of activations.
 
-    Dots of several shapes or formats have one arrangement, 1, and so have those whose warps share out k.
+    Dots of several shapes or formats, or in several loops, have one arrangement, 1, and so have those whose warps share
+    out k.
     """
     dots = [op for op in walk(program.body) if op.kind == "dot"]
-    if not dots or not all(map(multiplies_digits, dots)):
+    loops = [op for op in walk(program.body) if op.kind == "range" and any(x.kind == "dot" for x in op.body)]
+    if len(loops) != 1 or not all(map(multiplies_digits, dots)):
         return 1
     kinds = {(dot.shape, source_format(dot.operands[0]), source_format(dot.operands[1].operands[0])) for dot in dots}
     if len(kinds) > 1 or shares_k(dots[0].shape, warps):
         return 1
     (((bm, bn), activations, weights),) = kinds
-    folded = all(op.integer("folded") for op in walk(program.body) if op.kind == "range" and set(op.body) & set(dots))
-    return digit_warps_m((bm, bn), activations, weights, warps, folded)
+    return digit_warps_m((bm, bn), activations, weights, warps, bool(loops[0].integer("folded")))
 
 
 def build_digit_pipeline(

@@ -38,6 +38,16 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
+from lowbitvm.mixtures import (
+    ComplexWeight,
+    MixedWeight,
+    columns_by_width,
+    mix_branch,
+    mix_columns,
+    mix_rows,
+    mix_terms,
+    pack_complex,
+)
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_weights
 
@@ -54,6 +64,8 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
+    from lowbitvm.runtime.mixture import complex_matmul as complex_matmul
+    from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
     from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
     from lowbitvm.runtime.reference import Requantize as Requantize
 
@@ -66,6 +78,8 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "complex_matmul": "lowbitvm.runtime.mixture",
+    "mixed_matmul": "lowbitvm.runtime.mixture",
     "Requantize": "lowbitvm.runtime.reference",
     "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
@@ -83,6 +97,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             fix = "pip install 'lowbitvm[torch]'"
             raise LowbitvmError("TOOL_MISSING", f"lb.linear needs {error.name}", fix) from error
+        globals()["linear"] = linear
         return linear
     if name in LATER:
         globals()[name] = getattr(importlib.import_module(LATER[name]), name)
@@ -92,9 +107,11 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "CompiledKernel",
+    "ComplexWeight",
     "Format",
     "Kernel",
     "LowbitvmError",
+    "MixedWeight",
     "Packed",
     "PackedDigits",
     "PackedWeight",
@@ -105,8 +122,10 @@ __all__ = [
     "best_digits",
     "bf16",
     "bitcast",
+    "columns_by_width",
     "compile_linear",
     "compile_matmul",
+    "complex_matmul",
     "dequant",
     "dot",
     "exp",
@@ -129,9 +148,15 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mix_branch",
+    "mix_columns",
+    "mix_rows",
+    "mix_terms",
+    "mixed_matmul",
     "mul_shift",
     "pack",
     "pack_activations",
+    "pack_complex",
     "pack_weights",
     "packed",
     "plan_digits",

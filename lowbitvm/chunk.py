@@ -82,15 +82,21 @@ def order(code: CodeType) -> Order:
                         32 * field.word + 8 * byte + field.bit + i
                     )
     else:
-        layout = layouts(shape(code), code.bits)
-        for pair, runs in enumerate(layout.pairs):
-            for run in runs:
-                for i in range(run.length):
-                    for half in range(2):
-                        place = _trace(layout, code.bits, run.source, (run.position + i + 16 * half) % 32)
-                        positions[2 * pair + half, run.bit + i] = place
+        positions = positions_of(layouts(shape(code), code.bits), code.bits)
     positions.flags.writeable = False
     return Order(positions)
+
+
+def positions_of(layout: Layout, bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The `Order.positions` of a layout of a whole chunk."""
+    positions = np.zeros((CODES, bits), np.int64)
+    for pair, runs in enumerate(layout.pairs):
+        for run in runs:
+            for i in range(run.length):
+                for half in range(2):
+                    place = _trace(layout, bits, run.source, (run.position + i + 16 * half) % 32)
+                    positions[2 * pair + half, run.bit + i] = place
+    return positions
 
 
 class Field(NamedTuple):
@@ -167,7 +173,7 @@ def word_place(bits: int, word: int) -> tuple[int, int, int]:
     raise IndexError(f"word {word} of a chunk of {bits} words")
 
 
-# Written by lowbitvm.codegen.synthesis, which tests run again.
+# Written by lowbitvm.codegen.synthesis, which tests run again, and for its ANNEALED by bench/anneal.py.
 LAYOUTS: dict[str, str] = {
     "linear1": "09 0a 0b 0c 0d 0e 0f 0g 0h 0i 0j 0k 05 06 0n 0o",
     "linear2": "07 09 0b 0d 0f 0h 03 05 17 19 1b 1d 1f 1h 13 15",
@@ -194,17 +200,17 @@ LAYOUTS: dict[str, str] = {
         00:3+0d 03:3+0c 06:3+0e 09:3+0f 10:3+1d 13:3+1c 16:3+1e 19:3+1f 20:3+2d 23:3+2c 26:3+2e 29:3+2f 30:3+3d
         33:3+3c 36:3+3e 39:3+3f""",
     "e3m0": """
-        00:3+09 03:3+0d 06:3+0e 0a:3+0f 10:3+19 13:3+1d 16:3+1e 1a:3+1f 20:3+29 23:3+2d 26:3+2e 2a:3+2f 30:3+39
-        33:3+3d 36:3+3e 3a:3+3f""",
+        0g:3+0o 1a:2+1d:1+1j 0j:2+2c:1+2f 3k:2+3d:1+3g 2p:3+2u 2g:3+2o 0l:3+0t 3a:3+3f 0p:3+0u 3h:3+3p 1g:3+1u 3m:3+3u
+        2l:3+2t 14:3+1c 17:3+1f 2j:2+0c:1+0f""",
     "e1m3": """
-        00:4+0c 04:4+0d 08:4+0e 43:4+0f 10:4+1c 14:4+1d 18:4+1e 47:4+1f 20:4+2c 24:4+2d 28:4+2e 4b:4+2f 30:4+3c
-        34:4+3d 38:4+3e 4f:4+3f""",
+        00:4+0e 04:4+09 0q:4+08 41:4+0f 10:4+1e 14:4+19 1q:4+18 45:4+1f 20:4+2e 24:4+29 2q:4+28 49:4+2f 30:4+3e 34:4+39
+        3q:4+38 4d:4+3f""",
     "e2m2": """
         00:4+0c 04:4+0e 08:4+0f 40:4+0d 10:4+1c 14:4+1e 18:4+1f 44:4+1d 20:4+2c 24:4+2e 28:4+2f 48:4+2d 30:4+3c
         34:4+3e 38:4+3f 4c:4+3d""",
     "e3m1": """
-        00:4+0c 04:4+0d 08:4+0e 41:4+0f 10:4+1c 14:4+1d 18:4+1e 45:4+1f 20:4+2c 24:4+2d 28:4+2e 49:4+2f 30:4+3c
-        34:4+3d 38:4+3e 4d:4+3f""",
+        16:4+1f 1b:4+1h 0g:1+3p:1+0i:2+0p 4h:4+2k 29:4+2f 3l:4+3u 2l:4+2u 2g:4+1q 0k:4+0q 3h:4+3f 3a:4+3g 4l:4+0o
+        1i:4+2t 49:4+1g 0b:4+0h 4d:4+0f""",
     "e4m0": """
         00:4+08 04:4+09 0a:4+0f 42:4+0e 10:4+18 14:4+19 1a:4+1f 46:4+1e 20:4+28 24:4+29 2a:4+2f 4a:4+2e 30:4+38
         34:4+39 3a:4+3f 4e:4+3e""",
@@ -215,11 +221,11 @@ LAYOUTS: dict[str, str] = {
         00:5+0f 05:5+2a 0a:5+2c 10:5+1f 15:5+2e 1a:5+2f 20:5+2b 25:5+2d 30:5+3f 35:5+5a 3a:5+5c 40:5+4f 45:5+5e
         4a:5+5f 50:5+5b 55:5+5d""",
     "e3m2": """
-        =2>2&1818+1>4&606+0>6&8181 08:5+0f 0g:5+0n 18:5+1f 1g:5+1n 28:5+2f 2g:5+2n 68:5+6f 6g:5+6n 35:5+3f
-        3a:5+5b 30:5+5d 45:5+4f 4a:5+5e 40:5+5f 50:5+5a 55:5+5c""",
+        =2>2&1818+1>4&606+0>6&8181 08:5+0f 0g:5+0n 18:5+1f 1g:5+1n 28:5+2f 2g:5+2n 68:5+6f 6g:5+6n 35:5+3f 3a:5+55
+        30:5+56 45:5+4f 4a:5+5d 40:5+5e 50:5+57 58:5+5f""",
     "e4m1": """
-        00:5+0e 05:4+1a:1+1c 09:5+0f 10:5+1b 15:5+1e 25:4+1d:1+1f 20:5+2e 29:5+2f 30:5+3e 35:4+4a:1+4c 39:5+3f
-        40:5+4b 45:5+4e 55:4+4d:1+4f 50:5+5e 59:5+5f""",
+        3h:5+3n 16:1+0a:1+18:1+0c:2+0f 26:5+2f 36:1+5a:4+5f 4i:5+4o 1h:5+1n 49:5+4f 4e:1+2b:1+4g:2+2e:1+4n 2h:5+1p
+        0l:5+0u 5g:5+1f 0g:5+0r 5l:5+5u 2c:2+38:2+2g:1+3f 1a:5+1g 3a:5+3g""",
     "e5m0": """
         00:5+0f 05:5+2b 0a:5+2c 10:5+1f 15:5+2e 1a:5+2f 20:5+2a 25:5+2d 30:5+3f 35:5+5b 3a:5+5c 40:5+4f 45:5+5e
         4a:5+5f 50:5+5a 55:5+5d""",
@@ -236,29 +242,23 @@ LAYOUTS: dict[str, str] = {
         00:6+0e 06:2+16:2+26:2+36 08:6+0f 10:6+1e 18:6+1f 20:6+2e 28:6+2f 30:6+37 38:6+3f 46:2+56:2+66:2+3e
         40:6+4e 48:6+4f 50:6+5e 58:6+5f 60:6+6e 68:6+6f""",
     "e5m1": """
-        00:6+0c 06:6+0f 0d:2+1d:2+2d:2+3d 10:6+1c 16:6+1f 20:6+2c 26:6+2f 30:6+3c 36:6+3f 4d:2+5d:2+6d:2+3e
-        40:6+4c 46:6+4f 50:6+5c 56:6+5f 60:6+6c 66:6+6f""",
+        5d:6+5m 19:6+1i 4g:1+67:2+4j:3+6f 36:2+0c:2+3a:2+0j 46:3+3i:3+4f 3c:6+3l 2b:6+4p 0a:1+27:3+0e:1+4e:1+4i
+        6g:2+38:1+4c:1+6k:2+6p 16:3+59:3+1f 06:3+39:1+4d:1+0b:1+0f 1g:2+5l:1+1j:3+5s 5j:2+4a:2+5n:2+4h 0g:3+6j:1+0k:2+0p
+        66:1+6a:5+6i 2h:6+2q""",
     "e6m0": """
-        00:6+0f 06:6+0e 0c:2+1c:2+2c:2+3d 10:6+1f 16:6+1e 20:6+2f 26:6+2e 30:6+3c 36:6+3e 4c:2+5c:2+6c:2+3f
-        40:6+4f 46:6+4e 50:6+5f 56:6+5e 60:6+6f 66:6+6e""",
+        3f:6+3n 17:2+5d:1+1a:3+5j 27:3+2l:1+2b:2+2f 4d:6+4l 5g:3+0h:1+5k:2+0m 6i:6+6q 47:1+0e:1+49:4+0l 1h:6+1p
+        0d:1+68:2+0g:1+6b:2+6f 2i:2+39:2+2m:1+3c:1+2q 3l:1+6d:2+3o:1+6g:2+3t 3m:1+1d:4+3r:1+3u 57:6+5f 07:6+0f
+        5e:1+4k:1+0i:3+2h:1+2k 4j:1+2d:2+4m:1+2g:1+4o:1+5m""",
     "e1m6": """
         00:7+0f 08:7+0n 10:7+1f 18:7+1n 20:7+2f 28:7+2n 30:7+3f 38:7+3n 40:7+4f 48:7+4n 50:7+5f 58:7+5n 60:7+6f
         68:7+6n 70:7+7f 78:7+7n""",
-    "e2m5": """
-        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
-        67:7+6f 70:7+7e 77:7+7f""",
-    "e3m4": """
-        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
-        67:7+6f 70:7+7e 77:7+7f""",
-    "e4m3": """
-        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
-        67:7+6f 70:7+7e 77:7+7f""",
+    "e2m5": "08 0g 18 1g 28 2g 38 3g 48 4g 58 5g 68 6g 78 7g",
+    "e3m4": "08 0g 18 1g 28 2g 38 3g 48 4g 58 5g 68 6g 78 7g",
+    "e4m3": "00:7+0e 07:7+0f 10:7+1e 17:7+1f 28 2g 38 3g 48 4g 58 5g 68 6g 78 7g",
     "e5m2": """
         08:7+0f 0g:7+0n 18:7+1f 1g:7+1n 28:7+2f 2g:7+2n 38:7+3f 3g:7+3n 48:7+4f 4g:7+4n 58:7+5f 5g:7+5n 68:7+6f
         6g:7+6n 78:7+7f 7g:7+7n""",
-    "e6m1": """
-        00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
-        67:7+6f 70:7+7e 77:7+7f""",
+    "e6m1": "08 0g 18 1g 28 2g 38 3g 48 4g 58 5g 68 6g 78 7g",
     "e7m0": """
         00:7+0e 07:7+0f 10:7+1e 17:7+1f 20:7+2e 27:7+2f 30:7+3e 37:7+3f 40:7+4e 47:7+4f 50:7+5e 57:7+5f 60:7+6e
         67:7+6f 70:7+7e 77:7+7f""",

@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import json
+import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +27,9 @@ from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime import assemble, driver, emulator
+from lowbitvm.runtime.cache import default_size
 from lowbitvm.runtime.emulator.report import CHECKS
-from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear
+from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear, disk_cache
 from lowbitvm.targets import GPUS, TARGETS, get
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it runs back into the forest."
@@ -287,6 +290,75 @@ def explain_command(weights: str, m: int, n: int, k: int, **chosen: Any) -> None
     For integer weights and activations, such as "u2,act=i8", it is what each kind of digits costs.
     """
     click.echo(explain(weights, m, n, k, **chosen))
+
+
+@main.group("cache")
+def cache_group() -> None:
+    """The compiled kernels on disk: LOWBITVM_CACHE_DIR, at most LOWBITVM_CACHE_SIZE."""
+
+
+@cache_group.command("ls")
+def cache_ls() -> None:
+    """Lists the kernels, the one that was used last at the end."""
+    cache = disk_cache()
+    table = Table("key", "kernel", "target", "registers", "spills", "KB", "last used", title=str(cache.directory))
+    files = cache.stored()
+    for file in files:
+        entry = file.entry()
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used))
+        found = ("damaged", "", "", "")
+        if entry is not None:
+            name, target = (re.search(pattern, entry.ptx) for pattern in (r"\.entry (\w+)", r"\.target (\w+)"))
+            registers, spills = (str(entry.resources.get(part)) for part in ("registers", "spills"))
+            found = (name[1] if name else "?", target[1] if target else "?", registers, spills)
+        table.add_row(file.key[:12], *found, f"{file.size / 1024:.1f}", used)
+    Console().print(table)
+    click.echo(f"{len(files)} kernels, {sum(file.size for file in files) / 2**20:.1f} of {default_size() / 2**20:g} MB")
+
+
+@cache_group.command("prune")
+@click.option("--size", type=click.IntRange(0), help="Bytes to keep, those used last; by default LOWBITVM_CACHE_SIZE.")
+def cache_prune(size: int | None) -> None:
+    """Removes the kernels that were not used for longest, and what killed processes left behind."""
+    click.echo(f"{disk_cache().prune(size) / 2**20:.1f} MB removed")
+
+
+@cache_group.command("verify")
+@click.option("--remove", is_flag=True, help="Remove the damaged ones.")
+def cache_verify(remove: bool) -> None:
+    """Reads every kernel and checks it. Exit status: 1 if one is damaged and left."""
+    files = disk_cache().stored()
+    damaged = [file for file in files if file.entry() is None]
+    for file in damaged:
+        click.echo(f"{file.path} is damaged{'; removed' if remove else ''}")
+        if remove:
+            file.path.unlink(missing_ok=True)
+    click.echo(f"{len(files) - len(damaged)} of {len(files)} kernels are whole")
+    raise SystemExit(1 if damaged and not remove else 0)
+
+
+@cache_group.command("export")
+@click.argument("archive", type=_FILE)
+def cache_export(archive: Path) -> None:
+    """Writes all kernels to ARCHIVE, for machines that shall not compile them."""
+    try:
+        click.echo(f"{disk_cache().export(archive)} kernels written to {archive}")
+    except OSError as error:
+        raise click.ClickException(f"{archive} cannot be written: {error}") from error
+
+
+@cache_group.command("import")
+@click.argument("archive", type=_FILE)
+def cache_import(archive: Path) -> None:
+    """Adds the kernels of ARCHIVE. They run as any program does: take them from those whom you trust."""
+    try:
+        count, refused = disk_cache().load(archive)
+    except OSError as error:
+        raise click.ClickException(f"{archive} cannot be read: {error}") from error
+    for name in refused:
+        click.echo(f"{name} is no whole kernel, and was left out")
+    click.echo(f"{count} kernels added")
+    raise SystemExit(1 if refused else 0)
 
 
 @main.command()

@@ -15,7 +15,6 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
-from lowbitvm.runtime.arguments import signature
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
@@ -34,6 +33,7 @@ _library.define(
     " int out_features, int in_features, str? x_format=None, Tensor[]? gate=None, Tensor? residual=None, *,"
     " str? activation=None, ScalarType? dtype=None) -> Tensor"
 )
+_linear_operator = torch.ops.lowbitvm.linear
 Weight = PackedWeight | PackedDigits
 AnyWeight = TypeVar("AnyWeight", PackedWeight, PackedDigits)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -90,10 +90,20 @@ def linear(
     parts = (weight.words, weight.scales, weight.zeros)
     more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
     epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
-    result: torch.Tensor = torch.ops.lowbitvm.linear(
-        x, *parts, bias, weight.format_text, *weight.shape, *more, gates, residual, **epilogue
-    )
+    arguments = (x, *parts, bias, weight.format_text, *weight.shape, *more, gates, residual)
+    result: torch.Tensor
+    tensors = (x, *parts, bias, *more, residual, *(gates or ()))
+    if torch.compiler.is_compiling() or _differentiable(tensors):
+        result = _linear_operator(*arguments, **epilogue)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():  # torch takes as long to find that out as for all the rest
+            result = _linear_operator(*arguments, **epilogue)
     return result
+
+
+def _differentiable(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether a backward pass may reach the operator."""
+    return torch.is_grad_enabled() and True in [t.requires_grad for t in tensors if t is not None]
 
 
 def _x_format(weight: Format, given: str | None) -> Format:
@@ -212,7 +222,10 @@ def _linear(
 ) -> torch.Tensor:
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
     tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
-    key = (fmt, out_features, in_features, activation, dtype, batch_invariant, *map(signature, tensors))
+    key = (
+        *(fmt, out_features, in_features, activation, dtype, batch_invariant),
+        *[None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous()) for t in tensors],
+    )
     known = _repeated.get(key)
     if known is not None:
         y = x.new_empty((*x.shape[:-1], out_features), dtype=known.dtype)

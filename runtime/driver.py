@@ -35,7 +35,6 @@ _LOST = {
     "CUDA_ERROR_LAUNCH_TIMEOUT": "split the problem, or use a GPU without a display; then start a new process",
     "CUDA_ERROR_ECC_UNCORRECTABLE": "start a new process; if it comes back, the memory of the GPU is faulty",
     "CUDA_ERROR_CONTEXT_IS_DESTROYED": "make the arrays anew in a context that exists",
-    "CUDA_ERROR_DEVICE_UNAVAILABLE": "see nvidia-smi for what else uses the GPU, then start a new process",
     "CUDA_ERROR_UNKNOWN": _RESTART,
 }
 _FIXES = {
@@ -45,6 +44,7 @@ _FIXES = {
     "CUDA_ERROR_NOT_FOUND": "name an entry of the cubin",
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "use a smaller tile or fewer stages",
     "CUDA_ERROR_OUT_OF_MEMORY": "free GPU memory",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "see nvidia-smi for what else uses the GPU",
     "CUDA_ERROR_INVALID_CONTEXT": "call again with a stream and arrays of one context; kernels are loaded anew",
     "CUDA_ERROR_INVALID_HANDLE": "call again with a stream and arrays of one context; kernels are loaded anew",
     "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "end the capture, and look for the call that spoiled it",
@@ -95,13 +95,13 @@ def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primar
     process ends. It is no part of a CUDA graph that is being captured.
     Raises DEVICE_UNAVAILABLE, CONTEXT_LOST, and LAUNCH_FAILED if the driver refuses the cubin or the shared memory.
     """
-    context = primary_context(device_index) if primary else _context(device_index)
-    key = (int(context), cubin, entry, shared)  # the bytes themselves: their hash is computed once per object
+    context = primary_context(device_index) if primary else current_context(device_index)
+    key = (context, cubin, entry, shared)  # the bytes themselves: their hash is computed once per object
     with _loading:
         if key not in _functions:
             with _current(context), _outside_capture():
                 handle = _load(cubin, entry, f"loading {entry} on GPU {device_index}", shared)
-            _functions[key] = Function(entry, device_index, shared, int(context), handle)
+            _functions[key] = Function(entry, device_index, shared, context, handle)
         return _functions[key]
 
 
@@ -202,7 +202,6 @@ def pointer_device(address: int) -> int:
     return int(_call(f"asking for the GPU of address {address:#x}", "cuPointerGetAttribute", attribute, address))
 
 
-@functools.cache
 def reads_host_memory(index: int) -> bool:
     """Whether a GPU can use any memory of the process, as those do that share it with the CPU (Grace Hopper, HMM)."""
     attribute = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS
@@ -210,8 +209,11 @@ def reads_host_memory(index: int) -> bool:
 
 
 def current_context(device_index: int) -> int:
-    """The context that `load` uses on a device without `primary`."""
-    return int(_context(device_index))
+    """The calling thread's context if it belongs to the device, else the device's primary one."""
+    current = int(_call("asking for the current context", "cuCtxGetCurrent"))
+    if current and int(_call("asking for the current device", "cuCtxGetDevice")) == device_index:
+        return current
+    return primary_context(device_index)
 
 
 _functions: dict[tuple[int, bytes, str, int], Function] = {}
@@ -276,27 +278,20 @@ def _device(index: int) -> Any:
     return _call(f"opening GPU {index}", "cuDeviceGet", index)
 
 
-def _context(device_index: int) -> Any:
-    current = _call("asking for the current context", "cuCtxGetCurrent")
-    if int(current) and int(_call("asking for the current device", "cuCtxGetDevice")) == device_index:
-        return current
-    return primary_context(device_index)
-
-
 @functools.cache
-def primary_context(device_index: int) -> Any:
+def primary_context(device_index: int) -> int:
     """Retained once and until the process ends, as torch does."""
-    return _call(f"opening GPU {device_index}", "cuDevicePrimaryCtxRetain", _device(device_index))
+    return int(_call(f"opening GPU {device_index}", "cuDevicePrimaryCtxRetain", _device(device_index)))
 
 
 @contextmanager
-def _current(context: Any) -> Iterator[None]:
+def _current(context: int | None) -> Iterator[None]:
     """Makes a context the thread's current one, and then puts the previous one back; None leaves what there is.
 
     A thread that has none keeps it, as one that calls the CUDA runtime does.
     """
     before = 0 if context is None else int(_call("asking for the current context", "cuCtxGetCurrent"))
-    if context is None or before == int(context):
+    if context is None or before == context:
         yield
         return
     if not before:

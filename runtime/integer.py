@@ -104,7 +104,10 @@ def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (
     zeros: whether the two sides have some, which may be any code.
     """
     sides = zip((activations.code, weights.code), zeros, strict=True)
-    return S32 // math.prod(c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides)
+    largest = [c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides]
+    if zeros[1] and weights.planes is not None:  # twice the differences of the whole codes
+        largest[1] = 2 * ((1 << weights.planes) - 1)
+    return S32 // math.prod(largest)
 
 
 @functools.cache
@@ -301,7 +304,7 @@ def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None)
     """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
     group = smallest_group(a, w)
     sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
-    found = {f"{name}_sums": _sums(side, group) for name, side in sides.items()}
+    found = {f"{name}_sums": sums_for(side, group) for name, side in sides.items()}
     for name, side in sides.items():
         for part, array in (("zeros", side.zeros), ("scales", side.scales)):
             if array is not None:
@@ -314,7 +317,7 @@ def smallest_group(a: PackedDigits, w: PackedDigits) -> int | None:
     return min((side.group for side in (a, w) if side.group is not None), default=None)
 
 
-def _sums(side: PackedDigits, group: int | None) -> Array:
+def sums_for(side: PackedDigits, group: int | None) -> Array:
     """The sums of each group of k, (rows, groups), from those of parts of it."""
     rows, k = side.shape
     if group is None or group == k or side.sums.ndim == 1:

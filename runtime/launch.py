@@ -1,6 +1,7 @@
 """Launching a compiled kernel: CPU arrays on the emulator or on a GPU that shares their memory, others on their GPU."""
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -179,8 +180,11 @@ def emulated_target() -> str | None:
 def _host_gpu() -> int | None:
     """The GPU that CPU arrays go to, None for the emulator."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
-    if not device or device.startswith("emulator:"):
-        return None
+    return None if not device or device.startswith("emulator:") else _sharing_gpu(device)
+
+
+@functools.cache
+def _sharing_gpu(device: str) -> int:
     number = device.removeprefix("cuda:")
     if not number.isdecimal() or not device.startswith("cuda:"):
         raise LowbitvmError(

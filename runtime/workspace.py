@@ -44,7 +44,7 @@ def workspace(like: Array, shape: tuple[int, int], counters: int) -> Iterator[tu
         _held[key] = like.new_empty(key[2], dtype=torch.float32), like.new_zeros(key[3], dtype=torch.int32)
     partials, arrivals = _held[key]
     try:
-        yield partials[:size].view(shape), arrivals[:count]
+        yield partials.narrow(0, 0, size).view(shape), arrivals.narrow(0, 0, count)
     except BaseException:
         _held.pop(key, None)
         raise

@@ -1,14 +1,23 @@
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowbitvm.runtime.cache import Cache, Entry, default_directory, key
+from lowbitvm.cli import main
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime.cache import Cache, Entry, default_directory, default_size, key
+from lowbitvm.runtime.linear import disk_cache
 
 ROOT = Path(__file__).parent.parent
 ENTRY = Entry(".version 7.8 // µ", b"\x7fELF\x00cubin", {"registers": 40, "spills": 0})
@@ -115,12 +124,15 @@ def test_a_write_that_fails_leaves_no_temporary_file_and_keeps_the_entry_in_memo
     def fail(source: Path, destination: Path) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.warns(RuntimeWarning, match="disk full"):
-        cache.put("k", ENTRY)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.warns(RuntimeWarning, match="disk full"):
+            cache.put("k", ENTRY)
+        cache.put("l", ENTRY)  # and says so once
     assert list((tmp_path / "c").iterdir()) == []
     assert cache.get("k") == ENTRY
-    assert cache.directory is None
+    cache.put("m", ENTRY)  # there is room again
+    assert Cache(tmp_path / "c").get("m") == ENTRY
 
 
 def test_the_directory_is_created_for_its_owner_only(tmp_path: Path) -> None:
@@ -177,3 +189,142 @@ def test_the_environment_chooses_the_default_directory(tmp_path: Path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
         assert default_directory() == tmp_path / "lowbitvm"
+
+
+def keys(directory: Path) -> set[str]:
+    """What a new cache finds there."""
+    return {file.key for file in Cache(directory).stored() if file.entry() is not None}
+
+
+def test_the_entries_that_were_not_read_for_longest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, names = Cache(tmp_path / "c"), [key(str(number)) for number in range(6)]
+    for age, name in enumerate(names):
+        cache.put(name, ENTRY)
+        os.utime(tmp_path / "c" / f"{name}.kernel", (age, age))
+    assert Cache(tmp_path / "c").get(names[0]) == ENTRY  # which makes it the last to go
+    size = cache.stored()[0].size
+    assert cache.prune(4 * size) == 2 * size
+    assert keys(tmp_path / "c") == {names[0], *names[3:]}
+    monkeypatch.setenv("LOWBITVM_CACHE_SIZE", str(2 * size))
+    monkeypatch.setattr("lowbitvm.runtime.cache.PUTS_PER_LOOK", 1)
+    cache.put(key("new"), ENTRY)
+    assert keys(tmp_path / "c") == {names[0], names[5], key("new")}
+
+
+@pytest.mark.parametrize(("text", "size"), [("12", 12), ("3k", 3 << 10), ("500M", 500 << 20), ("2g", 2 << 30)])
+def test_the_size_of_the_cache_is_read_with_its_unit(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("LOWBITVM_CACHE_SIZE", text)
+    assert default_size() == size
+
+
+def test_a_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWBITVM_CACHE_SIZE", "much")
+    with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID.*much"):
+        default_size()
+
+
+def test_pruning_removes_what_a_killed_writer_left_an_hour_ago(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c")
+    cache.put(key("a"), ENTRY)
+    old, new = (tmp_path / "c" / f"{name}.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half an entry")
+    os.utime(old, (time.time() - 3700,) * 2)
+    assert cache.prune() == 0
+    assert not old.exists() and new.exists() and keys(tmp_path / "c") == {key("a")}
+
+
+def run(directory: Path, *command: str) -> Result:
+    return CliRunner().invoke(main, ["cache", *command], env={"LOWBITVM_CACHE_DIR": str(directory)})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A cache of two kernels, one of them damaged."""
+    disk_cache.cache_clear()
+    cache = Cache(tmp_path / "c")
+    for name in ("whole", "damaged"):
+        cache.put(
+            key(name), Entry(".target sm_80\n.visible .entry linear()", b"\x7fELF", {"registers": 40, "spills": 8})
+        )
+    file = tmp_path / "c" / f"{key('damaged')}.kernel"
+    file.write_bytes(file.read_bytes()[:-1])
+    yield tmp_path / "c"
+    disk_cache.cache_clear()
+
+
+def test_the_command_lists_and_verifies_kernels(directory: Path) -> None:
+    listed = run(directory, "ls").output
+    assert key("whole")[:12] in listed and "linear" in listed and "sm_80" in listed and "damaged" in listed
+    found = run(directory, "verify")
+    assert found.exit_code == 1 and "1 of 2 kernels are whole" in found.output
+    assert run(directory, "verify", "--remove").exit_code == 0
+    assert keys(directory) == {key("whole")} == {file.key for file in Cache(directory).stored()}
+    assert run(directory, "prune", "--size", "0").exit_code == 0
+    assert Cache(directory).stored() == []
+
+
+def test_kernels_go_to_another_machine_and_damaged_or_foreign_files_do_not(directory: Path, tmp_path: Path) -> None:
+    archive, other = tmp_path / "kernels.zip", tmp_path / "other"
+    assert "1 kernels written" in run(directory, "export", str(archive)).output
+    disk_cache.cache_clear()
+    assert run(other, "import", str(archive)).exit_code == 0
+    assert Cache(other).get(key("whole")) == Cache(directory).get(key("whole"))
+    whole = (other / f"{key('whole')}.kernel").read_bytes()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("../evil.kernel", f"{key('other')}.kernel", "notes.txt"):
+            file.writestr(name, whole)
+    disk_cache.cache_clear()
+    refused = run(tmp_path / "third", "import", str(archive))
+    assert refused.exit_code == 1 and refused.output.count("no whole kernel") == 3
+    assert Cache(tmp_path / "third").stored() == [] and not (tmp_path / "evil.kernel").exists()
+    archive.write_bytes(b"no zip file")
+    assert "ARGUMENT_INVALID" in run(other, "import", str(archive)).output
+
+
+COMPILER = """
+import random, sys, warnings
+import lowbitvm as lb
+from lowbitvm.kernels.linear import linear
+from lowbitvm.runtime.linear import disk_cache
+warnings.simplefilter("ignore")
+seed, limit = int(sys.argv[1]), int(sys.argv[2])
+if limit:  # a disk that is full: no file may grow beyond this
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+@lb.kernel(x=("n", lb.f32), y=("n", lb.f32))
+def scaled(x, y, *, factor: float):
+    i = lb.program_id(0) * 128
+    lb.store(y, (i,), lb.load(x, (i,), (128,)) * factor)
+from lowbitvm.runtime.compiled import compile_program
+order = list(range(30))
+random.Random(seed).shuffle(order)
+for number in order:
+    kernel = compile_program(scaled.trace(factor=float(number)), "sm_80", 4, cache=disk_cache())
+    assert kernel.cubin[:4] == b"\\x7fELF"
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the size of files and SIGKILL are Linux's")
+def test_sixteen_processes_compile_the_same_kernels_though_some_are_killed_and_a_disk_is_full(tmp_path: Path) -> None:
+    environment = {**os.environ, "LOWBITVM_CACHE_DIR": str(tmp_path / "c"), "PYTHONPATH": str(ROOT)}
+    source = tmp_path / "compiler.py"
+    source.write_text(COMPILER)
+    command = [sys.executable, str(source)]
+    workers = [
+        subprocess.Popen([*command, str(seed), "0" if seed else "1000"], env=environment, stdout=subprocess.PIPE)
+        for seed in range(16)
+    ]
+    generator, killed = random.Random(1), workers[1:5]
+    for worker in killed:  # in the middle of their work: some kernels after the first line
+        assert worker.stdout is not None and worker.stdout.readline()
+        time.sleep(generator.uniform(0, 0.05))
+        worker.send_signal(signal.SIGKILL)
+    for worker in workers:
+        printed, _ = worker.communicate(timeout=240)
+        if worker not in killed:
+            assert worker.returncode == 0 and printed.count(b"\n") == 30
+    files = Cache(tmp_path / "c").stored()
+    assert len(files) == 30 and all(file.entry() is not None for file in files)

@@ -87,7 +87,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     fake = FakeDriver()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", fake)
     monkeypatch.setattr(driver, "_functions", {})
-    caches = (driver._driver, driver.primary_context, driver.device_target, driver.reads_host_memory)
+    caches = (driver._driver, driver.primary_context, driver.device_target)
     for cache in caches:
         cache.cache_clear()
     yield fake

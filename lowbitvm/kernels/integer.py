@@ -14,10 +14,12 @@ from lowbitvm.kernels.split import last_of, part_of_k
 class Numbers:
     """What corrects and scales the rows of a side: columns (rows, 1) of activations, (1, rows) of weights.
 
-    offset: what every value still has to grow by, as `dot` leaves out its offset, and its zero is taken off. sums: over
-    k, of the values without their offset; they are there where the other side has an offset or zeros.
+    factor: what the values count beside their zeros, `Packed.factor`. offset: what that still has to grow by, as `dot`
+    leaves out the values' offset, and their zero is taken off. sums: over k, of the values without their offset; they
+    are there where the other side has an offset or zeros.
     """
 
+    factor: int
     offset: Value | int
     sums: Value | None
     scale: Value | None
@@ -42,10 +44,15 @@ class Side:
 
     def numbers(self, at: Value | int = 0, of_sums: Value | int = 0) -> Numbers:
         """Those in column `at` of scales and zeros, and `of_sums` of sums."""
-        return Numbers(self.offset(at), self.sum(of_sums), self.scale(at))
+        return Numbers(self.factor, self.offset(at), self.sum(of_sums), self.scale(at))
+
+    @property
+    def factor(self) -> int:
+        return 1 if self.zeros is None else self.codes.factor
 
     def offset(self, at: Value | int = 0) -> Value | int:
-        return self.codes.offset if self.zeros is None else self.codes.offset - self._column(self.zeros, at)
+        known = self.factor * self.codes.offset
+        return known if self.zeros is None else known - self._column(self.zeros, at)
 
     def sum(self, at: Value | int = 0) -> Value | None:
         return None if self.sums is None else self._column(self.sums, at)
@@ -96,7 +103,7 @@ def matmul(
     activation: str | None = None,
     codes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
+    """y (m, n) = (a - a_zeros) (m, k) (w.factor w - w_zeros) (n, k)^T modulo 2^32, times the scales of both.
 
     a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
     then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
@@ -126,7 +133,7 @@ def matmul(
         finish(results, bias, residual, y, (i, j), activation, rounded)
 
     if any(side.group for side in (left, *weights)):
-        finished(_grouped(left, weights, bk, stages))
+        finished(grouped(left, weights, bk, stages))
         return
     sums = _sums(left, weights, bk, stages, splits, folded)
     if partials is None or arrivals is None:
@@ -147,18 +154,23 @@ def _sums(a: Side, weights: Sequence[Side], bk: int, stages: int, splits: int, f
     return totals
 
 
+def whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights over all of k, as exact integers where no side has scales."""
+    return _whole(_sums(a, weights, bk, stages, splits=1, folded=False), a, weights)
+
+
 def _whole(totals: Sequence[Value], a: Side, weights: Sequence[Side]) -> list[Value]:
     """The products with each of the weights from their sums, as exact integers where no side has scales."""
     of_a, found = a.numbers(), []
     for total, w in zip(totals, weights, strict=True):
         of_w = w.numbers()
-        exact = _corrected(total, of_a, of_w, a.codes.shape[1])
+        exact = corrected(total, of_a, of_w, a.codes.shape[1])
         scales = (of_a.scale, of_w.scale)
         found.append(exact if not any(side.scales for side in (a, w)) else _scaled(exact.to(f32), scales))
     return found
 
 
-def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
     """The products with each of the weights, where scales belong to groups of k.
 
     The integers of a group, exact, are rounded to f32, multiplied with the scale of the activations' group if that has
@@ -172,7 +184,7 @@ def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Val
         """What the group `part` after k is corrected and scaled by; k is a multiple of every group."""
         of_sums = k // group + part // group
         if side.group is None:
-            return Numbers(offset, side.sum(of_sums), None)
+            return Numbers(side.factor, offset, side.sum(of_sums), None)
         return side.numbers(k // side.group + part // side.group, of_sums)
 
     totals = [dsl.zeros((a.rows, w.rows)) for w in weights]
@@ -183,20 +195,22 @@ def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Val
         }
         for part, (of_a, *others) in found.items():
             for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
-                exact = _corrected(dsl.dot(tiles[0], codes.T, k=(part, group)), of_a, of_w, group)
+                exact = corrected(dsl.dot(tiles[0], codes.T, k=(part, group)), of_a, of_w, group)
                 *before, last = (scale for scale in (of_a.scale, of_w.scale) if scale is not None)
                 total.set(dsl.fma(_scaled(exact.to(f32), before), last, total))
     left = [side.scale() if side.group is None else None for side in sides]
     return [_scaled(total, [left[0], scale]) for total, scale in zip(totals, left[1:], strict=True)]
 
 
-def _corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
+def corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
     """The sums of products over k of the values, less their zeros, from those without the offsets."""
+    if w.factor > 1:
+        total = total * w.factor
     if a.sums is not None:
         total = total + a.sums * w.offset
     if w.sums is not None:
-        of_w = w.sums if a.sums is None else w.sums + k * w.offset
-        total = total + of_w * a.offset
+        of_w = w.sums * w.factor if w.factor > 1 else w.sums
+        total = total + (of_w if a.sums is None else of_w + k * w.offset) * a.offset
     return total
 
 

@@ -1,12 +1,16 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
-from lowbitvm.runtime import driver
-from lowbitvm.runtime.linear import disk_cache
+import lowbitvm as lb
+from lowbitvm.runtime import driver, integer, launch, linear, workspace
 from tests.driver.standin import Standin, remembering
 
-CACHES = (driver._driver, driver.primary_context, driver.device_target, driver.reads_host_memory, disk_cache)
+CACHES = (
+    *(driver._driver, driver.primary_context, driver.device_target, launch._sharing_gpu),
+    *(linear.disk_cache, linear._compiled, integer._compiled),  # so that the stand-in sees every kernel's PTX
+)
 
 
 @pytest.fixture
@@ -23,3 +27,24 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     for cache in CACHES:
         cache.cache_clear()
     standin.close()
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.Tensor]:
+    """lb.linear on the emulator, without a driver."""
+
+    def run(*args: object, **options: object) -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setenv("LOWBITVM_DEVICE", "emulator:sm_80")
+            return lb.linear(*args, **options)
+
+    return run
+
+
+@pytest.fixture
+def streams(gpus: Standin, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """torch's current stream of each GPU, which a test may change."""
+    current = [0, 0]
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: current[index], raising=False)
+    monkeypatch.setattr(workspace, "_held", {})
+    return current

@@ -561,6 +561,15 @@ EXPORT Result cuEventRecord(Slot *event, Slot *stream) {
     return SUCCESS;
 }
 
+EXPORT Result cuStreamWaitEvent(Slot *stream, Slot *event, unsigned flags) {
+    (void)flags;
+    Slot *context;
+    ENTER;
+    CHECK(usable());
+    CHECK(stream_context(stream, &context));
+    return is(event, EVENT) ? SUCCESS : INVALID_HANDLE;
+}
+
 EXPORT Result cuEventSynchronize(Slot *event) {
     ENTER;
     CHECK(usable());
@@ -783,9 +792,9 @@ EXPORT Result cuGetProcAddress_v2(const char *name, void **function, int version
         CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemHostRegister), CALL(cuMemHostUnregister),
         CALL(cuPointerGetAttribute), CALL(cuStreamCreate), CALL(cuStreamDestroy), CALL(cuStreamGetCtx),
         CALL(cuStreamSynchronize), CALL(cuStreamIsCapturing), CALL(cuThreadExchangeStreamCaptureMode),
-        CALL(cuStreamBeginCapture), CALL(cuStreamEndCapture), CALL(cuGraphInstantiate), CALL(cuGraphDestroy),
+        CALL(cuStreamBeginCapture), CALL(cuStreamEndCapture), {"cuGraphInstantiateWithFlags", (void *)cuGraphInstantiate}, CALL(cuGraphDestroy),
         CALL(cuGraphExecDestroy), CALL(cuGraphLaunch), CALL(cuEventCreate), CALL(cuEventRecord),
-        CALL(cuEventSynchronize), CALL(cuEventElapsedTime), CALL(cuEventDestroy), CALL(cuModuleLoadData),
+        CALL(cuStreamWaitEvent), CALL(cuEventSynchronize), CALL(cuEventElapsedTime), CALL(cuEventDestroy), CALL(cuModuleLoadData),
         CALL(cuModuleUnload), CALL(cuModuleGetFunction), CALL(cuFuncGetAttribute), CALL(cuFuncSetAttribute),
         CALL(cuLaunchKernel), CALL(cuLaunchKernelEx), CALL(cuMemsetD8Async), CALL(cuTensorMapEncodeTiled),
         CALL(cuGetProcAddress_v2), {"cuGetProcAddress", (void *)cuGetProcAddress_v2},

@@ -316,6 +316,7 @@ struct Machine {
     Tally *tally; /* per instruction */
     Traffic *traffic; /* per array */
     struct Shape *shapes; /* traffic.c: per instruction */
+    struct Fragments *fragments; /* mma_columns.c: operands of matrix instructions; NULL where it cannot run */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
     u32 finding_count, doubtful_count;
     Text printed;
@@ -467,6 +468,9 @@ void copies_reset(Warp *w);
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 void copies_progress(Warp *w); /* some land at a random moment */
 bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
+
+/* mma_columns.c */
+struct Fragments *new_fragments(void);
 
 /* print.c */
 void text_append(Machine *m, Text *to, const Text *from);

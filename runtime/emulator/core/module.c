@@ -52,7 +52,7 @@ static void release_machine(Machine *m) {
     traffic_end(m);
     for (u32 n = 0; m->arrays && n < m->array_count; n++) history_end(m->arrays + n);
     free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally);
-    free(m->finding), free(m->doubtful), free(m->printed.bytes);
+    free(m->finding), free(m->doubtful), free(m->printed.bytes), free(m->fragments);
 }
 
 static void release_run(Run *r) {
@@ -109,6 +109,7 @@ static int allocate(Run *r) {
         m->tally = calloc(m->count, sizeof *m->tally);
         m->finding = calloc(MAX_FINDINGS, sizeof *m->finding), m->doubtful = calloc(MAX_FINDINGS, sizeof *m->doubtful);
         if (!m->tally || !m->finding || !m->doubtful) return -1;
+        m->fragments = new_fragments();
     }
     return 0;
 }
