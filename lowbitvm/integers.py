@@ -25,8 +25,7 @@ class PackedDigits:
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
     sums: i32 [rows], the sum over k of value - offset of every row; or [rows, parts], the sums of equal parts of k.
     scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (factor * code - zero), with the
-        `factor` 1 but for the top planes of codes. Of formats with a group along k [rows, groups], and the scales in
-        the format's own dtype.
+        `factor` 1 but for the top planes of codes. Of formats with a group along k [rows, groups].
 
     The arrays are contiguous. Compares by identity.
     """
@@ -271,7 +270,7 @@ def _rank_one(
     if zeros is not None:
         check_codes("zeros", zeros, fmt.code, 1)
         zeros = _by_row(zeros, dtypes.i32)
-    return _by_row(scales, dtypes.f32 if wanted[1] == 1 else fmt.scale_dtype), zeros
+    return _by_row(scales, dtypes.f32), zeros
 
 
 def _by_row(array: Array, dtype: DType) -> Array:
@@ -368,7 +367,7 @@ def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) ->
     above = row % (digits.COLUMNS // each)  # rows of the first stored tile that are not ours
     words = _packed(np.pad(stored.astype(np.uint8), ((above, 0), (0, 0))), fmt)
     row_tile, k_tile = row * each // digits.COLUMNS, column // tile_k(fmt)
-    for place in places[places < digits.COLUMNS * matrix.words.shape[0]]:
+    for place in places[(places >= 0) & (places < digits.COLUMNS * matrix.words.shape[0])]:
         tile, own = divmod(int(place), digits.COLUMNS)
         words_of = slice(16 * own, 16 * (own + 1))  # of a stored tile: a column's, 4 lanes of 4
         target = matrix.words[tile, k_tile : k_tile + words.shape[1], words_of]

@@ -351,7 +351,8 @@ def _expand_shape(op: Op) -> str | None:
 
 def _reshape_shape(op: Op) -> str | None:
     shape = op.operands[0].shape
-    return None if math.prod(shape) == math.prod(op.shape) else f"a tile of shape {shape} to {op.shape}"
+    fits = shape and op.shape and math.prod(shape) == math.prod(op.shape)
+    return None if fits else f"a tile of shape {shape} to {op.shape}"
 
 
 def _transpose_shape(op: Op) -> str | None:

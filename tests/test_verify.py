@@ -115,6 +115,7 @@ BAD = [
     ("SHAPE_MISMATCH", store(tile(8, 32, dtype=I32), A)),
     ("SHAPE_MISMATCH", with_operands("reshape", F32, (8, 4), tile(8, 8))),
     ("DTYPE_MISMATCH", with_operands("reshape", I32, (8, 8), tile(64))),
+    ("SHAPE_MISMATCH", with_operands("reshape", F32, (), tile(1))),
     ("DTYPE_MISMATCH", with_operands("hadamard", I32, (8,), tile(8, dtype=I32))),
     ("SHAPE_MISMATCH", with_operands("hadamard", F32, (), op("constant", F32, value=0.0))),
     ("DTYPE_MISMATCH", with_operands("rint", F32, (8,), tile(8))),
