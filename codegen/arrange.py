@@ -1,6 +1,7 @@
 """How a block's warps share out the tiles of its dots."""
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.digits import multiplies_digits, warps_along_m_of_digits
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
@@ -17,11 +18,14 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
     """How many of the warps share out the rows of activations; the others share out the weights.
 
     1: each weight is decoded in the registers of the one warp that multiplies it. More: several warps multiply it, so
-    it is decoded once for all of them, into shared memory, which must have room for that.
+    it is decoded once for all of them, into shared memory, which must have room for that. Codes in digits are widened
+    by each of them.
     """
     loops = [op for op in walk(program.body) if op.kind == "range" and any(x.kind == "dot" for x in op.body)]
     dots = [op for loop in loops for op in loop.body if op.kind == "dot"]
     rows = {dot.shape[0] for dot in dots}
+    if all(map(multiplies_digits, dots)):
+        return warps_along_m_of_digits(program, warps)
     if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies or not all(map(_is_plain, dots)):
         return 1
     along_m = rows.pop() // WARP_ROWS

@@ -328,7 +328,7 @@ class Lowering:
         steps = {access: by for access, (_, by) in affine.items()}
         pure = self._only_adds_dots(op)
         if any(map(multiplies_digits, op.body)):
-            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, steps, pure)
+            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, steps, stop, pure)
         elif any(map(multiplies_dense, op.body)):
             pipeline = build_dense_pipeline(state, op, starts)
         else:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
@@ -364,7 +364,8 @@ MOST_WARPS = 8  # that share out k
 class DigitTile:
     """One block's share of a product of integer codes, as `Tile`.
 
-    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`.
+    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`. folded: half of
+    the rows of narrow weights carry a power of two until the loop ends, which takes sums of few enough k.
     """
 
     bm: int
@@ -372,11 +373,28 @@ class DigitTile:
     bk: int
     stages: int
     warps: int
+    folded: bool = False
+    splits: int = 1  # blocks that share out k
 
     @property
     def part(self) -> int:
         """k of a step that a warp, or all of them together, take."""
         return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
+
+
+def digit_plan(
+    m: int, n: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1
+) -> DigitTile:
+    """The tile for a whole product of (m, k) activations and one or two (n, k) weights, and the blocks that share k.
+
+    Where there are fewer tiles than SMs, each block takes a part of k, in shorter steps if that makes more of them.
+    """
+    tile = digit_tile(m, k, activations, weights, target, products)
+    each = min(MOST_SPLITS, target.gpu.sms // max(1, -(-m // tile.bm) * -(-n // tile.bn)))
+    direct, least = tile.part < tile.bk, BASES[activations.digits or "s8"].activation_k
+    while direct and k // tile.bk < each and (tile.warps > 2 * tile.bn // 16 or tile.part > least):
+        tile = replace(tile, warps=max(2 * tile.bn // 16, tile.warps // 2), bk=tile.bk // 2)
+    return replace(tile, splits=max(1, min(each, k // max(tile.bk, SHORTEST_STREAM if direct else SHORTEST_SPLIT))))
 
 
 def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1) -> DigitTile:
@@ -388,6 +406,7 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
+    folded = k <= longest_folded(weights.code, activations.code, weights.digits)
     pairs = PAIRS // products
     pairs = pairs // 2 if base.bits == 1 and target.capability < (8, 0) else pairs  # xor takes counts of either side
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
@@ -398,15 +417,15 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
         part = step * _power_to(max(1, LOADED // own))
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
-        return DigitTile(bm, 16 * rows, part * warps, 2, warps)
+        return DigitTile(bm, 16 * rows, part * warps, 2, warps, folded)
     rows = min(2, _power_to(pairs // (columns * planes)))
     most, stored = 4 if target.has_async_copies else 2, products * weights.bits
-    for warps in (4, 2, 1):
-        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
-        stages = min(most, STAGED_BYTES // stage)
+    even = weights.bits * step // 8 % (32 // rows) == 0  # of a row tile's copies, each thread makes as many
+    for warps, deep in ((warps, deep) for warps in (4, 2, 1) for deep in ((step,) if even else (2 * step, step))):
+        stages = min(most, STAGED_BYTES // (deep * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8))
         if stages >= 2:
             break
-    return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+    return DigitTile(bm, 16 * rows * warps, deep, stages, warps, folded)
 
 
 def grouped_tile(
