@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lowbitvm import dtypes
 from lowbitvm.chunk import blocks
+from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
 from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
@@ -256,10 +257,13 @@ def shares_k(shape: tuple[int, ...], warps: int) -> bool:
     return shape[1] < 16 * warps
 
 
-def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline:
+def build_digit_pipeline(
+    state: State, loop: Op, offsets: "dict[Op, list[Operand]]", steps: dict[Op, list[int]], pure: bool
+) -> Pipeline:
     """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
 
-    `offsets` are the loads' offsets at the first iteration; pure: the loop does nothing but add dots to tiles. Raises
+    `offsets` are the loads' offsets at the first iteration, which grow by `steps`; pure: the loop does nothing but add
+    dots to tiles. Raises
     KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
     """
     dots = [op for op in loop.body if op.kind == "dot"]
@@ -276,7 +280,10 @@ def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand
     part = step // max(parts)
     exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
     if parts == {1}:
-        return _staged(state, loop, Unit(step, loop.integer("stages"), 1, exact, min(dims)), loads, offsets)
+        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims))
+        columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
+        moving = {load: steps[load] for load in columns if load.array not in state.stored}
+        return _staged(state, loop, unit, loads, offsets, moving)
     if len(parts) > 1 or not ends or not pure:
         raise LowbitvmError(
             "KERNEL_UNSUPPORTED",
@@ -294,14 +301,25 @@ def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand
     return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
 
 
-def _staged(state: State, loop: Op, unit: Unit, loads: list[Op], offsets: "dict[Op, list[Operand]]") -> Pipeline:
-    """A pipeline through shared memory."""
+def _staged(
+    state: State,
+    loop: Op,
+    unit: Unit,
+    loads: list[Op],
+    offsets: "dict[Op, list[Operand]]",
+    moving: dict[Op, list[int]],
+) -> Pipeline:
+    """A pipeline through shared memory; `moving` are the loads of numbers that go with the codes, and their steps."""
     tiles: dict[tuple[Op, str], Staged] = {}
     size = 0
     for load in loads:
         tile = FragmentTile(state, unit, size, load, *offsets[load])
         tiles[load, "tile"] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    for together in columns_together(offsets, moving):
+        numbers = NumberColumns(state, unit, size, together, loop, offsets, moving[together[0]][1])
+        tiles[together[0], "numbers"] = numbers
+        size = -(-(size + numbers.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 
@@ -390,9 +408,21 @@ class DigitDot:
         if self.alone:
             self._multiply()
             return
+        if self._adds_to_tile:
+            sums = iter(accumulators)
+            tiles, columns = range(self.row_tiles), range(self.columns)
+            self.sums = [[[[next(sums) for _ in range(4)]] for _ in columns] for _ in tiles]
+            self._multiply()
+            return
         self._clear()
         self._multiply()
         self._combine(accumulators)
+
+    @property
+    def _adds_to_tile(self) -> bool:
+        """Whether the MMAs add to the tile itself: one digit on either side, that counts as it is."""
+        alike = self.left.coefficients == (1,) == self.right.coefficients and self.each == 1
+        return alike and not self.direct and not self.atom.xor
 
     def _clear(self) -> None:
         b = self.state.builder

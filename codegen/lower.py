@@ -11,6 +11,7 @@ from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplie
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
+from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
 from lowbitvm.codegen.scatter import scatter, thread_indices
@@ -42,6 +43,7 @@ class Lowering:
         self.state = state
         self.dots: dict[Op, Dot | DigitDot] = {}
         self.accesses: dict[Op, Access] = {}
+        self.columns: dict[Op, tuple[Pipeline, NumberColumns]] = {}
         self.unordered = unordered_arrays(state.program, state.layouts)
         found = list(accumulations(state.program.body, state.uses))
         self.accumulated = {assign: dot for assign, _, dot in found}
@@ -245,6 +247,10 @@ class Lowering:
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def load(self, op: Op) -> None:
+        if op in self.columns:
+            pipeline, column = self.columns[op]
+            self.state.values[op] = self._owned(op, column.read(op, pipeline.slot, self.state.layouts[op]))
+            return
         other = op.attributes["other"]
         assert isinstance(other, int | float)
         self.state.values[op] = self._owned(op, self._access(op).load(other))
@@ -319,15 +325,18 @@ class Lowering:
         start, stop = (self.scalar(bound) for bound in op.operands)
         affine = self._affine_accesses(op, start)
         starts = {access: offsets for access, (offsets, _) in affine.items()}
+        steps = {access: by for access, (_, by) in affine.items()}
         pure = self._only_adds_dots(op)
         if any(map(multiplies_digits, op.body)):
-            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, pure)
+            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, steps, pure)
         elif any(map(multiplies_dense, op.body)):
             pipeline = build_dense_pipeline(state, op, starts)
         else:
             pipeline = build_pipeline(state, op, starts, stop, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
+            columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumns))
+            self.columns |= {load: (pipeline, column) for column in columns for load in column.places}
             pipeline.prologue(start, stop)
             changed = self._make_dots(op, pipeline, pure)
         hoisted = self._hoist(op, affine)
@@ -465,7 +474,7 @@ class Lowering:
         """Moves the address arithmetic of plain accesses before the loop; returns those that advance."""
         hoisted = []
         for op, (starts, steps) in affine.items():
-            if _tile(op) in self.state.layouts:
+            if _tile(op) in self.state.layouts and op not in self.columns:
                 access = self.accesses[op] = self._make_access(op, starts)
                 access.follow(steps)
                 hoisted.append(access)

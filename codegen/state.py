@@ -202,7 +202,9 @@ def non_negative(op: Op) -> bool:
     if op.kind == "constant":
         value = op.attributes["value"]
         return isinstance(value, int) and value >= 0
-    if op.kind in ("add", "mul", "max", "min", "floordiv", "range"):
+    if op.kind == "max":
+        return any(map(non_negative, op.operands))
+    if op.kind in ("add", "mul", "min", "floordiv", "range"):
         return all(map(non_negative, op.operands[: 1 if op.kind == "range" else 2]))
     return op.kind in ("program_id", "dimension")
 

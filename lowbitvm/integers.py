@@ -25,8 +25,7 @@ class PackedDigits:
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
     sums: i32 [rows], the sum over k of value - offset of every row; or [rows, parts], the sums of equal parts of k.
     scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (factor * code - zero), with the
-        `factor` 1 but for the top planes of codes. Of formats with a group along k [rows, groups], and the scales in
-        the format's own dtype.
+        `factor` 1 but for the top planes of codes. Of formats with a group along k [rows, groups].
 
     The arrays are contiguous. Compares by identity.
     """
@@ -128,11 +127,6 @@ class PackedDigits:
             scales=self.scales / twice,
             zeros=_like(self.words, (twice * zeros - middle).astype(np.int32)),
         )
-
-    def with_sums(self, each: int) -> "PackedDigits":
-        """The same matrix with the sums of each so many in_features; made on the CPU. Raises GROUP_INDIVISIBLE."""
-        values = _host(self.unpack()).astype(np.int64)
-        return replace(self, sums=_like(self.words, sums_of(values - self.decomposition.offset, each)))
 
     def to(self, device: Any) -> "PackedDigits":
         """The same matrix of torch tensors on another device."""
@@ -271,7 +265,7 @@ def _rank_one(
     if zeros is not None:
         check_codes("zeros", zeros, fmt.code, 1)
         zeros = _by_row(zeros, dtypes.i32)
-    return _by_row(scales, dtypes.f32 if wanted[1] == 1 else fmt.scale_dtype), zeros
+    return _by_row(scales, dtypes.f32), zeros
 
 
 def _by_row(array: Array, dtype: DType) -> Array:

@@ -22,12 +22,13 @@ from lowbitvm.runtime.linear import LinearCall, linear_call
 from lowbitvm.runtime.quantise import quantize_activations
 
 _library = torch.library.Library("lowbitvm", "DEF")
-_library.define(
+SCHEMA = (
     "linear(Tensor x, Tensor words, Tensor scales, Tensor? zeros, Tensor? bias, str format, int out_features,"
     " int in_features, Tensor? table=None, Tensor? outer=None, Tensor? outer_zeros=None, Tensor? permutation=None,"
     " Tensor[]? gate=None, Tensor? residual=None, *, str? activation=None, ScalarType? dtype=None,"
     " bool batch_invariant=False) -> Tensor"
 )
+_library.define(SCHEMA)
 _library.define(
     "integer_linear(Tensor x, Tensor words, Tensor sums, Tensor scales, Tensor? zeros, Tensor? bias, str format,"
     " int out_features, int in_features, str? x_format=None, Tensor[]? gate=None, Tensor? residual=None, *,"
@@ -90,9 +91,14 @@ def linear(
     parts = (weight.words, weight.scales, weight.zeros)
     more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
     epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
-    arguments = (x, *parts, bias, weight.format_text, *weight.shape, *more, gates, residual)
-    result: torch.Tensor
+    rest: tuple[Any, ...] = (*more, gates, residual)
     tensors = (x, *parts, bias, *more, residual, *(gates or ()))
+    if all(one is None for one in rest):  # what is left out costs torch no time
+        rest = ()
+    if activation is None and dtype is None and not batch_invariant:
+        epilogue = {}
+    arguments = (x, *parts, bias, weight.format_text, weight.out_features, weight.in_features, *rest)
+    result: torch.Tensor
     if torch.compiler.is_compiling() or _differentiable(tensors):
         result = _linear_operator(*arguments, **epilogue)
     else:
@@ -276,12 +282,16 @@ class Repeated:
         """Launches, unless an address is not aligned or the launch is no longer usable."""
         if not self.ready.usable():
             return False
+        if self.call.partials is None:
+            return self._launch((*tensors, y))
         with self.call.shared(y) as shared:
-            addresses = self.addresses((*tensors, y, *shared.values()))
-            aligned = addresses is not None
-            if addresses is not None:
-                self.ready.launch(addresses)
-        return aligned
+            return self._launch((*tensors, y, *shared.values()))
+
+    def _launch(self, given: Sequence[Any]) -> bool:
+        addresses = self.addresses(given)
+        if addresses is not None:
+            self.ready.launch(addresses)
+        return addresses is not None
 
     def addresses(self, given: Sequence[Any]) -> list[int] | None:
         """The kernel's pointers; None where one is not aligned: another kernel is then needed."""
@@ -345,9 +355,7 @@ def _integer_linear(
     rows = math.prod(x.shape[:-1])
     fmt_x = _x_format(weight.format, x_format)
     groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
-    codes = quantize_activations(x.view(rows, in_features), fmt_x)
-    if groups and (codes.summed != min(groups)):
-        codes = codes.with_sums(min(groups))
+    codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
     y: torch.Tensor = matmul(
         codes,
         weight,

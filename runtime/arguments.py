@@ -4,6 +4,7 @@ Arrays of other libraries (CuPy, PyCUDA, numba, JAX) come through `__cuda_array_
 """
 
 import ctypes
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ _CPU, _CUDA, _MANAGED = 1, 2, 13  # DLDeviceType
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat"}  # DLDataTypeCode
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DeviceArray:
     """An array of another library on a GPU. `stream`: on which it may still be written, None for no matter."""
 
@@ -62,10 +63,14 @@ def adopt(value: Any, stream: int | None = None) -> Any:
 
     stream: on which it will be used, for libraries that want to know. Anything that is no array stays what it is.
     """
-    if type(value) in _KINDS or dtypes.is_tensor(value):
+    kind = type(value)
+    if kind in _INTERFACES:
+        return _from_interface(value, value.__cuda_array_interface__)
+    if kind in _KINDS or dtypes.is_tensor(value):
         return value
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
+        _INTERFACES.add(kind)
         return _from_interface(value, interface)
     if hasattr(value, "__dlpack_device__"):
         kind, device = value.__dlpack_device__()
@@ -78,11 +83,14 @@ def adopt(value: Any, stream: int | None = None) -> Any:
 
 def _from_interface(owner: Any, interface: Mapping[str, Any]) -> DeviceArray:
     pointer, _ = interface["data"]
-    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
-    strides = interface.get("strides")
+    shape, dtype, strides = interface["shape"], _dtype(interface["typestr"]), interface.get("strides")
     contiguous = strides is None or _contiguous(shape, [step // dtype.itemsize for step in strides])
     device = driver.pointer_device(pointer) if pointer else 0
     return DeviceArray(shape, dtype, pointer, device, contiguous, interface.get("stream"), owner)
+
+
+_INTERFACES: set[type] = set()  # whose objects have `__cuda_array_interface__`
+_dtype = functools.cache(np.dtype)
 
 
 def _from_dlpack(capsule: Any, device: int) -> DeviceArray:

@@ -184,6 +184,11 @@ def clear(address: int, count: int, stream: int, context: int) -> None:
         _call("clearing memory", "cuMemsetD8Async", address, 0, count, stream, context=context)
 
 
+def allocate(size: int) -> int:
+    """The address of `size` bytes of new memory in the current context, which stay allocated."""
+    return int(_call(f"allocating {size} bytes", "cuMemAlloc", size))
+
+
 def order(stream: int, after: int, context: int) -> None:
     """What is launched on `stream` from now on waits for what was launched on `after`."""
     flags = _driver().CUevent_flags.CU_EVENT_DISABLE_TIMING
@@ -198,8 +203,24 @@ def order(stream: int, after: int, context: int) -> None:
 
 def pointer_device(address: int) -> int:
     """Index of the GPU that an address of device memory lies on. Raises LAUNCH_FAILED for any other address."""
-    attribute = _driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(_call(f"asking for the GPU of address {address:#x}", "cuPointerGetAttribute", attribute, address))
+    call, attribute, success = _pointer_call()
+    status, index = call(attribute, address)
+    if status != success:
+        raise _failure(f"asking for the GPU of address {address:#x}", "cuPointerGetAttribute", status)
+    return int(index)
+
+
+@functools.cache
+def _pointer_call() -> tuple[Any, Any, Any]:
+    """Asked for every array of every launch."""
+    driver = _driver()
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return driver.cuPointerGetAttribute, attribute, driver.CUresult.CUDA_SUCCESS
+
+
+def is_current(context: int) -> bool:
+    """Whether a context is the calling thread's."""
+    return int(_driver().cuCtxGetCurrent()[1] or 0) == context
 
 
 def reads_host_memory(index: int) -> bool:

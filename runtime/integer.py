@@ -19,9 +19,10 @@ from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
 from lowbitvm.plan import DigitTile, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
+from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.launch import emulated_target, launch
+from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
 from lowbitvm.targets import Target
@@ -71,9 +72,21 @@ class Variant:
             y_scales=None if self.codes is None or self.dyadic else f32,
             multipliers=i32 if self.dyadic else None,
             shifts=i32 if self.dyadic else None,
-            divisible={"k": tile.part} if self.aligned else {},
+            divisible=self._divisible(),
             **self.rank_one,
         )
+
+    def _divisible(self) -> dict[str, int]:
+        """Divisors of the sizes: of k what is multiplied at a time, and of the groups those that lie in it."""
+        if not self.aligned:
+            return {}
+        groups = [fmt.group for fmt in (self.activations, self.weights)]
+        own = [g if s is not None and isinstance(g, int) else None for g, s in zip(groups, self.scales, strict=True)]
+        least = min((group for group in own if group is not None), default=None)
+        sizes = {"a_sums": least, "w_sums": least, "a_scales": own[0], "w_scales": own[1]}
+        dims = {"sums": "parts", "scales": "groups"}
+        found = {name: size for name, size in sizes.items() if size is not None and name in self.rank_one}
+        return {"k": self.tile.part} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
 
     @property
     def rank_one(self) -> dict[str, str]:
@@ -165,7 +178,9 @@ def matmul(
     """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
 
     With scales it is the exact integer product, rounded to f32 and multiplied with both scales in f32, in `dtype`:
-    f16 (by default), bf16 or f32, by name or torch's dtype.
+    f16 (by default), bf16 or f32, by name or torch's dtype. With scales of groups of k the integers of each group are
+    rounded to f32 and, in the order of k, total = fma(f32(integers), scale, total); where both sides have groups they
+    are multiplied with a's scale before. Scales of all k come last.
 
     a: what `lb.pack_activations` returns, (m, in_features); w: what `lb.pack_weights` returns, (out_features,
     in_features), in the same digits. bias: (out_features), i32 for an exact product, else f16, bf16 or f32. With scales
@@ -242,12 +257,13 @@ def run_matmul(
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
         tile = _tile(m, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
-    wanted = after.requantize
+    wanted, numbers = after.requantize, rank_one(a, w, after.gate)
+    whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
     variant = Variant(
         a.format,
         w.format,
         tile,
-        k % tile.part == 0,
+        whole,
         (_scale_dtype(a), _scale_dtype(w)),
         dtypes.of(y).name,
         after.gate is not None,
@@ -261,7 +277,6 @@ def run_matmul(
     arguments = {name: value for name, value in given.items() if value is not None}
     if wanted is not None:
         arguments |= {name: _by_feature(part, y, n) for name, part in wanted.arrays.items()}
-    numbers = rank_one(a, w, after.gate)
     arguments |= {name: numbers[name] for name in variant.rank_one}
     grid = launch_grid((m, n), (tile.bm, tile.bn))
     return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)

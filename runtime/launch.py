@@ -126,11 +126,11 @@ class Ready:
 
     def usable(self) -> bool:
         """Whether the arguments would be launched at this place now, and its context still exists."""
-        place = self.place
+        place, context = self.place, self.function.context
         if place.arrays == "host" and _host_gpu() != place.index:
             return False
-        if place.arrays == "other" and driver.current_context(place.index) != self.function.context:
-            return False
+        if place.arrays == "other" and not driver.is_current(context):
+            return driver.current_context(place.index) == context and self.function.alive
         return self.function.alive
 
     def run(self, given: Mapping[str, Any], stream: int | None = None) -> None:
@@ -157,9 +157,11 @@ class Ready:
 
     def _ordered(self, given: Mapping[str, Any], stream: int | None) -> int:
         """The stream to launch on, after what other libraries do to their arrays on streams of their own."""
-        named = {value.stream for value in given.values() if isinstance(value, DeviceArray)} - {None}
-        streams = {0 if other == LEGACY_STREAM else int(other) for other in named if other is not None}
-        chosen = min(streams, default=0) if stream is None else stream
+        named = [value.stream for value in given.values() if type(value) is DeviceArray and value.stream is not None]
+        if not named:
+            return stream or 0
+        streams = {0 if other == LEGACY_STREAM else int(other) for other in named}
+        chosen = min(streams) if stream is None else stream
         for other in streams - {chosen}:
             driver.order(chosen, other, self.function.context)
         return chosen

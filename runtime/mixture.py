@@ -1,6 +1,7 @@
 """Products with mixed weights, and of complex ones: compiled once per variant, launched on arrays of any kind."""
 
 import functools
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels import mixture as kernels
+from lowbitvm.kernels.shares import shared_mixture
 from lowbitvm.mixtures import ComplexWeight, MixedWeight
 from lowbitvm.plan import DigitTile, MixtureTile, digit_tile, mixture_tile
 from lowbitvm.runtime import driver
@@ -25,6 +27,9 @@ from lowbitvm.runtime.integer import check_sides, longest_k, smallest_group, sum
 from lowbitvm.runtime.launch import emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import numbers_of, scaled_product
+from lowbitvm.runtime.workspace import workspace
+from lowbitvm.shares import Shares, share_out, step_costs
+from lowbitvm.targets import Gpu
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -49,14 +54,19 @@ class Variant:
     out: str
     divisors: tuple[tuple[str, int], ...]
     tile: MixtureTile
+    shares: tuple[tuple[int, ...], int] | None = None  # costs of steps, and workers, that share them out
 
     def program(self) -> Program:
         """The kernel as tile IR."""
         tile = self.tile
         specs, elements = self._parameters()
-        made = dsl.kernel(y=("m n", None), **specs)(kernels.mixture)
-        terms = tuple(tuple(len(block) for block in part) for part in self.weights)
-        return made.trace(
+        terms: tuple[Any, ...] = tuple(tuple(len(block) for block in part) for part in self.weights)
+        made: Any = kernels.mixture
+        if self.shares is not None:
+            terms, made = terms[0], shared_mixture
+            elements["costs"], elements["workers"] = self.shares
+            specs |= {"partials": ("rows columns", i32), "arrivals": ("tiles", i32)}
+        return dsl.kernel(y=("m n", None), **specs)(made).trace(
             y=dtypes.get(self.out), terms=terms, bm=tile.bm, bn=tile.bn, bk=tile.bk, stages=tile.stages,
             divisible=dict(self.divisors), **elements,
         )  # fmt: skip
@@ -180,16 +190,36 @@ def run_mixed(
     *,
     x: Array | None = None,
     tile: MixtureTile | None = None,
+    shares: Shares | None = None,
     **options: Any,
 ) -> "Report | None":
     """y (m, out_features) = the product on `target`; see `launch` for devices, options and errors."""
-    arguments = _arguments(sides, w, x)
     variant = _variant(sides, w, dtypes.of(y).name, target, tile)
-    tile = variant.tile
-    program = _compiled(variant, target, disk_cache())
-    taken = {array.name: arguments[array.name] for array in program.program.arrays if array.name != "y"}
-    columns = sum(-(-part[0][0].rows // tile.bn) for part in w.parts)
-    return launch(program, (-(-sides[0].rows // tile.bm), columns), {"y": y, **taken}, **options)
+    tile, given = variant.tile, {**_arguments(sides, w, x), "y": y}
+    shares = _shares(sides, w, tile, targets.get(target).gpu) if shares is None else shares
+    if shares is not None:
+        variant = replace(variant, shares=(shares.costs, shares.workers))
+    kernel = _compiled(variant, target, disk_cache())
+    taken = {array.name: given.get(array.name) for array in kernel.program.arrays}
+    if shares is None:
+        columns = sum(-(-part[0][0].rows // tile.bn) for part in w.parts)
+        return launch(kernel, (-(-sides[0].rows // tile.bm), columns), taken, **options)
+    rows = 2 * shares.workers * len(w.weights) * tile.bm
+    with workspace(y, (rows, tile.bn), shares.tiles) as (partials, arrivals):
+        whole = partials.view(sys.modules["torch"].int32) if dtypes.is_tensor(partials) else partials.view(np.int32)
+        return launch(kernel, (shares.workers,), {**taken, "partials": whole, "arrivals": arrivals}, **options)
+
+
+def _shares(sides: Sequence[PackedDigits], w: MixedWeight, tile: MixtureTile, gpu: Gpu) -> Shares | None:
+    """How blocks share out the steps of parts of k; None where they make whole tiles."""
+    grouped = any(matrix.group is not None for matrix in (*sides, *w.weights))
+    if len(sides) == 1 or w.rows is not None or w.branch is not None or grouped or tile.bn < 16 * tile.warps:
+        return None
+    tiles = -(-sides[0].rows // tile.bm) * -(-w.shape[0] // tile.bn)
+    steps = tuple(-(-side.columns // bk) for side, bk in zip(sides, tile.bk, strict=True))
+    formats = [[weight.format for weight in block] for block in w.parts[0]]
+    costs = step_costs([side.format for side in sides], formats, tile.bk, gpu)
+    return share_out(tiles, steps, costs, gpu)
 
 
 def _variant(sides: Sequence[PackedDigits], w: MixedWeight, out: str, target: str, tile: MixtureTile | None) -> Variant:

@@ -1,5 +1,6 @@
 """The product of two matrices of integer codes, exact or scaled, with what may follow it in the same kernel."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
 from lowbitvm.kernels.epilogue import finish
+
+PATTERN = 0x4B400000  # of 1.5 * 2^23 in f32
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Side:
         """in_features that share a scale, where these are not all."""
         group = self.codes.format.group
         return group if self.scales is not None and isinstance(group, int) else None
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a value, less its zero."""
+        code = self.codes.format.code
+        return code.high - code.low if self.zeros is not None else max(abs(code.low), abs(code.high))
 
     def numbers(self, at: Value | int = 0, of_sums: Value | int = 0) -> Numbers:
         """Those in column `at` of scales and zeros, and `of_sums` of sums."""
@@ -158,31 +167,46 @@ def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Valu
             return Numbers(side.factor, offset, side.sum(of_sums), None)
         return side.numbers(k // side.group + part // side.group, of_sums)
 
-    totals = [dsl.zeros((a.rows, w.rows)) for w in weights]
+    totals, most = [dsl.zeros((a.rows, w.rows)) for w in weights], math.prod(side.largest for side in (a, weights[0]))
     for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
         tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
-        found = {
-            part: [numbers(k, part, *side) for side in zip(sides, fixed, strict=True)] for part in range(0, bk, group)
-        }
-        for part, (of_a, *others) in found.items():
+        for part in range(0, bk, group):
+            of_a, *others = (numbers(k, part, *side) for side in zip(sides, fixed, strict=True))
             for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
-                exact = corrected(dsl.dot(tiles[0], codes.T, k=(part, group)), of_a, of_w, group)
+                product = dsl.dot(tiles[0], codes.T, k=(part, group))
+                exact = _to_float(product, of_a, of_w, group, group * most)
                 *before, last = (scale for scale in (of_a.scale, of_w.scale) if scale is not None)
-                total.set(dsl.fma(_scaled(exact.to(f32), before), last, total))
+                total.set(dsl.fma(_scaled(exact, before), last, total))
     left = [side.scale() if side.group is None else None for side in sides]
     return [_scaled(total, [left[0], scale]) for total, scale in zip(totals, left[1:], strict=True)]
 
 
 def corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
     """The sums of products over k of the values, less their zeros, from those without the offsets."""
-    if w.factor > 1:
-        total = total * w.factor
+    return (total * w.factor if w.factor > 1 else total) + _correction(a, w, k)
+
+
+def _correction(a: Numbers, w: Numbers, k: Value | int) -> Value | int:
+    """What sums over k of products without the offsets lack of those of the values, less their zeros."""
+    total: Value | int = 0
     if a.sums is not None:
-        total = total + a.sums * w.offset
+        total = a.sums * w.offset
     if w.sums is not None:
         of_w = w.sums * w.factor if w.factor > 1 else w.sums
-        total = total + (of_w if a.sums is None else of_w + k * w.offset) * a.offset
+        total = (of_w if a.sums is None else of_w + k * w.offset) * a.offset + total
     return total
+
+
+def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Value:
+    """`corrected` in f32, for integers up to `most`: where that is below 2^22, by two additions.
+
+    Integers from -2^22 on are added to the pattern of 1.5 * 2^23, whose last bit is 1: the pattern of their sum.
+    """
+    if most >= 1 << 22 or w.factor > 1:
+        return corrected(product, a, w, k).to(f32)
+    start = dsl.full(product.shape, PATTERN, i32) + _correction(a, w, k)
+    start += product
+    return dsl.bitcast(start, f32) - 1.5 * 2**23
 
 
 def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:

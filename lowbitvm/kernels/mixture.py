@@ -40,11 +40,11 @@ def mixture(
                 _products(arrays, (part, block), (i, j), (bm, bn), count, bk[block], stages)
                 for block, count in enumerate(blocks)
             ]
-            result = _sum([value for values in products for value in values])
+            result = sum_of([value for values in products for value in values])
             if "x" in arrays:
                 result = _with_branch(result, arrays, part, (i, j))
             rows = arrays.get(f"rows{part}")
-            place = j if rows is None else dsl.load(_tensor(rows), (j,), (bn,), other=-1)
+            place = j if rows is None else dsl.load(tensor(rows), (j,), (bn,), other=-1)
             dsl.store(y, (i, place), result.to(y.dtype))
         first = after
 
@@ -75,8 +75,8 @@ def _products(
 ) -> list[Value]:
     """The products of one part of n and of k, a tile for each term."""
     part, block = which
-    left = _side(arrays, f"a{block}", place[0], shape[0])
-    weights = [_side(arrays, f"w{part}_{block}_{term}", place[1], shape[1]) for term in range(count)]
+    left = side_of(arrays, f"a{block}", place[0], shape[0])
+    weights = [side_of(arrays, f"w{part}_{block}_{term}", place[1], shape[1]) for term in range(count)]
     make = grouped if any(side.group for side in (left, *weights)) else whole
     found = make(left, weights, bk, stages)
     if not any(name == "x" or name.endswith("_scales") for name in arrays):
@@ -84,18 +84,18 @@ def _products(
     return [value.to(f32) for value in found]
 
 
-def _side(arrays: Mapping[str, Tensor | Packed], name: str, first: Value, rows: int) -> Side:
+def side_of(arrays: Mapping[str, Tensor | Packed], name: str, first: Value, rows: int) -> Side:
     codes, sums, zeros, scales = (arrays.get(name + part) for part in ("", "_sums", "_zeros", "_scales"))
     assert isinstance(codes, Packed) and not any(isinstance(array, Packed) for array in (sums, zeros, scales))
-    return Side(codes, first, rows, *(None if array is None else _tensor(array) for array in (sums, zeros, scales)))
+    return Side(codes, first, rows, *(None if array is None else tensor(array) for array in (sums, zeros, scales)))
 
 
-def _tensor(array: Tensor | Packed) -> Tensor:
+def tensor(array: Tensor | Packed) -> Tensor:
     assert isinstance(array, Tensor)
     return array
 
 
-def _sum(values: Sequence[Value]) -> Value:
+def sum_of(values: Sequence[Value]) -> Value:
     """Their sum, in the first one's lanes."""
     total = values[0]
     for value in values[1:]:
@@ -114,7 +114,7 @@ def _with_branch(result: Value, arrays: Mapping[str, Tensor | Packed], part: int
     alike = columns_per_row(fmt.code, fmt.digits or "") == 1
     total = result if alike else dsl.zeros(shape)
     for k in dsl.record_range(0, v.shape[1], DENSE_K):
-        index = k if columns is None else dsl.load(_tensor(columns), (k,), (DENSE_K,), other=-1)
+        index = k if columns is None else dsl.load(tensor(columns), (k,), (DENSE_K,), other=-1)
         dense = dsl.load(x, (place[0], index), (shape[0], DENSE_K))
         total += dsl.dot(dense, dsl.load(v, (place[1], k), (shape[1], DENSE_K)).T)
     return total if alike else result + total.T.T

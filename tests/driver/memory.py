@@ -19,9 +19,7 @@ CUDA = 2  # kDLCUDA
 def allocate(size: int, device: int) -> int:
     """The address of new memory in the primary context of a device; as torch's allocator, also during a capture."""
     with driver._current(driver.primary_context(device)), driver._outside_capture():
-        status, address = cuda.cuMemAlloc(max(size, 1))
-    assert status == cuda.CUresult.CUDA_SUCCESS, status
-    return int(address)
+        return driver.allocate(max(size, 1))
 
 
 def create_stream(device: int, non_blocking: bool = False) -> int:

@@ -1,8 +1,7 @@
-"""The stand-in libcuda.so.1 of libcuda.c, loaded so that cuda.bindings finds it, with launches on the emulator."""
+"""The stand-in libcuda.so.1 of lowbitvm/bench, loaded so that cuda.bindings finds it, with launches on the emulator."""
 
 import ctypes
 import functools
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from lowbitvm.bench.launching import build_driver
 from lowbitvm.runtime import assemble, compiled, emulator
 from lowbitvm.runtime.cache import Cache
 
-SOURCE = Path(__file__).parent / "libcuda.c"
 _Launcher = ctypes.CFUNCTYPE(
     *(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_uint)),
     *(ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint64),
@@ -25,10 +24,7 @@ ILLEGAL_ADDRESS, LAUNCH_FAILED = 700, 719
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library, compiled once and kept loaded: a later dlopen("libcuda.so.1") finds it by its name."""
-    path = Path(tempfile.mkdtemp(prefix="lowbitvm-driver-"), "libcuda.so.1")
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    flags = ["-std=c11", "-O2", *warnings, "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-soname,libcuda.so.1"]
-    subprocess.run(["cc", *flags, "-o", str(path), str(SOURCE), "-pthread"], check=True)
+    path = build_driver(Path(tempfile.mkdtemp(prefix="lowbitvm-driver-")))
     loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     loaded.standin_find.argtypes = [ctypes.c_uint64, ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 2]
     loaded.standin_calls.restype = ctypes.c_uint64
