@@ -108,12 +108,13 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 
     At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 eight warps
     leave registers to sum 128 of k at a time, for the row sums of float zero points, the two segments of groups of 32
-    and the gathering of a permuted weight's x; groups of 64 take fewer instructions with four (`make bench` shows both). Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
-    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
-    gathering of x is few of all instructions.
+    and the gathering of a permuted weight's x; groups of 64 take fewer instructions with four (`make bench` shows
+    both). Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves
+    one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where those of one are
+    many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the gathering of x is
+    few of all instructions.
     """
-    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
@@ -132,7 +133,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: bool = False) -> bool:
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
 
     There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
@@ -335,7 +336,7 @@ def chosen_tile(
     if tile.direct and "direct" not in given:
         tile = replace(tile, direct=direct_k(tile, fmt, target or TARGETS["sm_80"], weights))
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
