@@ -5,7 +5,7 @@ from lowbitvm.codegen.digits import multiplies_digits, warps_along_m_of_digits
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
-from lowbitvm.plan import TABLE_BYTES
+from lowbitvm.plan import TABLE_BYTES, decoded_scale_bits
 from lowbitvm.targets import Target
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
@@ -37,15 +37,14 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
 
 
 def _is_plain(dot: Op) -> bool:
-    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored.
+    """Whether a dot is one of activations that are loaded with weights that may be decoded a unit ahead.
 
     Codebooks of groups are found by the unit that is multiplied, not by the next one.
     """
     activations, fmt = dot.operands[0], _format(dot)
-    by_rows = activations.kind == "load"
     if fmt is None or fmt.table == "group":
         return False
-    return dot.dtype != dtypes.i32 and by_rows
+    return dot.dtype != dtypes.i32 and activations.kind == "load"
 
 
 def _format(dot: Op) -> Format | None:
@@ -70,6 +69,7 @@ def _shared_bytes(loop: Op) -> int:
             continue
         rows = max(1, k // fmt.group) if isinstance(fmt.group, int) else 1
         numbers = sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None) * rows
+        numbers = max(numbers, decoded_scale_bits(fmt))
         total += dot.shape[1] * (stages * (k * fmt.bits + numbers) // 8 + 2 * 2 * k)
         total += TABLE_BYTES if fmt.code.kind == "table" else 0
     return total

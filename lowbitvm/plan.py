@@ -106,15 +106,15 @@ def _time(tile: Tile, tiles: int, k: int, fmt: Format, target: Target, weights: 
 def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1) -> Tile:
     """The tile for m rows of activations and one weight, or two: the smallest bm of 8 to 128 that holds them.
 
-    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
-    have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
-    groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
-    permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
-    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
-    gathering of x is few of all instructions.
+    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 eight warps
+    leave registers to sum 128 of k at a time, for the row sums of float zero points, the two segments of groups of 32
+    and the gathering of a permuted weight's x; groups of 64 take fewer instructions with four (`make bench` shows
+    both). Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves
+    one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where those of one are
+    many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the gathering of x is
+    few of all instructions.
     """
-    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
@@ -133,7 +133,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: bool = False) -> bool:
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
 
     There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
@@ -147,7 +147,9 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
-    return _staged_bytes(tile, fmt) + tables + 2 * 2 * tile.bn * tile.bk <= room
+    segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
+    return _staged_bytes(tile, fmt) + tables + sums + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
@@ -192,9 +194,21 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn)
+    numbers = groups * (numbers + (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn))
+    if tile.bm > SMALL_ROWS:
+        numbers = max(numbers, decoded_scale_bits(fmt))
     codes = 0 if tile.direct else fmt.bits * tile.bk
-    return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
+    return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers)) // 8
+
+
+def decoded_scale_bits(fmt: Format) -> int:
+    """Bits per out_feature of a stage that scales of 8 bits take where codes are multiplied with them once per block.
+
+    They lie there as bytes and as 16-bit numbers, of all groups of UNIT_K, whose largest is an f32.
+    """
+    if fmt.zero is not None or fmt.scale_dtype.bits != CONVERTED_BITS or isinstance(fmt.group, str):
+        return 0
+    return UNIT_K // min(fmt.group, UNIT_K) * (CONVERTED_BITS + 16) + 32 * (1 + (fmt.outer == 256))
 
 
 def stages_tables(fmt: Format, k: int, bn: int) -> bool:
@@ -322,7 +336,7 @@ def chosen_tile(
     if tile.direct and "direct" not in given:
         tile = replace(tile, direct=direct_k(tile, fmt, target or TARGETS["sm_80"], weights))
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
