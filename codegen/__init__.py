@@ -44,7 +44,7 @@ def compile_kernel(program: Program, target_name: str, warps: int) -> Ptx:
     Lowering(state).block(program.body)
     parameters = [f".{kind} {name}" for kind, name in state.parameters]
     text = state.builder.module(program.name, target, parameters, state.threads)
-    return Ptx(text, program.name, state.threads, state.shared_bytes, tuple(state.parameters))
+    return Ptx(text, program.name, state.threads, state.shared_most, tuple(state.parameters))
 
 
 def _activation(program: Program) -> str:

@@ -38,7 +38,7 @@ def _is_plain(dot: Op) -> bool:
     Codebooks of groups are found by the unit that is multiplied, not by the next one.
     """
     activations, fmt = dot.operands[0], _format(dot)
-    by_rows = activations.kind == "load" and not activations.operands[1].shape
+    by_rows = activations.kind == "load"
     if fmt is None or fmt.table == "group":
         return False
     return dot.dtype != dtypes.i32 and by_rows

@@ -47,7 +47,14 @@ def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]
     for op in tiles:
         if op.kind == "dot":
             by_digits = multiplies_digits(op)
-            fix(op, digit_layout(op, warps) if by_digits else fragment_layout(op, atom, *arrangement))
+            wanted = digit_layout(op, warps) if by_digits else fragment_layout(op, atom, *arrangement)
+            if not fix(op, wanted) and layouts[op] != wanted:
+                raise LowbitvmError(
+                    "KERNEL_UNSUPPORTED",
+                    "one tile takes part in dots of different digits, which leave it to different lanes",
+                    "add them up apart, and take tile.T.T of one of the sums, which moves it to the lanes of the other",
+                    op.location,
+                )
     for op in ops:
         if op.kind == "store" and op.array is not None and isinstance(op.array.element, Format):
             fix(op.operands[0], packing_layout(op.operands[0].shape, op.array.element, warps))
@@ -174,8 +181,17 @@ def reduced_layout(op: Op, operand: Layout) -> Layout:
     return without_repeats(operand.project(*kept).rename(outs=dict(zip(kept, AXES, strict=False))))
 
 
+def index_layout(store: Op, at: int, layout: Layout) -> Layout:
+    """The layout of the indices along an axis that a store scatters its tile by: those of the tile's own registers."""
+    return without_repeats(layout.project(AXES[at]).rename(outs={AXES[at]: AXES[0]}))
+
+
 def _implied(op: Op, layouts: dict[Op, Layout]) -> Iterator[tuple[Op, Layout]]:
     """What an op says of the layouts of its operand and result, where one of them is known."""
+    if op.kind == "store" and op.operands[0] in layouts:
+        for at, offset in enumerate(op.operands[1:]):
+            if offset.shape:
+                yield offset, index_layout(op, at, layouts[op.operands[0]])
     if op.kind not in ("reduce", "broadcast", "expand", "transpose", "reshape"):
         return
     operand = op.operands[0]

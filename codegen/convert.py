@@ -32,7 +32,7 @@ from lowbitvm.errors import LowbitvmError
 F16_STARTS = {1: (9, 10), 2: (7, 9), 3: (5, 8), 4: (3, 7), 5: (1, 6), 6: (1, 5), 7: (0, 4), 8: (0, 0)}
 BF16_STARTS = {1: (5, 6), 2: (3, 5), 3: (1, 4), 4: (3, 3), 5: (1, 1), 6: (1, 1), 7: (0, 0), 8: (0, 0)}
 # of floats with one exponent bit: sign and an integer, so that f16 and bf16 can have it at the same place
-E1_STARTS = {1: 6, 2: 4, 3: 3, 4: 1, 5: 0, 6: 0}
+E1_STARTS = {1: 6, 2: 4, 3: 1, 4: 1, 5: 0, 6: 0}
 MANTISSA = {"f16": 10, "bf16": 7}
 EXPONENT_BIAS = {"f16": 15, "bf16": 127}
 SIGN_PLACE = 15
@@ -290,7 +290,7 @@ def layout_decoder(code: CodeType, act: str, layout: Layout) -> Decoder:
         return Decoder(code, act, (low, high), (1 / low, 1 / high), layout.merges, pairs, magic=ONE_BF16)
     step = 1.0 if code.is_linear else 2.0 ** (2 - (1 << (code.exponent - 1)) - code.mantissa)
     low, high = (unit / step for unit in units)
-    kept, pairs = keep_signs(pairs, code.bits + len(layout.merges))
+    kept, pairs = keep_signs(pairs, 1 + max(part.source for parts in (*layout.merges, *pairs) for part in parts))
     if act == "f16":
         return Decoder(code, act, (low, high), zero, layout.merges, pairs, kept)
     up = min(LARGEST_SHIFT, -round(math.log2(low)))

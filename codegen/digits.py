@@ -7,10 +7,12 @@ the loop ends.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 from lowbitvm import dtypes
 from lowbitvm.chunk import blocks
+from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
 from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
 from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
 from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
@@ -87,7 +89,7 @@ def digit_layout(dot: Op, warps: int) -> Layout:
 
 
 class FragmentTile(Staged):
-    """Stored tiles in shared memory as in global memory: [row tile][k tile][words].
+    """Stored tiles in shared memory as in global memory: [row tile][k tile][words], without planes that are skipped.
 
     Each row tile has its share of the threads, so that a thread's pieces have one pointer and one predicate.
     """
@@ -95,7 +97,8 @@ class FragmentTile(Staged):
     def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
         super().__init__(state, unit, offset)
         stored = self.stored = StoredTiles(state, load, row, start)
-        self.row_bytes = self.distance = unit.k // stored.k * stored.bytes
+        tiles, self.tile_bytes = unit.k // stored.k, stored.bytes - stored.skipped
+        self.distance, self.row_bytes = tiles * stored.bytes, tiles * self.tile_bytes
         self.size = stored.rows * self.row_bytes
         b = state.builder
         warp = b.op("shr.u32", "r", state.tid, 5)
@@ -113,28 +116,30 @@ class FragmentTile(Staged):
             address = self.centred(b.op("mad.wide.u32", "rd", within, PIECE, stored.address(index)))
             place = b.op("mad.lo.s32", "r", within, PIECE, state.smem)
             place = b.op("mad.lo.s32", "r", tile, self.row_bytes, place)
-            for shift in range(0, self.row_bytes // PIECE, threads):
-                if shift == 0 or not unit.exact:
-                    k = functools.partial(self._k_limit, within, shift)
+            runs = tiles if stored.skipped else 1  # of pieces that lie side by side
+            bytes_of_run = self.row_bytes // runs
+            for run, shift in itertools.product(range(runs), range(0, bytes_of_run // PIECE, threads)):
+                if (run, shift) == (0, 0) or not unit.exact:
+                    k = functools.partial(self._k_limit, within, run * bytes_of_run // PIECE + shift)
                     outside, limit = self.inside(k, index, stored.count)
-                active = self.fewer(self.row_bytes // PIECE - shift, threads, within)
+                active = self.fewer(bytes_of_run // PIECE - shift, threads, within)
                 assert exists is None or active is None
-                self.pieces.append(
-                    Piece(address, shift * PIECE, place, shift * PIECE, outside, limit, active or exists)
-                )
+                source = shift * PIECE + run * stored.bytes + stored.skipped
+                target = shift * PIECE + run * bytes_of_run
+                self.pieces.append(Piece(address, source, place, target, outside, limit, active or exists))
 
     def _k_limit(self, within: str, shift: int) -> Operand:
         """The k below which a unit must begin for the piece `within` + `shift` of a row tile to exist."""
-        if self.row_bytes == self.stored.bytes:
+        if self.row_bytes == self.tile_bytes:
             return self.stored.columns
         piece = self.state.scalar("add", within, shift)
-        tile = self.state.builder.op("div.u32", "r", piece, self.stored.bytes // PIECE)
+        tile = self.state.builder.op("div.u32", "r", piece, self.tile_bytes // PIECE)
         return self.state.scalar("sub", self.stored.columns, self.state.scalar("mul", tile, self.stored.k))
 
     def words(self, slot: int, row: int, tile: int) -> list[str]:
         """Emits the loads of the lane's words of one stored tile of a slot."""
         b = self.state.builder
-        place = slot + self.offset + row * self.row_bytes + tile * self.stored.bytes + self.stored.skipped
+        place = slot + self.offset + row * self.row_bytes + tile * self.tile_bytes
         words: list[str] = []
         for width in self.stored.vectors:
             registers = [b.register("r") for _ in range(width)]
@@ -151,6 +156,7 @@ class DirectTile(Staged):
         super().__init__(state, unit, 0)
         stored = self.stored = StoredTiles(state, load, row, pipeline_k)
         self.distance = unit.k // stored.k * stored.bytes
+        self.loaded: dict[tuple[int, int], list[str]] = {}  # words of this step, for all dots of the tile
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
         last = b.op("sub.s32", "r", stored.count, 1)
@@ -171,8 +177,15 @@ class DirectTile(Staged):
         return self.state.builder.op("setp.ge.u32", "p", index, self.stored.count)
 
     def words(self, left: str, row: int, tile: int) -> list[str]:
-        """Emits the loads of the lane's words of one stored tile; zeros where no more than tile * k is `left` of k."""
-        b, words, place = self.state.builder, [], tile * self.stored.bytes + self.stored.skipped
+        """A lane's words of one stored tile, which the first call of a step loads."""
+        if (row, tile) not in self.loaded:
+            self.loaded[row, tile] = self._load(left, row, tile)
+        return self.loaded[row, tile]
+
+    def _load(self, left: str, row: int, tile: int) -> list[str]:
+        """Emits the loads of the words; zeros where no more than tile * k is `left` of k."""
+        b, place = self.state.builder, tile * self.stored.bytes + self.stored.skipped
+        words: list[str] = []
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
@@ -226,7 +239,9 @@ class DirectPipeline(Pipeline):
         return self.ahead
 
     def begin_unit(self, number: int) -> None:
-        pass
+        for tile in self.tiles.values():
+            assert isinstance(tile, DirectTile)
+            tile.loaded.clear()
 
     def drain(self) -> None:
         pass
@@ -242,10 +257,13 @@ def shares_k(shape: tuple[int, ...], warps: int) -> bool:
     return shape[1] < 16 * warps
 
 
-def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand]]", pure: bool) -> Pipeline:
+def build_digit_pipeline(
+    state: State, loop: Op, offsets: "dict[Op, list[Operand]]", steps: dict[Op, list[int]], pure: bool
+) -> Pipeline:
     """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
 
-    `offsets` are the loads' offsets at the first iteration; pure: the loop does nothing but add dots to tiles. Raises
+    `offsets` are the loads' offsets at the first iteration, which grow by `steps`; pure: the loop does nothing but add
+    dots to tiles. Raises
     KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
     """
     dots = [op for op in loop.body if op.kind == "dot"]
@@ -262,7 +280,10 @@ def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand
     part = step // max(parts)
     exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
     if parts == {1}:
-        return _staged(state, loop, Unit(step, loop.integer("stages"), 1, exact, min(dims)), loads, offsets)
+        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims))
+        columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
+        moving = {load: steps[load] for load in columns if load.array not in state.stored}
+        return _staged(state, loop, unit, loads, offsets, moving)
     if len(parts) > 1 or not ends or not pure:
         raise LowbitvmError(
             "KERNEL_UNSUPPORTED",
@@ -280,14 +301,25 @@ def build_digit_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand
     return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
 
 
-def _staged(state: State, loop: Op, unit: Unit, loads: list[Op], offsets: "dict[Op, list[Operand]]") -> Pipeline:
-    """A pipeline through shared memory."""
+def _staged(
+    state: State,
+    loop: Op,
+    unit: Unit,
+    loads: list[Op],
+    offsets: "dict[Op, list[Operand]]",
+    moving: dict[Op, list[int]],
+) -> Pipeline:
+    """A pipeline through shared memory; `moving` are the loads of numbers that go with the codes, and their steps."""
     tiles: dict[tuple[Op, str], Staged] = {}
     size = 0
     for load in loads:
         tile = FragmentTile(state, unit, size, load, *offsets[load])
         tiles[load, "tile"] = tile
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    for together in columns_together(offsets, moving):
+        numbers = NumberColumns(state, unit, size, together, loop, offsets, moving[together[0]][1])
+        tiles[together[0], "numbers"] = numbers
+        size = -(-(size + numbers.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
 
 
@@ -376,9 +408,21 @@ class DigitDot:
         if self.alone:
             self._multiply()
             return
+        if self._adds_to_tile:
+            sums = iter(accumulators)
+            tiles, columns = range(self.row_tiles), range(self.columns)
+            self.sums = [[[[next(sums) for _ in range(4)]] for _ in columns] for _ in tiles]
+            self._multiply()
+            return
         self._clear()
         self._multiply()
         self._combine(accumulators)
+
+    @property
+    def _adds_to_tile(self) -> bool:
+        """Whether the MMAs add to the tile itself: one digit on either side, that counts as it is."""
+        alike = self.left.coefficients == (1,) == self.right.coefficients and self.each == 1
+        return alike and not self.direct and not self.atom.xor
 
     def _clear(self) -> None:
         b = self.state.builder

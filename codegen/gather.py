@@ -152,7 +152,7 @@ class GatheredTile(Activations):
         """Nothing: the last `turn` of an iteration does."""
 
     def _move_on(self, quad: Quad) -> None:
-        b, k = self.state.builder, self.unit.slots * self.unit.k
+        b, k = self.state.builder, self.unit.turn * self.unit.k
         b.do("add.s64", quad.pointer, quad.pointer, 4 * k)
         b.do("sub.s32", quad.left, quad.left, k)
         if not self.unit.exact:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from lowbitvm import dtypes
 from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
-from lowbitvm.codegen.assign import AXES, operand_layout, packing_layout, reduced_layout, staged_tiles
+from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_layout, reduced_layout, staged_tiles
+from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
+from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
+from lowbitvm.codegen.scatter import scatter, thread_indices
 from lowbitvm.codegen.shared_dot import SharedDot
 from lowbitvm.codegen.state import State, divisor, invariant
 from lowbitvm.errors import LowbitvmError
@@ -40,6 +43,7 @@ class Lowering:
         self.state = state
         self.dots: dict[Op, Dot | DigitDot] = {}
         self.accesses: dict[Op, Access] = {}
+        self.columns: dict[Op, tuple[Pipeline, NumberColumns]] = {}
         self.unordered = unordered_arrays(state.program, state.layouts)
         found = list(accumulations(state.program.body, state.uses))
         self.accumulated = {assign: dot for assign, _, dot in found}
@@ -47,8 +51,11 @@ class Lowering:
         self.rounded = {cast for cast, store in stored_casts(state.program.body, state.uses) if self._rounds(store)}
 
     def block(self, ops: Sequence[Op]) -> None:
-        """Emits a block."""
+        """Emits a block. What a loop over dots keeps in shared memory takes the place of all that came before it."""
+        taken = self.state.shared_bytes
         for op in ops:
+            if op.kind in ("range", "when") and any(x.kind == "dot" for x in walk(op.body)):
+                self.state.release_shared(taken)
             if op in self.state.layouts or not op.shape or op.dtype is None:
                 self.state.builder.locate(op.location)
                 LOWER[op.kind](self, op)
@@ -152,7 +159,7 @@ class Lowering:
     def hadamard(self, op: Op) -> None:
         state, layout = self.state, self.state.layouts[op]
         values = [exchange.in_register(state, value, "f") for value in state.values[op.operands[0]]]
-        state.values[op] = list(exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1]))
+        state.values[op] = self._owned(op, [*exchange.hadamard(state, op, values, layout, AXES[len(op.shape) - 1])])
 
     def cast(self, op: Op) -> None:
         source, target = op.operands[0].dtype, op.dtype
@@ -177,6 +184,8 @@ class Lowering:
 
     def _rounds(self, store: Op) -> bool:
         """Whether a store rounds its tile itself, two numbers with one instruction."""
+        if any(offset.shape for offset in _offsets(store)):
+            return False
         layout, target = self.state.layouts[store.operands[0]], self.state.target
         return target.has_paired_casts and turned_layout(self.state, store, layout) is not None
 
@@ -238,6 +247,10 @@ class Lowering:
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def load(self, op: Op) -> None:
+        if op in self.columns:
+            pipeline, column = self.columns[op]
+            self.state.values[op] = self._owned(op, column.read(op, pipeline.slot, self.state.layouts[op]))
+            return
         other = op.attributes["other"]
         assert isinstance(other, int | float)
         self.state.values[op] = self._owned(op, self._access(op).load(other))
@@ -251,7 +264,22 @@ class Lowering:
             codes = self._in_layout(tile, self.state.values[tile], self.state.layouts[tile], wanted)
             packing.store(self.state, op, codes, [self.scalar(offset) for offset in op.operands[1:]])
             return
-        self._access(op).store(self.state.values[tile], rounds=tile in self.rounded)
+        if not any(offset.shape for offset in _offsets(op)):
+            self._access(op).store(self.state.values[tile], rounds=tile in self.rounded)
+            return
+        if op.array in self.unordered:
+            self.state.builder.do("bar.sync", 0)
+        scatter(self.state, op, [self._indices(op, at) for at in range(len(tile.shape))])
+
+    def _indices(self, op: Op, at: int) -> list[Operand]:
+        """The index in the array along an axis of every register of the tile that a store scatters."""
+        offset, layout = _offsets(op)[at], self.state.layouts[op.operands[0]]
+        if not offset.shape:
+            return thread_indices(self.state, layout, AXES[at], self.scalar(offset))
+        wanted = index_layout(op, at, layout)
+        values = self._in_layout(offset, self.state.values[offset], self.state.layouts[offset], wanted)
+        found = {_place(wanted, r, AXES[:1]): value for r, value in enumerate(values)}
+        return [found[_place(layout, r, AXES[at : at + 1])] for r in range(1 << layout.ins["register"])]
 
     def atomic_add(self, op: Op) -> None:
         """Between two barriers one thread adds for all, and hands on through shared memory what it found."""
@@ -297,13 +325,18 @@ class Lowering:
         start, stop = (self.scalar(bound) for bound in op.operands)
         affine = self._affine_accesses(op, start)
         starts = {access: offsets for access, (offsets, _) in affine.items()}
+        steps = {access: by for access, (_, by) in affine.items()}
         pure = self._only_adds_dots(op)
-        digits = any(map(multiplies_digits, op.body))
-        pipeline = (
-            build_digit_pipeline(state, op, starts, pure) if digits else build_pipeline(state, op, starts, stop, pure)
-        )
+        if any(map(multiplies_digits, op.body)):
+            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, steps, pure)
+        elif any(map(multiplies_dense, op.body)):
+            pipeline = build_dense_pipeline(state, op, starts)
+        else:
+            pipeline = build_pipeline(state, op, starts, stop, pure)
         if pipeline is not None:
             self._check_staged(pipeline)
+            columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumns))
+            self.columns |= {load: (pipeline, column) for column in columns for load in column.places}
             pipeline.prologue(start, stop)
             changed = self._make_dots(op, pipeline, pure)
         hoisted = self._hoist(op, affine)
@@ -346,6 +379,8 @@ class Lowering:
     def _make_dot(self, op: Op, pipeline: Pipeline) -> Dot | DigitDot:
         if multiplies_digits(op):
             return DigitDot(self.state, pipeline, op)
+        if multiplies_dense(op):
+            return DenseDot(self.state, pipeline, op)
         dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)
         dot.prime()
         return dot
@@ -361,17 +396,14 @@ class Lowering:
         """Emits one iteration of a pipelined loop: its units, each with a copy of the body, and the branches."""
         state, b, unit = self.state, self.state.builder, pipeline.unit
         first = state.shared_bytes
-        most = first
         for number in range(unit.turn):
             state.shared_bytes = first  # the copies of the body run one after the other
             pipeline.begin_unit(number)
             self._pass(op, hoisted)
-            most = max(most, state.shared_bytes)
             for index in state.values.get(op, ()):
                 b.do("add.s32", index, index, unit.k)
             if number < unit.turn - 1 and (number + 1) % unit.period == 0:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", pipeline.left, (number + 1) * unit.k))
-        state.shared_bytes = most
         pipeline.end_iteration()
         b.do("bra.uni", again, when=b.op("setp.gt.s32", "p", pipeline.left, 0))
 
@@ -417,7 +449,9 @@ class Lowering:
         """Every load and store of the loop whose offsets grow by fixed steps: the offsets at `start`, and the steps."""
         found: dict[Op, tuple[list[Operand], list[int]]] = {}
         for op in loop.body:
-            if op.kind not in ("load", "store") or (op.kind == "store" and _packs(op)):
+            if op.kind not in ("load", "store") or (
+                op.kind == "store" and (_packs(op) or any(x.shape for x in _offsets(op)))
+            ):
                 continue
             offsets = _scalar_offsets(op)
             steps = [_growth(offset, loop) for offset in offsets]
@@ -440,7 +474,7 @@ class Lowering:
         """Moves the address arithmetic of plain accesses before the loop; returns those that advance."""
         hoisted = []
         for op, (starts, steps) in affine.items():
-            if _tile(op) in self.state.layouts:
+            if _tile(op) in self.state.layouts and op not in self.columns:
                 access = self.accesses[op] = self._make_access(op, starts)
                 access.follow(steps)
                 hoisted.append(access)

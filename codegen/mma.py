@@ -25,7 +25,7 @@ from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.fused import LONGEST_FUSED, Fused
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
 from lowbitvm.codegen.ptx import Operand, float_immediate, memory, vector
-from lowbitvm.codegen.scales import ByteRows, constant_pair, multiplied
+from lowbitvm.codegen.scales import ByteRows, RelativeRows, constant_pair, multiplied
 from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, packed_array
 from lowbitvm.ir import Op
@@ -236,14 +236,25 @@ class Dot:
         Both per row tile.
         """
         if self.fused is not None:
-            outers = [self.outers] * self.row_tiles
-            if "outer" in self.rows:
-                outers = self.rows["outer"].load(self.pipeline.slot, k)
-            scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in enumerate(outers)]
+            outers = enumerate(self._outers(k))
+            scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in outers]
             return scalings, [[]] * self.row_tiles
-        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
+        loaded = [rows.load(self.pipeline.slot_for(rows), k) for rows in self.groups]
         numbers = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
         return [self._scaling(parts) for parts in numbers], [self._addends(parts) for parts in numbers]
+
+    def _outers(self, k: int) -> list[dict[str, list[str]]]:
+        """Emits the loads of what the sums of fused products are scaled with from the unit's `k` on, by row tile."""
+        scales, outers = self.rows["scales"], [self.outers] * self.row_tiles
+        if "outer" in self.rows:
+            outers = self.rows["outer"].load(self.pipeline.slot_for(self.rows["outer"]), k)
+        if isinstance(scales, RelativeRows):
+            for t, largest in enumerate(scales.load_largest(self.pipeline.slot)):
+                if self.format.outer is not None:
+                    both = zip(outers[t]["outer"], largest, strict=True)
+                    largest = [self.state.builder.op("mul.rn.f32", "f", *pair) for pair in both]
+                outers[t] = outers[t] | {"outer": largest}
+        return outers
 
     def _addends(self, loaded: dict[str, list[str]]) -> list[str]:
         """What `centring` adds to the fragments of a row tile, whose scales and zero points were loaded."""

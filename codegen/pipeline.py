@@ -29,7 +29,7 @@ from lowbitvm.codegen.dense import DenseTile
 from lowbitvm.codegen.fused import Fused, chosen_fused, shared_fused
 from lowbitvm.codegen.gather import NOWHERE, GatheredTile
 from lowbitvm.codegen.ptx import Operand
-from lowbitvm.codegen.scales import OUTER_OF, ByteRows, OuterRows
+from lowbitvm.codegen.scales import LANES, OUTER_OF, WORD, ByteRows, OuterRows, RelativeRows
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.codegen.stream import WordStream
@@ -140,6 +140,10 @@ class Pipeline:
         """Where the tiles of the `number`-th unit of an iteration lie."""
         return self.base + number % self.unit.slots * self.slot_bytes
 
+    def slot_for(self, tile: Staged) -> int:
+        """Where what the current unit needs of a tile lies, which may have been copied with an earlier unit."""
+        return self.slot_of(self.number - self.number % tile.every)
+
     def wait(self, pending: int, number: int) -> None:
         """Emits the wait until but `pending` groups of copies are there for all threads, `number` and later units."""
         if self.state.target.has_async_copies:
@@ -179,7 +183,7 @@ class Pipeline:
         unit = self.unit
         if number % unit.together == 0:
             for tile in self._gathered():
-                tile.turn(number + unit.ahead - unit.together, last=number == unit.slots - unit.together)
+                tile.turn(number + unit.ahead - unit.together, last=number == unit.turn - unit.together)
             self.wait(unit.ahead // unit.together - 1 - unit.lead, number + unit.lead)
             self._fetch_group(number + unit.ahead)
         for stream in self.streams:
@@ -202,7 +206,8 @@ class Pipeline:
             if each > number and unit.exact:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
             for tile in converted:
-                tile.convert(self.slot_of(each))
+                outer = tile.outer.every if tile.outer else 1
+                tile.convert(self.slot_of(each), self.slot_of(each - each % outer))
         b.place(done)
 
     def end_iteration(self) -> None:
@@ -251,7 +256,7 @@ def build_pipeline(
     if not dots:
         return None
     for _, activations, codes in dots:
-        _check_tiles(state, loop, activations, codes)
+        check_tiles(state, loop, activations, codes)
     unit = _plan_unit(state, loop, [(activations, codes) for _, activations, codes in dots], stop, pure)
     tiles: dict[tuple[Op, str], Staged] = {}
     size = 0
@@ -276,7 +281,8 @@ def build_pipeline(
             if fused is None and isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            add((codes, part), ByteRows(state, unit, size, codes, row, start, part, outer, fused))
+            kind = RelativeRows if fused is not None and fused.powers else ByteRows
+            add((codes, part), kind(state, unit, size, codes, row, start, part, outer, fused))
 
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
@@ -303,9 +309,13 @@ def _fused(state: State, activations: Op, codes: Op) -> Fused | None:
     """How a dot's scales are multiplied with its decoded codes, if they are."""
     assert activations.dtype is not None
     columns, row_tiles = activations.shape[0] // 8, codes.shape[0] // 16 // state.warps
-    if state.warps_m > 1:
-        return shared_fused(packed_array(codes)[1], activations.dtype.name)
-    return chosen_fused(packed_array(codes)[1], activations.dtype.name, columns, row_tiles)
+    fmt, act = packed_array(codes)[1], activations.dtype.name
+    fused = shared_fused(fmt, act) if state.warps_m > 1 else chosen_fused(fmt, act, columns, row_tiles)
+    if fused is None or not fused.powers:
+        return fused
+    assert isinstance(fmt.group, int)
+    words = UNIT_K // fmt.group * WORD * row_tiles  # of a warp: the lanes compare them
+    return fused if words <= LANES and state.target.has_pair_extrema else None
 
 
 def _group_parts(fmt: Format) -> list[tuple[str, ...]]:
@@ -324,38 +334,43 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     """
     step, stages = loop.integer("step"), loop.integer("stages")
     start, stop = loop.operands
-    dims = {_along(load) for pair in loads for load in pair}
-    whole = len(dims) == 1 and _ends_at(stop, next(iter(dims)))
+    dims = {along(load) for pair in loads for load in pair}
+    whole = len(dims) == 1 and ends_at(stop, next(iter(dims)))
     groups = [packed_array(codes)[1].group for _, codes in loads]
     known = [group for group in groups if isinstance(group, int)]
     outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
+    formats = [packed_array(codes)[1] for _, codes in loads]
+    staged = [0 if loop.integer("direct") else fmt.bits for fmt in formats]
     bits = sum(
-        16 * a.shape[0] + (packed_array(codes)[1].bits + _scale_bits(packed_array(codes)[1])) * codes.shape[0]
-        for a, codes in loads
+        16 * a.shape[0] + (each + _scale_bits(fmt)) * codes.shape[0]
+        for (a, codes), each, fmt in zip(loads, staged, formats, strict=True)
     )
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     shared = state.warps_m > 1
-    merges = (
-        pure and whole and divisor(start) % UNIT_K == 0 and all(_gains(state, a, codes, step) for a, codes in loads)
-    )
+    few = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= FEW_ACCUMULATORS * state.threads
+    gains = all(_gains(state, loop, activations, codes, few) for activations, codes in loads)
+    merges = pure and whole and divisor(start) % UNIT_K == 0 and gains
     scaled = all(_fused(state, activations, codes) is not None for activations, codes in loads)
     sums_all = scaled or all(group > step for group in known)
     period = max(1, UNIT_K // step) if merges and shared and sums_all else 1
     merges = merges and roomy and fits and not shared
     taken = max(1, UNIT_K // step) if merges else 1
     k = step * taken
-    span = k * period
     sizes = math.lcm(state.program.divisor(next(iter(dims))), *known, *outers)
+    if any(activations.operands[1].shape for activations, _ in loads) and sizes % (k * period):
+        period = 1  # a unit that is not gathered, since none of it exists, may not be summed up
+    span = k * period
     exact = whole and divisor(start) % span == 0 and sizes % span == 0
     vectorised = all(state.program.divisor(dim) % 8 == 0 for dim in dims)
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
-    early = stop.kind == "min" and len(dims) == 1 and _ends_at(stop, next(iter(dims)), k)
-    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), end if early else "")
+    early = stop.kind == "min" and len(dims) == 1 and ends_at(stop, next(iter(dims)), k)
+    last, aligned = end if early else "", divisor(start) % (k * together) == 0
+    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), last, aligned)
 
 
-def _along(load: Op) -> str:
+def along(load: Op) -> str:
     """The dimension that a load moves along: that of the columns, or of the array that has their indices."""
     columns = load.operands[1] if load.operands[1].shape else load
     assert columns.array is not None
@@ -371,25 +386,25 @@ def _scale_bits(fmt: Format) -> float:
     return numbers * (CONVERTED_BITS / group + OUTER_BITS / UNIT_K) + (fmt.zero == "int") * SCALE_BITS / 2
 
 
-def _gains(state: State, activations: Op, codes: Op, step: int) -> bool:
+def _gains(state: State, loop: Op, activations: Op, codes: Op, few: bool) -> bool:
     """Whether longer units save anything: scaled sums, or the conversion of scales by warps with idle lanes.
 
     Sums of short groups need registers beside those of a large tile's accumulators: two of no zero points, scales in
-    the decode and groups of more than 16 leave enough.
+    the decode and groups of more than 16 leave enough where no second dot has such sums. few: the loop's accumulators
+    are few.
     """
     fmt = packed_array(codes)[1]
-    if isinstance(fmt.group, str) or fmt.group > step:
+    if isinstance(fmt.group, str) or fmt.group > loop.integer("step"):
         return True
-    few = activations.shape[0] * codes.shape[0] <= FEW_ACCUMULATORS * state.threads
-    fused = _fused(state, activations, codes) is not None
-    few_sums = sum((fmt.zero is None, fused, fmt.group > 16)) >= 2
+    fused, alone = _fused(state, activations, codes) is not None, sum(op.kind == "dot" for op in loop.body) == 1
+    few_sums = alone and sum((fmt.zero is None, fused, fmt.group > 16)) >= 2
     return part_bytes(fmt, "scales") == 1 and (few or few_sums)
 
 
-def _ends_at(stop: Op, dim: str, multiple: int = UNIT_K) -> bool:
+def ends_at(stop: Op, dim: str, multiple: int = UNIT_K) -> bool:
     """Whether a loop's end is the size `dim`, or the smaller of it and a multiple of `multiple`."""
     if stop.kind == "min":
-        return any(_ends_at(a, dim) and divisor(b) % multiple == 0 for a, b in (stop.operands, stop.operands[::-1]))
+        return any(ends_at(a, dim) and divisor(b) % multiple == 0 for a, b in (stop.operands, stop.operands[::-1]))
     return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] == dim
 
 
@@ -409,7 +424,8 @@ def _check_indices(indices: Op, loop: Op) -> None:
     )
 
 
-def _check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
+def check_tiles(state: State, loop: Op, activations: Op, codes: Op) -> None:
+    """Raises for loads of the sides of a dot that a pipeline cannot stage."""
     bn, bk = codes.shape
     step = loop.integer("step")
     for load in (activations, codes):

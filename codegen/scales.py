@@ -10,12 +10,14 @@ sums of their groups. Those of fused scales (`lowbitvm.codegen.fused`) are of th
 decoded codes; their second level is that of the whole sum, and left to it.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import MINUS_ZERO
+from lowbitvm.codegen.convert import EXPONENT_BIAS, MANTISSA, MINUS_ZERO
 from lowbitvm.codegen.fused import Fused
 from lowbitvm.codegen.ptx import Builder, Operand, float_immediate, memory, vector
 from lowbitvm.codegen.staging import PIECE, Piece, Unit, select, shift_right
@@ -27,7 +29,9 @@ from lowbitvm.ir import Op
 WORD = 4  # numbers of 8 bits that are copied and converted together: two pairs
 OUTER_OF = {"scales": "outer", "zeros": "outer_zeros"}
 BANKS_BYTES = 128
+LANES = 32
 
+Place = tuple[str, int]  # register and constant
 Pairs = tuple[list[str], list[str]]  # the registers of the two pairs of a word
 
 
@@ -78,6 +82,7 @@ class ByteRows(GroupRows):
         self.format, self.fused = load.array.element, fused
         stored = part_bytes(self.format, part)
         Rows.__init__(self, state, unit, offset, load, part, stored, self.format.group, state.warps)
+        self.every = unit.period  # each unit has numbers of its own
         self._measure(dtypes.get(fused.act) if fused else dtypes.f32, (part,))
         self.segment_bytes = self.lane_bytes  # of a lane
         self.joined = max(1, min(self.segments, PIECE // self.segment_bytes))
@@ -107,7 +112,9 @@ class ByteRows(GroupRows):
         first = b.op("mad.wide.s32", "rd", row, 1, state.pointer(self.array, self.part))
         warp = b.op("shr.u32", "r", state.tid, 5)
         warp_base = b.op("mad.lo.s32", "r", warp, self.words * WORD, state.smem)
-        self.word_base = b.op("mad.lo.s32", "r", self.lane, WORD, warp_base)
+        # Lanes without a word read another's: a load under a predicate would keep a register through the whole loop.
+        own = b.op("and.b32", "r", self.lane, self.words - 1) if self.active else self.lane
+        self.word_base = b.op("mad.lo.s32", "r", own, WORD, warp_base)
         for i in range(-(-self.words // 32)):
             number = state.scalar("add", self.lane, 32 * i)
             segment = shift_right(state, number, self.lane_words.bit_length() - 1) if self.segments > 1 else 0
@@ -120,6 +127,7 @@ class ByteRows(GroupRows):
         """Emits the addresses of a lane's two pairs.
 
         One bit of the lane says which pair it stores first: with the even g alone half of the banks would serve all.
+        Few lanes need no such bit.
         """
         state, b = self.state, self.state.builder
         images = [2 * self.element << i for i in range(self.row_tiles.bit_length() - 1)]
@@ -127,35 +135,53 @@ class ByteRows(GroupRows):
         images += [self.segment_bytes << i for i in range(self.joined.bit_length() - 1)]
         images += [self.row_bytes << i for i in range((self.segments // self.joined).bit_length() - 1)]
         self.word_images, lane_images = images, [*images, 0, 0, 0, 0, 0][:5]
-        turn = next((bit for bit, image in enumerate(lane_images) if image % BANKS_BYTES == 0), 4)
-        lane_images[turn] ^= self.lane_bytes
-        warp_images = [self.warp_bytes << i for i in range(state.warps.bit_length() - 1)]
-        place = state.linear(state.tid, lane_images + warp_images)
-        second = b.op("xor.b32", "r", place, self.lane_bytes)
-        self.stores = [str(state.scalar("add", state.smem, place)), str(state.scalar("add", state.smem, second))]
-        self.rotation = str(state.linear(state.tid, [0] * turn + [16]))
+        self.turn = next((bit for bit, image in enumerate(lane_images) if image % BANKS_BYTES == 0), 4)
+        self.turns = self.words > 1 << self.turn
+        self.stores = self._two_places(lane_images, self.lane_bytes, self.warp_bytes)
+        self.rotation = str(state.linear(state.tid, [0] * self.turn + [16])) if self.turns else ""
         if self.outer is not None:
             within = b.op("and.b32", "r", self.lane, self.lane_words - 1)
             place = b.op("mad.lo.s32", "r", within, PIECE, self.outer.warp_base)
-            half = state.linear(state.tid, [0] * turn + [8])
-            place = str(state.scalar("add", place, half))
-            self.outer_places = [place, b.op("xor.b32", "r", place, 8)]
+            self.outer_places = [(place, 0), (place, 8)]
+            if self.turns:
+                half = state.linear(state.tid, [0] * self.turn + [8])
+                place = str(state.scalar("add", place, half))
+                self.outer_places = [(place, 0), (b.op("xor.b32", "r", place, 8), 0)]
 
-    def convert(self, slot: int) -> None:
-        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there."""
+    def _two_places(self, lane_images: list[int], odd: int, warp_bytes: int) -> list[Place]:
+        """Emits the addresses of a lane's pairs, the second of which is `odd` bytes behind the first, or before it."""
+        state = self.state
+        images = [image ^ odd * (self.turns and bit == self.turn) for bit, image in enumerate(lane_images)]
+        images += [warp_bytes << i for i in range(state.warps.bit_length() - 1)]
+        place = state.linear(state.tid, images)
+        first = str(state.scalar("add", state.smem, place))
+        if not self.turns:
+            return [(first, 0), (first, odd)]
+        second = state.builder.op("xor.b32", "r", place, odd)
+        return [(first, 0), (str(state.scalar("add", state.smem, second)), 0)]
+
+    def convert(self, slot: int, outer_slot: int) -> None:
+        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there.
+
+        Those of the second level are in the slot at `outer_slot`.
+        """
         b, place = self.state.builder, slot + self.offset
         self.loaded = {key: registers for key, registers in self.loaded.items() if key[0] != slot}
         for i in range(-(-self.words // 32)):
             word = b.register("r")
-            b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i), when=self.active)
-            word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
-            if self.fused:
-                pairs = HALVES[self.source_dtype.name](b, word, self.fused)
-            else:
-                pairs = self._with_outer(CONVERT[self.source_dtype.name](b, word), slot, i)
-            for pair, store in zip(pairs, self.stores, strict=True):
-                target = memory(store, place + select(self.word_images, 32 * i))
+            b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i))
+            if self.turns:
+                word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
+            pairs = self._pairs(word, slot, outer_slot, i)
+            for pair, (store, odd) in zip(pairs, self.stores, strict=True):
+                target = memory(store, place + odd + select(self.word_images, 32 * i))
                 b.do("st.shared.b32" if self.fused else "st.shared.v2.f32", target, vector(pair), when=self.active)
+
+    def _pairs(self, word: str, slot: int, outer_slot: int, i: int) -> Pairs:
+        """Emits the numbers to store for the i-th word of the slot."""
+        if self.fused:
+            return HALVES[self.source_dtype.name](self.state.builder, word, self.fused)
+        return self._with_outer(CONVERT[self.source_dtype.name](self.state.builder, word), outer_slot, i)
 
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
         """As of `GroupRows`; what one load brought of several segments is loaded once."""
@@ -176,8 +202,8 @@ class ByteRows(GroupRows):
         if self.outer is not None:
             at = slot + self.outer.offset + 32 * i % self.lane_words * PIECE
             factors = [[b.register("f"), b.register("f")] for _ in pairs]
-            for registers, place in zip(factors, self.outer_places, strict=True):
-                b.do("ld.shared.v2.f32", vector(registers), memory(place, at), when=self.active)
+            for registers, (place, odd) in zip(factors, self.outer_places, strict=True):
+                b.do("ld.shared.v2.f32", vector(registers), memory(place, at + odd))
         elif not self.factor:
             return pairs
         low, high = (
@@ -185,6 +211,76 @@ class ByteRows(GroupRows):
             for pair, both in zip(pairs, factors, strict=True)
         )
         return low, high
+
+
+class RelativeRows(ByteRows):
+    """Fused scales that are powers of two, relative to the largest of a row's over all segments, which lies behind.
+
+    The largest are f32, [warp][g][row tile][2 numbers]. A lane has one word, and those of the other segments are 1, 2
+    and 4 times as many lanes away as a segment has words.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        state, b = self.state, self.state.builder
+        assert self.words <= LANES
+        self.largest_at, self.largest_lane = self.size, 8 * self.row_tiles
+        self.size += 8 * self.largest_lane * state.warps
+        images = [8 << i for i in range(self.row_tiles.bit_length() - 1)]
+        images += [2 * self.largest_lane, 4 * self.largest_lane]
+        images = [*images, 0, 0, 0, 0, 0][:5]
+        self.largest_stores = self._two_places(images, self.largest_lane, 8 * self.largest_lane)
+        self.first_segment = b.op("setp.lt.u32", "p", self.lane, self.lane_words)
+        reads = [0, 0, *(self.largest_lane << i for i in range(3))]
+        tiles = self.row_tiles * state.warps_m
+        reads += [self._largest_place(tiles << i) for i in range((state.warps // state.warps_m).bit_length() - 1)]
+        self.largest_base = state.shared_address(reads)
+
+    def _largest_place(self, number: int) -> int:
+        """Bytes from the largest scales of the block's first row tile to those of its `number`-th."""
+        warp, tile = divmod(number, self.row_tiles)
+        return warp * 8 * self.largest_lane + tile * 8
+
+    def load_largest(self, slot: int) -> list[list[str]]:
+        """Emits the loads of the period's largest scales: two f32 registers for each row tile that is multiplied."""
+        b, pairs = self.state.builder, []
+        for t in range(self.row_tiles * self.state.warps_m):
+            pairs.append([b.register("f"), b.register("f")])
+            place = slot + self.offset + self.largest_at + self._largest_place(t)
+            b.do("ld.shared.v2.f32", vector(pairs[-1]), memory(self.largest_base, place))
+        return pairs
+
+    def _pairs(self, word: str, slot: int, outer_slot: int, i: int) -> Pairs:
+        """Exponents are compared as f16: those of all bytes are subnormal numbers in the same order."""
+        assert self.fused is not None
+        b = self.state.builder
+        own = [b.op("prmt.b32", "r", word, 0, selector) for selector in PLAIN_BYTES]
+        largest = own
+        for bit in range(self.lane_words.bit_length() - 1, self.words.bit_length() - 1):
+            others = [b.op("shfl.sync.bfly.b32", "r", pair, 1 << bit, 31, 0xFFFFFFFF) for pair in largest]
+            if bit == self.turn:  # the other lane has turned its word
+                others.reverse()
+            largest = [b.op("max.f16x2", "r", pair, other) for pair, other in zip(largest, others, strict=True)]
+        for pair, (store, odd) in zip(largest, self.largest_stores, strict=True):
+            exponents = [b.op("shl.b32", "r", b.op("and.b32", "r", pair, 0xFFFF), 23)]
+            exponents.append(b.op("shl.b32", "r", b.op("and.b32", "r", pair, 0xFFFF0000), 7))
+            numbers = [b.op("mov.b32", "f", b.op("max.u32", "r", bits, SMALLEST_E8M0)) for bits in exponents]
+            target = memory(store, slot + self.offset + self.largest_at + odd)
+            b.do("st.shared.v2.f32", target, vector(numbers), when=self.first_segment)
+        low, high = (self._powers(*pair) for pair in zip(own, largest, strict=True))
+        return [low], [high]
+
+    def _powers(self, own: str, largest: str) -> str:
+        """2**(exponent + own - largest) of two numbers in the activations' dtype, or what `Fused.powers` says of it."""
+        assert self.fused is not None
+        b, act = self.state.builder, self.fused.act
+        below, factors = b.op("sub.s32", "r", largest, own), []
+        for power, most in self.fused.steps:
+            taken = b.op("min.f16x2", "r", below, b.op("mov.b32", "r", most * 0x10001))
+            biased = b.op("mov.b32", "r", (power + EXPONENT_BIAS[act]) * 0x10001)
+            factors.append(b.op("shl.b32", "r", b.op("sub.s32", "r", biased, taken), MANTISSA[act]))
+            below = b.op("sub.s32", "r", below, taken)
+        return functools.reduce(functools.partial(multiplied, b, act), factors)
 
 
 def word_tile(state: State, number: Operand, row_tiles: int) -> Operand:
@@ -206,6 +302,7 @@ def word_feature(state: State, number: Operand, row_tiles: int) -> str:
 # -- conversions of the four bytes of a word ---------------------------------------------------------------------------
 
 TOP_BYTE = 0x0444  # prmt of a word and zero: byte 0 to the top
+PLAIN_BYTES = (0x4140, 0x4342)  # prmt of a word and zero: bytes 0 and 1, or 2 and 3, each below a zero
 SIGNED_BYTES = (0x9180, 0xB3A2)  # prmt: bytes 0 and 1, or 2 and 3, each with its sign in the byte above
 E4M3_MASK = 0xBF80BF80  # of f16: the sign, four of the exponent's bits and three of the mantissa's
 E4M3_UP = 2.0**8  # 15 - 7: the exponent biases' difference

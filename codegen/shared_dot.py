@@ -87,12 +87,9 @@ class SharedDot(Dot):
 
     def _loaded_scales(self, k: int) -> list[dict[str, list[str]]]:
         """Emits the loads of what the sums of the segment from the period's `k` on are scaled with, by row tile."""
-        groups = self.groups
-        if self.fused is not None:  # the decode has the scales
-            groups = [rows for rows in groups if rows.part == "outer"]
-        loaded = [rows.load(self.pipeline.slot, k) for rows in groups]
-        if not loaded:
-            return [self.outers] * self.row_tiles
+        if self.fused is not None:
+            return self._outers(k)
+        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
         return [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
 
     def _flush(self, accumulators: list[str], number: int, segment: int) -> None:

@@ -28,7 +28,8 @@ class State:
     warps_m: int = 1  # of the warps, how many share out the rows of activations; the others share out the weights
     builder: Builder = field(default_factory=Builder)
     values: dict[Op, list[Operand]] = field(default_factory=dict)
-    shared_bytes: int = 0  # dynamic shared memory of the kernel
+    shared_bytes: int = 0  # dynamic shared memory that is taken now
+    shared_most: int = 0  # and was at any time, which is the kernel's
     loop_depth: int = 0
 
     def __post_init__(self) -> None:
@@ -93,7 +94,14 @@ class State:
                 op.location,
             )
         self.shared_bytes = offset + size
+        self.shared_most = max(self.shared_most, self.shared_bytes)
         return offset
+
+    def release_shared(self, size: int) -> None:
+        """Emits the barrier after which all shared memory from byte `size` on may be taken again."""
+        if self.shared_bytes > size:
+            self.builder.do("bar.sync", 0)
+            self.shared_bytes = size
 
     # -- scalars: known numbers stay Python ints ---------------------------------------------------------------------
 
@@ -193,7 +201,9 @@ def non_negative(op: Op) -> bool:
     if op.kind == "constant":
         value = op.attributes["value"]
         return isinstance(value, int) and value >= 0
-    if op.kind in ("add", "mul", "max", "min", "floordiv", "range"):
+    if op.kind == "max":
+        return any(map(non_negative, op.operands))
+    if op.kind in ("add", "mul", "min", "floordiv", "range"):
         return all(map(non_negative, op.operands[: 1 if op.kind == "range" else 2]))
     return op.kind in ("program_id", "dimension")
 

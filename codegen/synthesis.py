@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from lowbitvm.chunk import CODES, Layout, Part, Run
 from lowbitvm.codegen import circle, spread
 from lowbitvm.codegen.convert import cost, held_by, layout_decoder, places
-from lowbitvm.codegen.spread import Spread
+from lowbitvm.codegen.spread import CIRCLE, Spread
 from lowbitvm.dtypes import CodeType
 
 BASE_32 = "0123456789abcdefghijklmnopqrstuv"
@@ -44,15 +44,19 @@ FLOAT_CIRCLES: dict[int, tuple[tuple[str, ...], ...]] = {  # the words of a comp
     7: (("a* b* x0:2", "c* d* x2:4", "e* f* x4:6", "g* h* xs ys", "i* j* y0:2", "k* l* y2:4", "m* n* y4:6"),),
     8: (("a* b*",),),
 }
+BYTES = ("b0 b1 b2 b3 b4 b5 b6 bs a0 a1 a2 a3 a4 a5 a6 as",)  # one mask keeps the signs of a word of floats of 8 bits
+# shapes whose layouts bench/anneal.py has found
+ANNEALED = {"e2m2", "e2m3", "e3m0", "e3m1", "e3m3", "e4m0", "e4m1", "e4m2", "e5m0", "e5m1", "e6m0"}
 WEIGHTS = (0.3, 1.0)  # of an instruction for bf16, if one for f16 counts 1
 MOST_SOLUTIONS = 500  # of a spread that are compared
-F16_AIM = 48  # instructions per chunk of floats that are few enough for bf16 to come first
+F16_AIMS = {8: 46}  # by bits, instructions per chunk of floats that are few enough for bf16 to come first
+F16_AIM = 48  # of other bits
 
 
 def layout(code: CodeType) -> Layout:
     """The layout of a linear or float code type: the fewest instructions for f16, then for bf16.
 
-    Floats that need at most F16_AIM instructions for f16 are as good as each other there.
+    Floats that need no more than the aim for f16 are as good as each other there.
     """
     repeats, ways = len(_first_words(code)), list(_components(code))
     count = code.bits // repeats
@@ -80,12 +84,14 @@ def _components(code: CodeType) -> Iterator[Layout]:
     if code.kind == "float":
         for words in FLOAT_CIRCLES[code.bits]:
             yield from dict.fromkeys(circle.layout(code, acts, words, (1.0, weight)) for weight in WEIGHTS)
+        if code.bits == 8:
+            yield placed(code, [word.split() for word in BYTES])
 
 
 def _rank(code: CodeType, layout: Layout, words: int | None = None) -> tuple[int, int, int]:
     """What is less for a better layout, of a chunk or of a component of `words` words."""
     f16 = _instructions(code, layout, "f16", words) if held_by(code, "f16") else 0
-    enough = 0 if code.is_linear else F16_AIM * 2 * len(layout.pairs) // CODES
+    enough = 0 if code.is_linear else F16_AIMS.get(code.bits, F16_AIM) * 2 * len(layout.pairs) // CODES
     return max(f16, enough), _instructions(code, layout, "bf16", words), f16
 
 
@@ -106,6 +112,49 @@ def joined(parts: Sequence[Layout], words: int) -> Layout:
         pairs += [tuple(run._replace(source=moved(run.source)) for run in runs) for runs in part.pairs]
         merges += [tuple(p._replace(source=moved(p.source)) for p in merged) for merged in part.merges]
     return Layout(tuple(merges), tuple(pairs))
+
+
+def placed(code: CodeType, words: Sequence[Sequence[str]]) -> Layout:
+    """The layout of a float whose words have the 16 `words`: "c3" is bit 3 of pair c, "cs" its sign.
+
+    Bits that one rotation brings to their places are runs; a run begins in the half of its word for which f16 and bf16
+    have the fewest different rotations.
+    """
+    sign = code.bits - 1
+    acts = ("f16", "bf16") if held_by(code, "f16") else ("bf16", "bf16")
+    (f16, top), (bf16, _) = (places(code, act)[0] for act in acts)
+    shift = f16.place - bf16.place
+    pairs: dict[str, list[Run]] = {}
+    for number, word in enumerate(words):
+        parts: dict[tuple[str, int], list[int]] = {}  # by pair and rotation for f16: bits
+        for position, name in enumerate(word):
+            pair, bit = name[0], sign if name[1] == "s" else int(name[1])
+            place = top.place if bit == sign else f16.place + bit
+            parts.setdefault((pair, (position - place) % CIRCLE), []).append(bit)
+
+        def rotations(ups: tuple[int, ...], parts: dict[tuple[str, int], list[int]] = parts) -> int:
+            turned = [(turn + up, bits) for ((_, turn), bits), up in zip(parts.items(), ups, strict=True)]
+            moved = [{turn + (bit != sign) * down for turn, bits in turned for bit in bits} for down in (0, shift)]
+            return sum(len({turn % 32 for turn in turns} - {0}) for turns in moved)
+
+        ups = min(itertools.product((0, CIRCLE), repeat=len(parts)), key=rotations)
+        for ((pair, turn), bits), up in zip(parts.items(), ups, strict=True):
+            for bit in sorted(bits):
+                position = ((top.place if bit == sign else f16.place + bit) + turn + up) % 32
+                pairs.setdefault(pair, []).append(Run(number, position, bit, 1))
+    return Layout((), tuple(_runs(sorted(runs, key=lambda run: run.bit)) for _, runs in sorted(pairs.items())))
+
+
+def _runs(bits: list[Run]) -> tuple[Run, ...]:
+    """Runs of one bit each, with those joined that follow each other in their word."""
+    joined: list[Run] = []
+    for run in bits:
+        last = joined[-1] if joined else None
+        if last and run.source == last.source and run.position == (last.position + last.length) % 32:
+            joined[-1] = last._replace(length=last.length + 1)
+        else:
+            joined.append(run)
+    return tuple(joined)
 
 
 def text(layout: Layout) -> str:

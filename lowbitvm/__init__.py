@@ -38,6 +38,16 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits, pack_activations, pack_weights
 from lowbitvm.interpret import interpret
+from lowbitvm.mixtures import (
+    ComplexWeight,
+    MixedWeight,
+    columns_by_width,
+    mix_branch,
+    mix_columns,
+    mix_rows,
+    mix_terms,
+    pack_complex,
+)
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_weights
 
@@ -53,6 +63,8 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
     from lowbitvm.runtime.linear import compile_linear as compile_linear
+    from lowbitvm.runtime.mixture import complex_matmul as complex_matmul
+    from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
     from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
     from lowbitvm.runtime.reference import Requantize as Requantize
 
@@ -65,6 +77,8 @@ LATER = {
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
     "compile_linear": "lowbitvm.runtime.linear",
+    "complex_matmul": "lowbitvm.runtime.mixture",
+    "mixed_matmul": "lowbitvm.runtime.mixture",
     "Requantize": "lowbitvm.runtime.reference",
     "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
@@ -91,9 +105,11 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "CompiledKernel",
+    "ComplexWeight",
     "Format",
     "Kernel",
     "LowbitvmError",
+    "MixedWeight",
     "Packed",
     "PackedDigits",
     "PackedWeight",
@@ -103,8 +119,10 @@ __all__ = [
     "atomic_add",
     "bf16",
     "bitcast",
+    "columns_by_width",
     "compile_linear",
     "compile_matmul",
+    "complex_matmul",
     "dequant",
     "dot",
     "exp",
@@ -127,9 +145,15 @@ __all__ = [
     "max",
     "maximum",
     "minimum",
+    "mix_branch",
+    "mix_columns",
+    "mix_rows",
+    "mix_terms",
+    "mixed_matmul",
     "mul_shift",
     "pack",
     "pack_activations",
+    "pack_complex",
     "pack_weights",
     "packed",
     "plan_digits",

@@ -75,7 +75,11 @@ def hadamard(values: NumpyArray, size: int) -> NumpyArray:
 
 
 def round_to_codes(
-    y: NumpyArray, fmt: Format, scale: float | None = None, zero: int | None = None, parts: int = 1
+    y: NumpyArray,
+    fmt: Format,
+    scale: float | NumpyArray | None = None,
+    zero: int | NumpyArray | None = None,
+    parts: int = 1,
 ) -> Rounded:
     """Codes of f32 (m, K) with one scale for each row and group of `fmt`, and sums of so many parts of each row.
 
@@ -97,7 +101,7 @@ def round_to_codes(
         hi, below = (np.where(finite, np.max(v, axis=2, initial=0) + np.float32(0), np.inf) for v in (values, -values))
         s = _scales(hi, below, fmt) if scale is None else np.full_like(hi, scale)
         r = np.float32(1) / np.maximum(s, np.float32(SMALLEST))
-        z: NumpyArray = np.full(hi.shape, zero or 0)
+        z: NumpyArray = np.full(hi.shape, 0 if zero is None else zero, np.int64)
         if fmt.zero is not None and zero is None:
             z = np.clip(code.low + rint(below * r), code.low, code.high)
         codes = _codes(values * r[:, :, None], z[:, :, None], code)

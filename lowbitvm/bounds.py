@@ -12,16 +12,18 @@ once per step from its own to the segment's last: `steps`. A subnormal is aligne
 hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. Entries of codebooks are rounded to the
 activations' dtype. One fused multiply-add rounds P - z X; one each adds it and m X to an accumulator that is at most
 the sum of all terms so far, hence `adds`; each may lose what is below f32's smallest number, as it stands in the
-accumulator. A second level rounds s, and m, once more.
+accumulator. A second level rounds s, and m, once more. Scales that are powers of two may go into the fragments,
+relative to the largest of UNIT_K: what is lost far below that (`lowbitvm.codegen.fused`) is added as it is.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.convert import decoder
-from lowbitvm.codegen.fused import Fused, chosen_fused
+from lowbitvm.codegen.fused import Fused, chosen_fused, relative_fragments, shared_fused
 from lowbitvm.codegen.pipeline import UNIT_K
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.pack import PackedWeight
@@ -48,11 +50,11 @@ def linear_bound(x: Any, weight: PackedWeight, bias: Any | None = None, bk: int 
     Infinite where the result or a partial sum may overflow, and in rows with a non-finite activation.
     """
     act = dtypes.of(x).name
-    fused = chosen_fused(weight.format, act, MOST_COLUMNS, 1)
+    ways = (None, chosen_fused(weight.format, act, MOST_COLUMNS, 1), shared_fused(weight.format, act))
     with np.errstate(all="ignore"):
         added = 0.0 if bias is None else np.abs(_wide(bias))
-        bounds = [_bound(_wide(x), weight, added, act, bk, way) for way in dict.fromkeys((None, fused))]
-        return np.maximum(bounds[0], bounds[-1])
+        bounds = [_bound(_wide(x), weight, added, act, bk, way) for way in dict.fromkeys(ways)]
+        return functools.reduce(np.maximum, bounds)
 
 
 def linear_exact(x: Any, weight: PackedWeight, bias: Any | None = None) -> Matrix:
@@ -82,12 +84,14 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     adds = (1 + (fmt.zero == "offset")) * ((k - 1) // shortest - np.arange(k) // shortest + 1) + (fmt.outer is not None)
     loss = MMA_LOSS * steps
     inside = loss * (fragments + taken) + 2 * F32_ROUNDING * (np.abs(values - zero) + taken)
+    if fused is not None and fused.powers:
+        inside += _lost(weight, fused, values, factor)
     if fmt.code.kind == "table":
         inside += np.abs(values - values.astype(dtypes.get(act).numpy).astype(np.float64))
     terms = scale * np.abs(values - zero) + offset
     magnitude = np.maximum(np.abs(x), SMALLEST_NORMAL[act])
     error = magnitude @ (scale * inside + offset * loss + terms * F32_ROUNDING * adds).T
-    error += F32_SMALLEST * (k + adds.max(initial=0) / np.minimum(factor, 1)).T
+    error += F32_SMALLEST * (k + adds.max(initial=0) / np.minimum(factor, 1).min(1, keepdims=True)).T
     if fmt.outer is not None:  # a product below the normal numbers
         error += magnitude @ (F32_SMALLEST * (np.abs(values - zero) + 1)).T
     largest = magnitude @ terms.T + bias  # of all partial sums
@@ -129,7 +133,8 @@ def _parts(weight: PackedWeight, fused: bool) -> tuple[Matrix, Matrix, Matrix, M
 def _fragments(weight: PackedWeight, act: str, fused: Fused | None) -> tuple[Matrix, Matrix, Matrix]:
     """How the kernel's MMAs see the weights: fragment = factor * (value + shift), aligned at no less than the floor.
 
-    Each (N, 1): they depend on the row of the 16-row tile. The floor is in units of values.
+    Each (N, 1): they depend on the row of the 16-row tile; factor and floor (N, K) with relative scales. The floor is
+    in units of values.
     """
     used, code = decoder(weight.format.code, act), weight.format.code
     step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
@@ -138,7 +143,27 @@ def _fragments(weight: PackedWeight, act: str, fused: Fused | None) -> tuple[Mat
     shift = np.array(used.offsets)[rows] * step + bias
     if fused is not None:
         factor, shift = np.array(fused.factors)[rows], np.zeros_like(shift)
+        if fused.powers:
+            factor = factor / _largest_scales(weight)[1]
     return factor, shift, SMALLEST_NORMAL[act] / factor
+
+
+def _largest_scales(weight: PackedWeight) -> tuple[Matrix, Matrix]:
+    """The scales, and the largest of each row over UNIT_K, which relative ones are divided by, both (N, K)."""
+    k = np.arange(weight.in_features)
+    scales = _per_k(weight.arguments()["scales"], weight, k // max(1, weight.format.group_size(k.size)))
+    starts = np.arange(0, k.size, UNIT_K)
+    return scales, np.repeat(np.maximum.reduceat(scales, starts, axis=1), UNIT_K, axis=1)[:, : k.size]
+
+
+def _lost(weight: PackedWeight, fused: Fused, scaled: Matrix, factor: Matrix) -> Matrix:
+    """What fragments lose of `scaled` values where their scale is far below the largest, in units of these."""
+    scales, largest = _largest_scales(weight)
+    rows = np.arange(weight.out_features)[:, None] % TILE_N // (TILE_N // 2)
+    own = np.array(fused.factors)[rows] * 2.0**-fused.exponent * _wide(weight.values())
+    below = np.rint(np.log2(largest / scales))
+    made = relative_fragments(fused, np.array(fused.shifts)[rows], own, below)
+    return np.abs(made / factor - scaled)
 
 
 def _per_k(values: Any, weight: PackedWeight, groups: np.ndarray[Any, Any]) -> Matrix:

@@ -20,7 +20,7 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import format_digits
+from lowbitvm.integers import code_factor, format_digits
 from lowbitvm.ir import Array, Attribute, Op, Program
 from lowbitvm.verify import STAGES, verify
 
@@ -255,6 +255,11 @@ class Packed:
         return format_digits(self.format).offset
 
     @property
+    def factor(self) -> int:
+        """What the codes of a format with digits count beside their zeros; see `PackedDigits.top`."""
+        return code_factor(self.format)
+
+    @property
     def shape(self) -> tuple[Value, ...]:
         """(out_features, in_features) as i32 scalars."""
         return tuple(_dimension(self.array, axis) for axis in range(2))
@@ -376,6 +381,8 @@ def load(
 def store(target: Tensor | Packed, offsets: tuple[Value | int, ...], value: Value) -> None:
     """Writes a tile at `offsets`; elements beyond the array are dropped.
 
+    An offset may be an i32 tile instead, as in `load`: the index of every row or column, which are scattered. Indices
+    outside the array are dropped, and no two of the others may be the same.
     To Packed activations in digits: an i32 tile of codes, of whole stored tiles along K (64 in digits="s8", 128 in
     "s4", 512 in "b1"). What is stored beyond the array, but in tiles and rows that the codes touch, becomes padding.
     """
@@ -463,7 +470,8 @@ def mul_shift(value: Value, multiplier: Value, shift: Value) -> Value:
 def dot(a: Value, b: Value, k: tuple[int, int] | None = None) -> Value:
     """The matrix product of a (m, k) and b (k, n) tile: an f32 tile (m, n).
 
-    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight. Products are exact; the sum over k is f32's.
+    `a` is f16 or bf16, `b` the transposed tile of a dequantised weight, or of a dense one of the same dtype. Products
+    are exact; the sum over k is f32's.
     Or `a` and `b` are codes in digits, of activations and of a weight: then the result is i32, the sum of the products
     (value - offset) * (value - offset) modulo 2^32, with `Packed.offset` of either side.
     k: (first, size), a part of the tiles along k that is multiplied alone; of codes, in whole steps of their digits'
@@ -622,8 +630,10 @@ class Kernel:
             )
         self.constants = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
         self.optional = {p.name for p in parameters if p.default is None}
-        tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        if tensors != list(self.specs):
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        tensors = [p.name for p in parameters if p.kind is positional]
+        rest = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
+        if tensors != list(self.specs)[: len(tensors) if rest else None]:
             raise _invalid(
                 f"{self.__name__} takes {tensors}, but its decorator declares {list(self.specs)}",
                 "declare every positional parameter, in order",
@@ -701,7 +711,8 @@ def _handle(array: Array | None) -> Tensor | Packed | None:
 def kernel(**specs: tuple[str, DType | None] | Spec) -> Callable[[Callable[..., None]], Kernel]:
     """Declares a kernel: per positional parameter its dimension names and dtype, `("m k", lb.f16)` or `packed("n k")`.
 
-    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch.
+    A dtype of None is given when compiling. Dimensions of the same name must be equal at launch. A parameter `*rest` of
+    the function takes all that are declared beyond its own.
     """
     for name, spec in specs.items():
         if not isinstance(spec, Spec) and not (isinstance(spec, tuple) and len(spec) == 2):

@@ -24,8 +24,8 @@ class PackedDigits:
     words: u32 (numpy) or i32 (torch) [row tiles, k tiles, words of a tile]; 16 rows of weights or 8 columns of
         activations to a tile, in the order of `lowbitvm.digits`. Padding is stored as 0 bits.
     sums: i32 [rows], the sum over k of value - offset of every row; or [rows, parts], the sums of equal parts of k.
-    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (code - zero). Of formats with a
-        group along k [rows, groups], and the scales in the format's own dtype.
+    scales, zeros: f32 and i32 [rows], or None: the real number of a code is scale * (factor * code - zero), with the
+        `factor` 1 but for the top planes of codes. Of formats with a group along k [rows, groups].
 
     The arrays are contiguous. Compares by identity.
     """
@@ -70,6 +70,11 @@ class PackedDigits:
         return format_digits(self.format)
 
     @property
+    def factor(self) -> int:
+        """What codes count, beside their zeros."""
+        return code_factor(self.format)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all stored arrays, padding included."""
         return sum(int(array.nbytes) for array in self.arrays.values())
@@ -90,10 +95,11 @@ class PackedDigits:
     def top(self, bits: int) -> "PackedDigits":
         """The weight of the top `bits` planes of every code, over the same words: a kernel reads those planes only.
 
-        A code v of p bits becomes floor(v / 2**(p - bits)) of the same kind, u, i or bp; of a bipolar code, whose
-        planes are +1 and -1, that is the nearest one with fewer planes, and scales grow by 2**(p - bits). For weights
-        in digits="b1". Raises ARGUMENT_INVALID, and FORMAT_UNSUPPORTED for scales of other codes, whose nearest
-        numbers need a zero point between two codes.
+        A code v of p bits becomes floor(v / 2**d) of the same kind, u, i or bp, with d = p - bits. Scaled, every one of
+        them stands for the middle of what becomes it, 2**d floor(v / 2**d) + (2**d - 1) / 2, less the zero: numbers are
+        off by less than half of their new step (any-precision LLM, arXiv:2402.10517). The half makes whole numbers of
+        twice the size, `factor` * code - zero, with half the scale. Of a bipolar code, whose planes are +1 and -1, the
+        middle is 2**d times the top. For weights in digits="b1". Raises ARGUMENT_INVALID.
         """
         fmt, code = self.format, self.format.code
         kind = code.name.rstrip("0123456789")
@@ -105,17 +111,22 @@ class PackedDigits:
                 "take fewer planes than there are, of a u, i or bp weight in digits='b1', two or more of i",
             )
         dropped = fmt.bits - bits
-        if self.scales is not None and kind != "bp":
-            raise LowbitvmError(
-                "FORMAT_UNSUPPORTED", f"scaled top planes of {fmt.dtype}", "use bp codes, or pack without scales"
-            )
-        made = replace(
-            self,
-            format=replace(fmt, dtype=name, planes=fmt.planes or fmt.bits),
-            scales=None if self.scales is None else self.scales * 2.0**dropped,
-        )
+        made = replace(self, format=replace(fmt, dtype=name, planes=fmt.planes or fmt.bits))
         values = _host(made.unpack()).astype(np.int64)
-        return replace(made, sums=_like(self.words, sums_of(values - made.decomposition.offset, self.summed)))
+        made = replace(made, sums=_like(self.words, sums_of(values - made.decomposition.offset, self.summed)))
+        if self.scales is None:
+            return made
+        if kind == "bp":
+            return made if self.zeros is not None else replace(made, scales=self.scales * 2.0**dropped)
+        zeros = np.zeros(self.scales.shape, np.int32) if self.zeros is None else _host(self.zeros)
+        twice = 1 if self.factor > 1 else 2
+        middle = (twice * self.factor * ((1 << dropped) - 1)) // 2
+        return replace(
+            made,
+            format=replace(made.format, zero="int"),
+            scales=self.scales / twice,
+            zeros=_like(self.words, (twice * zeros - middle).astype(np.int32)),
+        )
 
     def with_sums(self, each: int) -> "PackedDigits":
         """The same matrix with the sums of each so many in_features; made on the CPU. Raises GROUP_INDIVISIBLE."""
@@ -131,6 +142,13 @@ def format_digits(fmt: Format) -> Decomposition:
     """The digits of a format's codes: of weights where it has `act`, of activations where not."""
     assert fmt.digits is not None
     return (digits.of_activations if fmt.act is None else digits.of_weights)(fmt.code, fmt.digits)
+
+
+def code_factor(fmt: Format) -> int:
+    """What the codes of a format count beside their zeros: see `PackedDigits.top`."""
+    if fmt.planes is None or fmt.zero is None:
+        return 1
+    return (3 - fmt.code.step) << fmt.planes - fmt.bits  # of steps of 2 the middle is a whole number
 
 
 def pack_weights(
@@ -252,7 +270,7 @@ def _rank_one(
     if zeros is not None:
         check_codes("zeros", zeros, fmt.code, 1)
         zeros = _by_row(zeros, dtypes.i32)
-    return _by_row(scales, dtypes.f32 if wanted[1] == 1 else fmt.scale_dtype), zeros
+    return _by_row(scales, dtypes.f32), zeros
 
 
 def _by_row(array: Array, dtype: DType) -> Array:
@@ -349,7 +367,7 @@ def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) ->
     above = row % (digits.COLUMNS // each)  # rows of the first stored tile that are not ours
     words = _packed(np.pad(stored.astype(np.uint8), ((above, 0), (0, 0))), fmt)
     row_tile, k_tile = row * each // digits.COLUMNS, column // tile_k(fmt)
-    for place in places[places < digits.COLUMNS * matrix.words.shape[0]]:
+    for place in places[(places >= 0) & (places < digits.COLUMNS * matrix.words.shape[0])]:
         tile, own = divmod(int(place), digits.COLUMNS)
         words_of = slice(16 * own, 16 * (own + 1))  # of a stored tile: a column's, 4 lanes of 4
         target = matrix.words[tile, k_tile : k_tile + words.shape[1], words_of]

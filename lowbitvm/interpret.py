@@ -162,21 +162,22 @@ class _Block:
         assert isinstance(source, np.ndarray)
         tile = np.full(op.shape, op.attributes["other"], np.float64 if packed else op.dtype.numpy)
         if any(offset.shape for offset in op.operands):
-            indices = self._indices(op)
-            inside = [(index >= 0) & (index < size) for index, size in zip(indices, source.shape, strict=True)]
-            places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
-            tile[np.ix_(*inside)] = source[np.ix_(*places)]
+            inside, places = self._indices(op.operands, op.shape, source)
+            tile[inside] = source[places]
         else:
             window, place = zip(*self._window(op.array, op.operands, op.shape), strict=True)
             tile[window] = source[place]
         return tile
 
-    def _indices(self, op: Op) -> list[NumpyArray]:
-        """Per axis the index in the array of every row or column of a gathered tile."""
-        return [
+    def _indices(self, offsets: Sequence[Op], shape: tuple[int, ...], array: NumpyArray) -> tuple[Any, Any]:
+        """What of a tile whose rows or columns are named by indices lies in the array, and where."""
+        indices = [
             self.values[offset] if offset.shape else int(self.values[offset]) + np.arange(size)
-            for offset, size in zip(op.operands, op.shape, strict=True)
+            for offset, size in zip(offsets, shape, strict=True)
         ]
+        inside = [(index >= 0) & (index < size) for index, size in zip(indices, array.shape, strict=True)]
+        places = [index[mask] for index, mask in zip(indices, inside, strict=True)]
+        return np.ix_(*inside), np.ix_(*places)
 
     def _store(self, op: Op) -> None:
         assert op.array is not None
@@ -187,7 +188,10 @@ class _Block:
             put_codes(target, row, column, self.values[value])
             return
         assert isinstance(target, np.ndarray)
-        inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
+        if any(offset.shape for offset in offsets):
+            inside, place = self._indices(offsets, value.shape, target)
+        else:
+            inside, place = zip(*self._window(op.array, offsets, value.shape), strict=True)
         target[place] = self.values[value][inside]
 
     def atomic_add(self, op: Op) -> np.int32:

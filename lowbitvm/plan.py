@@ -1,5 +1,6 @@
 """Which tile a linear layer runs with, and how many blocks share out its k."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
@@ -109,20 +110,23 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
     groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
     permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. permuted: the weight's columns are; up to 8 rows the tile is then
-    so wide that the gathering of x is few of all instructions.
+    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
+    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
+    gathering of x is few of all instructions.
     """
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
-    most = 32 if summed or (permuted and fmt.group in (16, 32)) else SMALL_ROWS
+    few = summed or (permuted and fmt.group in (16, 32)) or (weights > 1 and _sums_much(fmt))
+    most = 32 if few else SMALL_ROWS
     bm = next((size for size in (8, 16, 32) if m <= size), most)
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
-    crowded = bm == most and (permuted or weights > 1 or _crowded(fmt))
-    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if crowded else 4), fmt, weights)
-    if permuted and bm == 8 and target is not None:
+    many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
+    many = many or (bm == SMALL_ROWS and unit_k(Tile(bm, NARROW, 64, stages, 8), fmt) == UNIT_K)
+    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
+    if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
         return _decode_tile(replace(tile, stages=8), fmt, target or TARGETS["sm_80"], weights)
@@ -138,7 +142,8 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    if permuted or crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
+    crowded = crowded or (fmt.group == 16 and fmt.zero == "offset" and fmt.scale == "i8")  # of four, converted
+    if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
@@ -148,22 +153,27 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
     """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
+    A warp has as many out_features as without a permutation where its codes go to registers, and 64 where they do not.
+
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
     which stages of 64 are joined to where the groups are longer and shared memory has room for two such units.
     """
     bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
+    plain = _decode_tile(replace(tile, stages=8), fmt, target, weights)
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        if not _fits_tables(replace(tile, bn=bn, bk=bk), fmt, weights):
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn * plain.warps // plain.bn)
+        if not _fits_tables(wide, fmt, weights):
             continue
-        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
-        if streamed.direct:
+        if streamed.direct and (m <= GATHERED_ROWS or bn == 512 or not target.has_async_copies):
             return streamed
+        wide = replace(wide, warps=min(8, bn // 64))
+        joined = 2 * UNIT_K * (16 * tile.bm + weights * bn * (fmt.bits + 1)) // 8  # as the kernel reckons, at most
         for depth in (512, 384, 256):
             deep = replace(wide, stages=depth // bk)
-            if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
+            if max(_staged_bytes(deep, fmt, weights), joined) <= min(free, STAGED_BYTES * bn // NARROW):
                 return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
 
@@ -330,6 +340,11 @@ def chosen_tile(
     return tile
 
 
+def _sums_much(fmt: Format) -> bool:
+    """Whether a format's kernel of two weights has no registers for 64 rows: row sums, tables, i8 scales."""
+    return fmt.zero in ("float", "offset") or fmt.code.kind == "table" or fmt.scale == "i8" or fmt.dtype == "bp7"
+
+
 def _crowded(fmt: Format) -> bool:
     """Whether a format's kernel needs many registers beside the accumulators."""
     return fmt.zero in ("float", "offset") or fmt.group in (16, 32)
@@ -384,7 +399,7 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
         return DigitTile(bm, 16 * rows, part * warps, 2, warps)
     rows = min(2, _power_to(pairs // (columns * planes)))
-    most, stored = 4 if target.has_async_copies else 2, products * (weights.planes or weights.bits)
+    most, stored = 4 if target.has_async_copies else 2, products * weights.bits
     for warps in (4, 2, 1):
         stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
         stages = min(most, STAGED_BYTES // stage)
@@ -403,17 +418,96 @@ def grouped_tile(
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
-    step, stored = max(base.activation_k, *groups), products * (weights.planes or weights.bits)
+    step, stored = max(base.activation_k, *groups), products * weights.bits
     pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
-    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS)
-    most = 4 if target.has_async_copies else 2
-    while True:
+    many = step > 4 * base.step_k or len(set(groups)) > 1  # loads of a step, that registers must hold
+    columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS // 2 if many else COLUMNS)
+    most, warps, stages = 4 if target.has_async_copies else 2, 4, 0
+    while stages < 2:
         rows = min(2, _power_to(max(1, pairs // columns)))
-        for warps in (4, 2, 1):
-            stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
-            if stages >= 2 or (warps == 1 and columns == 1):
-                return DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
-        columns //= 2
+        stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
+        tile = DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
+        if warps > 2 or (columns == 1 and warps == 2):
+            warps //= 2
+        elif columns > 1:
+            columns, warps = columns // 2, 4
+        else:
+            break
+    return tile
+
+
+@dataclass(frozen=True)
+class MixtureTile:
+    """One block's share of a product with a mixed weight, as `DigitTile`; bk of every part of k."""
+
+    bm: int
+    bn: int
+    bk: tuple[int, ...]
+    stages: int
+    warps: int
+
+    def part(self, block: int) -> int:
+        """k of a step that a warp, or all of them together, take in a part of k."""
+        return self.bk[block] // self.warps if self.bn < 16 * self.warps else self.bk[block]
+
+
+def mixture_tile(
+    m: int,
+    activations: Sequence[tuple[Format, int]],
+    weights: Sequence[Sequence[Sequence[Format]]],
+    groups: Sequence[int],
+    branch: bool,
+    target: Target,
+) -> MixtureTile:
+    """The tile for m rows: of the choices of `digit_tile` for each part of k those that serve all of them.
+
+    activations: formats and in_features of the parts of k; weights: [part of n][part of k][term]; groups: of each part
+    of k the longest with scales, or 0. Warps share out k where there are neither groups nor a branch.
+    """
+    each = [columns_per_row(fmt.code, fmt.digits or "") for fmt, _ in activations]
+    steps = [
+        max(BASES[fmt.digits or ""].activation_k, group) for (fmt, _), group in zip(activations, groups, strict=True)
+    ]
+    terms = [[part[block] for part in weights] for block in range(len(activations))]  # [part of k][part of n]
+    planes = [max(sum(len(format_digits(fmt).digits) for fmt in codes) for codes in parts) for parts in terms]
+    bits = [max(sum(fmt.bits for fmt in codes) for codes in parts) for parts in terms]
+    if any(groups):  # accumulators of all terms, and the integers of one
+        planes = [p + max(len(codes) for codes in parts) for p, parts in zip(planes, terms, strict=True)]
+    planar = any(fmt.digits == "b1" for fmt, _ in activations)
+    pairs = PAIRS // 2 if planar and target.capability < (8, 0) else PAIRS
+    pairs //= 1 + (len(activations) > 1 or branch)  # what one loop has summed is kept beside another one's sums
+    if branch and not target.has_async_copies:  # tiles pass through registers
+        pairs //= 2
+    most = [
+        max(1, min(_power_to(max(1, pairs // p)), 2 * COLUMNS) * COLUMNS // e)
+        for p, e in zip(planes, each, strict=True)
+    ]
+    least = COLUMNS if branch else max(COLUMNS // e for e in each)
+    bm = max(min(_power_from(m), *most), least)
+    columns = [bm * e // COLUMNS for e in each]
+    words = [b * step // 64 for b, step in zip(bits, steps, strict=True)]
+    doubled = all(2 * c * p <= pairs for c, p in zip(columns, planes, strict=True))
+    rows = 2 if doubled and 2 * max(words) <= LOADED else 1
+    own = [rows * w + c * ACTIVATION_WORDS for w, c in zip(words, columns, strict=True)]
+    few = all(o <= (1 + ACTIVATION_SHARE) * rows * w for o, w in zip(own, words, strict=True))
+    if m <= bm and not branch and not any(groups) and few:
+        parts = [step * _power_to(max(1, LOADED // o)) for step, o in zip(steps, own, strict=True)]
+        most_steps = max(k // part for (_, k), part in zip(activations, parts, strict=True))
+        warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, most_steps))))
+        sums = max(len(codes) for blocks in terms for codes in blocks) * rows * max(columns) * 4  # of a lane
+        if 4 * 32 * warps * sums <= STAGED_BYTES:
+            return MixtureTile(bm, 16 * rows, tuple(part * warps for part in parts), 2, warps)
+    rows = 2 if doubled else 1
+    for warps in (4, 2, 1):
+        sizes = zip(steps, bits, columns, activations, strict=True)
+        stage = max(
+            step * (16 * rows * warps * b + c * COLUMNS * BASES[fmt.digits or ""].bits) // 8
+            for step, b, c, (fmt, _) in sizes
+        )
+        stages = min(4 if target.has_async_copies else 2, STAGED_BYTES // stage)
+        if stages >= 2:
+            break
+    return MixtureTile(bm, 16 * rows * warps, tuple(steps), max(2, stages), warps)
 
 
 def _power_to(size: int) -> int:

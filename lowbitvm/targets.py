@@ -103,6 +103,11 @@ class Target:
         return self.capability >= (8, 0)
 
     @property
+    def has_pair_extrema(self) -> bool:
+        """min.f16x2 and max.f16x2."""
+        return self.capability >= (8, 0)
+
+    @property
     def digits(self) -> tuple[str, ...]:
         """Bases of integer digits that mma.sync multiplies natively; the others become IMMAs and up to 200 more.
 

@@ -293,7 +293,8 @@ def _dot_dtypes(op: Op) -> str | None:
         return _digit_dot(op)
     if a.dtype not in (dtypes.f16, dtypes.bf16):
         return f"the first operand is {a.dtype}, not f16 or bf16"
-    return None if b.dtype == dtypes.f32 == op.dtype else f"the second operand is {b.dtype}, the result {op.dtype}"
+    fits = b.dtype in (a.dtype, dtypes.f32) and op.dtype == dtypes.f32
+    return None if fits else f"the second operand is {b.dtype}, the result {op.dtype}"
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -326,7 +327,7 @@ def _access(op: Op) -> str | None:
     element = op.array.element
     if op.kind == "store" and isinstance(element, Format) and shape[-1] % tile_k(element):
         return f"a tile of shape {shape} of {op.array}, whose stored tiles are of {tile_k(element)} in_features"
-    gathers = op.kind == "load" and not isinstance(element, Format)
+    gathers = not isinstance(element, Format)
     for offset, size in zip(offsets, shape, strict=True):
         if offset.shape and not (gathers and offset.shape == (size,)):
             return f"an offset of shape {offset.shape} along an axis of {size} of {op.array}"
@@ -350,7 +351,8 @@ def _expand_shape(op: Op) -> str | None:
 
 def _reshape_shape(op: Op) -> str | None:
     shape = op.operands[0].shape
-    return None if math.prod(shape) == math.prod(op.shape) else f"a tile of shape {shape} to {op.shape}"
+    fits = shape and op.shape and math.prod(shape) == math.prod(op.shape)
+    return None if fits else f"a tile of shape {shape} to {op.shape}"
 
 
 def _transpose_shape(op: Op) -> str | None:

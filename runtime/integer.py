@@ -19,9 +19,10 @@ from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
 from lowbitvm.plan import DigitTile, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
+from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
-from lowbitvm.runtime.launch import emulated_target, launch
+from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
 from lowbitvm.targets import Target
@@ -71,9 +72,21 @@ class Variant:
             y_scales=None if self.codes is None or self.dyadic else f32,
             multipliers=i32 if self.dyadic else None,
             shifts=i32 if self.dyadic else None,
-            divisible={"k": tile.part} if self.aligned else {},
+            divisible=self._divisible(),
             **self.rank_one,
         )
+
+    def _divisible(self) -> dict[str, int]:
+        """Divisors of the sizes: of k what is multiplied at a time, and of the groups those that lie in it."""
+        if not self.aligned:
+            return {}
+        groups = [fmt.group for fmt in (self.activations, self.weights)]
+        own = [g if s is not None and isinstance(g, int) else None for g, s in zip(groups, self.scales, strict=True)]
+        least = min((group for group in own if group is not None), default=None)
+        sizes = {"a_sums": least, "w_sums": least, "a_scales": own[0], "w_scales": own[1]}
+        dims = {"sums": "parts", "scales": "groups"}
+        found = {name: size for name, size in sizes.items() if size is not None and name in self.rank_one}
+        return {"k": self.tile.part} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
 
     @property
     def rank_one(self) -> dict[str, str]:
@@ -99,7 +112,10 @@ def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (
     zeros: whether the two sides have some, which may be any code.
     """
     sides = zip((activations.code, weights.code), zeros, strict=True)
-    return S32 // math.prod(c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides)
+    largest = [c.high - c.low if zero else max(abs(c.low), abs(c.high)) for c, zero in sides]
+    if zeros[1] and weights.planes is not None:  # twice the differences of the whole codes
+        largest[1] = 2 * ((1 << weights.planes) - 1)
+    return S32 // math.prod(largest)
 
 
 @functools.cache
@@ -239,12 +255,13 @@ def run_matmul(
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
         tile = _tile(m, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
-    wanted = after.requantize
+    wanted, numbers = after.requantize, rank_one(a, w, after.gate)
+    whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
     variant = Variant(
         a.format,
         w.format,
         tile,
-        k % tile.part == 0,
+        whole,
         (_scale_dtype(a), _scale_dtype(w)),
         dtypes.of(y).name,
         after.gate is not None,
@@ -258,7 +275,6 @@ def run_matmul(
     arguments = {name: value for name, value in given.items() if value is not None}
     if wanted is not None:
         arguments |= {name: _by_feature(part, y, n) for name, part in wanted.arrays.items()}
-    numbers = rank_one(a, w, after.gate)
     arguments |= {name: numbers[name] for name in variant.rank_one}
     grid = launch_grid((m, n), (tile.bm, tile.bn))
     return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
@@ -281,7 +297,7 @@ def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None)
     """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
     group = smallest_group(a, w)
     sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
-    found = {f"{name}_sums": _sums(side, group) for name, side in sides.items()}
+    found = {f"{name}_sums": sums_for(side, group) for name, side in sides.items()}
     for name, side in sides.items():
         for part, array in (("zeros", side.zeros), ("scales", side.scales)):
             if array is not None:
@@ -294,7 +310,7 @@ def smallest_group(a: PackedDigits, w: PackedDigits) -> int | None:
     return min((side.group for side in (a, w) if side.group is not None), default=None)
 
 
-def _sums(side: PackedDigits, group: int | None) -> Array:
+def sums_for(side: PackedDigits, group: int | None) -> Array:
     """The sums of each group of k, (rows, groups), from those of parts of it."""
     rows, k = side.shape
     if group is None or group == k or side.sums.ndim == 1:

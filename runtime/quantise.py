@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
 
 INPUTS = ("f16", "bf16", "f32")
+TAKEN = {  # dtypes
+    "x": ("f16", "bf16", "f64", "f32"),
+    "norm": INPUTS,
+    "smoothing": ("f32",),
+    "scale": ("f32",),
+    "zero": ("i32",),
+}
 BLOCK = 4096  # activations that a block takes at least, where rows are short
 EACH = 32  # activations of a thread, but for very long rows
 MOST_WARPS = 16
@@ -86,20 +93,27 @@ def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKer
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done to activations before they are rounded; see `quantize_activations`."""
+    """What is done to activations before they are rounded, and given scales; see `quantize_activations`."""
 
     norm: Array | None = None
     eps: float = 1e-6
     smoothing: Array | None = None
     rotation: int | None = None
+    scale: float | Array | None = None
+    zero: int | Array | None = None
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Those of one number for each of in_features."""
+        return {name: array for name in ("norm", "smoothing") if (array := getattr(self, name)) is not None}
 
 
 def quantize_activations(
     x: Array,
     fmt: Format | str,
     *,
-    scale: float | None = None,
-    zero: int | None = None,
+    scale: float | Array | None = None,
+    zero: int | Array | None = None,
     sums: int | None = None,
     norm: Array | None = None,
     eps: float = 1e-6,
@@ -110,7 +124,8 @@ def quantize_activations(
 
     fmt: a Format without `act`, in digits="s8" unless told otherwise, and zero=None or "int". group="channel": a scale
     for each token; 16 to 256: for each token and so many in_features; "tensor": `scale` and, with zero="int", `zero`
-    are given, and copied to every row. scales, zeros and sums are (m), or (m, groups) for a group of in_features.
+    are given, numbers or f32 and i32 arrays of one on x's device, and copied to every row. scales, zeros and sums are
+    (m), or (m, groups) for a group of in_features.
     sums: in_features, a divisor of the group, of each of the sums (m, in_features / sums) then: a weight whose scales
     are of so many in_features, and which has zero points or an offset, needs them.
     norm (in_features), f16, bf16 or f32: x is first normalised, RMSNorm with this weight and eps. smoothing
@@ -122,17 +137,18 @@ def quantize_activations(
     """
     fmt = as_format(fmt)
     fmt = replace(fmt, digits=fmt.digits or "s8")
-    steps = Steps(norm, eps, smoothing, rotation)
-    _check(x, fmt, steps, scale, zero)
+    norm, smoothing = (part if part is None else arrays.contiguous(arrays.detached(part)) for part in (norm, smoothing))
+    steps = Steps(norm, eps, smoothing, rotation, scale, zero)
+    _check(x, fmt, steps)
     _check_sums(fmt, int(x.shape[1]), sums)
     x = arrays.contiguous(arrays.detached(x))
     x = x if dtypes.of(x).name in INPUTS else arrays.cast(x, dtypes.f32)
     on_gpu = arrays.device(x).startswith("cuda")
     target = driver.device_target(x.device.index) if on_gpu else emulated_target()
     if target is None:
-        return _by_rule(x, fmt, steps, scale, zero, sums)
+        return _by_rule(x, fmt, steps, sums)
     made = empty_activations(x, fmt, sums)
-    run_quantise(x, made, target, steps, scale=scale, zero=zero)
+    run_quantise(x, made, target, steps)
     return made
 
 
@@ -168,7 +184,7 @@ def variant_of(x: Array, made: PackedDigits, steps: Steps) -> Variant:
         dtypes.of(x).name,
         k,
         whole=columns <= k,
-        divisor=1 if address(x) % ALIGNMENT else divisor,
+        divisor=1 if any(address(array) % ALIGNMENT for array in (x, *steps.arrays.values())) else divisor,
         part=None if made.sums.ndim == 1 else columns // max(1, int(made.sums.shape[1])) or None,
         norm=None if steps.norm is None else dtypes.of(steps.norm).name,
         eps=0.0 if steps.norm is None else steps.eps,
@@ -178,54 +194,41 @@ def variant_of(x: Array, made: PackedDigits, steps: Steps) -> Variant:
 
 
 def run_quantise(
-    x: Array,
-    made: PackedDigits,
-    target: str,
-    steps: Steps | None = None,
-    *,
-    scale: float | None = None,
-    zero: int | None = None,
-    **options: Any,
+    x: Array, made: PackedDigits, target: str, steps: Steps | None = None, **options: Any
 ) -> "Report | None":
     """Fills `made`, what `empty_activations` returns, on `target`; see `launch` for devices and options."""
     steps = steps or Steps()
     variant = variant_of(x, made, steps)
-    arguments = {**quantiser_arguments(x, made, steps, scale, zero), "x": x, "a": made}
     each = digits.columns_per_row(made.format.code, made.format.digits or "")
     padded = int(made.words.shape[0]) * COLUMNS // each  # padding of the rows is stored too
     grid = launch_grid((padded,), (variant.rows,))
-    return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
+    return launch(_compiled(variant, target, disk_cache()), grid, quantiser_arguments(x, made, steps), **options)
 
 
-def quantiser_arguments(
-    x: Array, made: PackedDigits, steps: Steps, scale: float | None = None, zero: int | None = None
-) -> dict[str, Array]:
-    """The kernel's arrays by name, but x and the codes."""
-    found = {
-        name: array.reshape((made.rows, math.prod(array.shape[1:])))
-        for name, array in made.arrays.items()
-        if name != "words"
-    }
-    given = {"norm": steps.norm, "smoothing": steps.smoothing}
-    if made.format.group == "tensor":
-        given |= {"scale": _one(x, scale, dtypes.f32)}
-        given |= {"zero": _one(x, zero, dtypes.i32)} if made.format.zero is not None else {}
-    return found | {name: arrays.detached(array) for name, array in given.items() if array is not None}
+def quantiser_arguments(x: Array, made: PackedDigits, steps: Steps) -> dict[str, Any]:
+    """The kernel's arguments by name."""
+    found: dict[str, Any] = {"x": x, "a": made, **steps.arrays}
+    for name, array in made.arrays.items():
+        if name != "words":
+            found[name] = array.reshape((made.rows, math.prod(array.shape[1:])))
+    for name, number, dtype in (("scale", steps.scale, dtypes.f32), ("zero", steps.zero, dtypes.i32)):
+        if number is not None:
+            found[name] = number.reshape(1) if hasattr(number, "reshape") else _one(x, number, dtype)
+    return found
 
 
-def _one(like: Array, number: float | None, dtype: dtypes.DType) -> Array:
+def _one(like: Array, number: float, dtype: dtypes.DType) -> Array:
     made = arrays.zeros(like, (1,), dtype)
     made[0] = number
     return made
 
 
-def _by_rule(
-    x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int | None, sums: int | None
-) -> PackedDigits:
+def _by_rule(x: Array, fmt: Format, steps: Steps, sums: int | None) -> PackedDigits:
     """The rule itself, on a CPU."""
     norm, smoothing = (None if part is None else arrays.host(part) for part in (steps.norm, steps.smoothing))
     prepared = activations.prepare(arrays.host(x), norm, steps.eps, smoothing, steps.rotation)
     sums_shape = _sums_shape(len(x), int(x.shape[1]), fmt, sums)
+    scale, zero = arrays.host(steps.scale), arrays.host(steps.zero)
     rounded = activations.round_to_codes(prepared, fmt, scale, zero, math.prod(sums_shape[1:]))
 
     def own(array: np.ndarray[Any, Any]) -> Array:
@@ -240,7 +243,7 @@ def _by_rule(
     )
 
 
-def _check(x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int | None) -> None:
+def _check(x: Array, fmt: Format, steps: Steps) -> None:
     """Raises where x, its format and the steps before it do not fit."""
     if fmt.act is not None:
         raise LowbitvmError(
@@ -250,24 +253,25 @@ def _check(x: Array, fmt: Format, steps: Steps, scale: float | None, zero: int |
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED", f"activations of {fmt}", "use a scale of f16, bf16 or f32, and zero=None or 'int'"
         )
-    given = {"x": x, "norm": steps.norm, "smoothing": steps.smoothing}
+    given = {"x": x, **steps.arrays}
+    given |= {name: one for name in ("scale", "zero") if hasattr(one := getattr(steps, name), "reshape")}
     for name, array in given.items():
-        wanted = ("f32",) if name == "smoothing" else ("f16", "bf16", "f32", "f64") if name == "x" else INPUTS
-        if array is not None and dtypes.of(array).name not in wanted:
-            raise LowbitvmError("DTYPE_MISMATCH", f"{name} is {dtypes.of(array)}", f"cast it to {wanted[-1]}")
+        if dtypes.of(array).name not in TAKEN[name]:
+            raise LowbitvmError("DTYPE_MISMATCH", f"{name} is {dtypes.of(array)}", f"cast it to {TAKEN[name][-1]}")
     if x.ndim != 2:
         raise LowbitvmError("SHAPE_MISMATCH", f"x has shape {tuple(x.shape)}", "pass (m, in_features)")
     columns = int(x.shape[1])
     fmt.groups(columns)  # raises where groups do not divide in_features
     for name, array in list(given.items())[1:]:
-        if array is not None and tuple(array.shape) != (columns,):
+        wanted = (columns,) if name in steps.arrays else (1,)
+        if math.prod(array.shape) != wanted[0] or array.ndim > 1:
             raise LowbitvmError(
-                "SHAPE_MISMATCH", f"{name} has shape {tuple(array.shape)}, x {tuple(x.shape)}", f"pass ({columns},)"
+                "SHAPE_MISMATCH", f"{name} has shape {tuple(array.shape)}, x {tuple(x.shape)}", f"pass {wanted}"
             )
-    places = {arrays.device(array) for array in given.values() if array is not None}
+    places = {arrays.device(array) for array in given.values()}
     if len(places) > 1:
         raise LowbitvmError("DEVICE_MISMATCH", f"arrays on {sorted(places)}", "move all to one device with .to(device)")
-    _check_numbers(fmt, columns, steps, scale, zero)
+    _check_numbers(fmt, columns, steps)
 
 
 def _check_sums(fmt: Format, columns: int, sums: int | None) -> None:
@@ -280,17 +284,17 @@ def _check_sums(fmt: Format, columns: int, sums: int | None) -> None:
         )
 
 
-def _check_numbers(fmt: Format, columns: int, steps: Steps, scale: float | None, zero: int | None) -> None:
-    static = fmt.group == "tensor"
+def _check_numbers(fmt: Format, columns: int, steps: Steps) -> None:
+    static, scale, zero = fmt.group == "tensor", steps.scale, steps.zero
     if (scale is not None) != static or (zero is not None) != (static and fmt.zero is not None):
         raise LowbitvmError(
             "ARGUMENT_INVALID",
             f"scale={scale} and zero={zero} for {fmt}",
             "give both, or the scale for zero=None, with group='tensor', and only there",
         )
-    if scale is not None and not 0 < scale < math.inf:
+    if isinstance(scale, int | float) and not 0 < scale < math.inf:
         raise LowbitvmError("ARGUMENT_INVALID", f"scale={scale}", "use a number above 0")
-    if zero is not None and not fmt.code.low <= zero <= fmt.code.high:
+    if isinstance(zero, int) and not fmt.code.low <= zero <= fmt.code.high:
         raise LowbitvmError(
             "ARGUMENT_INVALID", f"zero={zero} for {fmt.dtype}", f"use one of {fmt.code.low} to {fmt.code.high}"
         )

@@ -103,7 +103,7 @@ def numpy_product(a: PackedDigits, w: PackedDigits, after: After = NOTHING) -> N
 
 
 def _followed(a: PackedDigits, w: PackedDigits, after: After) -> NumpyArray:
-    result, *gates = (_scaled(a, weight) for weight in (w, after.gate) if weight is not None)
+    result, *gates = (scaled_product(a, weight) for weight in (w, after.gate) if weight is not None)
     if after.bias is not None:
         result = result + arrays.host(after.bias).astype(result.dtype)
     function = ACTIVATIONS[after.activation]
@@ -113,10 +113,10 @@ def _followed(a: PackedDigits, w: PackedDigits, after: After) -> NumpyArray:
     return result
 
 
-def _scaled(a: PackedDigits, w: PackedDigits) -> NumpyArray:
+def scaled_product(a: PackedDigits, w: PackedDigits) -> NumpyArray:
     """The exact integers, or their f32 times the scales of rows, then columns."""
     groups = [side.group for side in (a, w) if side.group is not None]
-    product = _grouped(a, w, min(groups)) if groups else _integers(_numbers(a), _numbers(w))
+    product = _grouped(a, w, min(groups)) if groups else _integers(numbers_of(a), numbers_of(w))
     for side, axis in ((a, 1), (w, 0)):
         if side.scales is not None and side.group is None:
             product = np.float32(product) * np.expand_dims(arrays.host(side.scales), axis)
@@ -125,7 +125,7 @@ def _scaled(a: PackedDigits, w: PackedDigits) -> NumpyArray:
 
 def _grouped(a: PackedDigits, w: PackedDigits, group: int) -> NumpyArray:
     """The integers of each group of k, times the scales of groups, added up in f32 by `fma` in the order of k."""
-    left, right, total = _numbers(a), _numbers(w), np.zeros((a.rows, w.rows), np.float32)
+    left, right, total = numbers_of(a), numbers_of(w), np.zeros((a.rows, w.rows), np.float32)
     for first in range(0, a.columns, group):
         part = slice(first, first + group)
         value: NumpyArray = _integers(left[:, part], right[:, part]).astype(np.float32)
@@ -146,13 +146,13 @@ def _integers(a: NumpyArray, w: NumpyArray) -> NumpyArray:
     return product.astype(np.int64)
 
 
-def _numbers(side: PackedDigits) -> NumpyArray:
+def numbers_of(side: PackedDigits) -> NumpyArray:
     """The codes, less their zeros."""
     codes = np.asarray(arrays.host(side.unpack()), np.float64)
     if side.zeros is None:
         return codes
     zeros = _by_group(side, side.zeros)
-    return codes - (zeros if side.group is None else np.repeat(zeros, side.group, axis=1))
+    return side.factor * codes - (zeros if side.group is None else np.repeat(zeros, side.group, axis=1))
 
 
 def _by_group(side: PackedDigits, numbers: Array) -> NumpyArray:

@@ -5,6 +5,7 @@ import pytest
 
 from lowbitvm import chunk
 from lowbitvm.codegen import synthesis
+from lowbitvm.codegen.convert import cost, held_by, layout_decoder
 from lowbitvm.dtypes import CODE_TYPES
 
 SHAPES = {chunk.shape(code): code for code in CODE_TYPES.values() if code.kind != "table"}
@@ -30,10 +31,34 @@ def test_the_words_of_a_tile_lie_in_blocks_of_the_widest_vectors(bits):
         chunk.word_place(bits, bits)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", sorted(set(SHAPES) - synthesis.ANNEALED))
 def test_the_search_finds_the_layout_in_the_table(shape):
     code = SHAPES[shape]
     assert chunk.LAYOUTS[shape].split() == synthesis.text(synthesis.layout(code)).split()
+
+
+@pytest.mark.parametrize("shape", sorted(synthesis.ANNEALED))
+def test_layouts_by_annealing_come_nearer_to_the_aims_than_what_the_search_finds(shape):
+    code = SHAPES[shape]
+    found, annealed = (
+        sum(
+            max(0, sum(cost(layout_decoder(code, act, layout)).values()) - aim)
+            for act, aim in (("f16", 50), ("bf16", 66))
+            if held_by(code, act)
+        )
+        for layout in (synthesis.layout(code), chunk.layouts(shape, code.bits))
+    )
+    assert annealed < found
+
+
+@pytest.mark.parametrize("shape", [shape for shape, code in SHAPES.items() if code.kind == "float"])
+def test_words_written_place_by_place_give_the_order_that_they_show(shape):
+    code = SHAPES[shape]
+    positions = chunk.order(code).positions[::2] % 32 % 16 + 16 * (chunk.order(code).positions[::2] // 32)
+    names = {int(p): f"{chr(97 + i)}{'s' if b == code.bits - 1 else b}" for (i, b), p in np.ndenumerate(positions)}
+    words = [[names[16 * word + place] for place in range(16)] for word in range(code.bits)]
+    again = chunk.positions_of(synthesis.placed(code, words), code.bits)[::2]
+    assert np.array_equal(again % 32 % 16 + 16 * (again // 32), positions)
 
 
 def test_the_table_has_no_other_layouts():

@@ -302,7 +302,7 @@ def test_indices_that_the_kernel_stores_to_are_refused():
 def misfit(case):
     @lb.kernel(x=("m k", lb.f16), order=("k", lb.i32), w=lb.packed("n k"))
     def body(x, order, w):
-        columns = lb.load(order, (0,), (32 if case == "length" else 64,), other=-1)
+        columns = lb.load(order, (0,), (32 if case in ("length", "store") else 64,), other=-1)
         if case == "dtype":
             columns = columns.to(lb.f32)
         if case == "packed":

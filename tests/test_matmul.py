@@ -185,12 +185,13 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("LOWBITVM_DEVICE", "")
     page = Path(__file__).parent.parent / "docs" / "integers.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 10
     file = tmp_path / "example.py"
     file.write_text("\n".join(blocks))
     exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})
 
 
+GROUP_OF_PLANES = 256  # the shortest of digits of 1 bit
 SCALED = [  # weights, activations, digits
     ("i4,group=channel,act=i8", "i8,group=channel"),
     ("u3,group=channel,zero=int,scale=f32,act=u8", "u8,group=channel,zero=int,scale=bf16"),
@@ -281,9 +282,8 @@ def test_the_top_planes_of_a_weight_are_a_weight_that_reads_them_only(name: str,
         y = np.zeros((m, 40), np.int32)
         report = run_matmul(a, top, y, target, checks="all", on_finding="raise")
         assert report is not None and np.array_equal(y, exact(a, top))
-        if m == 3:  # with many rows whole tiles go through shared memory
-            read = next(traffic for traffic in report.counters.arrays.values() if traffic.name == "w$words")
-            assert read.distinct_read * code.bits == whole.words.nbytes * bits
+        read = next(traffic for traffic in report.counters.arrays.values() if traffic.name == "w$words")
+        assert read.distinct_read * code.bits == whole.words.nbytes * bits
     if code.step == 1 and code.bias:
         assert np.array_equal(whole.top(bits).unpack(), codes >> dropped)
 
@@ -303,14 +303,69 @@ def test_bipolar_scales_grow_with_the_planes_that_are_left_out() -> None:
     assert (error <= 3 * w.scales[:, None] * (1 + 2.0**-20)).all()  # two planes of weights 1 and 2
 
 
+NESTED = [(name, zero) for name in ("u8", "i8", "u4", "i3", "bp6") for zero in (None, "int")]
+
+
+@pytest.mark.parametrize(("name", "zero"), NESTED)
+def test_scaled_top_planes_stand_for_the_middle_of_their_interval(name: str, zero: str | None) -> None:
+    """Exactly, in doubled integers: with scales of 1 every product is a whole number of halves."""
+    code, codes = CODE_TYPES[name], drawn(name, (21, 300))
+    zeros = np.arange(21)[:, None] % 4 * code.step + code.low if zero else None
+    fmt = lb.Format(name, "channel", zero=zero, scale="f32", act="u5", digits="b1")
+    whole = lb.pack_weights(codes, fmt, np.ones((21, 1), np.float32), zeros)
+    a = lb.pack_activations(drawn("u5", (3, 300), 1), lb.Format("u5", digits="b1"))
+    for bits in range(2 if name[0] == "i" else 1, code.bits):
+        step = 1 << (code.bits - bits)
+        patterns = (codes.astype(np.int64) + code.bias) // code.step
+        doubled = code.step * (2 * (patterns // step * step) + step - 1) - 2 * code.bias  # twice the middle
+        doubled = doubled - (0 if zeros is None else 2 * zeros)
+        for top in (whole.top(bits), whole.top(bits + 1).top(bits) if bits + 1 < code.bits else whole.top(bits)):
+            y = np.zeros((3, 21), np.float32)
+            report = run_matmul(a, top, y, "sm_80", checks="all", on_finding="raise")
+            assert report is not None and not report.findings
+            exact_doubled = a.unpack().astype(np.int64) @ doubled.T
+            assert np.array_equal(y, np.float32(exact_doubled) / 2)
+            assert np.array_equal(lb.matmul(a, top, "f32"), y)
+
+
+@pytest.mark.parametrize("zero", [None, "int"])
+def test_top_planes_of_codes_with_scales_of_groups_stand_for_the_middle(zero: str | None) -> None:
+    codes, rng = drawn("u8", (21, 1024)), np.random.default_rng(0)
+    scales = rng.integers(1, 4, (21, 2)).astype(np.float32)
+    zeros = rng.integers(0, 256, (21, 2)) if zero else None
+    fmt = lb.Format("u8", GROUP_OF_PLANES, zero=zero, scale="f32", act="u2", digits="b1")
+    scales, zeros = (None if x is None else np.repeat(x, 512 // GROUP_OF_PLANES, 1) for x in (scales, zeros))
+    whole = lb.pack_weights(codes, fmt, scales, zeros, sums=GROUP_OF_PLANES)
+    a = lb.pack_activations(drawn("u2", (3, 1024), 1), lb.Format("u2", digits="b1"), sums=GROUP_OF_PLANES)
+    doubled = 2 * (codes.astype(np.int64) // 8 * 8) + 7
+    if zeros is not None:
+        doubled = doubled - 2 * np.repeat(zeros, GROUP_OF_PLANES, 1)
+    exact_doubled = a.unpack().astype(np.int64) @ (doubled * np.repeat(scales, GROUP_OF_PLANES, 1).astype(int)).T
+    assert abs(exact_doubled).max() < 2**24
+    y = np.zeros((3, 21), np.float32)
+    run_matmul(a, whole.top(5), y, "sm_80", checks="all", on_finding="raise")
+    assert np.array_equal(y, exact_doubled / 2) and np.array_equal(lb.matmul(a, whole.top(5), "f32"), y)
+
+
+def test_the_longest_k_of_top_planes_is_exact() -> None:
+    fmt = lb.Format("u8", "channel", zero="int", scale="f32", act="u8", digits="b1")
+    a_fmt = lb.Format("u8", "channel", scale="f32", digits="b1")
+    one = np.ones((1, 1), np.float32)
+    k = longest_k(lb.Format("u8", digits="b1"), fmt.parse(f"{fmt},planes=8".replace("u8,", "u3,", 1)), (False, True))
+    top = lb.pack_weights(np.full((1, k), 255), fmt, one, np.zeros((1, 1), int)).top(3)
+    y = lb.matmul(lb.pack_activations(np.full((1, k), 255), a_fmt, one), top, "f32")
+    assert 255 * 510 * (k + 1) > 2**31 > 255 * 510 * k and y == np.float32(255 * (224 + 15.5) * k)
+    longer = lb.pack_weights(np.zeros((1, k + 1), int), fmt, one, np.zeros((1, 1), int)).top(3)
+    a = lb.pack_activations(np.zeros((1, k + 1), int), a_fmt, one)
+    with pytest.raises(lb.LowbitvmError, match=f"ARGUMENT_INVALID: in_features {k + 1}"):
+        lb.matmul(a, longer)
+
+
 def test_planes_that_are_not_there_are_refused() -> None:
-    real = np.ones((4, 64), np.float32)
-    scaled = lb.quantize_weights(real, lb.Format("i4", "channel", act="i8", digits="b1"))
     for code, make in (
         ("ARGUMENT_INVALID: the top 4 planes of 4", lambda: sides("u4", "i8", "b1", 1, 2, 3)[1].top(4)),
         ("ARGUMENT_INVALID: the top 1 planes", lambda: sides("i4", "i8", "b1", 1, 2, 3)[1].top(1)),
         ("ARGUMENT_INVALID: the top 2 planes", lambda: sides("u4", "i8", "s8", 1, 2, 3)[1].top(2)),
-        ("FORMAT_UNSUPPORTED: scaled top planes", lambda: scaled.top(2)),
         ("FORMAT_INVALID: planes=3", lambda: lb.Format("u4", act="i8", digits="b1", planes=3)),
     ):
         with pytest.raises(lb.LowbitvmError, match=code):

@@ -15,6 +15,7 @@ from lowbitvm.plan import linear_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import launch_grid
 from tests.test_linear import FLOATS, NUMBERS, check, random_activations, random_weight
+from tests.test_scales import BLOCK_FORMATS
 
 ROWS = 128
 
@@ -67,6 +68,24 @@ def test_any_sizes_agree_with_float64(name, group, zero, scale, act, groups, m, 
     tile = linear_tile(ROWS, fmt, targets.get(target))
     if tile.bm == ROWS:  # else shared memory has no room for it
         run(fmt, act, m, n, k, target, kind, stages=tile.stages)
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(BLOCK_FORMATS),
+    st.sampled_from(["f16", "bf16"]),
+    st.integers(1, 3),
+    st.integers(1, 140),
+    st.integers(1, 140),
+    st.sampled_from(["normal", "outlier", "not finite"]),
+    st.sampled_from(["sm_80", "sm_89", "sm_90a"]),
+)
+def test_scales_of_8_bits_are_applied_once_per_block(name, act, steps, m, n, kind, target):
+    fmt = lb.Format.parse(name)
+    tile = linear_tile(ROWS, fmt, targets.get(target))
+    if tile.bm == ROWS:
+        k = steps * (256 if fmt.outer == 256 else fmt.group if isinstance(fmt.group, int) else 40)
+        check(fmt, act, m=m + ROWS // 2, n=n, k=k, target=target, kind=kind)
 
 
 @pytest.mark.parametrize("zero", [None, "int", "float"])

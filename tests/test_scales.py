@@ -8,7 +8,7 @@ import pytest
 import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.codegen.convert import held_by
-from lowbitvm.codegen.fused import chosen_fused, fused_scales
+from lowbitvm.codegen.fused import chosen_fused, fused_scales, shared_fused
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import NAMED
 from lowbitvm.plan import chosen_tile
@@ -31,6 +31,7 @@ BLOCK_FORMATS = [
     "u4,group=channel,zero=offset,scale=i8,outer=tensor",
     "f6e3m2,group=tensor,scale=e8m0",
 ]
+EXACT_POWERS = {"f16": 8, "bf16": 90}  # by which scales that are summed together may differ without any rounding
 DTYPES = {"e8m0": ml_dtypes.float8_e8m0fnu, "e4m3": ml_dtypes.float8_e4m3fn, "i8": np.int8}
 
 
@@ -100,7 +101,30 @@ def test_scales_go_into_the_decode_only_where_that_is_exact():
     assert exact.isdisjoint({"u5", "u8", "i6", "i8", "bp5"})  # 31 x 127 needs 12 bits
     assert fused_scales(CODE_TYPES["u8"], "e4m3", "f16") is None
     assert fused_scales(CODE_TYPES["u4"], "i8", "bf16") is None
-    assert fused_scales(CODE_TYPES["f4e2m1"], "e8m0", "bf16") is None  # powers of two beyond both ends of bf16
+
+
+@pytest.mark.parametrize("act", ["f16", "bf16"])
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp6e3m2", "mxfp8e4m3", "mxfp8e5m2", "mxint8", "u4,group=16,scale=e8m0"])
+def test_powers_of_two_as_far_apart_as_they_can_be_scale_codes_in_the_decode(name, act):
+    """Every code by every power of two below the largest, one weight at a time: what is lost is what the bound says."""
+    fmt, rng, k, n = lb.Format.parse(name), np.random.default_rng(4), 256, 128
+    fused = shared_fused(fmt, act)
+    assert fused is not None and fused.powers == (2 if (name, act) == ("mxfp8e5m2", "f16") else 1)
+    stored = np.resize(rng.permutation(np.arange(1, 250, dtype=np.uint8)), fmt.scales_shape(n, k))
+    patterns = np.arange(fmt.code.used or 1 << fmt.bits)
+    patterns = np.resize(patterns[np.isfinite(fmt.code.values[patterns])], (n, k)).astype(np.int16)
+    codes = fmt.code.codes(patterns).astype(fmt.code.numpy)
+    weight = lb.pack(codes, stored.view(DTYPES["e8m0"]), None, fmt)
+    x = np.eye(k).astype(np.float16 if act == "f16" else ml_dtypes.bfloat16)
+    y = np.zeros((k, n), np.float32)
+    assert run_linear(x, weight, None, y, "sm_80").findings == []
+    exact = weight.dequantize().astype(np.float64).T
+    assert agrees(y, exact, linear_bound(x, weight)).all()
+    scales = np.repeat(stored.astype(int), fmt.group, axis=1).T
+    largest = np.repeat(scales.reshape(k // 128, 128, n).max(1), 128, axis=0)
+    kept = np.isfinite(exact) & (scales > 27) & (scales < 230) & (largest - scales < EXACT_POWERS[act])
+    assert kept.mean() > 0.02
+    assert np.array_equal(y[kept], exact[kept])
 
 
 def test_a_nan_among_e4m3_scales_is_refused():
@@ -179,3 +203,21 @@ def test_no_bank_conflicts_no_spills_and_each_scale_is_read_once(name, tile):
     assert traffic["words"].read == weight.words.nbytes
     if isinstance(fmt.group, int) and fmt.group <= 128:
         assert traffic["scales"].read == weight.scales.nbytes
+
+
+Q4_K = "u4,group=32,zero=offset,scale=i8,outer=256"
+
+
+@pytest.mark.parametrize("name", ["i4,group=256", "u1,group=256,zero=int", Q4_K])
+@pytest.mark.parametrize(("m", "k"), [(1, 2048), (16, 1280)])
+def test_what_256_codes_share_is_read_once_by_tiles_of_few_rows(name, m, k):
+    fmt, rng, n = lb.Format.parse(name), np.random.default_rng(0), 256
+    weight = lb.quantize(rng.standard_normal((n, k)), fmt)
+    kernel = lb.compile_linear(fmt, bm=8 if m == 1 else 16, cache=False)
+    x, y = rng.standard_normal((m, k)).astype(np.float16), np.zeros((m, n), np.float16)
+    tile = chosen_tile(fmt, bm=8 if m == 1 else 16)
+    report = lb.launch(kernel, (1, n // tile.bn), {"x": x, "w": weight, "y": y})
+    assert not report.findings and agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+    traffic = {part: report.counters.arrays[place] for place, part in enumerate(fmt.parts, 1)}
+    for part in fmt.parts:
+        assert traffic[part].read == getattr(weight, part).nbytes, part

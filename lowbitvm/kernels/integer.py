@@ -1,5 +1,6 @@
 """The product of two matrices of integer codes, exact or scaled, with what may follow it in the same kernel."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,15 +9,19 @@ from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
 from lowbitvm.kernels.epilogue import finish
 
+PATTERN = 0x4B400000  # of 1.5 * 2^23 in f32
+
 
 @dataclass(frozen=True)
 class Numbers:
     """What corrects and scales the rows of a side: columns (rows, 1) of activations, (1, rows) of weights.
 
-    offset: what every value still has to grow by, as `dot` leaves out its offset, and its zero is taken off. sums: over
-    k, of the values without their offset; they are there where the other side has an offset or zeros.
+    factor: what the values count beside their zeros, `Packed.factor`. offset: what that still has to grow by, as `dot`
+    leaves out the values' offset, and their zero is taken off. sums: over k, of the values without their offset; they
+    are there where the other side has an offset or zeros.
     """
 
+    factor: int
     offset: Value | int
     sums: Value | None
     scale: Value | None
@@ -39,12 +44,23 @@ class Side:
         group = self.codes.format.group
         return group if self.scales is not None and isinstance(group, int) else None
 
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a value, less its zero."""
+        code = self.codes.format.code
+        return code.high - code.low if self.zeros is not None else max(abs(code.low), abs(code.high))
+
     def numbers(self, at: Value | int = 0, of_sums: Value | int = 0) -> Numbers:
         """Those in column `at` of scales and zeros, and `of_sums` of sums."""
-        return Numbers(self.offset(at), self.sum(of_sums), self.scale(at))
+        return Numbers(self.factor, self.offset(at), self.sum(of_sums), self.scale(at))
+
+    @property
+    def factor(self) -> int:
+        return 1 if self.zeros is None else self.codes.factor
 
     def offset(self, at: Value | int = 0) -> Value | int:
-        return self.codes.offset if self.zeros is None else self.codes.offset - self._column(self.zeros, at)
+        known = self.factor * self.codes.offset
+        return known if self.zeros is None else known - self._column(self.zeros, at)
 
     def sum(self, at: Value | int = 0) -> Value | None:
         return None if self.sums is None else self._column(self.sums, at)
@@ -91,7 +107,7 @@ def matmul(
     activation: str | None = None,
     codes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """y (m, n) = (a - a_zeros) (m, k) (w - w_zeros) (n, k)^T modulo 2^32, times the scales of rows and columns.
+    """y (m, n) = (a - a_zeros) (m, k) (w.factor w - w_zeros) (n, k)^T modulo 2^32, times the scales of both.
 
     a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
     then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
@@ -102,7 +118,7 @@ def matmul(
     weights = [Side(w, j, bn, w_sums, w_zeros, w_scales)]
     if gate is not None:
         weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
-    make = _grouped if any(side.group for side in (left, *weights)) else _whole
+    make = grouped if any(side.group for side in (left, *weights)) else whole
 
     def rounded(result: Value) -> Value:
         """The result as codes, where it is to be such."""
@@ -118,7 +134,7 @@ def matmul(
     finish(make(left, weights, bk, stages), bias, residual, y, (i, j), activation, rounded)
 
 
-def _whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+def whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
     """The products with each of the weights, as exact integers where no side has scales."""
     totals = [dsl.zeros((a.rows, w.rows), i32) for w in weights]
     for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
@@ -128,13 +144,13 @@ def _whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value
     of_a, found = a.numbers(), []
     for total, w in zip(totals, weights, strict=True):
         of_w = w.numbers()
-        exact = _corrected(total, of_a, of_w, a.codes.shape[1])
+        exact = corrected(total, of_a, of_w, a.codes.shape[1])
         scales = (of_a.scale, of_w.scale)
         found.append(exact if not any(side.scales for side in (a, w)) else _scaled(exact.to(f32), scales))
     return found
 
 
-def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
     """The products with each of the weights, where scales belong to groups of k.
 
     The integers of a group, exact, are rounded to f32, multiplied with the scale of the activations' group if that has
@@ -148,32 +164,49 @@ def _grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Val
         """What the group `part` after k is corrected and scaled by; k is a multiple of every group."""
         of_sums = k // group + part // group
         if side.group is None:
-            return Numbers(offset, side.sum(of_sums), None)
+            return Numbers(side.factor, offset, side.sum(of_sums), None)
         return side.numbers(k // side.group + part // side.group, of_sums)
 
-    totals = [dsl.zeros((a.rows, w.rows)) for w in weights]
+    totals, most = [dsl.zeros((a.rows, w.rows)) for w in weights], math.prod(side.largest for side in (a, weights[0]))
     for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
         tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
-        found = {
-            part: [numbers(k, part, *side) for side in zip(sides, fixed, strict=True)] for part in range(0, bk, group)
-        }
-        for part, (of_a, *others) in found.items():
+        for part in range(0, bk, group):
+            of_a, *others = (numbers(k, part, *side) for side in zip(sides, fixed, strict=True))
             for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
-                exact = _corrected(dsl.dot(tiles[0], codes.T, k=(part, group)), of_a, of_w, group)
+                product = dsl.dot(tiles[0], codes.T, k=(part, group))
+                exact = _to_float(product, of_a, of_w, group, group * most)
                 *before, last = (scale for scale in (of_a.scale, of_w.scale) if scale is not None)
-                total.set(dsl.fma(_scaled(exact.to(f32), before), last, total))
+                total.set(dsl.fma(_scaled(exact, before), last, total))
     left = [side.scale() if side.group is None else None for side in sides]
     return [_scaled(total, [left[0], scale]) for total, scale in zip(totals, left[1:], strict=True)]
 
 
-def _corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
+def corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
     """The sums of products over k of the values, less their zeros, from those without the offsets."""
+    return (total * w.factor if w.factor > 1 else total) + _correction(a, w, k)
+
+
+def _correction(a: Numbers, w: Numbers, k: Value | int) -> Value | int:
+    """What sums over k of products without the offsets lack of those of the values, less their zeros."""
+    total: Value | int = 0
     if a.sums is not None:
-        total = total + a.sums * w.offset
+        total = a.sums * w.offset
     if w.sums is not None:
-        of_w = w.sums if a.sums is None else w.sums + k * w.offset
-        total = total + of_w * a.offset
+        of_w = w.sums * w.factor if w.factor > 1 else w.sums
+        total = (of_w if a.sums is None else of_w + k * w.offset) * a.offset + total
     return total
+
+
+def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Value:
+    """`corrected` in f32, for integers up to `most`: where that is below 2^22, by two additions.
+
+    Integers from -2^22 on are added to the pattern of 1.5 * 2^23, whose last bit is 1: the pattern of their sum.
+    """
+    if most >= 1 << 22 or w.factor > 1:
+        return corrected(product, a, w, k).to(f32)
+    start = dsl.full(product.shape, PATTERN, i32) + _correction(a, w, k)
+    start += product
+    return dsl.bitcast(start, f32) - 1.5 * 2**23
 
 
 def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:

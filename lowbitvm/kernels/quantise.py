@@ -1,6 +1,7 @@
 """The quantiser of activations: rows of floats become codes in digits, with scales, zero points and sums."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from lowbitvm import dsl
 from lowbitvm.activations import SMALLEST
@@ -39,100 +40,112 @@ def quantise(
     `lowbitvm.activations`. A block makes bm rows, `bk` in_features at a time; whole: all at once, and x is read once.
     With fewer, every pass over a row reads it again, from the caches.
     """
-    i, fmt, code = dsl.program_id(0) * bm, a.format, a.format.code
-    group = fmt.group if isinstance(fmt.group, int) else bk
-    shape = (bm, bk // group, group)
-    kept: dict[str, Value] = {}
+    fmt = a.format
+    rows = _Rows(x, a, sums, norm, smoothing, (bm, bk), whole, part, eps, rotation)
 
-    def chunks() -> Iterator[Value | int]:
-        return iter([0]) if whole else dsl.record_range(0, x.shape[1], bk)
-
-    def once(name: str, make: Callable[[], Value]) -> Value:
-        """What is made of a chunk; of a whole row, which stays in registers, only the first time."""
-        if whole and name not in kept:
-            kept[name] = make()
-        return kept[name] if whole else make()
-
-    def loaded(k: Value | int) -> Value:
-        return once("loaded", lambda: dsl.load(x, (i, k), (bm, bk)).to(f32))
-
-    def prepared(k: Value | int) -> Value:
-        def make() -> Value:
-            return _prepared(loaded(k), k, factor, norm, smoothing, rotation).reshape(*shape)
-
-        return once("prepared", make)
-
-    def chosen(ends: tuple[Value, Value]) -> tuple[Value, Value, Value | None]:
-        """(scale to store, 1 / scale, zero point) of every group."""
-        infinite = _clamped(dsl.maximum(*ends) + (1 - INFINITY), 0, 1) * INFINITY  # its bits, or 0
-        hi, below = (dsl.bitcast(dsl.maximum(end, infinite), f32) for end in ends)
-        z = None if zero is None else dsl.zeros(ends[0].shape, i32) + dsl.load(zero, (0,), (1,))
-        s = _scales(hi, below, fmt) if scale is None else dsl.zeros(ends[0].shape) + dsl.load(scale, (0,), (1,))
+    def chosen(hi: Value, below: Value) -> tuple[Value, Value, Value | None]:
+        """(scale to store, 1 / scale, zero point) of every group whose ends have these bits."""
+        infinite = _clamped(dsl.maximum(hi, below) + (1 - INFINITY), 0, 1) * INFINITY  # its bits, or 0
+        hi, below = (dsl.bitcast(dsl.maximum(end, infinite), f32) for end in (hi, below))
+        s = _scales(hi, below, fmt) if scale is None else dsl.zeros(hi.shape) + dsl.load(scale, (0,), (1,))
         r = 1.0 / dsl.maximum(s, SMALLEST)
+        z = None if zero is None else dsl.zeros(hi.shape, i32) + dsl.load(zero, (0,), (1,))
         if fmt.zero is not None and z is None:
-            z = _clamped(dsl.rint(below * r) + code.low, code.low, code.high)
+            z = _clamped(dsl.rint(below * r) + fmt.code.low, fmt.code.low, fmt.code.high)
         return dsl.maximum(s, dsl.bitcast(infinite, f32)), r, z
 
-    def put(k: Value | int, r: Value, z: Value | None) -> Value:
-        """Stores a chunk's codes, and its sums where they are of parts; returns the sums of its groups."""
-        codes = _codes(prepared(k), _along(r), z if z is None else _along(z), code)
-        dsl.store(a, (i, k), codes.reshape(bm, bk))
-        digits = codes - a.offset
-        if part is not None:
-            dsl.store(sums, (i, k // part), dsl.reduce_sum(digits.reshape(bm, bk // part, part), 2))
-        return dsl.reduce_sum(digits, 2)
-
     def finish(column: Value | int, s: Value, z: Value | None) -> None:
-        dsl.store(scales, (i, column), s)
+        dsl.store(scales, (rows.first, column), s)
         if zeros is not None and z is not None:
-            dsl.store(zeros, (i, column), z)
+            dsl.store(zeros, (rows.first, column), z)
 
-    factor = None
-    if norm is not None:
-        squares = dsl.zeros((bm,))
-        for k in chunks():
-            squares += dsl.reduce_sum(loaded(k) * loaded(k), 1)
-        factor = dsl.expand_dims(1.0 / dsl.sqrt(squares / x.shape[1].to(f32) + eps), 1)
     if isinstance(fmt.group, int):
-        for k in chunks():
-            s, r, z = chosen(_ends(prepared(k)))
-            put(k, r, z)
-            finish(k // group, s, z)
+        for k in rows.chunks():
+            s, r, z = chosen(*_ends(rows.prepared(k)))
+            rows.put(k, r, z)
+            finish(k // fmt.group, s, z)
         return
     reach = (dsl.zeros((bm, 1), i32), dsl.zeros((bm, 1), i32))
-    for k in chunks():
-        for best, found in zip(reach, _ends(prepared(k)), strict=True):
+    for k in rows.chunks():
+        for best, found in zip(reach, _ends(rows.prepared(k)), strict=True):
             best.set(dsl.maximum(best, found))
-    s, r, z = chosen(reach)
+    s, r, z = chosen(*reach)
     total = dsl.zeros((bm, 1), i32)
-    for k in chunks():
-        total += put(k, r, z)
+    for k in rows.chunks():
+        total += rows.put(k, r, z)
     finish(0, s, z)
     if part is None:
-        # in_features beyond x are zeros, and `a` has no digits of them; but total has counted their codes
-        blank = dsl.zeros((bm, 1)) if factor is None else factor * 0.0
-        beyond = (x.shape[1] + (bk - 1)) // bk * bk - x.shape[1]
-        dsl.store(sums, (i, 0), total - (_codes(blank, r, z, code) - a.offset) * beyond)
+        dsl.store(sums, (rows.first, 0), total - rows.beyond(r, z))
 
 
-def _prepared(
-    values: Value,
-    k: Value | int,
-    factor: Value | None,
-    norm: Tensor | None,
-    smoothing: Tensor | None,
-    rotation: int | None,
-) -> Value:
-    """Some in_features (bm, bk) from k on, normalised, smoothed and rotated."""
-    bk = values.shape[1]
-    if factor is not None and norm is not None:
-        values = values * factor * dsl.load(norm, (k,), (bk,)).to(f32)
-    if smoothing is not None:
-        values = values * dsl.load(smoothing, (k,), (bk,))
-    if rotation is not None:
-        blocks = values.reshape(values.shape[0], bk // rotation, rotation)
-        values = dsl.hadamard(blocks) * rotation**-0.5
-    return values
+@dataclass
+class _Rows:
+    """The rows of a block, in chunks of in_features: what is rounded, and where its codes go."""
+
+    x: Tensor
+    a: Packed
+    sums: Tensor
+    norm: Tensor | None
+    smoothing: Tensor | None
+    shape: tuple[int, int]  # of a chunk
+    whole: bool
+    part: int | None
+    eps: float
+    rotation: int | None
+    kept: dict[str, Value] = field(default_factory=dict)
+    factor: Value | None = None  # of RMSNorm, (bm, 1)
+
+    def __post_init__(self) -> None:
+        self.first = dsl.program_id(0) * self.shape[0]
+        if self.norm is not None:
+            squares = dsl.zeros(self.shape[:1])
+            for k in self.chunks():
+                squares += dsl.reduce_sum(self._loaded(k) * self._loaded(k), 1)
+            self.factor = dsl.expand_dims(1.0 / dsl.sqrt(squares / self.x.shape[1].to(f32) + self.eps), 1)
+
+    def chunks(self) -> Iterator[Value | int]:
+        """Where each chunk begins, in a recorded loop unless it is the whole row."""
+        return iter([0]) if self.whole else dsl.record_range(0, self.x.shape[1], self.shape[1])
+
+    def prepared(self, k: Value | int) -> Value:
+        """The chunk at k (bm, groups, in_features of a group), f32, after norm, smoothing and rotation."""
+        return self._once("prepared", lambda: self._prepared(k))
+
+    def put(self, k: Value | int, r: Value, z: Value | None) -> Value:
+        """Stores a chunk's codes, and its sums where they are of parts; returns the sums of its groups."""
+        codes = _codes(self.prepared(k), _along(r), z if z is None else _along(z), self.a.format.code)
+        dsl.store(self.a, (self.first, k), codes.reshape(*self.shape))
+        digits = codes - self.a.offset
+        if self.part is not None:
+            parts = digits.reshape(self.shape[0], self.shape[1] // self.part, self.part)
+            dsl.store(self.sums, (self.first, k // self.part), dsl.reduce_sum(parts, 2))
+        return dsl.reduce_sum(digits, 2)
+
+    def beyond(self, r: Value, z: Value | None) -> Value:
+        """What `put` has counted for in_features beyond x: they are zeros, `a` has no digits of their codes."""
+        bk, k = self.shape[1], self.x.shape[1]
+        blank = dsl.zeros((self.shape[0], 1)) if self.factor is None else self.factor * 0.0
+        return (_codes(blank, r, z, self.a.format.code) - self.a.offset) * ((k + (bk - 1)) // bk * bk - k)
+
+    def _once(self, name: str, make: Callable[[], Value]) -> Value:
+        """What is made of a chunk; of a whole row, which stays in registers, only the first time."""
+        if self.whole and name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name] if self.whole else make()
+
+    def _loaded(self, k: Value | int) -> Value:
+        return self._once("loaded", lambda: dsl.load(self.x, (self.first, k), self.shape).to(f32))
+
+    def _prepared(self, k: Value | int) -> Value:
+        values, (bm, bk) = self._loaded(k), self.shape
+        if self.factor is not None and self.norm is not None:
+            values = values * self.factor * dsl.load(self.norm, (k,), (bk,)).to(f32)
+        if self.smoothing is not None:
+            values = values * dsl.load(self.smoothing, (k,), (bk,))
+        if self.rotation is not None:
+            values = dsl.hadamard(values.reshape(bm, bk // self.rotation, self.rotation)) * self.rotation**-0.5
+        group = self.a.format.group if isinstance(self.a.format.group, int) else bk
+        return values.reshape(bm, bk // group, group)
 
 
 def _ends(values: Value) -> tuple[Value, Value]:

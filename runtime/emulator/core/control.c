@@ -299,6 +299,24 @@ void start_warp(Warp *w, u32 lanes) {
     for (u32 n = 0; n < JOINS; n++) w->join[n].pc = -2;
 }
 
+/* Instructions that all lanes execute, none of which can part them, make the warp wait or find anything. */
+static void run_plainly(Machine *m, Warp *w, u32 count) {
+    const u32 pc = (u32)w->pc;
+    const Insn *i = m->code + pc;
+    for (u32 n = 0; n < count; n++) m->handler[pc + n](w, i + n, FULL);
+    m->begun[pc]++, m->begun[pc + count]--;
+    w->pc += (i32)count;
+}
+
+void settle(Machine *m) {
+    i64 times = 0;
+    for (u32 n = 0; n < m->count; n++) {
+        times += m->begun[n], m->begun[n] = 0;
+        m->tally[n].executed += (u64)times, m->tally[n].lanes += (u64)times * LANES;
+    }
+    m->begun[m->count] = 0;
+}
+
 void run_warp(Machine *m, Warp *w, u64 budget) {
     const bool track = m->checks & (CHECK_UNDEFINED | CHECK_SHIFT);
     u64 left;
@@ -312,6 +330,12 @@ void run_warp(Machine *m, Warp *w, u64 budget) {
         u32 active, pc, flags;
         if (w->pc == w->reconverge) {
             meet(w);
+            continue;
+        }
+        if (!track && w->mask == FULL && w->reconverge < 0 && m->plain[w->pc] > 1) {
+            const u32 count = m->plain[w->pc] < left ? m->plain[w->pc] : (u32)left;
+            run_plainly(m, w, count);
+            left -= count - 1;
             continue;
         }
         pc = (u32)w->pc++;

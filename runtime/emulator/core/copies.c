@@ -42,6 +42,7 @@ static void write_bytes(Warp *w, Copy *c, u32 lanes) {
     u8 *shared = w->b->shared;
     lanes &= ~c->landed;
     if (c->size == 16) LANES_OF(lanes, l, memcpy(shared + c->address[l], c->data[l], 16);)
+    else if (c->size == 4) LANES_OF(lanes, l, memcpy(shared + c->address[l], c->data[l], 4);)
     else EACH(lanes, l) memcpy(shared + c->address[l], c->data[l], c->size);
     if (w->b->tainted) EACH(lanes, l) taint(w->b, shared + c->address[l], c->size, false);
     c->landed |= lanes;
@@ -126,6 +127,7 @@ static void cp_async(Warp *w, const Insn *i, u32 active) {
     if (active & ~part) resolve_addresses(w, i, active & ~part, size, GLOBAL, READ, &a);
     EACH(active & ~a.lanes, l) memset(copy->data[l], 0, 16);
     if (size == 16) LANES_OF(a.lanes, l, memcpy(copy->data[l], a.bytes[l], 16);)
+    else if (size == 4) LANES_OF(a.lanes, l, memcpy(copy->data[l], a.bytes[l], 4);)
     else EACH(a.lanes, l) memcpy(copy->data[l], a.bytes[l], size);
     EACH(part, l) if (!read_part(w, i, l, a.address[l], bytes[l], copy->data[l]) || !bytes[l]) part &= ~(1u << l);
     if (part) count_global(w, i, part, a.address, size);

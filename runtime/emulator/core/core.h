@@ -285,6 +285,7 @@ struct Machine {
     const Insn *code;
     Handler *handler;
     const u32 *flags;
+    const u32 *plain; /* per instruction: from it on, how many do nothing but compute */
     u32 count, slots;
     const u8 *image; /* initial slots */
     const u32 *initial_undefined;
@@ -313,9 +314,11 @@ struct Machine {
     u32 checks, collect, numerics, arch, schedule, copies;
     u32 cut; /* flags of instructions that end a burst */
     u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
-    Tally *tally; /* per instruction */
+    Tally *tally; /* per instruction, but for what all lanes executed in `plain` ones: */
+    i64 *begun; /* how much oftener than the one before */
     Traffic *traffic; /* per array */
     struct Shape *shapes; /* traffic.c: per instruction */
+    struct Fragments *fragments; /* mma_columns.c: operands of matrix instructions; NULL where it cannot run */
     Finding *finding, *doubtful; /* doubtful: reads of bytes that an earlier block may have written */
     u32 finding_count, doubtful_count;
     Text printed;
@@ -403,6 +406,7 @@ void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 s
 /* control.c: divergence */
 void run_warp(Machine *m, Warp *w, u64 budget);
 void start_warp(Warp *w, u32 lanes);
+void settle(Machine *m); /* all that was executed is in the tally */
 void look(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
 
 /* barrier.c */
@@ -467,6 +471,9 @@ void copies_reset(Warp *w);
 void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 void copies_progress(Warp *w); /* some land at a random moment */
 bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
+
+/* mma_columns.c */
+struct Fragments *new_fragments(void);
 
 /* print.c */
 void text_append(Machine *m, Text *to, const Text *from);

@@ -151,15 +151,19 @@ static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, u32 acc
 }
 
 static void resolve_global(Warp *w, const Insn *i, u32 active, u32 size, u32 access, Access *a) {
-    Machine *m = w->m;
-    Array *array = array_at(m, a->address[__builtin_ctz(active)]); /* most often all lanes' */
-    const u32 elsewhere = array ? outside(a->address, array->base, array->size, size) & active : active;
-    const u32 legal = active & ~elsewhere;
-    EACH(elsewhere, l)
-        if ((a->bytes[l] = global_bytes(w, i, l, a->address[l], size, access))) a->global |= 1u << l;
-    if (legal && touch_array(w, i, legal, array, a->address, size, access)) {
-        point(a, legal, array->data, array->base);
-        a->global |= legal;
+    for (u32 rest = active; rest;) { /* array by array: most often all lanes' */
+        const u32 first = (u32)__builtin_ctz(rest);
+        Array *array = array_at(w->m, a->address[first]);
+        const u32 lanes = array ? rest & ~outside(a->address, array->base, array->size, size) : 0;
+        if (!(lanes >> first & 1)) {
+            global_bytes(w, i, first, a->address[first], size, access); /* says what is wrong */
+            rest &= ~(1u << first);
+            continue;
+        }
+        rest &= ~lanes;
+        if (!touch_array(w, i, lanes, array, a->address, size, access)) continue;
+        point(a, lanes, array->data, array->base);
+        a->global |= lanes;
     }
     a->lanes |= a->global;
     if (a->global) count_global(w, i, a->global, a->address, size);

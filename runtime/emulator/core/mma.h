@@ -69,8 +69,10 @@ typedef struct {
     const u32 *a[8], *b[4];
     const void *c[4]; /* f32 in the order of C's fragment */
     void *d[4]; /* which may be operands too */
+    struct Fragments *fragments; /* for multiply_columns: what it has converted; slots of A's and B's first registers */
+    u32 a_slot, b_slot;
 } Step;
 bool fused_step(const Step *s);
-/* mma_columns.c: type, k and registers alone count: all of k by sums of 8; false where the operands need another way */
+/* mma_columns.c: type, k, registers and fragments count: all of k by sums of 8; false where the operands need another way */
 bool multiply_columns(const Step *s);
 #endif

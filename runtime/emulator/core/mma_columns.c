@@ -7,11 +7,13 @@
  * few bits and activations that are not too far apart. Both are decided for a column of B with all rows of A, by the
  * largest and the least bit in either; for C by itself. The columns that remain are aligned and cut product by product. */
 #include "mma.h"
+#include <stdlib.h>
 
 #if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
+#pragma GCC optimize("schedule-insns") /* chains of additions take turns: the processor looks ahead less far than they are long */
 
 #define F 24           /* fractional bits of an aligned addend */
 #define GROUP 8        /* products in a sum */
@@ -67,19 +69,18 @@ INLINE __m256i lower(__m512i x) { return _mm512_castsi512_si256(x); }
 typedef struct {
     __m512i top;   /* of the largest, as the hardware takes it */
     __m512i low;   /* all are multiples of it */
-    __m512i span;  /* top / low */
-    __m512 most;   /* the largest magnitude */
+    __m512 most;   /* the largest magnitude, in units of the latter */
 } Extent;
 
 /* Of vectors of two numbers in each row. False where there are infinities or NaN, or bf16 whose products may be beyond
  * f32 or be subnormal in it. */
-INLINE bool measure(const __m512i *pairs, u32 count, u32 type, Extent *e) {
+INLINE bool measure(const __m512i *pairs, u32 type, Extent *e) {
     const u32 fraction = type == F16 ? 10 : 7;
     const i32 bias = type == F16 ? 15 : 127;
     const __m512i one = ALL(1), hidden = ALL(1 << fraction);
     __m512i most = _mm512_setzero_si512(), least = ALL(-1), bits = most, field;
     __m256i half;
-    for (u32 n = 0; n < count; n++) { /* a zero is no least */
+    for (u32 n = 0; n < 4; n++) { /* a zero is no least */
         const __m512i magnitude = _mm512_and_si512(pairs[n], ALL(0x7FFF7FFF));
         most = _mm512_max_epu16(most, magnitude), bits = _mm512_or_si512(bits, magnitude);
         least = _mm512_min_epu16(least, _mm512_add_epi16(magnitude, ALL(-1)));
@@ -95,134 +96,235 @@ INLINE bool measure(const __m512i *pairs, u32 count, u32 type, Extent *e) {
     field = _mm512_max_epi32(_mm512_srli_epi32(least, fraction), one);
     e->low = AS_INTS(_mm512_cvtepi32_ps(bits));
     e->low = _mm512_add_epi32(e->low, _mm512_slli_epi32(_mm512_sub_epi32(field, ALL(bias + (i32)fraction)), 23));
+    e->most = _mm512_mul_ps(e->most, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), e->low)));
     field = _mm512_max_epi32(_mm512_srli_epi32(most, fraction), one);
     e->top = _mm512_slli_epi32(_mm512_add_epi32(field, ALL(127 - bias)), 23);
-    e->span = _mm512_sub_epi32(e->top, e->low);
     if (type == F16) return !_mm512_cmpge_epi32_mask(most, ALL(0x7C00));
     return !(_mm512_cmpge_epi32_mask(most, ALL((127 + 40) << 7)) |
              (_mm512_cmplt_epi32_mask(least, ALL((127 - 40) << 7)) & _mm512_cmpneq_epi32_mask(most, _mm512_setzero_si512())));
 }
 
-typedef struct {
-    _Alignas(CACHE_LINE) __m512 a[PIECES * GROUP]; /* by k: lanes are rows */
-    __m512 sum[PIECES + 1][COLUMNS]; /* C, and the sums with each piece */
-    __m512i scale, limit;                    /* exponents, of rows and of pieces and columns, to be added */
-    u32 b_scale[ROWS], b_limit[ROWS];
-    float b[PIECES][COLUMNS][GROUP];
-    __m512i a_exponent[PIECES * GROUP];      /* of rows; and of columns, in the order of b; when `aligned` */
-    i32 b_exponent[PIECES][COLUMNS][GROUP];
-    bool aligned;
-    u32 exact;                               /* bit 8 piece + column: whether the products' sum is */
-} Operands;
+/* Exponents of pairs, biased, in units of 64; below those of all products where the number is zero. */
+INLINE __m512i exponents(__m512i pairs, u32 type) {
+    const __m512i magnitude = _mm512_and_si512(pairs, ALL(0x7FFF7FFF));
+    const __m512i field = _mm512_slli_epi16(_mm512_srli_epi16(magnitude, type == F16 ? 10 : 7), 6);
+    return _mm512_mask_max_epi16(_mm512_set1_epi16(-16384), _mm512_test_epi16_mask(magnitude, magnitude), field, _mm512_set1_epi16(64));
+}
 
-INLINE bool load(const Step *s, u32 type, Operands *o) {
-    const u32 pieces = s->k;
-    __m512i rows[PIECES * 4], columns[4];
-    Extent a, b;
-    float most;
-    __m512 sum = _mm512_setzero_ps();
-    for (u32 p = 0; p < pieces; p++) {
-        transpose_pairs(s->a[2 * p], s->a[2 * p + 1], rows + 4 * p);
-        for (u32 k = 0; k < GROUP; k++) o->a[GROUP * p + k] = value(k % 2 ? upper(rows[4 * p + k / 2]) : lower(rows[4 * p + k / 2]), type);
+/* B's fragment as its registers were when it was converted; most are used again. */
+typedef struct {
+    _Alignas(CACHE_LINE) u32 registers[PIECES][LANES];
+    float value[PIECES][COLUMNS][GROUP];
+    u32 exponent[PIECES][COLUMNS][GROUP / 2]; /* of two k each */
+    u32 scale[PIECES][COLUMNS], limit[PIECES][COLUMNS]; /* exponents, to be added to those of rows */
+    __m512 sums;  /* of magnitudes, in units of the least */
+    __m512i span;
+    u32 type, k;  /* k: 0 where there is nothing */
+    bool fits;    /* the numbers are what this file is for */
+    bool alike;   /* all columns are the same, as those of ones are, by which rows are added up */
+} Columns;
+enum { KEPT = 64 };
+struct Fragments {
+    Columns kept[KEPT];
+};
+
+INLINE bool same_registers(const Columns *kept, const Step *s) {
+    __m512i different = _mm512_setzero_si512();
+    for (u32 r = 0; r < s->k; r++)
+        for (u32 l = 0; l < LANES; l += ROWS) {
+            const __m512i x = _mm512_loadu_si512(s->b[r] + l), y = _mm512_load_si512(kept->registers[r] + l);
+            different = _mm512_ternarylogic_epi32(different, x, y, 0xF6); /* | (x ^ y) */
+        }
+    return kept->type == s->type && kept->k == s->k && !_mm512_test_epi32_mask(different, different);
+}
+
+/* Whether a register's lanes 4n + q are the same for all n. */
+INLINE __m512i unlike_columns(const u32 *lanes) {
+    const __m512i x = _mm512_loadu_si512(lanes), y = _mm512_loadu_si512(lanes + ROWS), first = _mm512_shuffle_i32x4(x, x, 0);
+    return _mm512_or_si512(_mm512_xor_si512(x, first), _mm512_xor_si512(y, first));
+}
+INLINE bool same_columns(const u32 *const *registers, u32 count) {
+    __m512i different = unlike_columns(registers[0]);
+    if (count > 1) different = _mm512_or_si512(different, unlike_columns(registers[1]));
+    return !_mm512_test_epi32_mask(different, different);
+}
+
+INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
+    __m512i columns[GROUP / 2];
+    __m512 sum = _mm512_setzero_ps(), low;
+    Extent e;
+    to->type = type, to->k = s->k;
+    for (u32 p = 0; p < s->k; p++) {
+        memcpy(to->registers[p], s->b[p], sizeof to->registers[p]);
         for (u32 n = 0; n < COLUMNS * GROUP; n += ROWS) /* a column's values lie one after another */
-            _mm512_storeu_ps(o->b[p][0] + n, value(_mm256_loadu_si256((const __m256i *)(s->b[p] + n / 2)), type));
+            _mm512_store_ps(to->value[p][0] + n, value(_mm256_loadu_si256((const __m256i *)(s->b[p] + n / 2)), type));
+        for (u32 n = 0; n < COLUMNS * GROUP / 2; n += ROWS)
+            _mm512_store_si512(to->exponent[p][0] + n, exponents(_mm512_loadu_si512(s->b[p] + n), type));
     }
-    transpose_pairs(s->b[0], s->b[pieces - 1], columns);
-    if (!measure(rows, 4 * pieces, type, &a) || !measure(columns, 4, type, &b)) return false;
-    for (u32 n = 0; n < 4; n++) { /* exact, or beyond what matters */
-        sum = _mm512_add_ps(sum, _mm512_abs_ps(value(lower(columns[n]), type)));
-        sum = _mm512_add_ps(sum, _mm512_abs_ps(value(upper(columns[n]), type)));
+    transpose_pairs(s->b[0], s->b[s->k - 1], columns);
+    to->fits = measure(columns, type, &e);
+    low = AS_FLOATS(e.top);
+    for (u32 k = 0; k < GROUP; k++) {
+        const __m512 x = value(k % 2 ? upper(columns[k / 2]) : lower(columns[k / 2]), type);
+        const __m512i bits = AS_INTS(x), others = _mm512_and_si512(bits, _mm512_sub_epi32(bits, ALL(1))); /* but for the lowest bit */
+        sum = _mm512_add_ps(sum, _mm512_abs_ps(x)); /* exact, or beyond what matters */
+        low = _mm512_mask_min_ps(low, _mm512_test_epi32_mask(bits, bits), low, _mm512_abs_ps(_mm512_sub_ps(x, AS_FLOATS(others))));
     }
-    sum = _mm512_mul_ps(sum, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), b.low)));
-    most = _mm512_reduce_max_ps(_mm512_mul_ps(a.most, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), a.low))));
-    o->exact = _mm512_cmp_ps_mask(_mm512_mul_ps(sum, _mm512_set1_ps(most)), _mm512_set1_ps(0x1p24f), _CMP_LE_OQ);
-    o->exact &= _mm512_cmple_epi32_mask(b.span, ALL((F << 23) - _mm512_reduce_max_epi32(a.span)));
-    o->scale = _mm512_sub_epi32(ALL(EXPONENT(F)), a.top);
-    o->limit = _mm512_add_epi32(ALL((F + 1) << 23), a.low);
-    _mm512_storeu_si512(o->b_scale, _mm512_sub_epi32(ALL(254u << 23), b.top));
-    _mm512_storeu_si512(o->b_limit, _mm512_sub_epi32(b.low, ALL(EXPONENT(0))));
+    e.low = _mm512_and_si512(AS_INTS(low), ALL(0x7F800000)); /* of a power of two, half of it at least */
+    to->sums = _mm512_mul_ps(sum, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), e.low)));
+    to->alike = same_columns(s->b, s->k);
+    to->span = _mm512_sub_epi32(e.top, e.low);
+    _mm512_storeu_si512(to->scale, _mm512_sub_epi32(ALL(254u << 23), e.top));
+    _mm512_storeu_si512(to->limit, _mm512_sub_epi32(e.low, ALL(EXPONENT(0))));
+}
+__attribute__((noinline)) static void convert_columns_f16(const Step *s, Columns *to) { convert_columns(s, F16, to); }
+__attribute__((noinline)) static void convert_columns_bf16(const Step *s, Columns *to) { convert_columns(s, BF16, to); }
+
+INLINE const Columns *columns_of(const Step *s, u32 type) {
+    Columns *kept = s->fragments->kept + s->b_slot / 2 % KEPT;
+    if (!same_registers(kept, s)) (type == F16 ? convert_columns_f16 : convert_columns_bf16)(s, kept);
+    return kept;
+}
+
+/* One piece of k of A, apart from its numbers. */
+typedef struct {
+    const Columns *b;
+    u32 piece;
+    __m512i scale, limit; /* exponents, to be added to those of columns */
+} Piece;
+
+/* The rows where C's bits below what products are aligned to, and products' below what C is, are zeros. */
+INLINE __mmask16 is_whole_sum(const Piece *p, u32 column, __m512 c, __mmask16 rows) {
+    const __m512i scale = _mm512_add_epi32(p->scale, ALL(p->b->scale[p->piece][column]));
+    const __m512 limit = AS_FLOATS(_mm512_add_epi32(p->limit, ALL(p->b->limit[p->piece][column])));
+    const __m512 units = _mm512_mul_ps(c, AS_FLOATS(scale)), whole = _mm512_roundscale_ps(units, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    return _mm512_mask_cmp_ps_mask(_mm512_mask_cmp_ps_mask(rows, units, whole, _CMP_EQ_OQ), _mm512_abs_ps(c), limit, _CMP_LT_OQ);
+}
+__attribute__((noinline)) static u32 cut_by_c(const Piece *p, u32 suspects, const __m512 *c) {
+    u32 columns = 0;
+    EACH(suspects, column) columns |= (u32)(is_whole_sum(p, column, c[column], 0xFFFF) != 0xFFFF) << column;
+    return columns;
+}
+
+INLINE void load_rows(const Step *s, u32 type, u32 piece, __m512i *rows, __m512 *a) {
+    transpose_pairs(s->a[2 * piece], s->a[2 * piece + 1], rows);
+    for (u32 k = 0; k < GROUP; k++) a[k] = value(k % 2 ? upper(rows[k / 2]) : lower(rows[k / 2]), type);
+}
+
+/* Some columns, aligned and cut product by product; false where C is infinite, NaN or next to nothing. */
+INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, u32 columns, const __m512 *c, __m512 *d) {
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                                23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const i32 bias = type == F16 ? 15 : 127;
+    __m512i rows[GROUP / 2], exponent[GROUP / 2];
+    __m512 a[GROUP];
+    load_rows(s, type, piece, rows, a);
+    for (u32 n = 0; n < GROUP / 2; n++) exponent[n] = _mm512_permutexvar_epi16(interleave, exponents(rows[n], type));
+    EACH(columns, column) {
+        const __m512i magnitude = _mm512_and_si512(AS_INTS(c[column]), ALL(0x7FFFFFFF)), own = _mm512_and_si512(magnitude, ALL(0x7F800000));
+        const float *values = b->value[piece][column];
+        __m512i top = _mm512_set1_epi16(-32768), sum;
+        __m512 scale;
+        if (_mm512_cmpge_epi32_mask(magnitude, ALL(EXPONENT(128))) |
+            _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, ALL(1)), ALL(EXPONENT(-100) - 1))) return false;
+        for (u32 n = 0; n < GROUP / 2; n++)
+            top = _mm512_max_epi16(top, _mm512_add_epi16(exponent[n], ALL(b->exponent[piece][column][n])));
+        top = _mm512_srai_epi32(_mm512_max_epi16(top, _mm512_rol_epi32(top, 16)), 22);
+        top = _mm512_slli_epi32(_mm512_add_epi32(top, ALL(127 - 2 * bias)), 23);
+        top = _mm512_max_epi32(_mm512_max_epi32(top, own), ALL(EXPONENT(-100)));
+        scale = AS_FLOATS(_mm512_sub_epi32(ALL(EXPONENT(F) + EXPONENT(0)), top));
+        sum = _mm512_cvttps_epi32(_mm512_mul_ps(c[column], scale));
+        UNROLL for (u32 k = 0; k < GROUP; k++) {
+            const __m512 product = _mm512_mul_ps(a[k], _mm512_set1_ps(values[k]));
+            sum = _mm512_add_epi32(sum, _mm512_cvttps_epi32(_mm512_mul_ps(product, scale)));
+        }
+        d[column] = _mm512_mul_ps(_mm512_cvt_roundepi32_ps(sum, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC),
+                                  AS_FLOATS(_mm512_sub_epi32(top, ALL(F << 23))));
+    }
     return true;
 }
+#define WITH_CUTS(type, TYPE)                                                                                               \
+    __attribute__((noinline)) static bool add_with_cuts_##type(const Step *s, u32 piece, const Columns *b, u32 columns,     \
+                                                               const __m512 *c, __m512 *d) {                                \
+        return add_with_cuts(s, TYPE, piece, b, columns, c, d);                                                             \
+    }
+WITH_CUTS(f16, F16)
+WITH_CUTS(bf16, BF16)
 
-/* All columns as if nothing were cut; those of which that is not certain. */
-INLINE u32 add_exactly(Operands *o, u32 piece) {
-    const float *b = o->b[piece][0];
-    const u32 *b_scale = o->b_scale + COLUMNS * piece, *b_limit = o->b_limit + COLUMNS * piece;
+/* A piece of k in the first columns, as if nothing were cut; those of which that is not certain again. */
+INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 piece, const __m512 *c, __m512 *d) {
+    const float *values = b->value[piece][0];
+    __mmask16 certain, whole[4] = {0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF};
+    __m512i rows[GROUP / 2];
     __m512 a[GROUP];
-    _Alignas(16) u16 certain[COLUMNS];
-    for (u32 k = 0; k < GROUP; k++) a[k] = o->a[GROUP * piece + k];
-    UNROLL for (u32 column = 0; column < COLUMNS; column++) {
-        const __m512 c = o->sum[piece][column], units = _mm512_mul_ps(c, AS_FLOATS(_mm512_add_epi32(o->scale, ALL(b_scale[column]))));
-        const __m512 whole = _mm512_roundscale_ps(units, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-        const __m512 limit = AS_FLOATS(_mm512_add_epi32(o->limit, ALL(b_limit[column])));
-        const __mmask16 small = _mm512_cmp_ps_mask(_mm512_abs_ps(c), limit, _CMP_LT_OQ);
+    Piece p = {.b = b, .piece = piece};
+    Extent e;
+    u32 uncertain, suspects = 0;
+    load_rows(s, type, piece, rows, a);
+    if (!measure(rows, type, &e)) return false;
+    certain = _mm512_cmp_ps_mask(_mm512_mul_ps(b->sums, _mm512_set1_ps(_mm512_reduce_max_ps(e.most))), _mm512_set1_ps(0x1p24f), _CMP_LE_OQ);
+    certain &= _mm512_cmple_epi32_mask(b->span, ALL((F << 23) - _mm512_reduce_max_epi32(_mm512_sub_epi32(e.top, e.low))));
+    uncertain = ~(u32)certain >> COLUMNS * piece & ((1u << count) - 1);
+    p.scale = _mm512_sub_epi32(ALL(EXPONENT(F)), e.top), p.limit = _mm512_add_epi32(ALL((F + 1) << 23), e.low);
+    UNROLL for (u32 column = 0; column < count; column++) {
         __m512 sum = _mm512_setzero_ps();
-        UNROLL for (u32 k = 0; k < GROUP; k++) sum = _mm512_fmadd_ps(a[k], _mm512_set1_ps(b[GROUP * column + k]), sum);
-        o->sum[piece + 1][column] = _mm512_add_round_ps(sum, c, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-        certain[column] = _mm512_mask_cmp_ps_mask(small, units, whole, _CMP_EQ_OQ);
+        whole[column % 4] = is_whole_sum(&p, column, c[column], whole[column % 4]);
+        UNROLL for (u32 k = 0; k < GROUP; k++) sum = _mm512_fmadd_ps(a[k], _mm512_set1_ps(values[GROUP * column + k]), sum);
+        d[column] = _mm512_add_round_ps(sum, c[column], _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
     }
-    return _mm_cmpneq_epi16_mask(_mm_load_si128((const __m128i *)certain), _mm_set1_epi16(-1)) | (~o->exact >> COLUMNS * piece & 0xFF);
+    if ((whole[0] & whole[1] & whole[2] & whole[3]) != 0xFFFF) {
+        const Piece again = p;
+        for (u32 n = 0; n < 4; n++) if (whole[n] != 0xFFFF) suspects |= 0x11u << n;
+        uncertain |= cut_by_c(&again, suspects & ((1u << count) - 1), c);
+    }
+    return !uncertain || (type == F16 ? add_with_cuts_f16 : add_with_cuts_bf16)(s, piece, b, uncertain, c, d);
 }
 
-/* Exponents of f16 or bf16 as bits of a power of two, 0 of a zero. */
-INLINE __m512i exponents(__m512 x, u32 type) {
-    const __m512i field = _mm512_and_si512(AS_INTS(x), ALL(0x7F800000));
-    if (type == BF16) return field;
-    return _mm512_maskz_max_epi32(_mm512_test_epi32_mask(AS_INTS(x), ALL(0x7FFFFFFF)), field, ALL(EXPONENT(-14)));
+INLINE bool add_pieces(const Step *s, u32 type, u32 count, const Columns *b, __m512 (*sum)[COLUMNS]) {
+    if (!add_piece(s, type, count, b, 0, sum[0], sum[1])) return false;
+    return s->k == 1 || add_piece(s, type, count, b, 1, sum[1], sum[0]);
 }
 
-/* What products are aligned by. */
-static void align(const Step *s, u32 type, Operands *o) {
-    for (u32 n = 0; n < GROUP * s->k; n++) o->a_exponent[n] = exponents(o->a[n], type);
-    for (u32 n = 0; n < COLUMNS * GROUP * s->k; n += ROWS) {
-        const __m512i e = _mm512_sub_epi32(exponents(_mm512_loadu_ps(o->b[0][0] + n), type), ALL(EXPONENT(0)));
-        _mm512_storeu_si512(o->b_exponent[0][0] + n, e);
-    }
-    o->aligned = true;
+/* Whether C's columns are all the same: lanes 4n + q and 4n of two registers. */
+INLINE bool same_sums(const Step *s) {
+    __m512i different = _mm512_setzero_si512();
+    for (u32 r = 0; r < 4; r += 2)
+        for (u32 l = 0; l < LANES; l += ROWS) {
+            const __m512i x = _mm512_loadu_si512((const u32 *)s->c[r] + l), y = _mm512_loadu_si512((const u32 *)s->c[r + 1] + l);
+            different = _mm512_ternarylogic_epi32(different, x, _mm512_shuffle_epi32(x, 0), 0xF6);
+            different = _mm512_ternarylogic_epi32(different, x, y, 0xF6);
+        }
+    return !_mm512_test_epi32_mask(different, different);
 }
 
-/* One column, aligned and cut product by product; false where C is infinite, NaN or next to nothing. */
-INLINE bool add_with_cuts(Operands *o, u32 piece, u32 column) {
-    const __m512 *a = o->a + GROUP * piece, c = o->sum[piece][column];
-    const float *b = o->b[piece][column];
-    const i32 *exponent = o->b_exponent[piece][column];
-    const __m512i magnitude = _mm512_and_si512(AS_INTS(c), ALL(0x7FFFFFFF)), own = _mm512_and_si512(magnitude, ALL(0x7F800000));
-    __m512i top = _mm512_setzero_si512(), sum;
-    __m512 scale;
-    if (_mm512_cmpge_epi32_mask(magnitude, ALL(EXPONENT(128))) |
-        _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, ALL(1)), ALL(EXPONENT(-100) - 1))) return false;
-    for (u32 k = 0; k < GROUP; k++) top = _mm512_max_epi32(top, _mm512_add_epi32(o->a_exponent[GROUP * piece + k], ALL(exponent[k])));
-    /* products by zero are below 2^-83 by this, others not */
-    top = _mm512_maskz_mov_epi32(_mm512_cmpge_epi32_mask(top, ALL(EXPONENT(-83))), top);
-    top = _mm512_max_epi32(_mm512_max_epi32(top, own), ALL(EXPONENT(-100)));
-    scale = AS_FLOATS(_mm512_sub_epi32(ALL(EXPONENT(F) + EXPONENT(0)), top));
-    sum = _mm512_cvttps_epi32(_mm512_mul_ps(c, scale));
-    for (u32 k = 0; k < GROUP; k++) {
-        const __m512 product = _mm512_mul_ps(a[k], _mm512_set1_ps(b[k]));
-        sum = _mm512_add_epi32(sum, _mm512_cvttps_epi32(_mm512_mul_ps(product, scale)));
+/* One column for all. */
+INLINE bool multiply_alike(const Step *s, u32 type, const Columns *b) {
+    const __m512i rows = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    __m512 sum[2][COLUMNS]; /* C and what is added to it, in turns */
+    __m512i c[4];
+    transpose(s->c[0], s->c[2], c);
+    sum[0][0] = AS_FLOATS(c[0]);
+    if (!add_pieces(s, type, 1, b, sum)) return false;
+    for (u32 n = 0; n < 4; n++) {
+        const __m512 four = _mm512_permutexvar_ps(_mm512_add_epi32(rows, ALL(4 * n)), sum[s->k % 2][0]);
+        for (u32 r = 0; r < 2; r++) _mm512_storeu_ps((u32 *)s->d[n / 2 * 2 + r] + n % 2 * ROWS, four);
     }
-    o->sum[piece + 1][column] = _mm512_mul_ps(_mm512_cvt_roundepi32_ps(sum, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC),
-                                 AS_FLOATS(_mm512_sub_epi32(top, ALL(F << 23))));
     return true;
 }
 
 INLINE bool multiply(const Step *s, u32 type) {
-    Operands o;
-    __m512 half[4];
-    o.aligned = false;
-    if (!load(s, type, &o)) return false;
+    const Columns *b = columns_of(s, type);
+    __m512 sum[2][COLUMNS], half[4];
+    if (!b->fits) return false;
+    if (b->alike && same_sums(s)) return multiply_alike(s, type, b);
     for (u32 parity = 0; parity < 2; parity++) {
         __m512i c[4];
         transpose(s->c[parity], s->c[parity + 2], c);
-        for (u32 q = 0; q < 4; q++) o.sum[0][2 * q + parity] = AS_FLOATS(c[q]);
+        for (u32 q = 0; q < 4; q++) sum[0][2 * q + parity] = AS_FLOATS(c[q]);
     }
-    for (u32 piece = 0; piece < s->k; piece++)
-        EACH(add_exactly(&o, piece), column) {
-            if (!o.aligned) align(s, type, &o);
-            if (!add_with_cuts(&o, piece, column)) return false;
-        }
+    if (!add_pieces(s, type, COLUMNS, b, sum)) return false;
     for (u32 parity = 0; parity < 2; parity++) {
-        for (u32 q = 0; q < 4; q++) half[q] = o.sum[s->k][2 * q + parity];
+        for (u32 q = 0; q < 4; q++) half[q] = sum[s->k % 2][2 * q + parity];
         transpose_back(half, s->d[parity], s->d[parity + 2]);
     }
     return true;
@@ -232,11 +334,17 @@ static bool multiply_f16(const Step *s) { return multiply(s, F16); }
 static bool multiply_bf16(const Step *s) { return multiply(s, BF16); }
 #pragma GCC pop_options
 
-bool multiply_columns(const Step *s) {
-    if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return false;
-    return s->type == F16 ? multiply_f16(s) : multiply_bf16(s);
+struct Fragments *new_fragments(void) {
+    struct Fragments *f;
+    if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return NULL;
+    f = aligned_alloc(CACHE_LINE, sizeof *f);
+    if (f) memset(f, 0, sizeof *f);
+    return f;
 }
+
+bool multiply_columns(const Step *s) { return s->fragments && (s->type == F16 ? multiply_f16(s) : multiply_bf16(s)); }
 #else
+struct Fragments *new_fragments(void) { return NULL; }
 bool multiply_columns(const Step *s) {
     (void)s;
     return false;

@@ -419,7 +419,7 @@ bool multiply_plainly(Warp *w, const Insn *i) {
         for (u32 n = i->dsts; n < (u32)i->dsts + i->srcs; n++) any |= undefined[i->operand[n]];
         if (any) return false;
     }
-    s.type = type, s.k = pieces;
+    s.type = type, s.k = pieces, s.fragments = w->m->fragments, s.a_slot = a[0], s.b_slot = b[0];
     for (u32 r = 0; r < 2 * pieces; r++) s.a[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * a[r]);
     for (u32 r = 0; r < pieces; r++) s.b[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * b[r]);
     for (u32 r = 0; r < 4; r++) s.c[r] = w->slots + (size_t)SLOT_BYTES * c[r], s.d[r] = SLOT(r);

@@ -12,11 +12,17 @@ static const Opcode *const tables[] = {integer_ops, float_ops,   convert_ops,  m
 #define MAX_OPCODES 1024
 static const Opcode *numbered[MAX_OPCODES]; /* all of them; a number is an index here */
 static u32 opcode_count;
+static bool computes[MAX_OPCODES]; /* registers from registers and no more, where all lanes of a warp execute it */
+
+static bool is_computing(const Opcode *table) {
+    return table == integer_ops || table == float_ops || table == convert_ops || table == mma_ops || table == video_ops;
+}
 
 static void number_opcodes(void) {
     opcode_count = 0;
     for (size_t t = 0; t < TABLES; t++)
-        for (const Opcode *o = tables[t]; o->name && opcode_count < MAX_OPCODES; o++) numbered[opcode_count++] = o;
+        for (const Opcode *o = tables[t]; o->name && opcode_count < MAX_OPCODES; o++)
+            computes[opcode_count] = is_computing(tables[t]), numbered[opcode_count++] = o;
 }
 
 static PyObject *opcodes(PyObject *self, PyObject *unused) {
@@ -51,8 +57,8 @@ static void release_machine(Machine *m) {
     sync_end(m);
     traffic_end(m);
     for (u32 n = 0; m->arrays && n < m->array_count; n++) history_end(m->arrays + n);
-    free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally);
-    free(m->finding), free(m->doubtful), free(m->printed.bytes);
+    free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally), free(m->begun);
+    free(m->finding), free(m->doubtful), free(m->printed.bytes), free(m->fragments);
 }
 
 static void release_run(Run *r) {
@@ -62,7 +68,7 @@ static void release_run(Run *r) {
     for (Py_ssize_t n = 0; n < r->buffers; n++) PyBuffer_Release(r->data + n);
     if (m) {
         for (u32 n = 0; m->arrays && n < m->array_count; n++) merged_end(m->arrays + n);
-        free(m->handler), free((void *)m->flags);
+        free(m->handler), free((void *)m->flags), free((void *)m->plain);
     }
     for (u32 n = 0; n < r->machines; n++) release_machine(r->machine + n);
     free(r->data), free(r->machine);
@@ -95,20 +101,22 @@ static int configure(Run *r) {
 
 static int allocate(Run *r) {
     Machine *m = r->machine;
-    u32 *flags = calloc(m->count, sizeof *flags);
-    m->flags = flags;
+    u32 *flags = calloc(m->count, sizeof *flags), *plain = calloc((size_t)m->count + 1, sizeof *plain);
+    m->flags = flags, m->plain = plain;
     m->handler = calloc(m->count, sizeof *m->handler);
-    if (!flags || !m->handler) return -1;
+    if (!flags || !plain || !m->handler) return -1;
     for (u32 n = 0; n < m->count; n++) {
         const Opcode *o = numbered[m->code[n].op];
         m->handler[n] = o->run, flags[n] = o->flags;
     }
+    for (u32 n = m->count; n--;) plain[n] = computes[m->code[n].op] && m->code[n].guard == NO_GUARD ? plain[n + 1] + 1 : 0;
     for (u32 n = 1; n < r->machines; n++) r->machine[n] = *m;
     for (u32 n = 0; n < r->machines; n++) {
         m = r->machine + n;
-        m->tally = calloc(m->count, sizeof *m->tally);
+        m->tally = calloc(m->count, sizeof *m->tally), m->begun = calloc((size_t)m->count + 1, sizeof *m->begun);
         m->finding = calloc(MAX_FINDINGS, sizeof *m->finding), m->doubtful = calloc(MAX_FINDINGS, sizeof *m->doubtful);
-        if (!m->tally || !m->finding || !m->doubtful) return -1;
+        if (!m->tally || !m->begun || !m->finding || !m->doubtful) return -1;
+        m->fragments = new_fragments();
     }
     return 0;
 }

@@ -239,6 +239,7 @@ static bool run_slice(Machine *m, Block *b) {
     if (w->since_look > WORK || b->changes != m->changes) b->looks = 0, b->changes = m->changes;
     if (b->steps > m->step_limit) {
         Warp *most = looking(b) ? looking(b) : w;
+        settle(m);
         EACH(mask_of(b, RUNNING), n) if (b->warp[n].since_look > most->since_look) most = b->warp + n;
         report(most, endless(most), F_LIMIT, 0, 0, m->step_limit, 0);
         m->stop = true;
@@ -397,7 +398,8 @@ static void *work(void *argument) {
     return NULL;
 }
 
-static void add_up(Machine *into, const Machine *from) {
+static void add_up(Machine *into, Machine *from) {
+    settle(from);
     for (u32 n = 0; n < into->count; n++) {
         Tally *t = into->tally + n;
         const Tally *f = from->tally + n;
@@ -471,6 +473,7 @@ void run_grid(Machine *machines, u32 workers, int (*interrupted)(void)) {
         m->printed = kept.printed;
         memcpy(m->assertion, kept.assertion, sizeof m->assertion);
     }
+    settle(m);
     free(kept.finding);
     m->failed |= launch.failed;
     pthread_cond_destroy(&launch.changed);

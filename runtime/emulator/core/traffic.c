@@ -201,7 +201,7 @@ bool traffic_merge(Machine *into, const Machine *from) {
     return true;
 }
 
-u64 traffic_distinct(const Machine *m, u32 array, bool written) {
+VECTOR u64 traffic_distinct(const Machine *m, u32 array, bool written) {
     u64 *const *pages = written ? m->traffic[array].written_pages : m->traffic[array].read_pages;
     u64 bytes = 0;
     for (u64 p = 0; p < page_count(m->arrays + array); p++)

@@ -1,9 +1,9 @@
 /* Instructions that exchange data between the lanes of a warp. */
 #include "half.h"
 
-/* Each lane's source lane in a shfl of mode 0 up, 1 down, 2 bfly, 3 idx. Returns the lanes that have one; the others
- * read themselves. */
-VECTOR static u32 shuffle_sources(u32 mode, const u32 *b, const u32 *c, u32 *from) {
+/* Each lane's source lane in a shfl of mode 0 up, 1 down, 2 bfly, 3 idx, and what that has in `a`. Returns the lanes that
+ * have one; the others read themselves. */
+VECTOR static u32 shuffle_sources(u32 mode, const u32 *b, const u32 *c, const u32 *a, u32 *from, u32 *result) {
     u32 reached = 0;
     for (u32 l = 0; l < LANES; l++) {
         const u32 clamp = c[l] & 31, segment = c[l] >> 8 & 31, n = b[l] & 31;
@@ -13,6 +13,7 @@ VECTOR static u32 shuffle_sources(u32 mode, const u32 *b, const u32 *c, u32 *fro
         reached |= valid << l;
         from[l] = valid ? source & 31 : l;
     }
+    for (u32 l = 0; l < LANES; l++) result[l] = a[from[l]];
     return reached;
 }
 
@@ -20,9 +21,8 @@ VECTOR static u32 shuffle_sources(u32 mode, const u32 *b, const u32 *c, u32 *fro
 static void shfl(Warp *w, const Insn *i, u32 active) {
     const u32 s = i->dsts, *a = SLOT(s), *b = SLOT(s + 1), *c = SLOT(s + 2);
     u32 *d = SLOT(0), from[LANES], result[LANES];
-    const u32 *u = w->undefined, in_range = shuffle_sources(i->mod[0], b, c, from), data = u[i->operand[s]];
+    const u32 *u = w->undefined, in_range = shuffle_sources(i->mod[0], b, c, a, from, result), data = u[i->operand[s]];
     u32 undefined = u[i->operand[s + 1]] | u[i->operand[s + 2]];
-    for (u32 l = 0; l < LANES; l++) result[l] = a[from[l]];
     if (active != FULL || data) EACH(active, l) {
         if (!(active >> from[l] & 1)) report(w, i, F_SHUFFLE_SOURCE, l, from[l], 0, active);
         if (data >> from[l] & 1 || !(active >> from[l] & 1)) undefined |= 1u << l;
