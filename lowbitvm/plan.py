@@ -162,8 +162,9 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     plain = _decode_tile(replace(tile, stages=8), fmt, target, weights)
+    summed = bk > tile.bk and fmt.zero is None and fmt.code.bias  # sums of x for two groups of a unit
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn * plain.warps // plain.bn)
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if summed or _crowded(fmt) else bn * plain.warps // plain.bn)
         if not _fits_tables(wide, fmt, weights):
             continue
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)

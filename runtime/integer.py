@@ -178,7 +178,9 @@ def matmul(
     """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
 
     With scales it is the exact integer product, rounded to f32 and multiplied with both scales in f32, in `dtype`:
-    f16 (by default), bf16 or f32, by name or torch's dtype.
+    f16 (by default), bf16 or f32, by name or torch's dtype. With scales of groups of k the integers of each group are
+    rounded to f32 and, in the order of k, total = fma(f32(integers), scale, total); where both sides have groups they
+    are multiplied with a's scale before. Scales of all k come last.
 
     a: what `lb.pack_activations` returns, (m, in_features); w: what `lb.pack_weights` returns, (out_features,
     in_features), in the same digits. bias: (out_features), i32 for an exact product, else f16, bf16 or f32. With scales

@@ -6,7 +6,7 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.integers import format_digits
-from lowbitvm.plan import digit_tile
+from lowbitvm.plan import digit_tile, grouped_tile
 from lowbitvm.runtime.loops import main_nest, read_sass
 
 
@@ -50,3 +50,28 @@ def test_few_rows_take_few_instructions_per_weight(
 )
 def test_large_tiles_do_many_products_per_instruction(weights: str, act: str, base: str, least: float) -> None:
     assert loop(weights, act, base, 4096)[2] >= least
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    ("weights", "act", "m", "most"),
+    [
+        ("i4,group=128,act=i8", "i8,group=channel,scale=f32", 1, 1.1),
+        ("i4,group=128,act=i8", "i8,group=channel,scale=f32", 4096, 3.2),
+        ("u4,group=128,zero=int,act=u8", "u8,group=channel,zero=int,scale=f32", 4096, 3.9),
+        ("i4,group=128,act=i8", "i8,group=128,scale=f32", 4096, 3.8),
+        ("u2,group=64,zero=int,act=u8", "u8,group=256,zero=int,scale=f32", 4096, 20),
+    ],
+)
+def test_groups_take_few_instructions_and_no_spills(weights: str, act: str, m: int, most: float, target: str) -> None:
+    fmt = lb.Format.parse(weights)
+    activations = lb.Format.parse(f"{act},digits=s8")
+    kernel = lb.compile_matmul(fmt, target=target, m=m, scaled=True, activations=activations, cache=False)
+    assert kernel.spills == 0
+    if target == "sm_75":
+        return  # its instructions are of half the k and half the rows
+    sides = (side.group for side in (activations, fmt) if isinstance(side.group, int))
+    tile = grouped_tile(m, activations, fmt, targets.get(target), tuple(sides))
+    nest = main_nest(read_sass(kernel.sass()))
+    of_warp = nest.matrix / (tile.bm // COLUMNS) * 16 * BASES["s8"].step_k
+    assert len(nest.levels[0]) / (of_warp / 32) <= most
