@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from lowbitvm.foreign import to_foreign as to_foreign
     from lowbitvm.ops import linear as linear
     from lowbitvm.runtime.compiled import CompiledKernel as CompiledKernel
+    from lowbitvm.runtime.compiled import compile_many as compile_many
     from lowbitvm.runtime.integer import compile_matmul as compile_matmul
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
@@ -74,6 +75,7 @@ __version__ = "0.1.0"
 LATER = {
     "explain_decode": "lowbitvm.codegen.convert",
     "CompiledKernel": "lowbitvm.runtime.compiled",
+    "compile_many": "lowbitvm.runtime.compiled",
     "compile_matmul": "lowbitvm.runtime.integer",
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
@@ -124,6 +126,7 @@ __all__ = [
     "bitcast",
     "columns_by_width",
     "compile_linear",
+    "compile_many",
     "compile_matmul",
     "complex_matmul",
     "dequant",

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import integers, modelled, ours, static, validation
+from lowbitvm.bench import compiling, integers, launching, modelled, ours, static, validation
 from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
@@ -227,6 +227,8 @@ def emulate_command(
 @click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
 @click.option("--model", "model_layers", is_flag=True, help="Model layers of language models; needs no GPU.")
 @click.option("--validate", is_flag=True, help="Model kernels of Humming beside their published times; minutes.")
+@click.option("--launch", "measure_launch", is_flag=True, help="Time calls in Python on a driver that does nothing.")
+@click.option("--compile", "measure_compile", is_flag=True, help="Time compilation, beside the other tools.")
 @click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
@@ -237,11 +239,17 @@ def emulate_command(
 @click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
 def bench_command(
-    measure_static: bool, model_layers: bool, validate: bool, json_file: Path | None, **chosen: Any
+    measure_static: bool,
+    model_layers: bool,
+    validate: bool,
+    measure_launch: bool,
+    measure_compile: bool,
+    json_file: Path | None,
+    **chosen: Any,
 ) -> None:
     """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
-    if not (measure_static or model_layers or validate):
-        raise click.UsageError("say what to measure: --static, --model, --validate")
+    if not (measure_static or model_layers or validate or measure_launch or measure_compile):
+        raise click.UsageError("say what to measure: --static, --model, --validate, --launch, --compile")
     found: dict[str, Any] = {}
     if measure_static:
         group = chosen["group"]
@@ -256,6 +264,12 @@ def bench_command(
         points = validation.collect()
         validation.show(points, Console())
         found |= validation.as_json(points)
+    if measure_launch:
+        found["launch"] = launching.collect()
+        launching.show(found["launch"], Console())
+    if measure_compile:
+        found["compile"] = compiling.collect(chosen["peers"], Console(stderr=True))
+        compiling.show(found["compile"], Console())
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(found, indent=1) + "\n")

@@ -66,7 +66,7 @@ def adopt(value: Any, stream: int | None = None) -> Any:
     kind = type(value)
     if kind in _INTERFACES:
         return _from_interface(value, value.__cuda_array_interface__)
-    if kind in _KINDS or dtypes.is_tensor(value):
+    if kind in KINDS or dtypes.is_tensor(value):
         return value
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
@@ -126,7 +126,7 @@ def is_contiguous(value: Any) -> bool:
 
 def address(value: Any) -> int:
     """The address of an array's first element."""
-    return _KINDS[type(value)].address(value)
+    return KINDS[type(value)].address(value)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def _packed_signature(value: Any) -> int:
     return int(known)
 
 
-_KINDS = _Kinds(
+# Asking for the kind of a type that is no array raises DTYPE_MISMATCH.
+KINDS = _Kinds(
     {
         np.ndarray: _Kind(lambda v: (v.shape, v.dtype, v.flags.c_contiguous), lambda v: int(v.ctypes.data)),
         DeviceArray: _Kind(lambda v: (v.shape, v.dtype, v.device, v.contiguous, "device"), lambda v: v.pointer),
@@ -170,8 +171,3 @@ _KINDS = _Kinds(
         type(None): _Kind(lambda v: None, lambda v: 0),  # an argument that is left out
     }
 )
-
-
-def signature(value: Any) -> object:
-    """All that decides how an argument is passed, but for its address. Raises DTYPE_MISMATCH for what is no array."""
-    return _KINDS[type(value)].signature(value)

@@ -1,9 +1,11 @@
 """A compiled kernel: its PTX, its cubin, what the assembler says of it, and how it is launched."""
 
 import functools
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +47,14 @@ class CompiledKernel:
         """The PTX text."""
         return self.code.text
 
-    @functools.cached_property
+    @property
     def _assembled(self) -> tuple[Assembly, float]:
+        if "_made" not in self.__dict__:  # not a cached_property: before Python 3.12 one kernel would wait for another
+            self.__dict__["_made"] = self._assemble()
+        made: tuple[Assembly, float] = self.__dict__["_made"]
+        return made
+
+    def _assemble(self) -> tuple[Assembly, float]:
         text = without_lines(self.ptx)
         key = cache.key(text, self.target, assembler_version())
         start = time.perf_counter()
@@ -126,6 +134,26 @@ def compile_program(
     started = time.perf_counter() if started is None else started
     code = codegen.compile_kernel(program, target, warps)
     return CompiledKernel(program, target, code, 1e3 * (time.perf_counter() - started), cache)
+
+
+def compile_many(kernels: Sequence[CompiledKernel], *, workers: int | None = None, progress: bool = True) -> None:
+    """Assembles kernels side by side, `workers` at a time (by default one per core), with a progress bar on stderr.
+
+    The kernels are those of `Kernel.compile`, `compile_linear` and `compile_matmul`, which are assembled when they are
+    first used otherwise. The assembler runs outside Python's lock, so that threads are enough. Raises the first error
+    of the assembler, after which no other kernel is begun.
+    """
+    from rich.console import Console  # as long to import as a kernel takes to assemble
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not progress)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, bar:
+        running = [pool.submit(getattr, kernel, "cubin") for kernel in kernels]
+        try:
+            for done in bar.track(as_completed(running), total=len(running), description="assembling"):
+                done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def launch_grid(sizes: Sequence[int], tile: Sequence[int]) -> tuple[int, ...]:

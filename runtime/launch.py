@@ -17,7 +17,7 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
-from lowbitvm.runtime.arguments import LEGACY_STREAM, DeviceArray, address, adopt, device_of, is_contiguous, signature
+from lowbitvm.runtime.arguments import KINDS, LEGACY_STREAM, DeviceArray, address, adopt, device_of, is_contiguous
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.targets import Target, get
 
@@ -48,7 +48,7 @@ def launch(
     Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH, GRID_TOO_LARGE, LAUNCH_FAILED,
     CONTEXT_LOST.
     """
-    given = {name: adopt(value, stream) for name, value in arguments.items()}
+    given = {n: value if type(value) in KINDS else adopt(value, stream) for n, value in arguments.items()}
     ready = prepare(kernel, grid, given)
     if ready is not None:
         ready.run(given, stream)
@@ -62,7 +62,8 @@ def prepare(kernel: CompiledKernel, grid: Sequence[int], given: Mapping[str, Any
 
     It is kept, and found again by the grid and all of the arguments but their addresses. Raises as `launch` does.
     """
-    key = (tuple(grid) if isinstance(grid, list) else grid, *[(n, signature(value)) for n, value in given.items()])
+    signatures = [KINDS[type(value)].signature(value) for value in given.values()]
+    key = (tuple(grid) if isinstance(grid, list) else grid, *given, *signatures)
     ready: Ready | None = kernel.ready.get(key)
     if ready is None or not ready.usable():
         blocks, values = _grid(kernel, grid), kernel.parameters(given)
@@ -137,7 +138,8 @@ class Ready:
         """Launches with arguments of the same signatures. Raises ARGUMENT_INVALID for addresses out of line."""
         values, rest = [], 0
         for name, part, mask in self._parts:
-            place = address(given[name] if part is None else getattr(given[name], part))
+            array = given[name] if part is None else getattr(given[name], part)
+            place = KINDS[type(array)].address(array)
             rest |= place & mask
             values.append(place)
         if rest:

@@ -255,7 +255,13 @@ EXPORT Result cuDeviceGetName(char *name, int length, int device) {
 EXPORT Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
     if (device < 0 || device >= machine.devices) return INVALID_DEVICE;
-    *value = attribute == 75 ? machine.major : attribute == 76 ? machine.minor : attribute == 88 ? machine.pageable : 0;
+    switch (attribute) {
+        case 75: *value = machine.major; break;
+        case 76: *value = machine.minor; break;
+        case 88: *value = machine.pageable; break;
+        case 97: *value = 163 << 10; break; /* shared memory per block, opted in: that of an A100 */
+        default: *value = 0;
+    }
     return SUCCESS;
 }
 
@@ -318,6 +324,26 @@ EXPORT Result cuCtxDestroy(Slot *context) {
     context->kind = FREE;
     UNLOCK;
     return SUCCESS;
+}
+
+/* Triton asks for these. */
+EXPORT Result cuCtxGetLimit(size_t *value, int limit) {
+    (void)limit;
+    ENTER;
+    *value = 0;
+    return SUCCESS;
+}
+
+EXPORT Result cuCtxSetLimit(int limit, size_t value) {
+    (void)limit, (void)value;
+    ENTER;
+    return SUCCESS;
+}
+
+EXPORT Result cuFuncSetCacheConfig(Slot *function, int config) {
+    (void)config;
+    ENTER;
+    return is(function, FUNCTION) ? SUCCESS : INVALID_HANDLE;
 }
 
 EXPORT Result cuCtxSynchronize(void) {
@@ -411,6 +437,10 @@ EXPORT Result cuMemHostUnregister(void *memory) {
 EXPORT Result cuPointerGetAttribute(void *data, int attribute, uint64_t address) {
     ENTER;
     Slot *s = allocation(address, 1);
+    if (attribute == 3 && (s || machine.pageable)) { /* CU_POINTER_ATTRIBUTE_DEVICE_POINTER */
+        *(uint64_t *)data = address;
+        return SUCCESS;
+    }
     if (!s || attribute != 9) return INVALID_VALUE; /* CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL */
     *(int *)data = s->device < 0 ? s->context->device : s->device;
     return SUCCESS;
@@ -613,7 +643,7 @@ EXPORT Result cuModuleLoadData(Slot **module, const void *image) {
     CHECK(usable());
     CHECK(may_block());
     if (memcmp(image, ELFMAG, SELFMAG) || header->e_machine != 190) return INVALID_IMAGE; /* EM_CUDA */
-    int capability = (int)(header->e_flags >> 8) & 0xff; /* as nvJitLink 13 writes it */
+    int capability = (int)(header->e_flags >> (header->e_ident[EI_ABIVERSION] >= 8 ? 8 : 0)) & 0xff; /* 8: CUDA 13 */
     if (capability / 10 != machine.major || capability % 10 > machine.minor) return NO_BINARY_FOR_GPU;
     size_t bytes = image_bytes(header);
     const Elf64_Phdr *parts = (const Elf64_Phdr *)((const uint8_t *)image + header->e_phoff);
@@ -676,8 +706,14 @@ EXPORT Result cuFuncGetAttribute(int *value, int attribute, Slot *function) {
     ENTER;
     if (!is(function, FUNCTION)) return INVALID_HANDLE;
     const Elf64_Shdr *shared = section(function->module->image, ".nv.shared.", function->name);
-    if (attribute != 1 && attribute != 8) return INVALID_VALUE;
-    *value = attribute == 1 ? (shared ? (int)shared->sh_size : 0) : function->opted_in;
+    switch (attribute) {
+        case 0: *value = 1024; break; /* threads per block */
+        case 1: *value = shared ? (int)shared->sh_size : 0; break;
+        case 3: *value = 0; break; /* bytes of local memory */
+        case 4: *value = 32; break; /* registers */
+        case 8: *value = function->opted_in; break;
+        default: return INVALID_VALUE;
+    }
     return SUCCESS;
 }
 

@@ -1,6 +1,7 @@
 """Kernels launched for real through cuda.bindings and a stand-in driver, whose GPUs are the emulator."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -177,3 +178,38 @@ def test_what_is_captured_needs_no_memory_of_the_drivers_once_it_is_warm(
     graph = captured(stream, lambda: lb.launch(kernel, (3,), {"x": x, "y": y}))
     assert cuda.cuGraphLaunch(graph, stream)[0] == 0
     assert torch.equal(y.held, 2 * x.held)
+
+
+def test_threads_that_share_a_launch_do_not_see_each_others_arguments(gpus: Standin) -> None:
+    kernel, wrong = doubling(), []
+
+    def work(number: int) -> None:
+        x, y = Interface(NUMBERS + number), Interface(np.zeros(300, np.float32))
+        for _ in range(10):
+            y.array[:] = 0
+            lb.launch(kernel, (3,), {"x": x, "y": y})
+            wrong.extend([] if np.array_equal(y.array, 2 * (NUMBERS + number)) else [number])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert wrong == [] and gpus.problems == [] and len(gpus.launched) == 40
+
+
+def test_a_tensor_map_is_encoded_from_its_parts(gpus: Standin) -> None:
+    driver.device_count()
+    memory = np.zeros(64 * 128 + 16, np.uint16)
+    address = (memory.ctypes.data + 15) // 16 * 16
+    numbers = [[cuda.cuuint64_t(64), cuda.cuuint64_t(128)], [cuda.cuuint64_t(128)]]
+    boxes = [[cuda.cuuint32_t(32), cuda.cuuint32_t(8)], [cuda.cuuint32_t(1), cuda.cuuint32_t(1)]]
+    kinds = (
+        cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
+        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    dtype = cuda.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    status, encoded = cuda.cuTensorMapEncodeTiled(dtype, 2, address, *numbers, *boxes, *kinds)
+    assert status == 0
+    words = [int(word) for word in encoded.opaque]
+    assert words[0] == address and words[2:4] == [64, 128] and words[7] == 128 and words[11] == 32 | 1 << 32
+    assert cuda.cuTensorMapEncodeTiled(dtype, 2, address + 2, *numbers, *boxes, *kinds)[0] == 1  # not aligned
