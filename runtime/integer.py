@@ -128,6 +128,7 @@ def compile_matmul(
     *,
     target: str = "sm_80",
     m: int = 16,
+    n: int = 4096,
     k: int = 4096,
     cache: bool = True,
     scaled: bool = False,
@@ -136,7 +137,7 @@ def compile_matmul(
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
 
-    m, k: rows of activations, and in_features, that the tile is chosen for; `parts` of the tile (see
+    m, n, k: rows of activations, out_features and in_features that the tile is chosen for; `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
     activations: their format, by default one with a scale for each token.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
@@ -148,7 +149,7 @@ def compile_matmul(
     sides = (given, fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
-    tile = replace(_tile(m, k, sides, targets.get(target), groups), **parts)
+    tile = replace(_tile((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
@@ -156,11 +157,16 @@ def compile_matmul(
 
 
 def _tile(
-    m: int, k: int, sides: tuple[Format, Format], target: Target, groups: tuple[int, ...], products: int = 1
+    sizes: tuple[int, int, int],
+    sides: tuple[Format, Format],
+    target: Target,
+    groups: tuple[int, ...],
+    products: int = 1,
 ) -> DigitTile:
     """The tile of a product of activations and weights, with the groups of k that have scales."""
+    m, n, k = sizes
     if groups:
-        return grouped_tile(m, *sides, target, groups, products)
+        return grouped_tile(m, n, *sides, target, groups, products)
     return digit_tile(m, k, *sides, target, products)
 
 
@@ -256,7 +262,7 @@ def run_matmul(
     (m, k), n = a.shape, w.rows
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
-        tile = _tile(m, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+        tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
     whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
     variant = Variant(
