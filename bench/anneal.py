@@ -12,7 +12,7 @@ import click
 
 from lowbitvm.codegen import synthesis
 from lowbitvm.codegen.convert import cost, held_by, layout_decoder, places
-from lowbitvm.dtypes import CODE_TYPES, CodeType
+from lowbitvm.dtypes import CODE_TYPES
 
 SOURCE = pathlib.Path(__file__).with_name("anneal.cpp")
 AIMS = (50, 50)  # instructions per chunk, of bf16 without its multiplications

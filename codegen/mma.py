@@ -239,7 +239,7 @@ class Dot:
             outers = enumerate(self._outers(k))
             scalings = [self._fused_scaling(self.fused, k, t, outer) for t, outer in outers]
             return scalings, [[]] * self.row_tiles
-        loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
+        loaded = [rows.load(self.pipeline.slot_for(rows), k) for rows in self.groups]
         numbers = [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
         return [self._scaling(parts) for parts in numbers], [self._addends(parts) for parts in numbers]
 
@@ -247,7 +247,7 @@ class Dot:
         """Emits the loads of what the sums of fused products are scaled with from the unit's `k` on, by row tile."""
         scales, outers = self.rows["scales"], [self.outers] * self.row_tiles
         if "outer" in self.rows:
-            outers = self.rows["outer"].load(self.pipeline.slot, k)
+            outers = self.rows["outer"].load(self.pipeline.slot_for(self.rows["outer"]), k)
         if isinstance(scales, RelativeRows):
             for t, largest in enumerate(scales.load_largest(self.pipeline.slot)):
                 if self.format.outer is not None:

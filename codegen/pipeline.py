@@ -140,6 +140,10 @@ class Pipeline:
         """Where the tiles of the `number`-th unit of an iteration lie."""
         return self.base + number % self.unit.slots * self.slot_bytes
 
+    def slot_for(self, tile: Staged) -> int:
+        """Where what the current unit needs of a tile lies, which may have been copied with an earlier unit."""
+        return self.slot_of(self.number - self.number % tile.every)
+
     def wait(self, pending: int, number: int) -> None:
         """Emits the wait until but `pending` groups of copies are there for all threads, `number` and later units."""
         if self.state.target.has_async_copies:
@@ -202,7 +206,8 @@ class Pipeline:
             if each > number and unit.exact:
                 b.do("bra.uni", done, when=b.op("setp.le.s32", "p", self.left, each * unit.k))
             for tile in converted:
-                tile.convert(self.slot_of(each))
+                outer = tile.outer.every if tile.outer else 1
+                tile.convert(self.slot_of(each), self.slot_of(each - each % outer))
         b.place(done)
 
     def end_iteration(self) -> None:
@@ -335,9 +340,11 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     known = [group for group in groups if isinstance(group, int)]
     outers = [outer for _, codes in loads if isinstance(outer := packed_array(codes)[1].outer, int)]
     roomy = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= MOST_ACCUMULATORS * state.threads
+    formats = [packed_array(codes)[1] for _, codes in loads]
+    staged = [0 if loop.integer("direct") else fmt.bits for fmt in formats]
     bits = sum(
-        16 * a.shape[0] + (packed_array(codes)[1].bits + _scale_bits(packed_array(codes)[1])) * codes.shape[0]
-        for a, codes in loads
+        16 * a.shape[0] + (each + _scale_bits(fmt)) * codes.shape[0]
+        for (a, codes), each, fmt in zip(loads, staged, formats, strict=True)
     )
     fits = 2 * bits * UNIT_K // 8 <= state.target.shared_per_block
     shared = state.warps_m > 1
@@ -359,7 +366,8 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     slots = max(2, -(-stages // taken))
     together = 2 if merges and slots >= 4 and slots % 2 == 0 else 1
     early = stop.kind == "min" and len(dims) == 1 and ends_at(stop, next(iter(dims)), k)
-    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), end if early else "")
+    last, aligned = end if early else "", divisor(start) % (k * together) == 0
+    return Unit(k, slots, together, exact and vectorised, dims.pop(), period, int(shared), last, aligned)
 
 
 def along(load: Op) -> str:

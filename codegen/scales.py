@@ -82,6 +82,7 @@ class ByteRows(GroupRows):
         self.format, self.fused = load.array.element, fused
         stored = part_bytes(self.format, part)
         Rows.__init__(self, state, unit, offset, load, part, stored, self.format.group, state.warps)
+        self.every = unit.period  # each unit has numbers of its own
         self._measure(dtypes.get(fused.act) if fused else dtypes.f32, (part,))
         self.segment_bytes = self.lane_bytes  # of a lane
         self.joined = max(1, min(self.segments, PIECE // self.segment_bytes))
@@ -159,8 +160,11 @@ class ByteRows(GroupRows):
         second = state.builder.op("xor.b32", "r", place, odd)
         return [(first, 0), (str(state.scalar("add", state.smem, second)), 0)]
 
-    def convert(self, slot: int) -> None:
-        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there."""
+    def convert(self, slot: int, outer_slot: int) -> None:
+        """Emits the conversion of the numbers of the unit in the slot at byte `slot`, once their copies are there.
+
+        Those of the second level are in the slot at `outer_slot`.
+        """
         b, place = self.state.builder, slot + self.offset
         self.loaded = {key: registers for key, registers in self.loaded.items() if key[0] != slot}
         for i in range(-(-self.words // 32)):
@@ -168,16 +172,16 @@ class ByteRows(GroupRows):
             b.do("ld.shared.b32", word, memory(self.word_base, place + self.bytes_at + 32 * WORD * i))
             if self.turns:
                 word = b.op("shf.r.wrap.b32", "r", word, word, self.rotation)
-            pairs = self._pairs(word, slot, i)
+            pairs = self._pairs(word, slot, outer_slot, i)
             for pair, (store, odd) in zip(pairs, self.stores, strict=True):
                 target = memory(store, place + odd + select(self.word_images, 32 * i))
                 b.do("st.shared.b32" if self.fused else "st.shared.v2.f32", target, vector(pair), when=self.active)
 
-    def _pairs(self, word: str, slot: int, i: int) -> Pairs:
+    def _pairs(self, word: str, slot: int, outer_slot: int, i: int) -> Pairs:
         """Emits the numbers to store for the i-th word of the slot."""
         if self.fused:
             return HALVES[self.source_dtype.name](self.state.builder, word, self.fused)
-        return self._with_outer(CONVERT[self.source_dtype.name](self.state.builder, word), slot, i)
+        return self._with_outer(CONVERT[self.source_dtype.name](self.state.builder, word), outer_slot, i)
 
     def load(self, slot: int, k: int) -> list[dict[str, list[str]]]:
         """As of `GroupRows`; what one load brought of several segments is loaded once."""
@@ -246,7 +250,7 @@ class RelativeRows(ByteRows):
             b.do("ld.shared.v2.f32", vector(pairs[-1]), memory(self.largest_base, place))
         return pairs
 
-    def _pairs(self, word: str, slot: int, i: int) -> Pairs:
+    def _pairs(self, word: str, slot: int, outer_slot: int, i: int) -> Pairs:
         """Exponents are compared as f16: those of all bytes are subnormal numbers in the same order."""
         assert self.fused is not None
         b = self.state.builder

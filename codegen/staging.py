@@ -21,7 +21,7 @@ class Unit:
     limits along k; units beyond the last are not fetched. together: units that one wait, barrier and group of copies
     serve. period: units over which products are summed before the scales are applied; loops end after whole periods.
     lead: units by which the weights are decoded before they are multiplied. stop: where the loop ends, if it may end
-    after a whole unit before the array does.
+    after a whole unit before the array does. aligned: the units that one wait serves begin at multiples of all their k.
     """
 
     k: int
@@ -32,6 +32,7 @@ class Unit:
     period: int = 1
     lead: int = 0
     stop: Operand = ""
+    aligned: bool = False
 
     @property
     def span(self) -> int:

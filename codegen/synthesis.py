@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from lowbitvm.chunk import CODES, Layout, Part, Run
 from lowbitvm.codegen import circle, spread
 from lowbitvm.codegen.convert import cost, held_by, layout_decoder, places
-from lowbitvm.codegen.spread import Spread
+from lowbitvm.codegen.spread import CIRCLE, Spread
 from lowbitvm.dtypes import CodeType
 
 BASE_32 = "0123456789abcdefghijklmnopqrstuv"
@@ -45,7 +45,8 @@ FLOAT_CIRCLES: dict[int, tuple[tuple[str, ...], ...]] = {  # the words of a comp
     8: (("a* b*",),),
 }
 BYTES = ("b0 b1 b2 b3 b4 b5 b6 bs a0 a1 a2 a3 a4 a5 a6 as",)  # one mask keeps the signs of a word of floats of 8 bits
-ANNEALED = {"e3m0", "e3m1", "e4m1", "e5m1", "e6m0"}  # shapes whose layouts bench/anneal.py has found
+# shapes whose layouts bench/anneal.py has found
+ANNEALED = {"e2m2", "e2m3", "e3m0", "e3m1", "e3m3", "e4m0", "e4m1", "e4m2", "e5m0", "e5m1", "e6m0"}
 WEIGHTS = (0.3, 1.0)  # of an instruction for bf16, if one for f16 counts 1
 MOST_SOLUTIONS = 500  # of a spread that are compared
 F16_AIMS = {8: 46}  # by bits, instructions per chunk of floats that are few enough for bf16 to come first
@@ -126,17 +127,17 @@ def placed(code: CodeType, words: Sequence[Sequence[str]]) -> Layout:
     pairs: dict[str, list[Run]] = {}
     for number, word in enumerate(words):
         parts: dict[tuple[str, int], list[int]] = {}  # by pair and rotation for f16: bits
-        for position, (pair, name) in enumerate(word):
-            bit = sign if name == "s" else int(name)
+        for position, name in enumerate(word):
+            pair, bit = name[0], sign if name[1] == "s" else int(name[1])
             place = top.place if bit == sign else f16.place + bit
-            parts.setdefault((pair, (position - place) % circle.CIRCLE), []).append(bit)
+            parts.setdefault((pair, (position - place) % CIRCLE), []).append(bit)
 
         def rotations(ups: tuple[int, ...], parts: dict[tuple[str, int], list[int]] = parts) -> int:
             turned = [(turn + up, bits) for ((_, turn), bits), up in zip(parts.items(), ups, strict=True)]
             moved = [{turn + (bit != sign) * down for turn, bits in turned for bit in bits} for down in (0, shift)]
             return sum(len({turn % 32 for turn in turns} - {0}) for turns in moved)
 
-        ups = min(itertools.product((0, circle.CIRCLE), repeat=len(parts)), key=rotations)
+        ups = min(itertools.product((0, CIRCLE), repeat=len(parts)), key=rotations)
         for ((pair, turn), bits), up in zip(parts.items(), ups, strict=True):
             for bit in sorted(bits):
                 position = ((top.place if bit == sign else f16.place + bit) + turn + up) % 32

@@ -126,6 +126,8 @@ class Rows(Staged):
         self.n_warps, self.every = n_warps or state.warps // state.warps_m, unit.period
         self.row_tiles = load.shape[0] // 16 // self.n_warps
         self.group = group if isinstance(group, int) else None
+        if unit.together > 1 and unit.aligned and self.group and self.group % (unit.together * unit.k) == 0:
+            self.every = unit.together  # all of them are in one group
         self.segments = max(1, unit.span // self.group) if self.group else 1
         self.step = ""  # bytes from one unit's rows to the next's, where it has rows of its own
         self.row_count = ceil_div(state, state.size(load.array.dims[0]), 16)

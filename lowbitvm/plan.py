@@ -153,22 +153,28 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
     """The widest tile that permuted weights take for m rows and whose stages fit, the most that do.
 
+    A warp has as many out_features as without a permutation where its codes go to registers, and 64 where they do not.
+
     A block gathers its x in the same number of instructions whatever its width; 128 of k at a time take the fewest,
     which stages of 64 are joined to where the groups are longer and shared memory has room for two such units.
     """
     bk = tile.bk if isinstance(fmt.group, str) or fmt.group > tile.bk else 2 * tile.bk
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
+    plain = _decode_tile(replace(tile, stages=8), fmt, target, weights)
+    summed = bk > tile.bk and fmt.zero is None and fmt.code.bias  # sums of x for two groups of a unit
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        if not _fits_tables(replace(tile, bn=bn, bk=bk), fmt, weights):
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if summed or _crowded(fmt) else bn * plain.warps // plain.bn)
+        if not _fits_tables(wide, fmt, weights):
             continue
-        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn // 32)
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
-        if streamed.direct:
+        if streamed.direct and (m <= GATHERED_ROWS or bn == 512 or not target.has_async_copies):
             return streamed
+        wide = replace(wide, warps=min(8, bn // 64))
+        joined = 2 * UNIT_K * (16 * tile.bm + weights * bn * (fmt.bits + 1)) // 8  # as the kernel reckons, at most
         for depth in (512, 384, 256):
             deep = replace(wide, stages=depth // bk)
-            if _staged_bytes(deep, fmt, weights) <= min(free, STAGED_BYTES * bn // NARROW):
+            if max(_staged_bytes(deep, fmt, weights), joined) <= min(free, STAGED_BYTES * bn // NARROW):
                 return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
 

@@ -194,6 +194,24 @@ def test_gathering_costs_at_most_5_percent_of_the_instructions_at_up_to_8_rows(t
     assert permuted.counters.instructions <= 1.05 * plain.counters.instructions
 
 
+OWN = [("sm_80", f"u{bits},zero=int") for bits in (1, 2, 5, 8)]
+OWN += [("sm_89", "u5,zero=int"), ("sm_89", "u7"), ("sm_75", "u8")]
+
+
+@pytest.mark.parametrize(("target", "fmt"), OWN)
+@pytest.mark.parametrize("m", [4, 8])
+def test_gathering_costs_at_most_5_percent_more_than_the_tile_without_a_permutation(target, fmt, m):
+    known, (n, k) = lb.Format.parse(fmt), (512, 4096)
+    counts = []
+    for permuted in (True, False):
+        tile = replace(linear_plan(m, 8192, 8192, known, get(target), permuted=permuted), splits=1)
+        weight = weight_of(known, n, k)
+        weight = weight if permuted else replace(weight, permutation=None)
+        report = run(Variant(known, tile, permuted=permuted), target, activations(m, k), weight, checks="none")[1]
+        counts.append(report.counters.instructions)
+    assert counts[0] <= 1.05 * counts[1]
+
+
 @pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_89", "sm_90a", "sm_120f"])
 @pytest.mark.parametrize("fmt", ["u4,zero=int", "u8,zero=int", "f6e3m2,zero=offset", "u3,group=32,zero=float"])
 def test_no_kernel_that_gathers_spills(fmt, target):

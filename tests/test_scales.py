@@ -203,3 +203,21 @@ def test_no_bank_conflicts_no_spills_and_each_scale_is_read_once(name, tile):
     assert traffic["words"].read == weight.words.nbytes
     if isinstance(fmt.group, int) and fmt.group <= 128:
         assert traffic["scales"].read == weight.scales.nbytes
+
+
+Q4_K = "u4,group=32,zero=offset,scale=i8,outer=256"
+
+
+@pytest.mark.parametrize("name", ["i4,group=256", "u1,group=256,zero=int", Q4_K])
+@pytest.mark.parametrize(("m", "k"), [(1, 2048), (16, 1280)])
+def test_what_256_codes_share_is_read_once_by_tiles_of_few_rows(name, m, k):
+    fmt, rng, n = lb.Format.parse(name), np.random.default_rng(0), 256
+    weight = lb.quantize(rng.standard_normal((n, k)), fmt)
+    kernel = lb.compile_linear(fmt, bm=8 if m == 1 else 16, cache=False)
+    x, y = rng.standard_normal((m, k)).astype(np.float16), np.zeros((m, n), np.float16)
+    tile = chosen_tile(fmt, bm=8 if m == 1 else 16)
+    report = lb.launch(kernel, (1, n // tile.bn), {"x": x, "w": weight, "y": y})
+    assert not report.findings and agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+    traffic = {part: report.counters.arrays[place] for place, part in enumerate(fmt.parts, 1)}
+    for part in fmt.parts:
+        assert traffic[part].read == getattr(weight, part).nbytes, part
