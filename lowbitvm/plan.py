@@ -443,30 +443,40 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
 
 
 def grouped_tile(
-    m: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...], products: int = 1
+    m: int,
+    n: int,
+    activations: Format,
+    weights: Format,
+    target: Target,
+    groups: tuple[int, ...],
+    products: int = 1,
 ) -> DigitTile:
-    """The tile for m rows where scales belong to groups of k: every group's integers go to accumulators in f32.
+    """The tile for m rows and n features where scales belong to groups of k, which have accumulators in f32.
 
     A step is a multiple of all groups. The warps do not share out k: sums are added in its order whatever the tile.
+    Where there are fewer blocks than SMs tiles are narrower, with more stages.
     """
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
     step, stored = max(base.activation_k, *groups), products * weights.bits
     pairs = PAIRS // (products + planes)  # accumulators of all products, and the integers of one
-    many = step > 4 * base.step_k or len(set(groups)) > 1  # loads of a step, that registers must hold
+    steps = step // base.step_k
+    many = steps > 4 or steps * planes * products > 8 or len(set(groups)) > 1  # loads at a time, for registers to hold
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(pairs), COLUMNS // 2 if many else COLUMNS)
-    most, warps, stages = 4 if target.has_async_copies else 2, 4, 0
-    while stages < 2:
-        rows = min(2, _power_to(max(1, pairs // columns)))
-        stages = STAGED_BYTES // (step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8)
-        tile = DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, max(2, stages)), warps)
-        if warps > 2 or (columns == 1 and warps == 2):
-            warps //= 2
-        elif columns > 1:
-            columns, warps = columns // 2, 4
-        else:
-            break
+    most = 4 if target.has_async_copies else 2
+
+    def made(columns: int, rows: int, warps: int, most: int) -> DigitTile:
+        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
+        return DigitTile(columns * COLUMNS // each, 16 * rows * warps, step, min(most, STAGED_BYTES // stage), warps)
+
+    sizes = [(columns >> i, warps) for i in range(columns.bit_length()) for warps in (4, 2)] + [(1, 1)]
+    tiles = [made(c, min(2, _power_to(max(1, pairs // c))), warps, most) for c, warps in sizes]
+    tile = next((tile for tile in tiles if tile.stages >= 2), replace(tiles[-1], stages=2))
+    columns = tile.bm * each // COLUMNS
+    while -(-m // tile.bm) * -(-n // tile.bn) < target.gpu.sms and tile.bn > 32:
+        wide = tile.bn > 16 * tile.warps
+        tile = made(columns, 1, tile.warps if wide else tile.warps // 2, 2 * most if most > 2 else most)
     return tile
 
 

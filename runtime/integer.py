@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
 
 S32 = 2**31 - 1
+MANY = 1 << 20  # out_features of more blocks than a GPU has SMs
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def compile_matmul(
     sides = (given, fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
-    tile = replace(_tile(m, n, k, sides, targets.get(target), groups), **parts)
+    tile = replace(_tile((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
@@ -163,17 +164,16 @@ def compile_matmul(
 
 
 def _tile(
-    m: int,
-    n: int | None,
-    k: int,
+    sizes: tuple[int, int | None, int],
     sides: tuple[Format, Format],
     target: Target,
     groups: tuple[int, ...],
     products: int = 1,
 ) -> DigitTile:
     """The tile of a product of activations and weights, with the groups of k that have scales; n None: of one block."""
+    m, n, k = sizes
     if groups:
-        return grouped_tile(m, *sides, target, groups, products)
+        return grouped_tile(m, MANY if n is None else n, *sides, target, groups, products)
     if n is None:
         return digit_tile(m, k, *sides, target, products)
     return digit_plan(m, n, k, *sides, target, products)
@@ -271,7 +271,7 @@ def run_matmul(
     (m, k), n = a.shape, w.rows
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
-        tile = _tile(m, n, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+        tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
     whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
     variant = Variant(

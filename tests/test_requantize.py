@@ -108,6 +108,27 @@ def test_what_is_not_finite_saturates_and_nan_is_the_zero(monkeypatch: pytest.Mo
         assert y[:, 0].tolist() == [15, 0, 3, 7]
 
 
+@lb.kernel(x=("m n", None), y=("m n", None), counts=("m n", lb.i32), wrapped=("m n", None))
+def copied(x: lb.Tensor, y: lb.Tensor, counts: lb.Tensor, wrapped: lb.Tensor) -> None:
+    lb.store(y, (0, 0), lb.load(x, (0, 0), (8, 16), other=7))
+    lb.store(wrapped, (0, 0), lb.load(counts, (0, 0), (8, 16)).to(wrapped.dtype))
+
+
+@pytest.mark.parametrize("dtype", [lb.dtypes.i8, lb.dtypes.u8])
+def test_kernels_load_and_store_bytes_and_integers_wrap_to_them(dtype: lb.dtypes.DType) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(-(2**31), 2**31, (7, 13), dtype=np.int32)
+    x = rng.integers(0, 256, (7, 13)).astype(dtype.numpy)
+    kernel = copied.compile("sm_80", x=dtype, y=dtype, wrapped=dtype)
+    for run in (
+        lambda given: lb.launch(kernel, (1,), given, checks="all", on_finding="raise"),
+        lambda given: lb.interpret(kernel.program, (1,), given),
+    ):
+        y, wrapped = np.zeros_like(x), np.zeros_like(x)
+        run({"x": x, "y": y, "counts": counts, "wrapped": wrapped})
+        assert np.array_equal(y, x) and np.array_equal(wrapped, counts.astype(dtype.numpy))
+
+
 def test_what_does_not_make_codes_is_refused() -> None:
     codes, plain = sides("i4", "i8", "s8", 3, 20, 64)
     a, w, _ = integers("i4", "i8", "s8", 3, 20, 64)
