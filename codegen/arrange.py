@@ -1,10 +1,11 @@
 """How a block's warps share out the tiles of its dots."""
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.digits import multiplies_digits, warps_along_m_of_digits
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
-from lowbitvm.plan import TABLE_BYTES
+from lowbitvm.plan import TABLE_BYTES, decoded_scale_bits
 from lowbitvm.targets import Target
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
@@ -17,11 +18,14 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
     """How many of the warps share out the rows of activations; the others share out the weights.
 
     1: each weight is decoded in the registers of the one warp that multiplies it. More: several warps multiply it, so
-    it is decoded once for all of them, into shared memory, which must have room for that.
+    it is decoded once for all of them, into shared memory, which must have room for that. Codes in digits are widened
+    by each of them.
     """
     loops = [op for op in walk(program.body) if op.kind == "range" and any(x.kind == "dot" for x in op.body)]
     dots = [op for loop in loops for op in loop.body if op.kind == "dot"]
     rows = {dot.shape[0] for dot in dots}
+    if all(map(multiplies_digits, dots)):
+        return warps_along_m_of_digits(program, warps)
     if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies or not all(map(_is_plain, dots)):
         return 1
     along_m = rows.pop() // WARP_ROWS
@@ -33,15 +37,14 @@ def warps_along_m(program: Program, target: Target, warps: int) -> int:
 
 
 def _is_plain(dot: Op) -> bool:
-    """Whether a dot is one of activations that are loaded by rows with weights whose scales are used as stored.
+    """Whether a dot is one of activations that are loaded with weights that may be decoded a unit ahead.
 
     Codebooks of groups are found by the unit that is multiplied, not by the next one.
     """
     activations, fmt = dot.operands[0], _format(dot)
-    by_rows = activations.kind == "load"
     if fmt is None or fmt.table == "group":
         return False
-    return dot.dtype != dtypes.i32 and by_rows
+    return dot.dtype != dtypes.i32 and activations.kind == "load"
 
 
 def _format(dot: Op) -> Format | None:
@@ -66,6 +69,7 @@ def _shared_bytes(loop: Op) -> int:
             continue
         rows = max(1, k // fmt.group) if isinstance(fmt.group, int) else 1
         numbers = sum(dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None) * rows
+        numbers = max(numbers, decoded_scale_bits(fmt))
         total += dot.shape[1] * (stages * (k * fmt.bits + numbers) // 8 + 2 * 2 * k)
         total += TABLE_BYTES if fmt.code.kind == "table" else 0
     return total

@@ -47,7 +47,7 @@ def assign_layouts(program: Program, atom: MmaAtom, arrangement: tuple[int, int]
     for op in tiles:
         if op.kind == "dot":
             by_digits = multiplies_digits(op)
-            wanted = digit_layout(op, warps) if by_digits else fragment_layout(op, atom, *arrangement)
+            wanted = digit_layout(op, *arrangement) if by_digits else fragment_layout(op, atom, *arrangement)
             if not fix(op, wanted) and layouts[op] != wanted:
                 raise LowbitvmError(
                     "KERNEL_UNSUPPORTED",

@@ -6,22 +6,30 @@ are widened in registers, a whole register of codes at a time. Every pair of dig
 the loop ends.
 """
 
-import functools
-import itertools
 from dataclasses import dataclass
 
 from lowbitvm import dtypes
-from lowbitvm.chunk import blocks
+from lowbitvm.codegen.digit_tiles import DirectTile, FragmentTile, source_format
 from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
-from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline
-from lowbitvm.codegen.ptx import Operand, memory, vector, vector_suffix
-from lowbitvm.codegen.staging import PIECE, Piece, Staged, Unit, ceil_div, shift_right
+from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline, ends_at
+from lowbitvm.codegen.ptx import Operand, memory
+from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, Base, Decomposition, columns_per_row, field_mask, narrow
+from lowbitvm.digitplan import digit_warps_m
+from lowbitvm.digits import (
+    ACTIVATION_WORDS,
+    BASES,
+    COLUMNS,
+    Base,
+    Decomposition,
+    columns_per_row,
+    field_mask,
+    folds,
+    narrow,
+)
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
-from lowbitvm.integers import digit_words, format_digits, row_tiles, skipped_words, tile_k, tile_words
-from lowbitvm.ir import Op
+from lowbitvm.integers import digit_words, format_digits, row_tiles
+from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
 
@@ -48,26 +56,22 @@ def digit_atom(target: Target, base: Base, weights: Decomposition, activations: 
     return Atom(name, split, xor=split and base.bits == 1)
 
 
-def source_format(load: Op) -> Format:
-    """The format of the codes that a load reads."""
-    assert load.array is not None and isinstance(load.array.element, Format)
-    return load.array.element
+def digit_layout(dot: Op, warps_m: int, warps_n: int) -> Layout:
+    """The layout of a dot's result (bm, bn): a column of the n8 side is a plane of a row of bm.
 
-
-def digit_layout(dot: Op, warps: int) -> Layout:
-    """The layout of a dot's result (bm, bn): warps share out bn, a column of the n8 side is a plane of a row of bm.
-
-    After the planes are added up, the lanes whose columns differ in the plane alone hold copies.
+    warps_n warps share out bn, and warps_m of such rows of warps bm, unless all of them share out k. After the planes
+    are added up, the lanes whose columns differ in the plane alone hold copies.
     """
     bm, bn = dot.shape
     fmt = source_format(dot.operands[0])
     assert fmt.digits is not None
     each = columns_per_row(fmt.code, fmt.digits)
+    warps = warps_m * warps_n
     alone = shares_k(dot.shape, warps)
-    if bm * each % COLUMNS or bn % (16 if alone else 16 * warps):
+    if bm * each % (COLUMNS * (1 if alone else warps_m)) or bn % (16 if alone else 16 * warps_n):
         raise LowbitvmError(
             "TILE_INVALID",
-            f"a dot of shape {dot.shape} over {warps} warps, with {each} columns for every row",
+            f"a dot of shape {dot.shape} over {warps_m} x {warps_n} warps, with {each} columns for every row",
             f"make bm a multiple of {COLUMNS // each} and bn one of 16 x {warps} warps",
             dot.location,
         )
@@ -76,155 +80,17 @@ def digit_layout(dot: Op, warps: int) -> Layout:
     lane = [column[1], column[2], {"j": 1}, {"j": 2}, {"j": 4}]
     outs = {"i": (COLUMNS // each).bit_length() - 1, "j": 4}
     tile = Layout({"register": [*register, {"j": 8}], "lane": lane}, outs)
-    columns = Layout.identity("register", (bm * each // COLUMNS).bit_length() - 1, "i")
+    columns = Layout.identity("register", (bm * each // COLUMNS // (1 if alone else warps_m)).bit_length() - 1, "i")
     if not alone:
-        rows = Layout.identity("register", (bn // 16 // warps).bit_length() - 1, "j")
-        return tile * columns * rows * Layout.identity("warp", warps.bit_length() - 1, "j")
+        rows = Layout.identity("register", (bn // 16 // warps_n).bit_length() - 1, "j")
+        of_warps = Layout.identity("warp", warps_n.bit_length() - 1, "j")
+        return tile * columns * rows * of_warps * Layout.identity("warp", warps_m.bit_length() - 1, "i")
     whole = tile * columns * Layout.identity("register", (bn // 16).bit_length() - 1, "j")
     count = warps.bit_length() - 1
     kept = max(0, whole.ins["register"] - count)  # bits; after the exchange each warp has a part of the registers
     images = whole.bases["register"]
     bases = {**whole.bases, "register": images[:kept], "warp": [*images[kept:], *[{}] * count][:count]}
     return Layout(bases, whole.outs)
-
-
-class FragmentTile(Staged):
-    """Stored tiles in shared memory as in global memory: [row tile][k tile][words], without planes that are skipped.
-
-    Each row tile has its share of the threads, so that a thread's pieces have one pointer and one predicate.
-    """
-
-    def __init__(self, state: State, unit: Unit, offset: int, load: Op, row: Operand, start: Operand) -> None:
-        super().__init__(state, unit, offset)
-        stored = self.stored = StoredTiles(state, load, row, start)
-        tiles, self.tile_bytes = unit.k // stored.k, stored.bytes - stored.skipped
-        self.distance, self.row_bytes = tiles * stored.bytes, tiles * self.tile_bytes
-        self.size = stored.rows * self.row_bytes
-        b = state.builder
-        warp = b.op("shr.u32", "r", state.tid, 5)
-        per_warp = stored.rows // state.warps if stored.format.act is not None else 0  # weights are shared out
-        first = state.scalar("add", state.smem, state.scalar("mul", warp, per_warp * self.row_bytes))
-        lane = b.op("and.b32", "r", state.tid, 31)
-        self.bases = {w: b.op("mad.lo.s32", "r", lane, 4 * w, first) for w in dict.fromkeys(stored.vectors)}
-        threads = max(1, state.threads // stored.rows)  # of a row tile
-        within = b.op("and.b32", "r", state.tid, threads - 1)
-        row_tile = b.op("shr.u32", "r", state.tid, threads.bit_length() - 1)
-        for number in range(0, stored.rows, state.threads):
-            tile = state.scalar("add", row_tile, number)
-            exists = self.fewer(stored.rows - number, state.threads // threads, row_tile)
-            index = state.scalar("add", stored.first, tile)
-            address = self.centred(b.op("mad.wide.u32", "rd", within, PIECE, stored.address(index)))
-            place = b.op("mad.lo.s32", "r", within, PIECE, state.smem)
-            place = b.op("mad.lo.s32", "r", tile, self.row_bytes, place)
-            runs = tiles if stored.skipped else 1  # of pieces that lie side by side
-            bytes_of_run = self.row_bytes // runs
-            for run, shift in itertools.product(range(runs), range(0, bytes_of_run // PIECE, threads)):
-                if (run, shift) == (0, 0) or not unit.exact:
-                    k = functools.partial(self._k_limit, within, run * bytes_of_run // PIECE + shift)
-                    outside, limit = self.inside(k, index, stored.count)
-                active = self.fewer(bytes_of_run // PIECE - shift, threads, within)
-                assert exists is None or active is None
-                source = shift * PIECE + run * stored.bytes + stored.skipped
-                target = shift * PIECE + run * bytes_of_run
-                self.pieces.append(Piece(address, source, place, target, outside, limit, active or exists))
-
-    def _k_limit(self, within: str, shift: int) -> Operand:
-        """The k below which a unit must begin for the piece `within` + `shift` of a row tile to exist."""
-        if self.row_bytes == self.tile_bytes:
-            return self.stored.columns
-        piece = self.state.scalar("add", within, shift)
-        tile = self.state.builder.op("div.u32", "r", piece, self.tile_bytes // PIECE)
-        return self.state.scalar("sub", self.stored.columns, self.state.scalar("mul", tile, self.stored.k))
-
-    def words(self, slot: int, row: int, tile: int) -> list[str]:
-        """Emits the loads of the lane's words of one stored tile of a slot."""
-        b = self.state.builder
-        place = slot + self.offset + row * self.row_bytes + tile * self.tile_bytes
-        words: list[str] = []
-        for width in self.stored.vectors:
-            registers = [b.register("r") for _ in range(width)]
-            b.do(f"ld.shared{vector_suffix(registers)}.b32", vector(registers), memory(self.bases[width], place))
-            words += registers
-            place += 32 * 4 * width
-        return words
-
-
-class DirectTile(Staged):
-    """Stored tiles that each warp loads from global memory to registers: every warp all rows, and its own part of k."""
-
-    def __init__(self, state: State, unit: Unit, load: Op, row: Operand, pipeline_k: str) -> None:
-        super().__init__(state, unit, 0)
-        stored = self.stored = StoredTiles(state, load, row, pipeline_k)
-        self.distance = unit.k // stored.k * stored.bytes
-        self.loaded: dict[tuple[int, int], list[str]] = {}  # words of this step, for all dots of the tile
-        b = state.builder
-        lane = b.op("and.b32", "r", state.tid, 31)
-        last = b.op("sub.s32", "r", stored.count, 1)
-        self.pointers: list[dict[int, str]] = []  # per row tile and width of vectors; rows outside repeat others
-        for number in range(stored.rows):
-            index = state.scalar("add", stored.first, number)
-            index = index if non_negative(load.operands[0]) else state.scalar("max", index, 0)
-            index = state.scalar("min", index, last)
-            address = stored.address(index)
-            widths = dict.fromkeys(stored.vectors)
-            self.pointers.append({w: b.op("mad.wide.u32", "rd", lane, 4 * w, address) for w in widths})
-
-    def beyond(self, number: int) -> str:
-        """Emits the predicate: the row tile is not in the array, its codes are zeros."""
-        index = self.state.scalar("add", self.stored.first, number)
-        if isinstance(index, int):
-            index = self.state.builder.op("mov.b32", "r", index)
-        return self.state.builder.op("setp.ge.u32", "p", index, self.stored.count)
-
-    def words(self, left: str, row: int, tile: int) -> list[str]:
-        """A lane's words of one stored tile, which the first call of a step loads."""
-        if (row, tile) not in self.loaded:
-            self.loaded[row, tile] = self._load(left, row, tile)
-        return self.loaded[row, tile]
-
-    def _load(self, left: str, row: int, tile: int) -> list[str]:
-        """Emits the loads of the words; zeros where no more than tile * k is `left` of k."""
-        b, place = self.state.builder, tile * self.stored.bytes + self.stored.skipped
-        words: list[str] = []
-        inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
-        for width in self.stored.vectors:
-            registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
-            name = f"ld.global.nc{vector_suffix(registers)}.b32"
-            b.do(name, vector(registers), memory(self.pointers[row][width], place), when=inside)
-            words += registers
-            place += 32 * 4 * width
-        return words
-
-    def advance(self) -> None:
-        for pointer in (pointer for widths in self.pointers for pointer in widths.values()):
-            self.state.builder.do("add.s64", pointer, pointer, self.distance)
-
-
-class StoredTiles:
-    """The stored tiles of a matrix of codes that a load reads: where they lie in global memory."""
-
-    def __init__(self, state: State, load: Op, row: Operand, start: Operand) -> None:
-        assert load.array is not None
-        fmt = self.format = source_format(load)
-        self.state, self.bytes, self.k = state, 4 * tile_words(fmt), tile_k(fmt)
-        self.skipped = 4 * skipped_words(fmt)  # bytes at the start of a stored tile
-        self.rows = row_tiles(fmt, load.shape[0])  # of tiles
-        self.vectors = [width for count in digit_words(fmt) for width in blocks(count)]  # words of a lane's loads
-        b = state.builder
-        per_tile = load.shape[0] // self.rows
-        rows, self.columns = (state.size(dim) for dim in load.array.dims)
-        self.count = ceil_div(state, rows, per_tile) if per_tile > 1 else rows
-        self.first = shift_right(state, row, per_tile.bit_length() - 1) if per_tile > 1 else row
-        self.pitch = b.op("mul.wide.u32", "rd", ceil_div(state, self.columns, self.k), self.bytes)
-        self.origin = state.pointer(load.array, "words")
-        if start != 0:
-            tile = shift_right(state, start, self.k.bit_length() - 1)
-            self.origin = b.op("mad.wide.u32", "rd", tile, self.bytes, self.origin)
-
-    def address(self, index: Operand) -> str:
-        """The address of a row tile at the loop's start."""
-        b = self.state.builder
-        return b.op("mad.lo.s64", "rd", b.op("cvt.s64.s32", "rd", index), self.pitch, self.origin)
 
 
 class DirectPipeline(Pipeline):
@@ -257,14 +123,35 @@ def shares_k(shape: tuple[int, ...], warps: int) -> bool:
     return shape[1] < 16 * warps
 
 
+def warps_along_m_of_digits(program: Program, warps: int) -> int:
+    """Of the warps of a kernel whose dots are all of codes, how many share out the rows of activations.
+
+    Dots of several shapes or formats, or in several loops, have one arrangement, 1, and so have those whose warps share
+    out k.
+    """
+    dots = [op for op in walk(program.body) if op.kind == "dot"]
+    loops = [op for op in walk(program.body) if op.kind == "range" and any(x.kind == "dot" for x in op.body)]
+    if len(loops) != 1 or not all(map(multiplies_digits, dots)):
+        return 1
+    kinds = {(dot.shape, source_format(dot.operands[0]), source_format(dot.operands[1].operands[0])) for dot in dots}
+    if len(kinds) > 1 or shares_k(dots[0].shape, warps):
+        return 1
+    (((bm, bn), activations, weights),) = kinds
+    return digit_warps_m((bm, bn), activations, weights, warps, bool(loops[0].integer("folded")))
+
+
 def build_digit_pipeline(
-    state: State, loop: Op, offsets: "dict[Op, list[Operand]]", steps: dict[Op, list[int]], pure: bool
+    state: State,
+    loop: Op,
+    offsets: "dict[Op, list[Operand]]",
+    steps: dict[Op, list[int]],
+    stop: Operand,
+    pure: bool,
 ) -> Pipeline:
     """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
 
-    `offsets` are the loads' offsets at the first iteration, which grow by `steps`; pure: the loop does nothing but add
-    dots to tiles. Raises
-    KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
+    `offsets` are the loads' offsets at the first iteration, which grow by `steps`, `stop` is the loop's end; pure: the
+    loop does nothing but add dots to tiles. Raises KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
     """
     dots = [op for op in loop.body if op.kind == "dot"]
     if any(dot.dtype != dtypes.i32 for dot in dots):
@@ -276,11 +163,12 @@ def build_digit_pipeline(
         _check_load(state, loop, load, max(parts))
     step, start = loop.integer("step"), loop.operands[0]
     dims = {load.array.dims[1] for load in loads if load.array is not None}
-    ends = len(dims) == 1 and _ends_at(loop.operands[1], dims)
+    ends = len(dims) == 1 and ends_at(loop.operands[1], min(dims), step)
     part = step // max(parts)
     exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
     if parts == {1}:
-        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims))
+        early = stop if ends and loop.operands[1].kind == "min" else ""
+        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), stop=early)
         columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
         moving = {load: steps[load] for load in columns if load.array not in state.stored}
         return _staged(state, loop, unit, loads, offsets, moving)
@@ -321,11 +209,6 @@ def _staged(
         tiles[together[0], "numbers"] = numbers
         size = -(-(size + numbers.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
-
-
-def _ends_at(stop: Op, dims: set[str]) -> bool:
-    """Whether a loop's end is the size of one of the dims."""
-    return stop.kind == "dimension" and stop.array is not None and stop.array.dims[stop.integer("axis")] in dims
 
 
 def _check_load(state: State, loop: Op, load: Op, parts: int) -> None:
@@ -386,7 +269,9 @@ class DigitDot:
             self.tiles //= state.warps
             self.exchange = state.allocate_shared(self._exchanged() * state.threads * 4, op)
         else:
-            self.row_tiles //= state.warps
+            self.columns //= state.warps_m
+            self.row_tiles //= state.warps // state.warps_m
+        self.folded = [bool(pipeline.loop.integer("folded")) and folds(d.bits, self.base) for d in self.left.digits]
         first, size = op.attributes.get("first", 0), op.attributes.get("size", self.tiles * self.base.activation_k)
         assert isinstance(first, int) and isinstance(size, int)
         self.steps = range(first // self.base.step_k, (first + size) // self.base.step_k)  # that are multiplied
@@ -491,27 +376,36 @@ class DigitDot:
         fragments = []
         for tile in words:
             rest, planes = iter(tile), []
-            for digit, count in zip(self.left.digits, self.widths, strict=True):
-                planes.append(self._widened([next(rest) for _ in range(count)], digit.bits))
+            for digit, count, folded in zip(self.left.digits, self.widths, self.folded, strict=True):
+                planes.append(self._widened([next(rest) for _ in range(count)], digit.bits, folded))
             fragments += [[plane[4 * step :][:4] for plane in planes] for step in range(self.base.steps)]
         return fragments
 
-    def _widened(self, words: list[str], bits: int) -> list[str]:
-        """A lane's fragment registers of one digit of `bits` bits."""
+    def _widened(self, words: list[str], bits: int, folded: bool) -> list[str]:
+        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 are 2^bits as much."""
         b, width = self.state.builder, self.base.bits
         if bits == width:
             return words
         found = []
-        for runs in narrow(bits, width, 4 * self.base.steps):
+        shifted: dict[tuple[int, int], str] = {}
+        for number, runs in enumerate(narrow(bits, width, 4 * self.base.steps)):
             register = ""
             for run in runs:
-                word, distance, mask = words[run.word], run.position - run.bit, field_mask(run, width)
-                if distance:
-                    word = b.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
+                raised = run._replace(bit=run.bit + bits * (folded and number % 2))
+                place = run.word, raised.position - raised.bit
+                if place not in shifted:
+                    shifted[place] = self._shifted(words[run.word], place[1])
+                word, mask = shifted[place], field_mask(raised, width)
                 more = (word, mask, register, AND_OR)
                 register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
             found.append(register)
         return found
+
+    def _shifted(self, word: str, distance: int) -> str:
+        """The word shifted right, or left where the distance is negative."""
+        if distance == 0:
+            return word
+        return self.state.builder.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:
         """Emits sums += the products of one k step."""
@@ -596,6 +490,8 @@ class DigitDot:
         b, total = self.state.builder, ""
         for plane, coefficient in enumerate(self.left.coefficients):
             value = self.sums[t][j][plane][i]
+            if self.folded[plane] and i >= 2:  # of rows 8 to 15
+                value = b.op("shr.s32", "r", value, self.left.digits[plane].bits)
             if self.atom.xor:  # bits that are both set: half of what is left of the bits of both
                 either = b.op("add.s32", "r", self.weight_counts[t][plane][i], self.activation_counts[j][i])
                 value = b.op("shr.u32", "r", b.op("sub.s32", "r", either, value), 1)

@@ -328,7 +328,7 @@ class Lowering:
         steps = {access: by for access, (_, by) in affine.items()}
         pure = self._only_adds_dots(op)
         if any(map(multiplies_digits, op.body)):
-            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, steps, pure)
+            pipeline: Pipeline | None = build_digit_pipeline(state, op, starts, steps, stop, pure)
         elif any(map(multiplies_dense, op.body)):
             pipeline = build_dense_pipeline(state, op, starts)
         else:
@@ -345,7 +345,7 @@ class Lowering:
         done, again = b.label("done"), b.label("loop")
         first = pipeline.first if isinstance(pipeline, DirectPipeline) else start
         b.do("bra", done, when=b.op("setp.ge.s32", "p", first, stop))
-        b.place(again)
+        b.place(again, together=True)
         state.loop_depth += 1
         if pipeline is None:
             self._pass(op, hoisted)
@@ -356,7 +356,7 @@ class Lowering:
         else:
             self._units(op, pipeline, hoisted, again, done)
         state.loop_depth -= 1
-        b.place(done)
+        b.place(done, together=True)
         if pipeline is not None:
             pipeline.drain()
             for dot, registers in changed.items():
@@ -427,7 +427,7 @@ class Lowering:
         skip = b.label("skip")
         b.do("bra", skip, when=f"!{self.state.values[op.operands[0]][0]}")
         self.block(op.body)
-        b.place(skip)
+        b.place(skip, together=True)
 
     def _check_staged(self, pipeline: Pipeline) -> None:
         """What a tile that is fetched ahead of the loop, by the atom's operand type, cannot be."""

@@ -28,7 +28,8 @@ class Builder:
         self._files: dict[str, int] = {}
         self._arrays: dict[str, str] = {}
         self._location = self._written = ""
-        self._parted: int | None = None  # where threads may have parted in an exact division or root, since a barrier
+        self.branching = False  # there is one of BRANCHING somewhere in the kernel
+        self._parted: int | None = None  # where, since a barrier, ptxas may think that one has parted threads
 
     def register(self, kind: str) -> str:
         """A fresh register of a class of REGISTER_CLASSES."""
@@ -60,8 +61,8 @@ class Builder:
             self._parted = None
 
     def join(self) -> None:
-        """Before shuffles: if threads may have parted, a barrier right behind that place, though its branch rejoins
-        them. Otherwise ptxas makes a call of each shuffle, of some 10 instructions."""
+        """Before shuffles: a barrier where threads may have parted, though the branch rejoins them and all paths are
+        those of the whole block. Otherwise ptxas makes a call of each shuffle, of some 10 instructions."""
         if self._parted is not None:
             self.lines.insert(self._parted, "    bar.sync 0;")
             self._parted = None
@@ -80,9 +81,11 @@ class Builder:
         self._labels += 1
         return f"{stem}_{self._labels}"
 
-    def place(self, label: str) -> None:
-        """Puts a label here."""
+    def place(self, label: str, together: bool = False) -> None:
+        """Puts a label here; `together`: the threads of the block take the same paths to it."""
         self.lines.append(f"{label}:")
+        if together and self.branching:
+            self._parted = len(self.lines)  # which it does wherever paths meet
 
     def module(self, entry: str, target: Target, parameters: list[str], threads: int) -> str:
         """The whole PTX text: header, parameters, register declarations and the collected body."""

@@ -40,6 +40,7 @@ class State:
         for op in walked:
             for operand in op.operands:
                 self.uses[operand] = self.uses.get(operand, 0) + 1
+        self.builder.branching = any(op.kind in ("div", "sqrt") for op in walked)
         self.parameters = entry_parameters(self.program)
         self._load_parameters()
         hints = dict.fromkeys(op.attributes["evict"] for op in walked if "evict" in op.attributes)

@@ -52,6 +52,7 @@ from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
+    from lowbitvm.candidates import best_digits as best_digits
     from lowbitvm.candidates import plan_digits as plan_digits
     from lowbitvm.codegen.convert import explain_decode as explain_decode
     from lowbitvm.explanation import explain as explain
@@ -82,6 +83,7 @@ LATER = {
     "Requantize": "lowbitvm.runtime.reference",
     "quantize_activations": "lowbitvm.runtime.quantise",
     "explain": "lowbitvm.explanation",
+    "best_digits": "lowbitvm.candidates",
     "plan_digits": "lowbitvm.candidates",
     "from_foreign": "lowbitvm.foreign",
     "to_foreign": "lowbitvm.foreign",
@@ -117,6 +119,7 @@ __all__ = [
     "Tensor",
     "Value",
     "atomic_add",
+    "best_digits",
     "bf16",
     "bitcast",
     "columns_by_width",

@@ -17,8 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import modelled, ours, static, validation
-from lowbitvm.candidates import plan_digits
+from lowbitvm.bench import integers, modelled, ours, static, validation
+from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
 from lowbitvm.formats import SCALES, Format
@@ -231,10 +231,10 @@ def emulate_command(
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
 @click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
-@click.option("--act", "acts", multiple=True, type=click.Choice(INPUTS), help="All that there are.")
+@click.option("--act", "acts", multiple=True, type=click.Choice((*INPUTS, *integers.ACTS)), help="Floats or codes.")
 @click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
-@click.option("--tile", "tiles", multiple=True, type=click.Choice(list(ours.TILES)), help="All that there are.")
+@click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
 def bench_command(
     measure_static: bool, model_layers: bool, validate: bool, json_file: Path | None, **chosen: Any
@@ -283,14 +283,12 @@ def model_command(weights: str, gpu: str, shape: tuple[int, int, int]) -> None:
 @click.option("--act", default="f16", show_default=True, type=click.Choice(INPUTS))
 @click.option("--target", default="sm_80", show_default=True, type=click.Choice(list(TARGETS)))
 @click.option("--batch-invariant", is_flag=True, help="With a tile and splits that do not depend on M.")
+@click.option("--digits", type=click.Choice(list(BASES)), help="Of integers, these only.")
 def explain_command(weights: str, m: int, n: int, k: int, **chosen: Any) -> None:
     """Says what y (M, N) = x (M, K) w^T costs and what limits it, for weights such as "u4,group=128,zero=int".
 
     For integer weights and activations, such as "u2,act=i8", it is what each kind of digits costs.
     """
-    if Format.parse(weights).act is not None:
-        click.echo(plan_digits(weights, m, n, k, chosen["target"]))
-        return
     click.echo(explain(weights, m, n, k, **chosen))
 
 

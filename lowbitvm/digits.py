@@ -137,6 +137,27 @@ class Run(NamedTuple):
     length: int
 
 
+def folds(digit_bits: int, base: Base) -> bool:
+    """Whether a digit of weights leaves room in its fields for a factor 2^digit_bits.
+
+    Rows 8 to 15 of a tile may then keep it until the sums are complete: they lie above the digits of rows 0 to 7, so
+    that one shift serves both, and none where they are the lowest of their word.
+    """
+    return 2 * digit_bits <= base.bits
+
+
+def longest_folded(weights: CodeType, activations: CodeType, base: str) -> int:
+    """The largest k whose sums of products of digits stay below 2^31 with the factors that rows of weights keep."""
+    narrow_digits = [digit.bits for digit in of_weights(weights, base).digits if folds(digit.bits, BASES[base])]
+    if not narrow_digits:
+        return 0
+    largest = max(((1 << bits) - 1) << bits for bits in narrow_digits)
+    sizes = (
+        (1 << digit.bits - digit.signed) - (not digit.signed) for digit in of_activations(activations, base).digits
+    )
+    return ((1 << 31) - 1) // (largest * max(sizes))
+
+
 @functools.cache
 def narrow(bits: int, width: int, registers: int) -> tuple[tuple[Run, ...], ...]:
     """Where the registers, each with codes of `bits` bits in fields of `width`, lie in registers * bits / width words.

@@ -552,11 +552,14 @@ def expand_dims(value: Value, axis: int) -> Value:
     return _record("expand", value.dtype, (*value.shape[:axis], 1, *value.shape[axis:]), (value,), axis=axis)
 
 
-def record_range(start: Value | int, stop: Value | int, step: int, stages: int = 2, direct: int = 0) -> Iterator[Value]:
+def record_range(
+    start: Value | int, stop: Value | int, step: int, stages: int = 2, direct: int = 0, folded: bool = False
+) -> Iterator[Value]:
     """A recorded loop over start, start + step, ... below stop; loads that feed a `dot` run `stages` deep ahead.
 
     With `direct`, packed codes go straight into registers instead of through shared memory, and their loads run that
-    many in_features ahead, or as many as the stages allow.
+    many in_features ahead, or as many as the stages allow. `folded` promises dots of codes in digits so few of k that
+    sums of theirs may carry a power of two: `lowbitvm.digits.longest_folded` says how many.
     """
     recorder = _recorder()
     numbers = (step, stages, direct)
@@ -568,7 +571,13 @@ def record_range(start: Value | int, stop: Value | int, step: int, stages: int =
             _caller(),
         )
     bounds = (_index(start).op, _index(stop).op)
-    loop = Op("range", dtypes.i32, (), bounds, attributes={"step": step, "stages": stages, "direct": direct})
+    loop = Op(
+        "range",
+        dtypes.i32,
+        (),
+        bounds,
+        attributes={"step": step, "stages": stages, "direct": direct, "folded": int(folded)},
+    )
     recorder.add(loop)
     recorder.blocks.append(loop.body)
     recorder.home[loop] = loop.body  # the index lives inside the loop only

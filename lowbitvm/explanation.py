@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from lowbitvm import targets
 from lowbitvm.bench.measure import bytes_needed, measure, turn
 from lowbitvm.bench.ours import Exactly, build
+from lowbitvm.candidates import DigitPlan, plan_digits
 from lowbitvm.codegen.convert import PIPES as DECODE_PIPES
 from lowbitvm.codegen.convert import cost, decoder
 from lowbitvm.dtypes import get
@@ -84,7 +85,8 @@ def explain(
     act: str = "f16",
     target: str = "sm_80",
     batch_invariant: bool = False,
-) -> Explanation:
+    digits: str | None = None,
+) -> Explanation | DigitPlan:
     """What the linear layer y (m, n) = x (m, k) w^T costs on a target's GPU, and which limit binds; needs no GPU.
 
     weights: a Format, its text ("u4,group=128,zero=int", "mxfp4"), or a packed weight, whose shape is then n and k and
@@ -92,6 +94,8 @@ def explain(
     The kernel is the one that `lb.linear` runs. Its instructions are counted in its machine code, its time is the
     longest of: the bytes at the memory's bandwidth, the same with the bytes that are in flight, the issue slots, and
     the cycles of each pipe, of the SM with the most blocks. docs/bench.md says how all of it is counted.
+    For integer weights and activations, as in "u2,act=i8", it is what each kind of digits costs: see `lb.plan_digits`,
+    which takes `digits` too.
     Raises what `compile_linear` does, GROUP_INDIVISIBLE, ARGUMENT_INVALID and, without the extra `sass`, TOOL_MISSING.
     """
     if isinstance(weights, PackedWeight):
@@ -104,9 +108,7 @@ def explain(
         )
     assert n is not None and k is not None
     if fmt.act is not None:
-        raise LowbitvmError(
-            "FORMAT_UNSUPPORTED", f"a linear layer of {fmt}, whose activations are integers", "use lb.plan_digits"
-        )
+        return plan_digits(fmt, m, n, k, target, digits)
     gpu = targets.get(target)
     permuted = isinstance(weights, PackedWeight) and weights.permutation is not None
     tile = linear_plan(m, n, k, fmt, gpu, batch_invariant, permuted)

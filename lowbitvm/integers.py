@@ -128,11 +128,6 @@ class PackedDigits:
             zeros=_like(self.words, (twice * zeros - middle).astype(np.int32)),
         )
 
-    def with_sums(self, each: int) -> "PackedDigits":
-        """The same matrix with the sums of each so many in_features; made on the CPU. Raises GROUP_INDIVISIBLE."""
-        values = _host(self.unpack()).astype(np.int64)
-        return replace(self, sums=_like(self.words, sums_of(values - self.decomposition.offset, each)))
-
     def to(self, device: Any) -> "PackedDigits":
         """The same matrix of torch tensors on another device."""
         return replace(self, **{name: array.to(device) for name, array in self.arrays.items()})

@@ -355,9 +355,7 @@ def _integer_linear(
     rows = math.prod(x.shape[:-1])
     fmt_x = _x_format(weight.format, x_format)
     groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
-    codes = quantize_activations(x.view(rows, in_features), fmt_x)
-    if groups and (codes.summed != min(groups)):
-        codes = codes.with_sums(min(groups))
+    codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
     y: torch.Tensor = matmul(
         codes,
         weight,

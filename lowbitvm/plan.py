@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
@@ -106,15 +106,15 @@ def _time(tile: Tile, tiles: int, k: int, fmt: Format, target: Target, weights: 
 def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1) -> Tile:
     """The tile for m rows of activations and one weight, or two: the smallest bm of 8 to 128 that holds them.
 
-    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 four warps
-    have the best ratio of multiply-adds to instructions, but the row sums of float zero points and the two segments of
-    groups of 32 take registers that only eight warps leave free (`make bench` shows both), as does the gathering of a
-    permuted weight's x. Two stages are as good as more where the target has no asynchronous copies to fill them; a
-    large tile leaves one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where
-    those of one are many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the
-    gathering of x is few of all instructions.
+    At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 eight warps
+    leave registers to sum 128 of k at a time, for the row sums of float zero points, the two segments of groups of 32
+    and the gathering of a permuted weight's x; groups of 64 take fewer instructions with four (`make bench` shows
+    both). Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves
+    one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where those of one are
+    many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the gathering of x is
+    few of all instructions.
     """
-    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target, permuted)), None)
+    large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
     if large is not None:
         return large
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
@@ -133,7 +133,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: bool = False) -> bool:
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
 
     There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
@@ -147,7 +147,9 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None, permuted: boo
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
-    return _staged_bytes(tile, fmt) + tables + 2 * 2 * tile.bn * tile.bk <= room
+    segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
+    return _staged_bytes(tile, fmt) + tables + sums + 2 * 2 * tile.bn * tile.bk <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
@@ -162,8 +164,9 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     free = target.shared_per_block - (fmt.code.kind == "table") * TABLE_BYTES
     free = free if target.has_async_copies else free * 7 // 8  # what joins stages keeps a margin
     plain = _decode_tile(replace(tile, stages=8), fmt, target, weights)
+    summed = bk > tile.bk and fmt.zero is None and fmt.code.bias  # sums of x for two groups of a unit
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
-        wide = replace(tile, bn=bn, bk=bk, warps=8 if _crowded(fmt) else bn * plain.warps // plain.bn)
+        wide = replace(tile, bn=bn, bk=bk, warps=8 if summed or _crowded(fmt) else bn * plain.warps // plain.bn)
         if not _fits_tables(wide, fmt, weights):
             continue
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
@@ -191,9 +194,21 @@ def _staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    numbers += (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn)
+    numbers = groups * (numbers + (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn))
+    if tile.bm > SMALL_ROWS:
+        numbers = max(numbers, decoded_scale_bits(fmt))
     codes = 0 if tile.direct else fmt.bits * tile.bk
-    return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers * groups)) // 8
+    return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers)) // 8
+
+
+def decoded_scale_bits(fmt: Format) -> int:
+    """Bits per out_feature of a stage that scales of 8 bits take where codes are multiplied with them once per block.
+
+    They lie there as bytes and as 16-bit numbers, of all groups of UNIT_K, whose largest is an f32.
+    """
+    if fmt.zero is not None or fmt.scale_dtype.bits != CONVERTED_BITS or isinstance(fmt.group, str):
+        return 0
+    return UNIT_K // min(fmt.group, UNIT_K) * (CONVERTED_BITS + 16) + 32 * (1 + (fmt.outer == 256))
 
 
 def stages_tables(fmt: Format, k: int, bn: int) -> bool:
@@ -321,7 +336,7 @@ def chosen_tile(
     if tile.direct and "direct" not in given:
         tile = replace(tile, direct=direct_k(tile, fmt, target or TARGETS["sm_80"], weights))
     accumulators = tile.bm * tile.bn // (32 * tile.warps)
-    limit = ACCUMULATORS if shares_decoded(tile, fmt, target, permuted) or not _crowded(fmt) else ACCUMULATORS // 2
+    limit = ACCUMULATORS if shares_decoded(tile, fmt, target) or not _crowded(fmt) else ACCUMULATORS // 2
     problems = {
         f"bm {tile.bm} is no power of two from 8 on": tile.bm < 8 or tile.bm & (tile.bm - 1),
         f"warps {tile.warps} is no power of two up to 32": tile.warps not in (1, 2, 4, 8, 16, 32),
@@ -364,7 +379,8 @@ KEPT_SUMS = 96  # of a thread, beside those of the loop that runs
 class DigitTile:
     """One block's share of a product of integer codes, as `Tile`.
 
-    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`.
+    Where bn has not 16 columns for each of the warps, they share out k: see `lowbitvm.codegen.digits`. folded: half of
+    the rows of narrow weights carry a power of two until the loop ends, which takes sums of few enough k.
     """
 
     bm: int
@@ -372,11 +388,28 @@ class DigitTile:
     bk: int
     stages: int
     warps: int
+    folded: bool = False
+    splits: int = 1  # blocks that share out k
 
     @property
     def part(self) -> int:
         """k of a step that a warp, or all of them together, take."""
         return self.bk // self.warps if self.bn < 16 * self.warps else self.bk
+
+
+def digit_plan(
+    m: int, n: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1
+) -> DigitTile:
+    """The tile for a whole product of (m, k) activations and one or two (n, k) weights, and the blocks that share k.
+
+    Where there are fewer tiles than SMs, each block takes a part of k, in shorter steps if that makes more of them.
+    """
+    tile = digit_tile(m, k, activations, weights, target, products)
+    each = min(MOST_SPLITS, target.gpu.sms // max(1, -(-m // tile.bm) * -(-n // tile.bn)))
+    direct, least = tile.part < tile.bk, BASES[activations.digits or "s8"].activation_k
+    while direct and k // tile.bk < each and (tile.warps > 2 * tile.bn // 16 or tile.part > least):
+        tile = replace(tile, warps=max(2 * tile.bn // 16, tile.warps // 2), bk=tile.bk // 2)
+    return replace(tile, splits=max(1, min(each, k // max(tile.bk, SHORTEST_STREAM if direct else SHORTEST_SPLIT))))
 
 
 def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Target, products: int = 1) -> DigitTile:
@@ -388,6 +421,7 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes, step = len(format_digits(weights).digits), base.activation_k
+    folded = k <= longest_folded(weights.code, activations.code, weights.digits)
     pairs = PAIRS // products
     pairs = pairs // 2 if base.bits == 1 and target.capability < (8, 0) else pairs  # xor takes counts of either side
     columns = min(_power_from(-(-m * each // COLUMNS)), _power_to(max(1, pairs // planes)), 2 * COLUMNS)
@@ -398,15 +432,15 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     if m <= bm and own <= (1 + ACTIVATION_SHARE) * rows * words:
         part = step * _power_to(max(1, LOADED // own))
         warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
-        return DigitTile(bm, 16 * rows, part * warps, 2, warps)
+        return DigitTile(bm, 16 * rows, part * warps, 2, warps, folded)
     rows = min(2, _power_to(pairs // (columns * planes)))
     most, stored = 4 if target.has_async_copies else 2, products * weights.bits
-    for warps in (4, 2, 1):
-        stage = step * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8
-        stages = min(most, STAGED_BYTES // stage)
+    even = weights.bits * step // 8 % (32 // rows) == 0  # of a row tile's copies, each thread makes as many
+    for warps, deep in ((warps, deep) for warps in (4, 2, 1) for deep in ((step,) if even else (2 * step, step))):
+        stages = min(most, STAGED_BYTES // (deep * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8))
         if stages >= 2:
             break
-    return DigitTile(bm, 16 * rows * warps, step, stages, warps)
+    return DigitTile(bm, 16 * rows * warps, deep, stages, warps, folded)
 
 
 def grouped_tile(

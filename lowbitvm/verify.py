@@ -450,6 +450,8 @@ def _loop_numbers(op: Op) -> str | None:
         return f"step {step}, not positive and below 2^31"
     if op.integer("direct") < 0:
         return f"direct {op.integer('direct')}, below 0"
+    if op.integer("folded") not in (0, 1):
+        return f"folded {op.integer('folded')}, not 0 or 1"
     return None if stages in STAGES else f"{stages} stages, not {STAGES[0]} to {STAGES[-1]}"
 
 
@@ -480,7 +482,9 @@ RULES: dict[str, Rule] = {
     "reduce": Rule(1, _reduce_form, _same_dtypes(*ARITHMETIC), _reduce_shape, _plain),
     "dequant": Rule(1, _dequant_form, _result(dtypes.f32), _same_shapes, _plain),
     "dot": Rule(2, _dot_form, _dot_dtypes, _dot_shape, _dot_part),
-    "range": Rule(2, _integers("step", "stages", "direct"), _same_dtypes(dtypes.i32), _scalars, _loop_numbers),
+    "range": Rule(
+        2, _integers("step", "stages", "direct", "folded"), _same_dtypes(dtypes.i32), _scalars, _loop_numbers
+    ),
     **{kind: _elementwise(2, *ARITHMETIC) for kind in ("add", "sub", "mul", "max", "min")},
     **{kind: _elementwise(2, dtypes.i32) for kind in ("floordiv", "mod")},
     "div": _elementwise(2, dtypes.f32),

@@ -17,7 +17,7 @@ from lowbitvm.integers import PackedDigits, check_group, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
-from lowbitvm.plan import DigitTile, digit_tile, grouped_tile
+from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
@@ -25,6 +25,7 @@ from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_gr
 from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
+from lowbitvm.runtime.workspace import workspace
 from lowbitvm.targets import Target
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Variant:
             bn=tile.bn,
             bk=tile.bk,
             stages=tile.stages,
+            folded=tile.folded,
+            splits=tile.splits,
+            partials=dtypes.i32 if tile.splits > 1 else None,
+            arrivals=dtypes.i32 if tile.splits > 1 else None,
             y=dtypes.get(self.out),
             gate=self.weights if self.gate else None,
             bias=dtypes.get(self.bias) if self.bias else None,
@@ -128,15 +133,17 @@ def compile_matmul(
     *,
     target: str = "sm_80",
     m: int = 16,
+    n: int | None = None,
     k: int = 4096,
     cache: bool = True,
     scaled: bool = False,
     activations: Format | None = None,
-    **parts: int,
+    **parts: Any,
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
 
-    m, k: rows of activations, and in_features, that the tile is chosen for; `parts` of the tile (see
+    m, k: rows of activations, and in_features, that the tile is chosen for; n: out_features, for which blocks share out
+    k where there are too few of them (None: they do not); `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
     activations: their format, by default one with a scale for each token.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
@@ -148,7 +155,7 @@ def compile_matmul(
     sides = (given, fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
-    tile = replace(_tile(m, k, sides, targets.get(target), groups), **parts)
+    tile = replace(_tile(m, n, k, sides, targets.get(target), groups), **parts)
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
@@ -156,12 +163,20 @@ def compile_matmul(
 
 
 def _tile(
-    m: int, k: int, sides: tuple[Format, Format], target: Target, groups: tuple[int, ...], products: int = 1
+    m: int,
+    n: int | None,
+    k: int,
+    sides: tuple[Format, Format],
+    target: Target,
+    groups: tuple[int, ...],
+    products: int = 1,
 ) -> DigitTile:
-    """The tile of a product of activations and weights, with the groups of k that have scales."""
+    """The tile of a product of activations and weights, with the groups of k that have scales; n None: of one block."""
     if groups:
         return grouped_tile(m, *sides, target, groups, products)
-    return digit_tile(m, k, *sides, target, products)
+    if n is None:
+        return digit_tile(m, k, *sides, target, products)
+    return digit_plan(m, n, k, *sides, target, products)
 
 
 def matmul(
@@ -178,7 +193,9 @@ def matmul(
     """The product a w^T of integer matrices (m, out_features): i32 and exact without scales on either side.
 
     With scales it is the exact integer product, rounded to f32 and multiplied with both scales in f32, in `dtype`:
-    f16 (by default), bf16 or f32, by name or torch's dtype.
+    f16 (by default), bf16 or f32, by name or torch's dtype. With scales of groups of k the integers of each group are
+    rounded to f32 and, in the order of k, total = fma(f32(integers), scale, total); where both sides have groups they
+    are multiplied with a's scale before. Scales of all k come last.
 
     a: what `lb.pack_activations` returns, (m, in_features); w: what `lb.pack_weights` returns, (out_features,
     in_features), in the same digits. bias: (out_features), i32 for an exact product, else f16, bf16 or f32. With scales
@@ -254,7 +271,7 @@ def run_matmul(
     (m, k), n = a.shape, w.rows
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
-        tile = _tile(m, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+        tile = _tile(m, n, k, (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
     whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
     variant = Variant(
@@ -276,8 +293,13 @@ def run_matmul(
     if wanted is not None:
         arguments |= {name: _by_feature(part, y, n) for name, part in wanted.arrays.items()}
     arguments |= {name: numbers[name] for name in variant.rank_one}
-    grid = launch_grid((m, n), (tile.bm, tile.bn))
-    return launch(_compiled(variant, target, disk_cache()), grid, arguments, **options)
+    compiled, (tiles_m, tiles_n) = _compiled(variant, target, disk_cache()), launch_grid((m, n), (tile.bm, tile.bn))
+    if tile.splits == 1:
+        return launch(compiled, (tiles_m, tiles_n), arguments, **options)
+    rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm
+    with workspace(y, (rows, tiles_n * tile.bn), tiles_m * tiles_n) as (partials, arrivals):
+        arguments |= {"partials": arrays.bits(partials), "arrivals": arrivals}
+        return launch(compiled, (tiles_m, tiles_n, tile.splits), arguments, **options)
 
 
 def _by_feature(part: float | Array, like: Array, n: int) -> Array:

@@ -755,6 +755,28 @@ def test_codes_of_few_bits_follow_the_exact_model(arch: str, kind: str, bits: in
     )
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("spread", [0, 4, 8])
+@pytest.mark.parametrize("k", [8, 16])
+def test_columns_that_are_all_alike_follow_the_exact_model(kind: str, spread: int, k: int) -> None:
+    """Ones add up rows; what C is differs by row alone, by column too, or in one place."""
+    rng, tiles = np.random.default_rng(spread), 6
+    a, column = draw(rng, (tiles, 16, k), kind, spread), draw(rng, (tiles, 1, k), kind, spread)
+    column[::2] = 1
+    b = np.repeat(column, 8, axis=1)
+    c = draw(rng, (tiles, 16, 8), "f32", spread)
+    c[:5] = c[:5, :, :1]
+    c[0], c[4, 11, 5] = 0, 3
+    name = f"mma.sync.aligned.m16n8k{k}.row.col.f32.{kind}.{kind}.f32"
+    d, _ = run(name, *fragments(a, b, c, (kind, kind)), arch="sm_80")
+    unit = unit_of("sm_80", kind, k)
+    check(
+        matrix_of(d.view(np.float32)),
+        400,
+        lambda t, m, n: model(product_terms(a[t, m], b[t, n], (kind, kind)), float(c[t, m, n]), unit, "f32"),
+    )
+
+
 @pytest.mark.parametrize("specials", [False, True])
 @pytest.mark.parametrize("accumulator", ["f32", "f16"])
 @pytest.mark.parametrize(("kind", "k"), [("f16", 16), ("bf16", 16), ("tf32", 8), ("e4m3", 32), ("e5m2", 32)])

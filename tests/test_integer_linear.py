@@ -132,8 +132,7 @@ def test_a_layer_rounds_x_and_multiplies_integers(
     act = weight.format.act
     zero = "int" if act.startswith("u") else None
     of_x = lb.Format(act, "channel", zero=zero, scale="f32", digits=weight.format.digits)
-    a = lb.quantize_activations(x.view(6, 128), of_x)
-    a = a if weight.group is None else a.with_sums(weight.group)
+    a = lb.quantize_activations(x.view(6, 128), of_x, sums=weight.group)
     options = {"gate": gate, "activation": "relu", "residual": residual.view(6, 40)}
     expected = lb.matmul(a, weight, dtype, bias=bias, **options).view(2, 3, 40)
     for device in ("", "emulator:sm_86"):
@@ -153,7 +152,7 @@ def test_any_shape_of_x_goes_through_a_layer(shape: tuple[int, ...], monkeypatch
         assert lb.linear(torch.zeros(shape).half(), weight).shape == (*shape[:-1], 16)
 
 
-@pytest.mark.parametrize("fmt", ["i4,group=channel,act=i8", "u4,group=channel,zero=int,act=i8,digits=b1"])
+@pytest.mark.parametrize("fmt", ["i4,group=64,act=i8", "u4,group=channel,zero=int,act=i8,digits=b1"])
 def test_the_operator_passes_torchs_own_checks(fmt: str) -> None:
     weight, gate = layer(fmt)
     arguments = (torch.randn(2, 128).half(), *operands(weight), list(gate.arrays.values()), torch.randn(2, 40).half())

@@ -14,7 +14,7 @@ import lowbitvm as lb
 from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.integers import PackedDigits
-from lowbitvm.plan import DigitTile, digit_tile
+from lowbitvm.plan import DigitTile, digit_plan, digit_tile
 from lowbitvm.runtime.integer import Variant, longest_k, rank_one, run_matmul
 from tests.test_digits import CODES, drawn
 
@@ -111,6 +111,50 @@ def test_cpu_tensors_give_the_product_by_numpy_and_by_the_emulator(base: str, mo
         assert y.dtype == torch.int32 and torch.equal(y, expected)
 
 
+@pytest.mark.parametrize(
+    ("weight", "act", "base", "m", "k", "target"),
+    [
+        ("u2", "i8", "b1", 1, 5000, "sm_80"),
+        ("u3", "i8", "s8", 8, 4100, "sm_75"),
+        ("i4", "u4", "s4", 100, 4096, "sm_86"),
+        ("bp1", "bp1", "b1", 33, 9000, "sm_90a"),
+        ("i8", "i8", "s8", 70, 2048, "sm_120f"),
+    ],
+)
+def test_blocks_that_share_out_k_give_the_exact_product(
+    weight: str, act: str, base: str, m: int, k: int, target: str
+) -> None:
+    """The last block of a tile to arrive adds all sums, whichever it is, and clears the tile's counter."""
+    a, w = sides(weight, act, base, m, 70, k)
+    assert digit_plan(m, 70, k, a.format, w.format, targets.get(target)).splits > 1
+    for seed in (0, 1):
+        y = np.full((m, 70), -1, np.int32)
+        run_matmul(a, w, y, target, checks="all", on_finding="raise", seed=seed)
+        assert np.array_equal(y, exact(a, w))
+
+
+def test_blocks_that_share_out_k_agree_with_the_interpreter_and_leave_counters_of_zero() -> None:
+    a, w = sides("i4", "u8", "s8", 9, 40, 4100)
+    tile = digit_plan(9, 40, 4100, a.format, w.format, targets.get("sm_80"))
+    variant = Variant(a.format, w.format, tile, aligned=False)
+    y, arrivals = np.full((9, 40), -1, np.int32), np.zeros(2, np.int32)
+    tiles = (-(-9 // tile.bm), -(-40 // tile.bn))
+    partials = np.zeros((tile.splits * tiles[0] * tile.bm, tiles[1] * tile.bn), np.int32)
+    numbers = {name: rank_one(a, w)[name] for name in variant.rank_one}
+    arguments = {"a": a, "w": w, "y": y, "partials": partials, "arrivals": arrivals[: tiles[0] * tiles[1]], **numbers}
+    lb.interpret(variant.program(), (*tiles, tile.splits), arguments)
+    assert np.array_equal(y, exact(a, w)) and not arrivals.any()
+
+
+def test_few_tiles_of_long_k_are_shared_out_among_the_multiprocessors() -> None:
+    fmt, act, target = lb.Format("u2", act="i8"), lb.Format("i8", digits="s8"), targets.get("sm_80")
+    for m, n in ((1, 256), (64, 1024), (4096, 4096)):
+        tile = digit_plan(m, n, 8192, act, fmt, target)
+        blocks = -(-m // tile.bm) * -(-n // tile.bn)
+        assert tile.splits == 1 if blocks > 54 else blocks * tile.splits > 54
+        assert blocks * tile.splits <= max(blocks, target.gpu.sms)
+
+
 def test_the_product_of_the_largest_codes_is_exact_up_to_the_longest_k() -> None:
     fmt = lb.Format("u8", digits="s8"), lb.Format("u8", act="u8")
     k = longest_k(*fmt)
@@ -120,6 +164,19 @@ def test_the_product_of_the_largest_codes_is_exact_up_to_the_longest_k() -> None
         a = lb.pack_activations(full, lb.Format("u8", digits=base))
         w = lb.pack_weights(full, lb.Format("u8", act="u8", digits=base))
         assert emulated(a, w, "sm_75").item() == k * 255**2
+
+
+@pytest.mark.parametrize(("weight", "base", "act"), [("u4", "s8", "u8"), ("u3", "s8", "i8")])
+def test_sums_that_carry_a_factor_are_exact_up_to_their_longest_k_and_beyond_it_carry_none(
+    weight: str, base: str, act: str
+) -> None:
+    a_fmt, w_fmt = lb.Format(act, digits=base), lb.Format(weight, act=act, digits=base)
+    k = digits.longest_folded(w_fmt.code, a_fmt.code, base)
+    for size in (k, k + 1):
+        assert digit_tile(1, size, a_fmt, w_fmt, targets.get("sm_80")).folded == (size == k)
+        a = lb.pack_activations(np.full((1, size), a_fmt.code.low or a_fmt.code.high), a_fmt)
+        w = lb.pack_weights(np.full((16, size), w_fmt.code.high), w_fmt)
+        assert np.array_equal(emulated(a, w, "sm_80"), exact(a, w))
 
 
 def test_what_cannot_be_multiplied_exactly_is_refused() -> None:
@@ -185,7 +242,7 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("LOWBITVM_DEVICE", "")
     page = Path(__file__).parent.parent / "docs" / "integers.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 13
     file = tmp_path / "example.py"
     file.write_text("\n".join(blocks))
     exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})

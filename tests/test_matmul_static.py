@@ -4,9 +4,10 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm import targets
+from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.integers import format_digits
-from lowbitvm.plan import digit_tile
+from lowbitvm.plan import digit_tile, grouped_tile
 from lowbitvm.runtime.loops import main_nest, read_sass
 
 
@@ -18,9 +19,10 @@ def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float
     assert kernel.spills == 0
     nest = main_nest(read_sass(kernel.sass()))
     total = len(nest.levels[0])
-    columns = tile.bm * columns_per_row(activations.code, base) // COLUMNS
+    bm = tile.bm // (warps_along_m_of_digits(kernel.program, tile.warps) if tile.part == tile.bk else 1)
+    columns = bm * columns_per_row(activations.code, base) // COLUMNS
     of_warp = nest.matrix / (len(format_digits(fmt).digits) * columns) * 16 * BASES[base].step_k  # weights
-    return total / (of_warp / 32), nest.matrix / total, of_warp * tile.bm / total
+    return total / (of_warp / 32), nest.matrix / total, of_warp * bm / total
 
 
 @pytest.mark.parametrize(
@@ -33,8 +35,9 @@ def loop(weights: str, act: str, base: str, m: int) -> tuple[float, float, float
         ("i2", "i8", "b1", 8, 0.25, 0.55),
         ("i4", "i4", "b1", 8, 0.25, 0.50),
         ("i4", "i4", "s4", 8, 0.15, 0.25),
-        ("i4", "i8", "s8", 8, 0.60, 0.10),
-        ("u1", "u1", "b1", 4096, 0.25, 0.60),
+        ("i4", "i8", "s8", 8, 0.42, 0.15),
+        ("u1", "u1", "b1", 4096, 0.10, 0.60),
+        ("i4", "i8", "s4", 4096, 0.40, 0.60),
     ],
 )
 def test_few_rows_take_few_instructions_per_weight(
@@ -46,7 +49,39 @@ def test_few_rows_take_few_instructions_per_weight(
 
 @pytest.mark.parametrize(
     ("weights", "act", "base", "least"),
-    [("i8", "i8", "s8", 1800), ("i4", "i8", "s8", 1200), ("i3", "i8", "s8", 1200), ("i4", "i4", "s4", 3600)],
+    [
+        ("i8", "i8", "s8", 2600),
+        ("i4", "i8", "s4", 2600),
+        ("i4", "i8", "s8", 2250),
+        ("i3", "i8", "s8", 0.85 * 2300),
+        ("i4", "i4", "s4", 5200),
+        ("i2", "i4", "s4", 4000),
+    ],
 )
 def test_large_tiles_do_many_products_per_instruction(weights: str, act: str, base: str, least: float) -> None:
     assert loop(weights, act, base, 4096)[2] >= least
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    ("weights", "act", "m", "most"),
+    [
+        ("i4,group=128,act=i8", "i8,group=channel,scale=f32", 1, 1.1),
+        ("i4,group=128,act=i8", "i8,group=channel,scale=f32", 4096, 3.2),
+        ("u4,group=128,zero=int,act=u8", "u8,group=channel,zero=int,scale=f32", 4096, 3.9),
+        ("i4,group=128,act=i8", "i8,group=128,scale=f32", 4096, 3.8),
+        ("u2,group=64,zero=int,act=u8", "u8,group=256,zero=int,scale=f32", 4096, 20),
+    ],
+)
+def test_groups_take_few_instructions_and_no_spills(weights: str, act: str, m: int, most: float, target: str) -> None:
+    fmt = lb.Format.parse(weights)
+    activations = lb.Format.parse(f"{act},digits=s8")
+    kernel = lb.compile_matmul(fmt, target=target, m=m, scaled=True, activations=activations, cache=False)
+    assert kernel.spills == 0
+    if target == "sm_75":
+        return  # its instructions are of half the k and half the rows
+    sides = (side.group for side in (activations, fmt) if isinstance(side.group, int))
+    tile = grouped_tile(m, activations, fmt, targets.get(target), tuple(sides))
+    nest = main_nest(read_sass(kernel.sass()))
+    of_warp = nest.matrix / (tile.bm // COLUMNS) * 16 * BASES["s8"].step_k
+    assert len(nest.levels[0]) / (of_warp / 32) <= most

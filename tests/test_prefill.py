@@ -14,6 +14,7 @@ from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.plan import linear_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import launch_grid
+from tests import test_every_format as every_format
 from tests.test_linear import FLOATS, NUMBERS, check, random_activations, random_weight
 from tests.test_scales import BLOCK_FORMATS
 
@@ -86,6 +87,21 @@ def test_scales_of_8_bits_are_applied_once_per_block(name, act, steps, m, n, kin
     if tile.bm == ROWS:
         k = steps * (256 if fmt.outer == 256 else fmt.group if isinstance(fmt.group, int) else 40)
         check(fmt, act, m=m + ROWS // 2, n=n, k=k, target=target, kind=kind)
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(["u4,zero=int", "i6,group=channel,zero=float", "mxfp4", "nf4,group=64", "f6e3m2,group=32"]),
+    st.sampled_from(["f16", "bf16"]),
+    st.integers(65, 140),
+    st.integers(1, 140),
+    st.integers(1, 90),
+    st.sampled_from(["sm_80", "sm_89", "sm_90a"]),
+)
+def test_permuted_weights_are_decoded_once_per_block(name, act, m, n, steps, target):
+    fmt = lb.Format.parse(name)
+    k = 8 * steps - steps % 3 if fmt.group == "channel" else fmt.group * (1 + steps % 8)
+    every_format.check(every_format.layer(fmt, m, n, k, act, steps, permuted=True, out="f32"), target)
 
 
 @pytest.mark.parametrize("zero", [None, "int", "float"])

@@ -366,3 +366,16 @@ def test_the_kernel_reads_and_writes_once_whole_sectors_with_few_instructions(fm
     assert traffic["x"].read == x.nbytes and traffic["a$words"].written == made.words.nbytes
     twice = x.nbytes // 32 if made.format.digits == "b1" else 0  # two loads for each sector, of 16 bytes each
     assert report.counters.global_sectors == report.counters.fewest_sectors + twice
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90a", "sm_120f"])
+@pytest.mark.parametrize("k", [4096, 28672])
+def test_shuffles_after_divisions_are_no_calls_and_nothing_is_spilled(target: str, k: int) -> None:
+    """What ptxas calls are the rare branches of six divisions and roots; without barriers, 100 to 370 shuffles too."""
+    x = np.zeros((1, k), np.float16)
+    steps = Steps(**before(k, 512))
+    variant = variant_of(x, empty_activations(x, lb.Format("i8", "channel", digits="s8")), steps)
+    kernel = compile_program(variant.program(), target, variant.warps)
+    sass = kernel.sass()
+    assert kernel.spills == 0
+    assert sass.count("CALL.") <= 12 and "WARPSYNC.COLLECTIVE" not in sass

@@ -86,8 +86,7 @@ def test_codes_of_floats_are_the_nearest_ones(name: str, per_channel: bool, monk
 def test_codes_of_grouped_tensors_feed_the_next_layer(group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     w = lb.quantize(torch.randn(40, 128, generator=generator), lb.Format("i4", group or "channel", act="i8"))
-    a = lb.quantize_activations(torch.randn(6, 128, generator=generator), "i8,group=channel,scale=f32")
-    a = a if group is None else a.with_sums(group)
+    a = lb.quantize_activations(torch.randn(6, 128, generator=generator), "i8,group=channel,scale=f32", sums=group)
     found = []
     for device in DEVICES:
         monkeypatch.setenv("LOWBITVM_DEVICE", device)

@@ -396,7 +396,7 @@ def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_ther
     file = tmp_path / "static.json"
     asked = ["u1", "u4", "i4", "bp3", "ternary", "f6e3m2", "e4m3", "nf4", "c4", "mxfp4"]
     weights = [option for name in asked for option in ("--weights", name)]
-    result = run("--quick", *weights, "--no-peers", "--json", str(file))
+    result = run("--quick", "--act", "f16", *weights, "--no-peers", "--json", str(file))
     assert result.exit_code == 0, result.output
     content = json.loads(file.read_text())
     for row in content["static"]:
@@ -413,6 +413,30 @@ def test_the_command_writes_a_row_with_the_agreed_columns_or_the_reason_why_ther
     refused = [(name.split()[0], name.split()[-1]) for name in content["refused"]]
     assert sorted(found + refused) == sorted((name, tile) for name in asked for tile in static.QUICK_TILES)
     assert content["targets"] == {"sm_80": {"gpu": "A100-80", "bytes_needed": 15104}}  # 2039 GB/s x 800 ns / 108
+
+
+def test_products_of_integers_stand_in_the_table_in_the_digits_that_the_plan_chooses(tmp_path):
+    file = tmp_path / "static.json"
+    asked = [option for name in ("u2", "i8", "u4,digits=s8", "nf4") for option in ("--weights", name)]
+    options = [*asked, "--act", "i8", "--target", "sm_90a", "--tile", "1", "--tile", "128x128"]
+    result = run(*options, "--no-peers", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    content = json.loads(file.read_text())
+    assert {name: row[:14] for name, row in content["refused"].items()} == {
+        f"nf4 i8 sm_90a {tile}": "FORMAT_INVALID" for tile in ("1", "128x128")
+    }
+    found = {(row["weights"], row["tile"].split("x")[0]): row for row in content["static"]}
+    assert {key: row["digits"] for key, row in found.items()} == {
+        ("u2", "1"): "b1", ("u2", "128"): "s8", ("i8", "1"): "b1", ("i8", "128"): "s8", ("u4,digits=s8", "8"): "s8",
+        ("u4,digits=s8", "128"): "s8",
+    }  # fmt: skip
+    for row in content["static"]:
+        assert list(row)[: len(COLUMNS)] == COLUMNS
+        assert row["mac_per_instruction"] * row["instructions_per_weight"] == pytest.approx(
+            32 * int(row["tile"].split("x")[0]),
+            rel=3e-3,  # 4 digits of small numbers
+        )
+        assert row["spills"] == 0 and row["bank_conflicts"] == 0 and row["unknown"] == [] and row["bytes_in_flight"] > 0
 
 
 def test_what_has_no_kernel_is_listed_with_the_reason(tmp_path):

@@ -49,7 +49,7 @@ def store(value, array=X, offsets=None):
     return with_operands("store", None, (), value, *([zero(), zero()] if offsets is None else offsets), array=array)
 
 
-LOOP = {"step": 1, "stages": 2, "direct": 0}
+LOOP = {"step": 1, "stages": 2, "direct": 0, "folded": 0}
 
 
 def loop(*body, start=None, stop=None, dtype=I32, shape=(), **attributes):
@@ -179,6 +179,7 @@ BAD = [
     ("ARGUMENT_INVALID", loop(stages=1)),
     ("ARGUMENT_INVALID", loop(stages=9)),
     ("ARGUMENT_INVALID", loop(direct=-1)),
+    ("ARGUMENT_INVALID", loop(folded=2)),
     ("KERNEL_INVALID", loop(step=1.5)),
     ("TILE_INVALID", loop(tile(3))),
     *(("DTYPE_MISMATCH", two(kind, tile(8), tile(8, dtype=I32))) for kind in ("add", "sub", "mul", "max", "min")),

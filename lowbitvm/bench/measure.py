@@ -42,6 +42,7 @@ class Kernel:
     weights_per_matrix: float | None = None
     trace_ms: float | None = None  # from Python to PTX
     assemble_ms: float | None = None  # from PTX to machine code
+    digits: str | None = None  # of products of integers
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Row:
     trace_ms: float | None
     assemble_ms: float | None
     unknown: tuple[str, ...] = ()  # mnemonics that the table of pipes does not have
+    digits: str | None = None  # that integers are multiplied in
 
 
 def measure(kernel: Kernel) -> Row:
@@ -112,6 +114,7 @@ def measure(kernel: Kernel) -> Row:
         trace_ms=_milliseconds(kernel.trace_ms),
         assemble_ms=_milliseconds(kernel.assemble_ms),
         unknown=tuple(sorted(name for name in loop if kind_of(name) is None)),
+        digits=kernel.digits,
     )
 
 

@@ -1,9 +1,9 @@
 """The linear kernels of this package for the static table: which variants there are, and what each one is."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -96,13 +96,33 @@ def variants(
             yield Variant(name, act, group, zero, target, tile)
 
 
+class Targeted(Protocol):
+    """What names a target."""
+
+    @property
+    def target(self) -> str: ...
+
+
+V = TypeVar("V", bound=Targeted)
+
+
 def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
-    """The kernel of each variant, or the error of `compile_linear` for parts that the package does not take.
+    """The kernel of each variant, or the error of `compile_linear` for parts that the package does not take."""
+    return build_by(wanted, _lower, _emulate, _kernel)
+
+
+def build_by(
+    wanted: Sequence[V],
+    lower: Callable[[V], CompiledKernel],
+    emulate: Callable[[V, CompiledKernel], "Run"],
+    kernel: Callable[[V, CompiledKernel, Machine, "Run"], Kernel],
+) -> list[Kernel | LowbitvmError]:
+    """The kernel of each variant, or the error of `lower`.
 
     One block of each is run in the emulator, which counts bank conflicts and products; the variants of several targets
     whose code is the same are run once.
     """
-    lowered = [_lowered(variant) for variant in wanted]
+    lowered = [_lowered(variant, lower) for variant in wanted]
     machines: dict[int, Machine] = {}
     for target in dict.fromkeys(variant.target for variant in wanted):
         made = {
@@ -113,26 +133,36 @@ def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
         texts = [without_lines(ptx) for ptx in made.values()]
         machines |= dict(zip(made, assemble_together(texts, target), strict=True))
     runs: dict[str, Run] = {}  # by the code of a kernel
-    return [
-        one if isinstance(one, LowbitvmError) else _kernel(variant, one, machines[number], runs)
-        for number, (variant, one) in enumerate(zip(wanted, lowered, strict=True))
-    ]
+    found: list[Kernel | LowbitvmError] = []
+    for number, (variant, one) in enumerate(zip(wanted, lowered, strict=True)):
+        if isinstance(one, LowbitvmError):
+            found.append(one)
+            continue
+        _, _, code = one.ptx.partition(".address_size")  # behind the lines that name the target
+        if code not in runs:
+            runs[code] = emulate(variant, one)
+        found.append(kernel(variant, one, machines[number], runs[code]))
+    return found
 
 
-def _lowered(variant: Variant | Exactly) -> CompiledKernel | LowbitvmError:
+def _lowered(variant: V, lower: Callable[[V], CompiledKernel]) -> CompiledKernel | LowbitvmError:
     try:
-        tile: dict[str, Any] = {"permuted": variant.permuted, **asdict(variant.chosen_tile)}
-        return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
+        return lower(variant)
     except LowbitvmError as error:
         return error
 
 
-def _kernel(variant: Variant | Exactly, compiled: CompiledKernel, machine: Machine, runs: dict[str, "Run"]) -> Kernel:
+def _lower(variant: Variant | Exactly) -> CompiledKernel:
+    tile: dict[str, Any] = {"permuted": variant.permuted, **asdict(variant.chosen_tile)}
+    return compile_linear(variant.format, act=variant.act, target=variant.target, cache=False, **tile)
+
+
+def _emulate(variant: Variant | Exactly, compiled: CompiledKernel) -> "Run":
+    return emulate(compiled, variant.format, variant.act, variant.chosen_tile)
+
+
+def _kernel(variant: Variant | Exactly, compiled: CompiledKernel, machine: Machine, run: "Run") -> Kernel:
     fmt, tile = variant.format, variant.chosen_tile
-    _, _, code = compiled.ptx.partition(".address_size")  # behind the lines that name the target
-    if code not in runs:
-        runs[code] = emulate(compiled, fmt, variant.act, tile)
-    run = runs[code]
     return Kernel(
         TOOL,
         variant.weights,

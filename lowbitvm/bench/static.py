@@ -17,6 +17,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import targets
+from lowbitvm.bench.integers import TILES as INTEGER_TILES
+from lowbitvm.bench.integers import IntegerVariant, integer_variants
+from lowbitvm.bench.integers import build as build_integers
 from lowbitvm.bench.measure import MEMORY, Kernel, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.errors import LowbitvmError
@@ -62,13 +65,18 @@ def collect(
     """(rows, versions of the other tools, refused variants) of all combinations of what is chosen.
 
     Where nothing is chosen: TARGETS, every code type and named format, f16 and bf16 activations, all TILES, integer
-    zero points where the format has them; with `quick` sm_80, f16 and QUICK_TILES.
+    zero points where the format has them; with `quick` sm_80, f16 and QUICK_TILES. Activations of codes, or none
+    chosen, add products of integers.
     """
     target_names = target_names or (TARGETS[:1] if quick else TARGETS)
-    acts = acts or (INPUTS[:1] if quick else INPUTS)
-    tiles = tiles or (QUICK_TILES if quick else list(TILES))
-    wanted = list(variants(target_names, weights or WEIGHTS, acts, zeros, tiles, group))
-    versions, peer_jobs = peer_rows(target_names, weights, acts, tiles) if peers else ({}, [])
+    tiles = tiles or (QUICK_TILES if quick else list(dict.fromkeys((*TILES, *INTEGER_TILES))))
+    floats = [act for act in acts if act in INPUTS] if acts else INPUTS[:1] if quick else INPUTS
+    wanted: list[Variant | IntegerVariant] = []
+    wanted += variants(target_names, weights or WEIGHTS, floats, zeros, [t for t in tiles if t in TILES], group)
+    codes = [act for act in acts if act not in INPUTS]
+    if codes or not acts:
+        wanted += integer_variants(target_names, weights, codes, [t for t in tiles if t in INTEGER_TILES])
+    versions, peer_jobs = peer_rows(target_names, weights, floats, tiles) if peers else ({}, [])
     jobs = [partial(our_rows, some) for some in _batches(wanted)]
     made = run_all([*peer_jobs, *jobs])  # the longest first
     others = [row for rows in made[: len(peer_jobs)] for row in rows]
@@ -91,23 +99,31 @@ def run_all(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
             return [future.result() for future in running]
 
 
-def _batches(wanted: Sequence[Variant]) -> list[list[Variant]]:
+def _batches(wanted: Sequence[Variant | IntegerVariant]) -> list[list[Variant | IntegerVariant]]:
     """The variants in jobs of about the same length; those that differ in the target alone share one."""
-    alike: dict[Variant, list[Variant]] = {}
+    alike: dict[Variant | IntegerVariant, list[Variant | IntegerVariant]] = {}
     for variant in wanted:
         alike.setdefault(replace(variant, target=""), []).append(variant)
     groups = list(alike.values())
     return [list(chain(*groups[at : at + BATCH])) for at in range(0, len(groups), BATCH)]
 
 
-def our_rows(wanted: Sequence[Variant]) -> dict[Variant, Row | str]:
+def our_rows(wanted: Sequence[Variant | IntegerVariant]) -> dict[Variant | IntegerVariant, Row | str]:
     """The row of each variant that exists, and for the others why they do not."""
-    found: dict[Variant, Row | str] = {}
-    for variant, made in zip(wanted, build(wanted), strict=True):
-        if isinstance(made, LowbitvmError) and made.code not in REFUSALS:
-            raise made
-        found[variant] = measure(made) if isinstance(made, Kernel) else f"{made.code}: {made.problem}"
-    return found
+    linear = [variant for variant in wanted if isinstance(variant, Variant)]
+    products = [variant for variant in wanted if isinstance(variant, IntegerVariant)]
+    rows: dict[Variant | IntegerVariant, Row | str] = {}
+    rows |= zip(linear, map(_row, build(linear)), strict=True)
+    rows |= zip(products, map(_row, build_integers(products)), strict=True)
+    return rows
+
+
+def _row(made: Kernel | LowbitvmError) -> Row | str:
+    if isinstance(made, Kernel):
+        return measure(made)
+    if made.code not in REFUSALS:
+        raise made
+    return f"{made.code}: {made.problem}"
 
 
 def peer_rows(
@@ -172,7 +188,14 @@ def _table(target: str, rows: list[Row]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            *(row.tool, row.weights, row.act, str(row.group), str(row.zero).lower(), row.tile),
+            *(
+                row.tool,
+                row.weights if row.digits is None else f"{row.weights} {row.digits}",
+                row.act,
+                str(row.group),
+                str(row.zero).lower(),
+                row.tile,
+            ),
             f"{row.mac_per_instruction:.0f}",
             f"{row.instructions_per_weight:.2f}",
             f"{row.decode_per_weight:.2f}",

@@ -8,6 +8,7 @@ from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
 from lowbitvm.kernels.epilogue import finish
+from lowbitvm.kernels.split import last_of, part_of_k
 
 PATTERN = 0x4B400000  # of 1.5 * 2^23 in f32
 
@@ -78,7 +79,7 @@ class Side:
     a_sums=("m a_parts", i32), w_sums=("n w_parts", i32), gate_sums=("n w_parts", i32), a_zeros=("m a_groups", i32),
     w_zeros=("n w_groups", i32), gate_zeros=("n w_groups", i32), a_scales=("m a_groups", None),
     w_scales=("n w_groups", None), gate_scales=("n w_groups", None), y_scales=("n", f32), multipliers=("n", i32),
-    shifts=("n", i32),
+    shifts=("n", i32), partials=("rows columns", i32), arrivals=("tiles", i32),
 )  # fmt: skip
 def matmul(
     a: Packed,
@@ -99,11 +100,15 @@ def matmul(
     y_scales: Tensor | None = None,
     multipliers: Tensor | None = None,
     shifts: Tensor | None = None,
+    partials: Tensor | None = None,
+    arrivals: Tensor | None = None,
     *,
     bm: int,
     bn: int,
     bk: int,
     stages: int,
+    splits: int = 1,
+    folded: bool = False,
     activation: str | None = None,
     codes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
@@ -112,13 +117,15 @@ def matmul(
     a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
     then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
     `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero).
+    Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded: see
+    `lowbitvm.plan.DigitTile`.
     """
-    i, j = dsl.program_id(0) * bm, dsl.program_id(1) * bn
+    block = dsl.program_id(0), dsl.program_id(1)
+    i, j = block[0] * bm, block[1] * bn
     left = Side(a, i, bm, a_sums, a_zeros, a_scales)
     weights = [Side(w, j, bn, w_sums, w_zeros, w_scales)]
     if gate is not None:
         weights.append(Side(gate, j, bn, gate_sums, gate_zeros, gate_scales))
-    make = grouped if any(side.group for side in (left, *weights)) else whole
 
     def rounded(result: Value) -> Value:
         """The result as codes, where it is to be such."""
@@ -131,16 +138,38 @@ def matmul(
             return result
         return dsl.minimum(dsl.maximum(result, lowest - zero), highest - zero) + zero
 
-    finish(make(left, weights, bk, stages), bias, residual, y, (i, j), activation, rounded)
+    def finished(results: list[Value]) -> None:
+        finish(results, bias, residual, y, (i, j), activation, rounded)
+
+    if any(side.group for side in (left, *weights)):
+        finished(grouped(left, weights, bk, stages))
+        return
+    sums = _sums(left, weights, bk, stages, splits, folded)
+    if partials is None or arrivals is None:
+        finished(_whole(sums, left, weights))
+        return
+    with last_of(sums, partials, arrivals, y, block, splits) as totals:
+        finished(_whole(totals, left, weights))
 
 
-def whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
-    """The products with each of the weights, as exact integers where no side has scales."""
+def _sums(a: Side, weights: Sequence[Side], bk: int, stages: int, splits: int, folded: bool) -> list[Value]:
+    """The block's sums of products of digits with each of the weights, over its part of k."""
     totals = [dsl.zeros((a.rows, w.rows), i32) for w in weights]
-    for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
+    start, stop = part_of_k(a.codes.shape[1], splits, bk)
+    for k in dsl.record_range(start, stop, bk, stages=stages, folded=folded):
         activations = dsl.load(a.codes, (a.first, k), (a.rows, bk))
         for total, w in zip(totals, weights, strict=True):
             total += dsl.dot(activations, dsl.load(w.codes, (w.first, k), (w.rows, bk)).T)
+    return totals
+
+
+def whole(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Value]:
+    """The products with each of the weights over all of k, as exact integers where no side has scales."""
+    return _whole(_sums(a, weights, bk, stages, splits=1, folded=False), a, weights)
+
+
+def _whole(totals: Sequence[Value], a: Side, weights: Sequence[Side]) -> list[Value]:
+    """The products with each of the weights from their sums, as exact integers where no side has scales."""
     of_a, found = a.numbers(), []
     for total, w in zip(totals, weights, strict=True):
         of_w = w.numbers()

@@ -4,6 +4,7 @@ from lowbitvm import dsl
 from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
 from lowbitvm.kernels.epilogue import finish
+from lowbitvm.kernels.split import last_of, part_of_k
 from lowbitvm.plan import SPLIT_K
 
 
@@ -34,9 +35,8 @@ def linear(
     """y (m, n) = f(x w^T + bias) + residual, or f(x gate^T) * (x w^T + bias) + residual with a gate; f: `activation`.
 
     x is (m, k), w and gate are packed (n, k), bias is (n). A block makes a (bm, bn) tile over all of k, or over one of
-    `splits` parts of it: each then stores its sums as its tile of partials, a (splits x tiles of m, tiles of n) matrix
-    of tiles, and the last of a tile's blocks to arrive adds them in the order of k. arrivals counts them, one counter
-    per tile of y; all counters are 0 before and after. order (k): the weights' columns are those of x[:, order].
+    `splits` parts of it, whose sums `lowbitvm.kernels.split` adds up in the order of k, through partials and arrivals.
+    order (k): the weights' columns are those of x[:, order].
     l2_hints: the L2 cache keeps x, which all blocks read, rather than the weights, which one row of blocks does.
     """
     i, j = dsl.program_id(0), dsl.program_id(1)
@@ -47,21 +47,8 @@ def linear(
     if partials is None or arrivals is None:
         finish(sums, bias, residual, y, (i * bm, j * bn), activation)
         return
-    tiles_m, tiles_n = (y.shape[0] + (bm - 1)) // bm, (y.shape[1] + (bn - 1)) // bn
-
-    def place(split: Value, which: int) -> tuple[Value, Value]:
-        """Where the tile of one split's sums with one of the weights lies in `partials`."""
-        return ((split * len(sums) + which) * tiles_m + i) * bm, j * bn
-
-    for which, tile in enumerate(sums):
-        dsl.store(partials, place(dsl.program_id(2), which), tile)
-    with dsl.when(dsl.atomic_add(arrivals, (i * tiles_n + j,), 1) == splits - 1):
-        totals = [dsl.zeros((bm, bn)) for _ in sums]
-        for split in dsl.record_range(0, splits, 1):
-            for which, total in enumerate(totals):
-                total += dsl.load(partials, place(split, which), (bm, bn))
+    with last_of(sums, partials, arrivals, y, (i, j), splits) as totals:
         finish(totals, bias, residual, y, (i * bm, j * bn), activation)
-        dsl.store(arrivals, (i * tiles_n + j,), dsl.zeros((1,), i32))
 
 
 def _products(
@@ -82,12 +69,7 @@ def _products(
     i, j = block
     sums = [dsl.zeros((bm, bn)) for _ in weights]
     often, once = ("last", "first") if l2_hints else (None, None)
-    start: Value | int = 0
-    stop = x.shape[1]
-    if splits > 1:
-        part = (stop + (SPLIT_K * splits - 1)) // (SPLIT_K * splits) * SPLIT_K
-        start = dsl.program_id(2) * part
-        stop = dsl.minimum(stop, start + part)
+    start, stop = part_of_k(x.shape[1], splits, SPLIT_K)
     for k in dsl.record_range(start, stop, bk, stages=stages, direct=direct):
         columns = k if order is None else dsl.load(order, (k,), (bk,), other=-1, evict=often)
         activations = dsl.load(x, (i * bm, columns), (bm, bk), trusted=order is not None, evict=often)

@@ -314,8 +314,8 @@ struct Machine {
     u32 checks, collect, numerics, arch, schedule, copies;
     u32 cut; /* flags of instructions that end a burst */
     u64 seed, random, step_limit, ticks, changes; /* changes: of memory by atomics and strong stores */
-    Tally *tally; /* per instruction, but for what all lanes executed in `plain` ones: */
-    i64 *begun; /* how much oftener than the one before */
+    Tally *tally; /* per instruction */
+    i64 *begun; /* of executions by all lanes that `tally` lacks: how many more than of the instruction before */
     Traffic *traffic; /* per array */
     struct Shape *shapes; /* traffic.c: per instruction */
     struct Fragments *fragments; /* mma_columns.c: operands of matrix instructions; NULL where it cannot run */
@@ -406,7 +406,7 @@ void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 s
 /* control.c: divergence */
 void run_warp(Machine *m, Warp *w, u64 budget);
 void start_warp(Warp *w, u32 lanes);
-void settle(Machine *m); /* all that was executed is in the tally */
+void settle(Machine *m); /* puts into the tally what it lacks */
 void look(Warp *w, const Insn *i, u64 address); /* looks there whether another thread has done something */
 
 /* barrier.c */

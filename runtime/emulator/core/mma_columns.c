@@ -230,7 +230,8 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
         for (u32 n = 0; n < GROUP / 2; n++)
             top = _mm512_max_epi16(top, _mm512_add_epi16(exponent[n], ALL(b->exponent[piece][column][n])));
         top = _mm512_srai_epi32(_mm512_max_epi16(top, _mm512_rol_epi32(top, 16)), 22);
-        top = _mm512_slli_epi32(_mm512_add_epi32(top, ALL(127 - 2 * bias)), 23);
+        top = _mm512_max_epi32(_mm512_add_epi32(top, ALL(127 - 2 * bias)), _mm512_setzero_si512()); /* zeros have less */
+        top = _mm512_slli_epi32(top, 23);
         top = _mm512_max_epi32(_mm512_max_epi32(top, own), ALL(EXPONENT(-100)));
         scale = AS_FLOATS(_mm512_sub_epi32(ALL(EXPONENT(F) + EXPONENT(0)), top));
         sum = _mm512_cvttps_epi32(_mm512_mul_ps(c[column], scale));
