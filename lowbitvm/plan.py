@@ -372,6 +372,7 @@ PAIRS = 32  # row tiles x n8 tiles x planes of weights of a warp: 4 accumulators
 LOADED = 72  # registers that a warp's own loads of one step may take
 ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
 MOST_WARPS = 8  # that share out k
+KEPT_SUMS = 96  # of a thread, beside those of the loop that runs
 
 
 @dataclass(frozen=True)
@@ -519,12 +520,12 @@ def mixture_tile(
         planes = [p + max(len(codes) for codes in parts) for p, parts in zip(planes, terms, strict=True)]
     planar = any(fmt.digits == "b1" for fmt, _ in activations)
     pairs = PAIRS // 2 if planar and target.capability < (8, 0) else PAIRS
-    pairs //= 1 + (len(activations) > 1 or branch)  # what one loop has summed is kept beside another one's sums
+    pairs //= max(len(activations), 1 + branch)  # what one loop has summed is kept beside another one's sums
+    widest = COLUMNS if len(activations) > 1 else 2 * COLUMNS
     if branch and not target.has_async_copies:  # tiles pass through registers
         pairs //= 2
     most = [
-        max(1, min(_power_to(max(1, pairs // p)), 2 * COLUMNS) * COLUMNS // e)
-        for p, e in zip(planes, each, strict=True)
+        max(1, min(_power_to(max(1, pairs // p)), widest) * COLUMNS // e) for p, e in zip(planes, each, strict=True)
     ]
     least = COLUMNS if branch else max(COLUMNS // e for e in each)
     bm = max(min(_power_from(m), *most), least)
@@ -552,6 +553,13 @@ def mixture_tile(
         if stages >= 2:
             break
     return MixtureTile(bm, 16 * rows * warps, tuple(steps), max(2, stages), warps)
+
+
+def shared_tile(tile: MixtureTile, products: int) -> MixtureTile:
+    """The tile where the exact sums of all products are kept until the end: narrower, if there are no registers."""
+    while products * tile.bm * tile.bn > KEPT_SUMS * 32 * tile.warps and tile.bn >= 32 * tile.warps:
+        tile = replace(tile, bn=tile.bn // 2)
+    return tile
 
 
 def _power_to(size: int) -> int:

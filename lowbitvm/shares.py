@@ -18,6 +18,7 @@ from lowbitvm.targets import Gpu
 LIMIT = 1 << 30  # of the sum of all costs, in i32 arithmetic
 RESIDENT = 2  # workers of an SM, which hide each other's latencies
 UNEVEN = 0.05  # of the longest finish time, that the shortest may be shorter
+ROUNDED = 0.01  # of the time, by which whole steps may end later than whole tiles
 PLANE_RATE = 8  # times the rate of s8, where the vendor gives none for b1: the ratio on sm_80
 
 
@@ -82,10 +83,10 @@ def step_costs(
 
 
 def share_out(tiles: int, steps: tuple[int, ...], costs: tuple[int, ...], gpu: Gpu) -> Shares | None:
-    """The shares of a GPU's SMs, where whole tiles would leave some of them idle for long and shares end sooner."""
+    """The shares of a GPU's SMs, where whole tiles would leave some of them idle and shares do not end later."""
     shares = Shares(tiles, steps, costs, RESIDENT * gpu.sms)
     if tiles == 0 or tiles * shares.tile > LIMIT or tiles * shares.tile < shares.workers:
         return None
     whole = in_turn(tiles, gpu.sms)
-    sooner = max(shares.finish_times(gpu.sms)) < max(whole) * shares.tile
-    return shares if sooner and unevenness(whole) > UNEVEN else None
+    as_soon = max(shares.finish_times(gpu.sms)) <= (1 + ROUNDED) * max(whole) * shares.tile
+    return shares if as_soon and unevenness(whole) > UNEVEN else None

@@ -19,7 +19,7 @@ from lowbitvm.ir import Program
 from lowbitvm.kernels import mixture as kernels
 from lowbitvm.kernels.shares import shared_mixture
 from lowbitvm.mixtures import ComplexWeight, MixedWeight
-from lowbitvm.plan import DigitTile, MixtureTile, digit_tile, mixture_tile
+from lowbitvm.plan import DigitTile, MixtureTile, digit_tile, mixture_tile, shared_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
@@ -195,10 +195,12 @@ def run_mixed(
 ) -> "Report | None":
     """y (m, out_features) = the product on `target`; see `launch` for devices, options and errors."""
     variant = _variant(sides, w, dtypes.of(y).name, target, tile)
-    tile, given = variant.tile, {**_arguments(sides, w, x), "y": y}
-    shares = _shares(sides, w, tile, targets.get(target).gpu) if shares is None else shares
+    given = {**_arguments(sides, w, x), "y": y}
+    shares = _shares(sides, w, variant.tile, targets.get(target).gpu) if shares is None else shares
     if shares is not None:
-        variant = replace(variant, shares=(shares.costs, shares.workers))
+        tile = shared_tile(variant.tile, len(w.weights))
+        variant = replace(variant, tile=tile, shares=(shares.costs, shares.workers))
+    tile = variant.tile
     kernel = _compiled(variant, target, disk_cache())
     taken = {array.name: given.get(array.name) for array in kernel.program.arrays}
     if shares is None:
@@ -215,6 +217,7 @@ def _shares(sides: Sequence[PackedDigits], w: MixedWeight, tile: MixtureTile, gp
     grouped = any(matrix.group is not None for matrix in (*sides, *w.weights))
     if len(sides) == 1 or w.rows is not None or w.branch is not None or grouped or tile.bn < 16 * tile.warps:
         return None
+    tile = shared_tile(tile, len(w.weights))
     tiles = -(-sides[0].rows // tile.bm) * -(-w.shape[0] // tile.bn)
     steps = tuple(-(-side.columns // bk) for side, bk in zip(sides, tile.bk, strict=True))
     formats = [[weight.format for weight in block] for block in w.parts[0]]
