@@ -11,7 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"lowbitvm": ROOT / "lowbitvm", "lowbitvm.codegen": ROOT / "codegen", "lowbitvm.runtime": ROOT / "runtime"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-IMPORT_NAMES = {"cuda-bindings": "cuda", "ml-dtypes": "ml_dtypes"}  # where they differ from the distribution's name
+IMPORT_NAMES = {
+    "humming-kernels": "humming",
+    "cuda-bindings": "cuda",
+    "ml-dtypes": "ml_dtypes",
+}  # where they differ from the distribution's name
 # shared libraries, headers and programs
 NOT_IMPORTED = {"nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "nvidia-cuda-cccl", "nvidia-cuda-nvcc"}
 
@@ -90,7 +94,7 @@ def test_a_bare_checkout_is_importable_without_an_installation() -> None:
 
 def test_only_ops_demo_and_generate_import_torch() -> None:
     with_torch = {name for name, file in sources().items() if "torch" in third_party({name: file})}
-    assert with_torch <= {"lowbitvm.ops", "lowbitvm.demo", "lowbitvm.generate"}
+    assert with_torch <= {"lowbitvm.ops", "lowbitvm.demo", "lowbitvm.generate", "lowbitvm.bench.humming_source"}
 
 
 def test_the_emulator_imports_nothing_of_lowbitvm_but_the_errors() -> None:
