@@ -261,8 +261,9 @@ def _linear(
     with call.shared(y) as shared:
         launch(call.kernel, call.grid, arguments | shared)
         ready = prepare(call.kernel, call.grid, arguments | shared)
-    if ready is not None:
-        _remember(key, Repeated(call, ready, dtype, _slots(weight, gates, call.kernel)), y, tensors)
+        if ready is not None and not (permutation is not None and gate):  # two permutations were compared by value
+            repeated = Repeated(call, ready, dtype, _slots(weight, gates, call.kernel))
+            _remember(key, repeated, (*tensors, y, *shared.values()))
     return y
 
 
@@ -302,12 +303,10 @@ class Repeated:
 _repeated: dict[object, Repeated] = {}
 
 
-def _remember(key: object, repeated: Repeated, y: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> None:
-    """Keeps a call, if it was one with aligned addresses and one permutation."""
-    permuted, gated = tensors[8] is not None, len(tensors) > 10
-    with repeated.call.shared(y) as shared:
-        if repeated.addresses((*tensors, y, *shared.values())) is None or (permuted and gated):
-            return
+def _remember(key: object, repeated: Repeated, given: Sequence[Any]) -> None:
+    """Keeps a call, if it was one with aligned addresses."""
+    if repeated.addresses(given) is None:
+        return
     if len(_repeated) >= KEPT:
         _repeated.clear()
     _repeated[key] = repeated
