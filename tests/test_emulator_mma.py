@@ -777,6 +777,24 @@ def test_columns_that_are_all_alike_follow_the_exact_model(kind: str, spread: in
     )
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("k", [8, 16])
+def test_rows_and_columns_that_are_mostly_zeros_follow_the_exact_model(kind: str, share: float, k: int) -> None:
+    rng, tiles = np.random.default_rng(k), 8
+    a, b, c = (draw(rng, shape, kind, 4) for shape in ((tiles, 16, k), (tiles, 8, k), (tiles, 16, 8)))
+    a, b = np.where(rng.random(a.shape) < share, a, a[:1] * 0), np.where(rng.random(b.shape) < 2 * share, b, b[:1] * 0)
+    c = c.astype(np.float32) / 3
+    name = f"mma.sync.aligned.m16n8k{k}.row.col.f32.{kind}.{kind}.f32"
+    d, _ = run(name, *fragments(a, b, c, (kind, kind)), arch="sm_80")
+    unit = unit_of("sm_80", kind, k)
+    check(
+        matrix_of(d.view(np.float32)),
+        400,
+        lambda t, m, n: model(product_terms(a[t, m], b[t, n], (kind, kind)), float(c[t, m, n]), unit, "f32"),
+    )
+
+
 @pytest.mark.parametrize("specials", [False, True])
 @pytest.mark.parametrize("accumulator", ["f32", "f16"])
 @pytest.mark.parametrize(("kind", "k"), [("f16", 16), ("bf16", 16), ("tf32", 8), ("e4m3", 32), ("e5m2", 32)])
