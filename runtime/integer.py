@@ -146,14 +146,14 @@ def compile_matmul(
     m, k: rows of activations, and in_features, that the tile is chosen for; n: out_features, for which blocks share out
     k where there are too few of them (None: they do not); `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
-    activations: their format, by default one with a scale for each token.
+    activations: their format, by default one with a scale for each token, or none where not scaled.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
     if fmt.act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
-    given = Format(fmt.act, "channel", scale="f32", digits=fmt.digits) if activations is None else activations
-    sides = (given, fmt)
+    of_token = Format(fmt.act, "channel", scale="f32", digits=fmt.digits)
+    sides = (activations or (of_token if scaled else Format(fmt.act, digits=fmt.digits)), fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
     tile = replace(_tile((m, n, k), sides, targets.get(target), groups), **parts)

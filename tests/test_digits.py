@@ -90,12 +90,16 @@ def test_formats_with_digits_are_spelled_and_read_back() -> None:
         ("FORMAT_INVALID", lambda: lb.Format("u4", act="i8", digits="s3")),
         ("FORMAT_INVALID", lambda: lb.pack_weights(drawn("u4", (2, 3)), "u4")),
         ("FORMAT_INVALID", lambda: lb.pack_activations(drawn("u4", (2, 3)), "u4,act=i8")),
-        ("FORMAT_INVALID", lambda: lb.pack(drawn("u4", (2, 3)), np.ones((2, 1), np.float16), None, "u4,act=i8")),
+        ("GROUP_INDIVISIBLE", lambda: lb.pack(drawn("u4", (2, 3)), np.ones((2, 1), np.float16), None, "u4,act=i8")),
         ("CODES_OUT_OF_RANGE", lambda: lb.pack_activations(np.full((2, 3), 4), "u2")),
         ("CODES_OUT_OF_RANGE", lambda: lb.pack_weights(np.full((2, 3), 2), "bp2,act=i8")),
         ("SHAPE_MISMATCH", lambda: lb.pack_activations(np.zeros(3, int), "u2")),
         ("DTYPE_MISMATCH", lambda: lb.pack_activations(np.zeros((2, 3)), "u2")),
-        ("FORMAT_UNSUPPORTED: scales", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2", np.ones((2, 1)))),
+        ("GROUP_INDIVISIBLE", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2", np.ones((2, 1)))),
+        (
+            "FORMAT_UNSUPPORTED: scales",
+            lambda: lb.pack_activations(np.zeros((2, 3), int), "u2,group=channel,scale=e8m0", np.ones((2, 1), "u1")),
+        ),
         ("DTYPE_MISMATCH", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2,group=channel", np.ones((2, 1)))),
         ("SHAPE_MISMATCH", lambda: lb.pack_activations(np.zeros((2, 3), int), "u2,group=channel", np.ones(2, "f2"))),
         (
