@@ -90,8 +90,8 @@ class PtxBlock:
 
 def ptx_blocks(report: "Report") -> dict[int, PtxBlock]:
     """The basic blocks of a kernel's text by number, with what a launch of it did."""
-    found = {number: PtxBlock() for number in block_numbers(report.ptx) if number is not None}
     lines, numbers = report.ptx.splitlines(), block_numbers(report.ptx)
+    found = {number: PtxBlock() for number in numbers if number is not None}
     for line in report.lines:
         number, name = numbers[line.line - 1], _PTX.match(lines[line.line - 1])
         if number is not None and name:

@@ -40,6 +40,7 @@ def test_several_kernels_are_in_the_assembler_at_once(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(compiled, "assemble", waits)
     lb.compile_many(kernels(), workers=2, progress=False)
+    assert not together.broken
 
 
 def test_the_assemblers_error_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from lowbitvm import targets
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
-from lowbitvm.bench.ours import TOOL, Run, ahead, build_by
+from lowbitvm.bench.ours import Run, ahead, build_by, kernel_of
 from lowbitvm.bench.together import Machine
 from lowbitvm.digitplan import cheapest_digits
 from lowbitvm.dtypes import CODE_TYPES
@@ -72,29 +72,9 @@ class IntegerVariant:
     def kernel(self, compiled: CompiledKernel, machine: Machine, run: Run) -> Kernel:
         """What is measured of it."""
         tile = self.chosen_tile
-        direct = tile.part < tile.bk
-        return Kernel(
-            TOOL,
-            self.weights,
-            self.act,
-            "tensor",
-            None,
-            self.target,
-            (tile.bm, tile.bn, tile.bk),
-            tile.warps,
-            tile.stages,
-            loaded_ahead(machine.sass, tile) if direct else run.ahead,
-            self.format.bits,
-            machine.sass,
-            machine.registers,
-            machine.spills,
-            compiled.shared,
-            run.bank_conflicts,
-            weights_per_matrix=run.weights_per_matrix,
-            trace_ms=compiled.trace_ms,
-            assemble_ms=machine.assemble_ms,
-            digits=self.format.digits,
-        )
+        found = loaded_ahead(machine.sass, tile) if tile.part < tile.bk else run.ahead
+        kernel = kernel_of(self, compiled, machine, run)
+        return replace(kernel, group="tensor", zero=None, ahead=found, digits=self.format.digits)
 
     def emulate(self, compiled: CompiledKernel) -> Run:
         """Runs one block over a whole number of turns of its loop, and counts its products and bank conflicts."""

@@ -14,6 +14,7 @@ from lowbitvm import targets
 from lowbitvm.bench.ours import some_table
 from lowbitvm.bench.static import run_all
 from lowbitvm.dtypes import get
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.plan import linear_plan
@@ -56,10 +57,15 @@ class Row:
 def linear_work(fmt: Format, m: int, n: int, k: int, target: str, act: str = "f16") -> Work:
     """What the kernel that `lb.linear` takes for a shape does; one tile of y is run in the emulator, over all of k.
 
-    Raises what `lb.compile_linear` raises.
+    Raises FORMAT_UNSUPPORTED for weights that are multiplied with integers, and what `lb.compile_linear` raises.
     """
-    machine = targets.get(target)
-    tile = linear_plan(m, n, k, fmt, machine)
+    if fmt.act is not None:
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"a linear layer of {fmt} in the model",
+            "use `lowbitvm explain`",
+        )
+    tile = linear_plan(m, n, k, fmt, targets.get(target))
     compiled = compile_linear(fmt, act=act, target=target, **asdict(tile))
     dtype = get(act).numpy
     rows = min(m, tile.bm)
@@ -75,9 +81,8 @@ def linear_work(fmt: Format, m: int, n: int, k: int, target: str, act: str = "f1
     assert report is not None
     work, tiles = model.count(report), -(-m // tile.bm) * -(-n // tile.bn)
     size = np.dtype(dtype).itemsize
-    traffic = (
-        sum(stored_bytes(fmt, n, k).values()) + size * m * (k + n) + (8 * tile.splits * m * n if tile.splits > 1 else 0)
-    )
+    partials = 8 * tile.splits * m * n if tile.splits > 1 else 0  # written and read
+    traffic = sum(stored_bytes(fmt, n, k).values()) + size * m * (k + n) + partials
     return replace(
         work,
         blocks=work.blocks * tiles,

@@ -14,7 +14,7 @@ from lowbitvm.codegen.stream import LOAD
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED, Format
-from lowbitvm.plan import Tile, chosen_tile
+from lowbitvm.plan import DigitTile, Tile, chosen_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
@@ -106,9 +106,22 @@ class Targeted(Protocol):
 V = TypeVar("V", bound=Targeted)
 
 
+class Described(Targeted, Protocol):
+    """What names a kernel: its formats and its tile, a `Tile` or a `DigitTile`."""
+
+    @property
+    def weights(self) -> str: ...
+    @property
+    def act(self) -> str: ...
+    @property
+    def format(self) -> Format: ...
+    @property
+    def chosen_tile(self) -> Tile | DigitTile: ...
+
+
 def build(wanted: Sequence[Variant | Exactly]) -> list[Kernel | LowbitvmError]:
     """The kernel of each variant, or the error of `compile_linear` for parts that the package does not take."""
-    return build_by(wanted, _lower, _emulate, _kernel)
+    return build_by(wanted, _lower, _emulate, kernel_of)
 
 
 def build_by(
@@ -161,7 +174,8 @@ def _emulate(variant: Variant | Exactly, compiled: CompiledKernel) -> "Run":
     return emulate(compiled, variant.format, variant.act, variant.chosen_tile)
 
 
-def _kernel(variant: Variant | Exactly, compiled: CompiledKernel, machine: Machine, run: "Run") -> Kernel:
+def kernel_of(variant: Described, compiled: CompiledKernel, machine: Machine, run: "Run") -> Kernel:
+    """What is measured of a kernel."""
     fmt, tile = variant.format, variant.chosen_tile
     return Kernel(
         TOOL,
