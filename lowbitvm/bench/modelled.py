@@ -1,28 +1,20 @@
 """`lowbitvm bench --model` and `lowbitvm model`: how long linear layers take on a GPU, by the performance model."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.ours import some_table
 from lowbitvm.bench.static import run_all
-from lowbitvm.dtypes import get
-from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
 from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.plan import linear_plan
-from lowbitvm.quantize import quantize
 from lowbitvm.runtime import model
-from lowbitvm.runtime.launch import launch
-from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.model import Prediction, Work
+from lowbitvm.runtime.work import linear_work
 
 # (out_features, in_features) of the linear layers of a block, as the models' published configurations have them.
 SHAPES: dict[str, dict[str, tuple[int, int]]] = {
@@ -54,46 +46,6 @@ class Row:
     roofline_share: float
 
 
-def linear_work(fmt: Format, m: int, n: int, k: int, target: str, act: str = "f16") -> Work:
-    """What the kernel that `lb.linear` takes for a shape does; one tile of y is run in the emulator, over all of k.
-
-    Raises FORMAT_UNSUPPORTED for weights that are multiplied with integers, and what `lb.compile_linear` raises.
-    """
-    if fmt.act is not None:
-        raise LowbitvmError(
-            "FORMAT_UNSUPPORTED",
-            f"a linear layer of {fmt} in the model",
-            "use `lowbitvm explain`",
-        )
-    tile = linear_plan(m, n, k, fmt, targets.get(target))
-    compiled = compile_linear(fmt, act=act, target=target, **asdict(tile))
-    dtype = get(act).numpy
-    rows = min(m, tile.bm)
-    arrays: dict[str, Any] = {
-        "x": np.ones((rows, k), dtype),
-        "w": quantize(np.ones((tile.bn, k), np.float32), fmt, table=some_table(fmt, tile.bn, k)),
-        "y": np.zeros((rows, tile.bn), dtype),
-        "partials": np.zeros((tile.splits * tile.bm, tile.bn), np.float32),
-        "arrivals": np.zeros(1, np.int32),
-    }
-    taken = {array.name: arrays[array.name] for array in compiled.program.arrays}
-    report = launch(compiled, (1, 1, tile.splits), taken, checks="none")
-    assert report is not None
-    work, tiles = model.count(report), -(-m // tile.bm) * -(-n // tile.bn)
-    size = np.dtype(dtype).itemsize
-    partials = 8 * tile.splits * m * n if tile.splits > 1 else 0  # written and read
-    traffic = sum(stored_bytes(fmt, n, k).values()) + size * m * (k + n) + partials
-    return replace(
-        work,
-        blocks=work.blocks * tiles,
-        instructions=Counter({name: tiles * times for name, times in work.instructions.items()}),
-        waits=tiles * work.waits,
-        wavefronts=tiles * work.wavefronts,
-        sectors=tiles * work.sectors,
-        traffic=traffic,
-    )
-
-
 def layer_row(gpu: str, name: str, layer: str, weights: str, m: int) -> Row:
     """One layer of a model on a GPU."""
     n, k = SHAPES[name][layer]
@@ -108,7 +60,8 @@ def row(gpu: str, weights: str, shape: tuple[int, int, int], name: str = "", lay
 def predicted(gpu: str, weights: str, shape: tuple[int, int, int]) -> tuple[Work, Prediction]:
     """What a linear layer of a shape (m, n, k) does on a GPU, and how long it takes."""
     target, rates = targets.gpu(gpu)
-    work = linear_work(as_format(weights), *shape, target.name)
+    fmt, (m, n, k) = as_format(weights), shape
+    work = linear_work(fmt, linear_plan(m, n, k, fmt, target), shape, target.name)
     return work, model.predict(work, rates)
 
 
