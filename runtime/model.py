@@ -7,17 +7,16 @@ unrolled a loop, the block's memory and matrix instructions stand there several 
 often.
 """
 
-import functools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowbitvm import targets
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.assemble import assemble, disassemble
 from lowbitvm.runtime.pipes import PIPES, SUB_CORES, cycles, kind_of
+from lowbitvm.runtime.together import Machine, assemble_together
 from lowbitvm.targets import LATENCY_NS, Gpu, Target
 
 if TYPE_CHECKING:
@@ -182,20 +181,18 @@ class Work:
     round_trips: int = 0  # to the L2 cache that follow each other when all else is done
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The machine code of a marked PTX text: what a thread takes of registers and spills, and its basic blocks."""
-
-    registers: int
-    spills: int
-    blocks: list[SassBlock]
+_machines: dict[tuple[str, str], Machine] = {}  # of PTX texts, for a target
+KEPT = 256  # of these: a kernel is counted for several shapes, one after another
 
 
-@functools.lru_cache(maxsize=64)  # a kernel is counted for several shapes, one after another
-def machine(ptx: str, target: str) -> Machine:
-    """Assembles and disassembles PTX text. Raises what the assembler and nvdisasm raise."""
-    assembly = assemble(mark(ptx), target, lines=True)
-    return Machine(assembly.registers, assembly.spills, list(sass_blocks(disassemble(assembly.cubin, annotated=True))))
+def machines(texts: Sequence[str], target: str) -> list[Machine]:
+    """The marked machine code of PTX texts with one entry each. Raises what the assembler and nvdisasm raise."""
+    if len(_machines) + len(texts) > KEPT:
+        _machines.clear()
+    new = [text for text in dict.fromkeys(texts) if (text, target) not in _machines]
+    for text, machine in zip(new, assemble_together([mark(text) for text in new], target, annotated=True), strict=True):
+        _machines[text, target] = machine
+    return [_machines[text, target] for text in texts]
 
 
 def count(report: "Report", ptx: str | None = None) -> Work:
@@ -205,12 +202,13 @@ def count(report: "Report", ptx: str | None = None) -> Work:
     Raises what the assembler and nvdisasm raise.
     """
     target = targets.get(report.launch.arch)
-    code = machine(report.ptx if ptx is None else ptx, target.name)
+    (code,) = machines([report.ptx if ptx is None else ptx], target.name)
+    blocks = list(sass_blocks(code.sass))
     came_from = ptx_blocks(report)
-    copies = _copies(code.blocks, came_from)
+    copies = _copies(blocks, came_from)
     instructions: Counter[str] = Counter()
     waits = 0.0
-    for block in code.blocks:
+    for block in blocks:
         runs = came_from[block.mark].runs / copies[block.mark]
         for name, wait in zip(block.names, block.waits, strict=True):
             instructions[name] += runs  # type: ignore[assignment]  # a Counter of fractions
@@ -252,6 +250,7 @@ L2_BYTES = 64  # a clock and SM, between the L2 cache and an SM. Source: NVIDIA 
 # Architecture, arXiv 2402.13499, section 4
 L2_LATENCY_NS = 200
 LAUNCH_US = 2.0  # from the end of one kernel to the first instruction of the next on a stream, of any size
+OVERHEAD_US = LAUNCH_US + 2 * LATENCY_NS / 1e3  # and the first load and the last store
 
 
 @dataclass(frozen=True)
@@ -304,4 +303,4 @@ def predict(work: Work, gpu: Gpu | None = None) -> Prediction:
     flying = min(most, resident) * work.in_flight * min(gpu.sms, work.blocks) / LATENCY_NS  # GB/s
     traffic = work.traffic - (work.exchanged if work.exchanged <= 1e6 * gpu.l2_mb else 0)
     limits["memory"] = traffic / (1e3 * min(gpu.dram_gbs * gpu.dram_share, flying))
-    return Prediction(limits, LAUNCH_US + (2 * LATENCY_NS + work.round_trips * L2_LATENCY_NS) / 1e3)
+    return Prediction(limits, OVERHEAD_US + work.round_trips * L2_LATENCY_NS / 1e3)

@@ -4,8 +4,10 @@ One tile of y is run in the emulator: the other tiles do the same. Once its loop
 same counts, so two short k give those of any longer one; the same holds for the blocks that share out k.
 """
 
+import contextlib
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,35 +44,37 @@ class _Kernel:
         return _compiled(replace(self, tile=replace(self.tile, splits=splits)))
 
 
-@functools.lru_cache(maxsize=64)  # for several shapes, one after another
+@functools.lru_cache(maxsize=128)  # for several shapes, one after another
 def _compiled(kernel: _Kernel) -> CompiledKernel:
     parts: dict[str, Any] = asdict(kernel.tile)
     options: dict[str, Any] = {"gate": kernel.gate, "permuted": kernel.permuted, "cache": False}
     return compile_linear(kernel.format, act=kernel.act, target=kernel.target, **parts, **options)
 
 
-def linear_work(
-    fmt: Format,
-    tile: Tile,
-    shape: tuple[int, int, int],
-    target: str,
-    act: str = "f16",
-    *,
-    gate: bool = False,
-    permuted: bool = False,
-) -> Work:
-    """What the linear kernel of a tile does for y (m, n) = x (m, k) w^T; shape is (m, n, k).
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer y (m, n) = x (m, k) w^T on a target, of one weight or of two (with a gate); see `linear_plan`."""
+
+    format: Format
+    m: int
+    n: int
+    k: int
+    target: str
+    act: str = "f16"
+    gate: bool = False
+    permuted: bool = False
+
+
+def linear_work(layer: Layer, tile: Tile) -> Work:
+    """What the linear kernel of a tile does for a layer.
 
     Raises FORMAT_UNSUPPORTED for weights that are multiplied with integers, and what `lb.compile_linear` raises.
     """
-    if fmt.act is not None:
-        raise LowbitvmError("FORMAT_UNSUPPORTED", f"a linear layer of {fmt} in the model", "use `lowbitvm explain`")
-    m, n, k = shape
-    kernel = _Kernel(fmt, replace(tile, splits=1), target, act, gate, permuted)
-    work = _tile_work(kernel, min(m, tile.bm), tile.splits, k)
-    tiles, size = -(-m // tile.bm) * -(-n // tile.bn), get(act).bits // 8
-    weights = (1 + gate) * sum(stored_bytes(fmt, n, k).values()) + (4 * k if permuted else 0)
-    partials = 4 * (1 + gate) * tile.splits * m * n if tile.splits > 1 else 0
+    m, n, k = layer.m, layer.n, layer.k
+    work = _tile_work(_kernel(layer, tile), min(m, tile.bm), tile.splits, k)
+    tiles, size = -(-m // tile.bm) * -(-n // tile.bn), get(layer.act).bits // 8
+    weights = (1 + layer.gate) * sum(stored_bytes(layer.format, n, k).values()) + (4 * k if layer.permuted else 0)
+    partials = 4 * (1 + layer.gate) * tile.splits * m * n if tile.splits > 1 else 0
     return replace(
         _combined((tiles, work)),
         blocks=tiles * tile.splits,
@@ -78,6 +82,23 @@ def linear_work(
         exchanged=partials,
         round_trips=2 + tile.splits if tile.splits > 1 else 0,  # the sums' way out, the counter, each split's way back
     )
+
+
+def assemble_all(layer: Layer, tiles: Sequence[Tile]) -> None:
+    """Assembles the kernels of tiles together, for `linear_work`; those that cannot be compiled are left out."""
+    texts = []
+    for tile in tiles:
+        with contextlib.suppress(LowbitvmError):
+            texts.append(_kernel(layer, tile).compiled(min(tile.splits, 2)).ptx)
+    model.machines(texts, layer.target)
+
+
+def _kernel(layer: Layer, tile: Tile) -> _Kernel:
+    if layer.format.act is not None:
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED", f"a linear layer of {layer.format} in the model", "use `lowbitvm explain`"
+        )
+    return _Kernel(layer.format, replace(tile, splits=1), layer.target, layer.act, layer.gate, layer.permuted)
 
 
 def _tile_work(kernel: _Kernel, rows: int, splits: int, k: int) -> Work:
@@ -107,7 +128,7 @@ def _emulated(kernel: _Kernel, rows: int, splits: int, k: int) -> Work:
     dtype = get(kernel.act).numpy
     weight = quantize(np.ones((tile.bn, k), np.float32), kernel.format, table=some_table(kernel.format, tile.bn, k))
     arrays: dict[str, Any] = {
-        "x": np.ones((rows, k), dtype),
+        "x": np.random.default_rng(0).integers(-1, 2, (rows, k)).astype(dtype),
         "w": weight,
         "gate": weight,
         "y": np.zeros((rows, tile.bn), dtype),
@@ -118,7 +139,17 @@ def _emulated(kernel: _Kernel, rows: int, splits: int, k: int) -> Work:
     taken = {array.name: arrays[array.name] for array in compiled.program.arrays}
     report = launch(compiled, (1, 1, splits), taken, checks="none")
     assert report is not None
+    if not kernel.gate and not _right(arrays["x"], arrays["y"]):
+        raise LowbitvmError("TUNING_FAILED", f"{kernel.format} gives wrong results with {tile}", "use another tile")
     return model.count(report, kernel.compiled(2).ptx if splits > 2 else None)
+
+
+def _right(x: Any, y: Any) -> bool:
+    """Whether y is x times a weight whose elements are all about 1, and all the same: within the rounding of bf16."""
+    sums, found = x.astype(np.float64).sum(axis=1), y.astype(np.float64)
+    value = found[:, 0] @ sums / max(1.0, sums @ sums)
+    close = np.abs(found - value * sums[:, None]) <= 2**-8 * abs(value) * np.maximum(1, np.abs(sums))[:, None]
+    return bool(close.all()) and (0.5 < value < 2 or not sums.any())
 
 
 def _combined(*parts: tuple[float, Work]) -> Work:

@@ -10,11 +10,13 @@ from rich.table import Table
 
 from lowbitvm import targets
 from lowbitvm.bench.static import run_all
+from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.formats import NAMED
 from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.plan import linear_plan
 from lowbitvm.runtime import model
 from lowbitvm.runtime.model import Prediction, Work
-from lowbitvm.runtime.work import linear_work
+from lowbitvm.runtime.work import Layer, linear_work
 
 # (out_features, in_features) of the linear layers of a block, as the models' published configurations have them.
 SHAPES: dict[str, dict[str, tuple[int, int]]] = {
@@ -61,7 +63,7 @@ def predicted(gpu: str, weights: str, shape: tuple[int, int, int]) -> tuple[Work
     """What a linear layer of a shape (m, n, k) does on a GPU, and how long it takes."""
     target, rates = targets.gpu(gpu)
     fmt, (m, n, k) = as_format(weights), shape
-    work = linear_work(fmt, linear_plan(m, n, k, fmt, target), shape, target.name)
+    work = linear_work(Layer(fmt, m, n, k, target.name), linear_plan(m, n, k, fmt, target))
     return work, model.predict(work, rates)
 
 
@@ -81,7 +83,7 @@ def collect(
     Weights without a group have groups of 128, or of 64 where 128 does not divide in_features.
     """
     jobs = [
-        partial(layer_row, gpu, name, layer, _grouped(width, SHAPES[name][layer][1]), m)
+        partial(layer_row, gpu, name, layer, grouped(width, SHAPES[name][layer][1]), m)
         for name in names or SHAPES
         for layer in SHAPES[name]
         for gpu in gpus or GPUS
@@ -92,8 +94,12 @@ def collect(
     return found
 
 
-def _grouped(weights: str, k: int) -> str:
-    return weights if "," in weights else f"{weights},group={GROUP if k % GROUP == 0 else SHORT_GROUP},zero=int"
+def grouped(weights: str, k: int) -> str:
+    """Weights with groups of 128, or 64, of in_features and what belongs to them, unless the text says something."""
+    if "," in weights or weights in NAMED:
+        return weights
+    zero = ",zero=int" if CODE_TYPES[weights].kind == "uint" else ""
+    return f"{weights},group={GROUP if k % GROUP == 0 else SHORT_GROUP}{zero}"
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from lowbitvm import dtypes, targets
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
-from lowbitvm.bench.together import Machine, assemble_together
 from lowbitvm.codegen.stream import LOAD
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
@@ -20,6 +19,7 @@ from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.loops import main_nest, read_ptx
+from lowbitvm.runtime.together import Machine, assemble_together
 from lowbitvm.runtime.work import some_table
 
 TOOL = "lowbitvm"
