@@ -16,9 +16,9 @@ from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.runtime import tuned
-from lowbitvm.runtime.tune import linear_problem, model_linear, planned, predicted_us, tile_of
+from lowbitvm.runtime.layer import Layer
+from lowbitvm.runtime.tune import model_linear, predicted_us
 from lowbitvm.runtime.tuned import LINEAR, Device, Record, database, gpu_device
-from lowbitvm.runtime.work import Layer
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -74,7 +74,7 @@ def tune_command(
         targets.gpu(gpu)
     found: list[Tuned] = [entry for part in run_all(jobs) for entry in part]
     for entry in found:
-        database().put(LINEAR, linear_problem(entry.layer), gpu_device(entry.gpu), entry.record)
+        database().put(LINEAR, entry.layer.problem, gpu_device(entry.gpu), entry.record)
     show(found, Console())
     if export_file is not None:
         if len(set(chosen)) > 1:
@@ -107,7 +107,7 @@ def tune_layers(
         for n, k in shapes:
             layer = Layer(Format.parse(grouped(weights, k)), m, n, k, target.name)
             record = model_linear(layer, rates, budget)
-            plan_us = predicted_us(layer, planned(layer), rates)
+            plan_us = predicted_us(layer, layer.plan, rates)
             found.append(Tuned(gpu, layer, record, record.time_us if plan_us is None else plan_us))
     return found
 
@@ -140,14 +140,7 @@ def table_text(device: Device) -> str:
     return f'{json.dumps(about)[:-1]}, "entries": [\n{lines}\n]}}\n'
 
 
-def layer_of(problem: tuned.Problem, target: str) -> Layer:
-    """The layer that a problem of the database was made of."""
-    fmt = Format.parse(str(problem["weights"]))
-    m, n, k = (int(problem[name]) for name in ("m", "n", "k"))
-    return Layer(fmt, m, n, k, target, gate="gate" in problem, permuted="permuted" in problem)
-
-
 def differs(problem: tuned.Problem, target: str, record: Record) -> bool:
     """Whether a record has another tile than the plan."""
-    layer = layer_of(problem, target)
-    return tile_of(record.config, layer) != planned(layer)
+    layer = Layer.of(problem, target)
+    return layer.tile(record.config) != layer.plan

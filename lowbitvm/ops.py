@@ -14,7 +14,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
-from lowbitvm.runtime import driver
+from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
@@ -229,7 +229,7 @@ def _linear(
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
     tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
     key = (
-        *(fmt, out_features, in_features, activation, dtype, batch_invariant),
+        *(fmt, out_features, in_features, activation, dtype, batch_invariant, tuned.state()),
         *[None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous()) for t in tensors],
     )
     known = _repeated.get(key)
