@@ -1,8 +1,6 @@
 """torch operators. Importing this module, or using `lb.linear`, registers `torch.ops.lowbitvm.linear` and its like."""
 
-import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -289,15 +287,11 @@ class Repeated:
             return self._launch((*tensors, y, *shared.values()))
 
     def _launch(self, given: Sequence[Any]) -> bool:
-        addresses = self.addresses(given)
-        if addresses is not None:
-            self.ready.launch(addresses)
-        return addresses is not None
+        return self.ready.launch(self.addresses(given))
 
-    def addresses(self, given: Sequence[Any]) -> list[int] | None:
-        """The kernel's pointers; None where one is not aligned: another kernel is then needed."""
-        found = [given[slot].data_ptr() for slot in self.slots]
-        return None if functools.reduce(operator.or_, found) % ALIGNMENT else found
+    def addresses(self, given: Sequence[Any]) -> list[int]:
+        """The kernel's pointers."""
+        return [given[slot].data_ptr() for slot in self.slots]
 
 
 _repeated: dict[object, Repeated] = {}
@@ -305,7 +299,7 @@ _repeated: dict[object, Repeated] = {}
 
 def _remember(key: object, repeated: Repeated, given: Sequence[Any]) -> None:
     """Keeps a call, if it was one with aligned addresses."""
-    if repeated.addresses(given) is None:
+    if any(address % ALIGNMENT for address in repeated.addresses(given)):
         return
     if len(_repeated) >= KEPT:
         _repeated.clear()

@@ -1,6 +1,5 @@
 """Launching a compiled kernel: CPU arrays on the emulator or on a GPU that shares their memory, others on their GPU."""
 
-import ctypes
 import functools
 import os
 import sys
@@ -118,12 +117,11 @@ class Ready:
     def __init__(self, kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], place: Place) -> None:
         code, primary = kernel.code, place.arrays != "other"
         function = driver.load(kernel.cubin, code.entry, place.index, code.shared, primary=primary)
-        kinds = [ctypes.c_int32 if isinstance(value, int) else ctypes.c_void_p for value in values]
+        whole, self._parts = _vectorised(kernel), list(kernel.array_parts())
+        self._sizes = [value for value in values if isinstance(value, int)]
+        kinds = "".join("A" if name in whole else "Q" for name, _ in self._parts) + "i" * len(self._sizes)
         self.kernel, self.place, self.function = kernel, place, function
         self._launch = driver.Launch(function, blocks, (code.threads, 1, 1), kinds)
-        self._sizes = [value for value in values if isinstance(value, int)]
-        whole = _vectorised(kernel)
-        self._parts = [(name, part, ALIGNMENT - 1 if name in whole else 0) for name, part in kernel.array_parts()]
 
     def usable(self) -> bool:
         """Whether the arguments would be launched at this place now, and its context still exists."""
@@ -136,26 +134,28 @@ class Ready:
 
     def run(self, given: Mapping[str, Any], stream: int | None = None) -> None:
         """Launches with arguments of the same signatures. Raises ARGUMENT_INVALID for addresses out of line."""
-        values, rest = [], 0
-        for name, part, mask in self._parts:
+        values = []
+        for name, part in self._parts:
             array = given[name] if part is None else getattr(given[name], part)
-            place = KINDS[type(array)].address(array)
-            rest |= place & mask
-            values.append(place)
-        if rest:
-            _check_arrays(self.kernel, given)
+            values.append(KINDS[type(array)].address(array))
         if self.place.arrays == "other":
             stream = self._ordered(given, stream)
-        self.launch(values, stream)
+        if not self.launch(values, stream):
+            _check_arrays(self.kernel, given)
 
-    def launch(self, addresses: list[int], stream: int | None = None) -> None:
-        """Launches with the addresses of all parts; waits for it if they lie in memory of the CPU."""
+    def launch(self, addresses: list[int], stream: int | None = None) -> bool:
+        """Launches with the addresses of all parts; waits for it if they lie in memory of the CPU.
+
+        Returns False, with nothing launched, where one is not aligned.
+        """
         arrays = self.place.arrays
         if stream is None:
             stream = torch_stream(self.place.index) if arrays == "torch" else 0
-        self._launch(addresses + self._sizes, stream)
+        if not self._launch(addresses + self._sizes, stream):
+            return False
         if arrays == "host" and not driver.is_capturing(stream, self.function.context):
-            driver.synchronize(stream, self.function.context)
+            self._launch.wait(stream)
+        return True
 
     def _ordered(self, given: Mapping[str, Any], stream: int | None) -> int:
         """The stream to launch on, after what other libraries do to their arrays on streams of their own."""
