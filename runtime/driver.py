@@ -47,6 +47,7 @@ _FIXES = {
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "see nvidia-smi for what else uses the GPU",
     "CUDA_ERROR_INVALID_CONTEXT": "call again with a stream and arrays of one context; kernels are loaded anew",
     "CUDA_ERROR_INVALID_HANDLE": "call again with a stream and arrays of one context; kernels are loaded anew",
+    "CUDA_ERROR_INVALID_CLUSTER_SIZE": "use a smaller cluster, or a kernel with less shared memory and registers",
     "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "end the capture, and look for the call that spoiled it",
     "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT": "launch on the stream that is captured, or make that a non-blocking one",
     "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "call it once before the capture",
