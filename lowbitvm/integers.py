@@ -1,5 +1,6 @@
 """Matrices of integer codes in the stored order that digit kernels read; `lowbitvm.digits` says what it is."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,11 @@ class PackedDigits:
     def shape(self) -> tuple[int, int]:
         """(rows, K): (out_features, in_features) of a weight, (m, in_features) of activations."""
         return (self.rows, self.columns)
+
+    @functools.cached_property
+    def format_text(self) -> str:
+        """The format as `Format.parse` reads it."""
+        return str(self.format)
 
     @property
     def arrays(self) -> dict[str, Array]:
