@@ -12,7 +12,7 @@ from lowbitvm import dtypes
 from lowbitvm.codegen.digit_tiles import DirectTile, FragmentTile, source_format
 from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
 from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline, ends_at
-from lowbitvm.codegen.ptx import Operand, memory
+from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.digitplan import digit_warps_m
@@ -26,6 +26,7 @@ from lowbitvm.digits import (
     field_mask,
     folds,
     narrow,
+    widens_once,
 )
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.integers import digit_words, format_digits, row_tiles
@@ -34,6 +35,7 @@ from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
 
 AND_OR = 0xEA  # lop3's table of (a & b) | c
+FRAGMENT = 4 * 4 * 32  # bytes: a lane's four registers of one step
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def build_digit_pipeline(
     exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
     if parts == {1}:
         early = stop if ends and loop.operands[1].kind == "min" else ""
-        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), stop=early)
+        lead = int(pure and len(dots) == 1 and _widens_ahead(state, dots[0], loop.integer("stages")))
+        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), lead=lead, stop=early)
         columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
         moving = {load: steps[load] for load in columns if load.array not in state.stored}
         return _staged(state, loop, unit, loads, offsets, moving)
@@ -187,6 +190,15 @@ def build_digit_pipeline(
         (load, "tile"): DirectTile(state, unit, load, offsets[load][0], first) for load in loads
     }
     return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
+
+
+def _widens_ahead(state: State, dot: Op, stages: int) -> bool:
+    """Whether weights are widened once for all warps, a step before they are multiplied."""
+    activations, weights = (source_format(load) for load in (dot.operands[0], dot.operands[1].operands[0]))
+    assert activations.digits is not None and weights.digits is not None
+    columns = dot.shape[0] * columns_per_row(activations.code, activations.digits) // COLUMNS
+    ready = state.target.has_async_copies and stages > 2 and dot.shape[1] % (16 * state.warps) == 0
+    return ready and widens_once(weights.code, weights.digits, columns)
 
 
 def _staged(
@@ -515,3 +527,57 @@ class DigitDot:
         if total:
             return b.op("mad.lo.s32", "r", value, coefficient, total)
         return value if coefficient == 1 else b.op("mul.lo.s32", "r", value, coefficient)
+
+
+class SharedDigitDot(DigitDot):
+    """A `DigitDot` whose weights are widened once per block: each warp widens its share of the next step of the loop.
+
+    Fragments lie in one of two buffers, as [row tile][tile of k][step of a tile][lane][4 registers]. The barrier of a
+    step serves the buffers too.
+    """
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        super().__init__(state, pipeline, op)
+        assert isinstance(self.weights, FragmentTile)
+        rows = self.weights.stored.rows
+        self.own_rows, self.tile_bytes = rows // state.warps, self.base.steps * FRAGMENT
+        self.row_bytes = pipeline.unit.k // self.base.tile_k * self.tile_bytes
+        self.buffers = [state.allocate_shared(rows * self.row_bytes, op) for _ in range(2)]
+        lanes, warps_n = [16 << i for i in range(5)], state.warps // state.warps_m
+        written = [self.own_rows * self.row_bytes << i for i in range(state.warps.bit_length() - 1)]
+        read = [self.row_tiles * self.row_bytes << i for i in range(warps_n.bit_length() - 1)]
+        self.write_base, self.read_base = (state.shared_address(lanes + by_warp) for by_warp in (written, read))
+        pipeline.wait(pipeline.unit.ahead - 1, 0)
+        self._widen(0)
+
+    def _multiply(self) -> None:
+        super()._multiply()
+        self._widen(self.pipeline.number + 1)
+
+    def _widen(self, number: int) -> None:
+        """Emits the widening of the warp's share of a step's weights."""
+        slot, buffer = self.pipeline.slot_of(number), self.buffers[number % 2]
+        for row in range(self.own_rows):
+            for tile in range(self.pipeline.unit.k // self.base.tile_k):
+                assert isinstance(self.weights, FragmentTile)
+                for step, fragments in enumerate(super()._fragments([self.weights.words(slot, row, tile)])):
+                    place = buffer + row * self.row_bytes + tile * self.tile_bytes + step * FRAGMENT
+                    self.state.builder.do("st.shared.v4.b32", memory(self.write_base, place), vector(fragments[0]))
+
+    def _weight_words(self, t: int, tile: int) -> list[list[str]]:
+        """A lane's fragments of the row tile beside a stored tile of activations, of each tile of k."""
+        each, buffer = self.base.activation_k // self.base.tile_k, self.buffers[self.pipeline.number % 2]
+        found = []
+        for i in range(each):
+            place = buffer + t * self.row_bytes + (tile * each + i) * self.tile_bytes
+            words = []
+            for step in range(self.base.steps):
+                registers = [self.state.builder.register("r") for _ in range(4)]
+                source = memory(self.read_base, place + step * FRAGMENT)
+                self.state.builder.do("ld.shared.v4.b32", vector(registers), source)
+                words += registers
+            found.append(words)
+        return found
+
+    def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
+        return [[tile[4 * step :][:4]] for tile in words for step in range(self.base.steps)]

@@ -8,7 +8,13 @@ from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
 from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
-from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
+from lowbitvm.codegen.digits import (
+    DigitDot,
+    DirectPipeline,
+    SharedDigitDot,
+    build_digit_pipeline,
+    multiplies_digits,
+)
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.numbers import NumberColumns
@@ -378,7 +384,7 @@ class Lowering:
 
     def _make_dot(self, op: Op, pipeline: Pipeline) -> Dot | DigitDot:
         if multiplies_digits(op):
-            return DigitDot(self.state, pipeline, op)
+            return (SharedDigitDot if pipeline.unit.lead else DigitDot)(self.state, pipeline, op)
         if multiplies_dense(op):
             return DenseDot(self.state, pipeline, op)
         dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)

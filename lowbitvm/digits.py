@@ -146,6 +146,15 @@ def folds(digit_bits: int, base: Base) -> bool:
     return 2 * digit_bits <= base.bits
 
 
+def widens_once(code: CodeType, base: str, columns: int) -> bool:
+    """Whether a block widens its weights once for all warps, in shared memory, to multiply them with so many columns.
+
+    That takes more columns than a warp has sums for, and pays where fields are no whole number of codes.
+    """
+    narrow_digits = of_weights(code, base).digits
+    return columns > 2 * COLUMNS and len(narrow_digits) == 1 and BASES[base].bits % narrow_digits[0].bits != 0
+
+
 def longest_folded(weights: CodeType, activations: CodeType, base: str) -> int:
     """The largest k whose sums of products of digits stay below 2^31 with the factors that rows of weights keep."""
     narrow_digits = [digit.bits for digit in of_weights(weights, base).digits if folds(digit.bits, BASES[base])]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded, widens_once
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
@@ -372,6 +372,7 @@ PAIRS = 32  # row tiles x n8 tiles x planes of weights of a warp: 4 accumulators
 LOADED = 72  # registers that a warp's own loads of one step may take
 ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
 MOST_WARPS = 8  # that share out k
+LARGE_DIGITS = 128  # features of a tile whose weights are widened once for two rows of warps and more
 KEPT_SUMS = 96  # of a thread, beside those of the loop that runs
 
 
@@ -405,6 +406,8 @@ def digit_plan(
     Where there are fewer tiles than SMs, each block takes a part of k, in shorter steps if that makes more of them.
     """
     tile = digit_tile(m, k, activations, weights, target, products)
+    if tile.warps > 4 and -(-m // tile.bm) * -(-n // tile.bn) < target.gpu.sms:
+        tile = digit_tile(min(m, tile.bm // 2), k, activations, weights, target, products)
     each = min(MOST_SPLITS, target.gpu.sms // max(1, -(-m // tile.bm) * -(-n // tile.bn)))
     direct, least = tile.part < tile.bk, BASES[activations.digits or "s8"].activation_k
     while direct and k // tile.bk < each and (tile.warps > 2 * tile.bn // 16 or tile.part > least):
@@ -435,6 +438,11 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         return DigitTile(bm, 16 * rows, part * warps, 2, warps, folded)
     rows = min(2, _power_to(pairs // (columns * planes)))
     most, stored = 4 if target.has_async_copies else 2, products * weights.bits
+    large = DigitTile(2 * bm, LARGE_DIGITS, step, 3, 8, folded)
+    if m > bm and products == 1 and most > 2 and widens_once(weights.code, base.name, 2 * columns):
+        staged = 3 * step * (LARGE_DIGITS * stored + 2 * columns * COLUMNS * base.bits) // 8
+        if staged + 2 * LARGE_DIGITS * step * base.bits // 8 <= target.shared_per_block:
+            return large
     even = weights.bits * step // 8 % (32 // rows) == 0  # of a row tile's copies, each thread makes as many
     for warps, deep in ((warps, deep) for warps in (4, 2, 1) for deep in ((step,) if even else (2 * step, step))):
         stages = min(most, STAGED_BYTES // (deep * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8))
