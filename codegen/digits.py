@@ -23,9 +23,8 @@ from lowbitvm.digits import (
     Base,
     Decomposition,
     columns_per_row,
-    field_mask,
-    folds,
-    narrow,
+    raised_by,
+    widening,
     widens_once,
 )
 from lowbitvm.errors import LowbitvmError
@@ -34,7 +33,7 @@ from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
 
-AND_OR = 0xEA  # lop3's table of (a & b) | c
+XOR_XOR, XOR_AND = 0x96, 0x28  # lop3's tables of a ^ b ^ c and (a ^ b) & c
 FRAGMENT = 4 * 4 * 32  # bytes: a lane's four registers of one step
 
 
@@ -283,7 +282,7 @@ class DigitDot:
         else:
             self.columns //= state.warps_m
             self.row_tiles //= state.warps // state.warps_m
-        self.folded = [bool(pipeline.loop.integer("folded")) and folds(d.bits, self.base) for d in self.left.digits]
+        self.folded = [bool(pipeline.loop.integer("folded")) and d.bits < self.base.bits for d in self.left.digits]
         first, size = op.attributes.get("first", 0), op.attributes.get("size", self.tiles * self.base.activation_k)
         assert isinstance(first, int) and isinstance(size, int)
         self.steps = range(first // self.base.step_k, (first + size) // self.base.step_k)  # that are multiplied
@@ -394,30 +393,24 @@ class DigitDot:
         return fragments
 
     def _widened(self, words: list[str], bits: int, folded: bool) -> list[str]:
-        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 are 2^bits as much."""
-        b, width = self.state.builder, self.base.bits
-        if bits == width:
+        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 keep a power of two."""
+        b = self.state.builder
+        if bits == self.base.bits:
             return words
-        found = []
-        shifted: dict[tuple[int, int], str] = {}
-        for number, runs in enumerate(narrow(bits, width, 4 * self.base.steps)):
-            register = ""
-            for run in runs:
-                raised = run._replace(bit=run.bit + bits * (folded and number % 2))
-                place = run.word, raised.position - raised.bit
-                if place not in shifted:
-                    shifted[place] = self._shifted(words[run.word], place[1])
-                word, mask = shifted[place], field_mask(raised, width)
-                more = (word, mask, register, AND_OR)
-                register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
-            found.append(register)
-        return found
-
-    def _shifted(self, word: str, distance: int) -> str:
-        """The word shifted right, or left where the distance is negative."""
-        if distance == 0:
-            return word
-        return self.state.builder.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
+        steps, found = widening(bits, self.base.bits, 4 * self.base.steps, folded)
+        values = list(words)
+        for step in steps:
+            operands = [values[i] for i in step.values]
+            if step.rotation:
+                values.append(b.op("shf.l.wrap.b32", "r", *operands * 2, step.rotation))
+            elif len(operands) == 3:
+                values.append(b.op("lop3.b32", "r", *operands, XOR_XOR))
+            elif step.mask and len(operands) == 2:
+                values.append(b.op("lop3.b32", "r", *operands, step.mask, XOR_AND))
+            else:
+                name, last = ("and.b32", step.mask) if step.mask else ("xor.b32", operands[1])
+                values.append(b.op(name, "r", operands[0], last))
+        return [values[i] for i in found]
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:
         """Emits sums += the products of one k step."""
@@ -503,7 +496,7 @@ class DigitDot:
         for plane, coefficient in enumerate(self.left.coefficients):
             value = self.sums[t][j][plane][i]
             if self.folded[plane] and i >= 2:  # of rows 8 to 15
-                value = b.op("shr.s32", "r", value, self.left.digits[plane].bits)
+                value = b.op("shr.s32", "r", value, raised_by(self.left.digits[plane].bits, self.base.bits))
             if self.atom.xor:  # bits that are both set: half of what is left of the bits of both
                 either = b.op("add.s32", "r", self.weight_counts[t][plane][i], self.activation_counts[j][i])
                 value = b.op("shr.u32", "r", b.op("sub.s32", "r", either, value), 1)

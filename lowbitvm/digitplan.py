@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, folds, narrow, widens_once
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, widens_once
+from lowbitvm.digits import widening as widening_steps
 from lowbitvm.formats import Format
 from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
 from lowbitvm.plan import DigitTile, digit_plan
@@ -21,16 +22,9 @@ LOOP = 8  # instructions of a step beside loads, widening and products: waits, b
 def widening(weights: Format, folded: bool) -> int:
     """Instructions that widen the digits of one row tile of weights beside one stored tile of k of activations."""
     assert weights.digits is not None
-    base, count = BASES[weights.digits], 0
-    for digit in format_digits(weights).digits:
-        if digit.bits == base.bits:
-            continue
-        raised = folded and folds(digit.bits, base)
-        shifts = set()
-        for number, runs in enumerate(narrow(digit.bits, base.bits, 4 * base.steps)):
-            count += len(runs)
-            shifts |= {(run.word, run.position - run.bit - digit.bits * (raised and number % 2)) for run in runs}
-        count += sum(distance != 0 for _, distance in shifts)
+    base = BASES[weights.digits]
+    narrow = [digit.bits for digit in format_digits(weights).digits if digit.bits < base.bits]
+    count = sum(len(widening_steps(bits, base.bits, 4 * base.steps, folded)[0]) for bits in narrow)
     return count * base.activation_k // base.tile_k
 
 
