@@ -133,7 +133,7 @@ def columns_per_row(code: CodeType, base: str) -> int:
 
 
 class Run(NamedTuple):
-    """Bits `position` .. `position + length - 1` of each field of a word: bits from `place` on of a field of a register.
+    """`length` bits from `position` on of each field of a word: those from `place` on of the fields of a register.
 
     The word is rotated to the left for that, by less than a field: the bits may go to the next one.
     """
@@ -205,7 +205,7 @@ def longest_folded(weights: CodeType, activations: CodeType, base: str) -> int:
 
 @functools.cache
 def narrow(bits: int, width: int, registers: int) -> tuple[tuple[Run, ...], ...]:
-    """Where the registers, each with codes of `bits` bits in fields of `width`, lie in registers * bits / width words."""
+    """Where registers, each with codes of `bits` bits in fields of `width`, lie in registers * bits / width words."""
     if (bits, width) in MIXED:
         block = MIXED[bits, width]
         words = len(block) * bits // width

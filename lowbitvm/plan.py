@@ -406,8 +406,9 @@ def digit_plan(
     Where there are fewer tiles than SMs, each block takes a part of k, in shorter steps if that makes more of them.
     """
     tile = digit_tile(m, k, activations, weights, target, products)
-    if tile.warps > 4 and -(-m // tile.bm) * -(-n // tile.bn) < target.gpu.sms:
-        tile = digit_tile(min(m, tile.bm // 2), k, activations, weights, target, products)
+    large = tile.bn == LARGE_DIGITS and tile.warps > LARGE_DIGITS // 32
+    if large and -(-m // tile.bm) * -(-n // tile.bn) < target.gpu.sms:
+        tile = digit_tile(tile.bm // 2, k, activations, weights, target, products)
     each = min(MOST_SPLITS, target.gpu.sms // max(1, -(-m // tile.bm) * -(-n // tile.bn)))
     direct, least = tile.part < tile.bk, BASES[activations.digits or "s8"].activation_k
     while direct and k // tile.bk < each and (tile.warps > 2 * tile.bn // 16 or tile.part > least):
@@ -419,7 +420,8 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     """The tile for m rows of k integer activations, and one weight or, for two products, a gate as well.
 
     For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
-    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
+    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES. Codes that share fields
+    have tiles of twice as many rows, whose weights are widened once for all warps, for more rows than others have.
     """
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
