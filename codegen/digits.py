@@ -6,7 +6,8 @@ are widened in registers, a whole register of codes at a time. Every pair of dig
 the loop ends.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.digit_tiles import DirectTile, FragmentTile, source_format
@@ -97,6 +98,8 @@ def digit_layout(dot: Op, warps_m: int, warps_n: int) -> Layout:
 class DirectPipeline(Pipeline):
     """A loop whose warps share out k: warp w takes the w-th part of every step, and none waits for another."""
 
+    remaining = ""  # of k, from where the warp's part of the current step begins
+
     def prologue(self, start: Operand, stop: Operand) -> None:
         self.left = self.state.builder.op("sub.s32", "r", stop, self.first)
 
@@ -109,9 +112,37 @@ class DirectPipeline(Pipeline):
         for tile in self.tiles.values():
             assert isinstance(tile, DirectTile)
             tile.loaded.clear()
+        self.remaining = self.left
 
     def drain(self) -> None:
         pass
+
+
+@dataclass
+class GroupedPipeline(DirectPipeline):
+    """Such a loop whose dots are of groups of k, each of which a single warp multiplies, for all: they go in step.
+
+    start: k of the first step. before: k of a step that the warps before take. exchanged: where the sums of all groups
+    of a step lie in shared memory, by the load of the weights. multiplied: the weights that this step's are there of.
+    """
+
+    start: Operand = 0
+    before: Operand = 0
+    exchanged: dict[Op, int] = field(default_factory=dict)
+    multiplied: set[Op] = field(default_factory=set)
+
+    def prologue(self, start: Operand, stop: Operand) -> None:
+        self.left = self.state.builder.op("sub.s32", "r", stop, start)
+
+    @property
+    def first(self) -> str:
+        """The k that all warps start at."""
+        return str(self.start)
+
+    def begin_unit(self, number: int) -> None:
+        super().begin_unit(number)
+        self.remaining = self.state.builder.op("sub.s32", "r", self.left, self.before)
+        self.multiplied.clear()
 
 
 def multiplies_digits(op: Op) -> bool:
@@ -166,7 +197,8 @@ def build_digit_pipeline(
     dims = {load.array.dims[1] for load in loads if load.array is not None}
     ends = len(dims) == 1 and ends_at(loop.operands[1], min(dims), step)
     part = step // max(parts)
-    exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
+    taken = part if pure else step  # of k at a time
+    exact = ends and state.program.divisor(min(dims)) % taken == 0 and divisor(start) % taken == 0
     if parts == {1}:
         early = stop if ends and loop.operands[1].kind == "min" else ""
         lead = int(pure and len(dots) == 1 and _widens_ahead(state, dots[0], loop.integer("stages")))
@@ -174,21 +206,25 @@ def build_digit_pipeline(
         columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
         moving = {load: steps[load] for load in columns if load.array not in state.stored}
         return _staged(state, loop, unit, loads, offsets, moving)
-    if len(parts) > 1 or not ends or not pure:
+    sizes = {dot.attributes.get("size", step) for dot in dots}
+    grouped = not pure and len(sizes) == 1 and all(isinstance(size, int) and part % size == 0 for size in sizes)
+    if len(parts) > 1 or not ends or not (pure or grouped):
         raise LowbitvmError(
             "KERNEL_UNSUPPORTED",
-            "warps that share out k in a loop that does more than add dots of one bn up to the end of k",
+            "warps that share out k in a loop that does more than add dots of one bn, or of groups of k, to its end",
             f"make bn a multiple of 16 x {state.warps} warps",
             loop.location,
         )
-    b = state.builder
-    warp = b.op("shr.u32", "r", state.tid, 5)
-    first = str(state.scalar("add", state.scalar("mul", warp, part), offsets[loads[0]][1]))
+    b, begin = state.builder, offsets[loads[0]][1]
+    before = state.scalar("mul", b.op("shr.u32", "r", state.tid, 5), part)
+    first = str(state.scalar("add", before, begin))
     unit = Unit(step, 1, 1, exact, min(dims))
     tiles: dict[tuple[Op, str], Staged] = {
         (load, "tile"): DirectTile(state, unit, load, offsets[load][0], first) for load in loads
     }
-    return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
+    if pure:
+        return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
+    return GroupedPipeline(state, loop, unit, tiles, 0, 0, ahead=first, start=begin, before=before)
 
 
 def _widens_ahead(state: State, dot: Op, stages: int) -> bool:
@@ -278,7 +314,7 @@ class DigitDot:
         self.tiles = pipeline.unit.k // self.base.activation_k  # of activations along k
         if self.direct:
             self.tiles //= state.warps
-            self.exchange = state.allocate_shared(self._exchanged() * state.threads * 4, op)
+            self.exchange = self._allocate_exchange()
         else:
             self.columns //= state.warps_m
             self.row_tiles //= state.warps // state.warps_m
@@ -379,7 +415,8 @@ class DigitDot:
 
     def _words(self, side: FragmentTile | DirectTile, row: int, tile: int) -> list[str]:
         if isinstance(side, DirectTile):
-            return side.words(self.pipeline.left, row, tile)
+            assert isinstance(self.pipeline, DirectPipeline)
+            return side.words(self.pipeline.remaining, row, tile)
         return side.words(self.pipeline.slot, row, tile)
 
     def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
@@ -441,54 +478,75 @@ class DigitDot:
 
     def _combine(self, accumulators: list[str]) -> None:
         """Emits accumulators += sum over pairs of digits of both coefficients times their sum."""
+        totals = self._totals()
+        if self.direct:
+            totals = self._over_warps(self._unless_beyond(totals))
+        for register, total in zip(accumulators, totals, strict=True):
+            self.state.builder.do("add.s32", register, register, total)
+
+    def _totals(self) -> list[str]:
+        """The combined sums of a lane: of all warps' k, or of its own."""
         totals = []
         for t in range(self.row_tiles):
             for j in range(self.columns):
                 values = [self._over_weights(t, j, i) for i in range(4)]
                 together = 1 if self.each == 1 else 2  # columns of a lane that are planes of one row
                 found = [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
-                totals += self._unless_beyond(t, j, found) if self.direct else found
-        if self.direct:
-            totals = self._over_warps(totals)
-        for register, total in zip(accumulators, totals, strict=True):
-            self.state.builder.do("add.s32", register, register, total)
-
-    def _unless_beyond(self, t: int, j: int, totals: list[str]) -> list[str]:
-        """The sums of a row tile and an n8 tile, zeros where either side has no such rows: others were loaded then."""
-        b = self.state.builder
-        for side, number in ((self.weights, t), (self.activations, j)):
-            assert isinstance(side, DirectTile)
-            beyond = side.beyond(number)
-            totals = [b.op("selp.b32", "r", 0, total, beyond) for total in totals]
+                totals += found
         return totals
+
+    def _unless_beyond(self, totals: list[str]) -> list[str]:
+        """The sums, zeros where either side has no such rows: others were loaded then."""
+        b, found = self.state.builder, []
+        each = len(totals) // (self.row_tiles * self.columns)
+        for number, (t, j) in enumerate(itertools.product(range(self.row_tiles), range(self.columns))):
+            some = totals[number * each : (number + 1) * each]
+            for side, tile in ((self.weights, t), (self.activations, j)):
+                assert isinstance(side, DirectTile)
+                beyond = side.beyond(tile)
+                some = [b.op("selp.b32", "r", 0, total, beyond) for total in some]
+            found += some
+        return found
 
     def _exchanged(self) -> int:
         """Values of a lane that the warps exchange."""
         return self.row_tiles * self.columns * (4 if self.each == 1 else 2)
 
+    def _allocate_exchange(self) -> int:
+        return self.state.allocate_shared(self._exchanged() * self.state.threads * 4, self.op)
+
     def _over_warps(self, totals: list[str]) -> list[str]:
-        """The sums over the warps of a part of the totals for each: [warp][total][lane] in shared memory."""
+        """The sums over the warps of a part of the totals for each."""
+        if self.state.loop_depth:
+            self.state.builder.do("bar.sync", 0)  # what was exchanged before may still be read
+        self._hand_out([totals])
+        self.state.builder.do("bar.sync", 0)
+        found = self._taken(0)
+        for other in range(1, self.state.warps):
+            pairs = zip(found, self._taken(other), strict=True)
+            found = [self.state.builder.op("add.s32", "r", total, value) for total, value in pairs]
+        return found
+
+    def _hand_out(self, totals: list[list[str]]) -> None:
+        """Emits the stores of a warp's sums, in parts of as many: [warp][part][sum][lane] in shared memory."""
         state, b = self.state, self.state.builder
-        if state.loop_depth:
-            b.do("bar.sync", 0)  # what was exchanged before may still be read
-        size = 32 * 4 * len(totals)  # bytes of a warp
         warp = b.op("shr.u32", "r", state.tid, 5)
         lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
-        own = b.op("mad.lo.s32", "r", warp, size, lane)
-        for i, total in enumerate(totals):
+        own = b.op("mad.lo.s32", "r", warp, 128 * self._exchanged() * len(totals), lane)
+        for i, total in enumerate(total for part in totals for total in part):
             b.do("st.shared.b32", memory(own, self.exchange + 128 * i), total)
-        b.do("bar.sync", 0)
-        kept = max(1, len(totals) // state.warps)
-        part = b.op("and.b32", "r", warp, len(totals) // kept - 1)
+
+    def _taken(self, number: int) -> list[str]:
+        """Emits the loads of what a warp keeps of a part of the sums, counted over all warps."""
+        state, b = self.state, self.state.builder
+        count = self._exchanged()
+        kept = max(1, count // state.warps)
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        part = b.op("and.b32", "r", warp, count // kept - 1)
+        lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
         place = b.op("mad.lo.s32", "r", part, 128 * kept, lane)
-        found = []
-        for i in range(kept):
-            total = ""
-            for other in range(state.warps):
-                value = b.op("ld.shared.b32", "r", memory(place, self.exchange + other * size + 128 * i))
-                total = b.op("add.s32", "r", total, value) if total else value
-            found.append(total)
-        return found
+        first = self.exchange + 128 * count * number
+        return [b.op("ld.shared.b32", "r", memory(place, first + 128 * i)) for i in range(kept)]
 
     def _over_weights(self, t: int, j: int, i: int) -> str:
         """The sum over the weights' digits at register i of the n8 tile j and the row tile t."""
@@ -574,3 +632,52 @@ class SharedDigitDot(DigitDot):
 
     def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
         return [[tile[4 * step :][:4]] for tile in words for step in range(self.base.steps)]
+
+
+class GroupDot(DigitDot):
+    """A `DigitDot` of a group of k in a loop whose warps share out the groups of a step.
+
+    The first one of a step multiplies all groups of the warp, and hands out their sums: a warp keeps a part of those
+    of every group, so that it adds them in the order of k.
+    """
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        self.group = op.integer("size") if "size" in op.attributes else pipeline.unit.k
+        super().__init__(state, pipeline, op)
+        self.number = op.integer("first") // self.group if "first" in op.attributes else 0
+        self.folded = [digit.bits < self.base.bits for digit in self.left.digits]  # groups are short
+
+    def _allocate_exchange(self) -> int:
+        assert isinstance(self.pipeline, GroupedPipeline)
+        known, groups = self.pipeline.exchanged, self.pipeline.unit.k // self.group
+        load = self.op.operands[1].operands[0]
+        if load not in known:
+            known[load] = self.state.allocate_shared(groups * self._exchanged() * 128, self.op)
+        return known[load]
+
+    def emit(self, accumulators: list[str]) -> None:
+        """Emits accumulators += the sums of the group."""
+        b, load = self.state.builder, self.op.operands[1].operands[0]
+        assert isinstance(self.pipeline, GroupedPipeline)
+        if load not in self.pipeline.multiplied:
+            self.pipeline.multiplied.add(load)
+            self._multiply_groups()
+        for register, total in zip(accumulators, self._taken(self.number), strict=True):
+            b.do("add.s32", register, register, total)
+
+    def _multiply_groups(self) -> None:
+        """Emits the products of all groups of the warp's part of a step, after all loads."""
+        for tile in range(self.tiles):
+            for t in range(self.row_tiles):
+                self._weight_words(t, tile)
+            for j in range(self.columns):
+                self._activation_words(j, tile)
+        steps, found = self.group // self.base.step_k, []
+        for first in range(0, 2 * self.tiles, steps):
+            self.steps = range(first, first + steps)
+            self._clear()
+            self._multiply()
+            found.append(self._totals())
+        self.state.builder.do("bar.sync", 0)  # what was handed out before may still be read
+        self._hand_out(found)
+        self.state.builder.do("bar.sync", 0)
