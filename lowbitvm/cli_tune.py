@@ -15,10 +15,11 @@ from lowbitvm.bench.modelled import SHAPES, grouped
 from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.plan import SMALL_ROWS
 from lowbitvm.runtime import tuned
-from lowbitvm.runtime.layer import Layer
+from lowbitvm.runtime.layer import LEAST_ROWS, Layer
 from lowbitvm.runtime.tune import model_linear, predicted_us
-from lowbitvm.runtime.tuned import LINEAR, Device, Record, database, gpu_device
+from lowbitvm.runtime.tuned import LINEAR, Device, Record, bucket, database, gpu_device
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -64,11 +65,12 @@ def tune_command(
     names = _shapes(shapes)
     chosen = [*gpus, *(_row_of(name) for name in target_names)] or ["a100"]
     formats = [text.strip().replace("/", ",") for text in weights.split(",")]
+    layers = tuple(dict.fromkeys(shape for name in names for shape in SHAPES[name].values()))
     jobs = [
-        partial(tune_layers, gpu, text, tuple(SHAPES[name].values()), rows or ROWS, budget)
+        partial(tune_layers, gpu, text, layers, some, budget)
         for gpu in dict.fromkeys(chosen)
         for text in formats
-        for name in names
+        for some in _together(rows or ROWS)
     ]
     for gpu in chosen:
         targets.gpu(gpu)
@@ -97,13 +99,21 @@ def _row_of(target: str) -> str:
     return row
 
 
+def _together(rows: Sequence[int]) -> list[list[int]]:
+    """Rows in lists of those whose layers share kernels, which are assembled and emulated once."""
+    lists: dict[int, list[int]] = {}
+    for m in rows:
+        lists.setdefault(max(LEAST_ROWS, min(2 * SMALL_ROWS, bucket(m))), []).append(m)
+    return list(lists.values())
+
+
 def tune_layers(
     gpu: str, weights: str, shapes: Sequence[tuple[int, int]], rows: Sequence[int], budget: float | None
 ) -> list[Tuned]:
     """Tunes layers of one format on one GPU by the model; shapes are (out_features, in_features)."""
     target, rates = targets.gpu(gpu)
     found = []
-    for m in rows:  # one after another: layers share the kernels of their rows
+    for m in rows:
         for n, k in shapes:
             layer = Layer(Format.parse(grouped(weights, k)), m, n, k, target.name)
             record = model_linear(layer, rates, budget)

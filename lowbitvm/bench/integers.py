@@ -23,7 +23,8 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.loops import main_nest, read_sass
 from lowbitvm.runtime.together import Machine
 
-TILES = {"1": 1, "8": 8, "64x128": 64, "128x128": 128}  # rows of activations; the plan chooses the rest
+# Rows of activations; the plan chooses the rest.
+TILES = {"1": 1, "8": 8, "64x128": 64, "128x128": 128, "256x128": 256}
 LAYER = 8192  # in_features and out_features of the layer that the digits are chosen for
 ACTS = tuple(name for name, code in CODE_TYPES.items() if code.is_linear)
 PAIRS = (  # weights, activations: what stands in the table unless told otherwise
