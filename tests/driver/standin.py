@@ -28,6 +28,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     loaded.standin_find.argtypes = [ctypes.c_uint64, ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 2]
     loaded.standin_calls.restype = ctypes.c_uint64
+    loaded.standin_clock.argtypes = [ctypes.c_double]
     return loaded
 
 
@@ -44,7 +45,10 @@ class Launched:
 
 
 class Standin:
-    """GPUs of one capability. `launched`: what ran on them; `findings`: what the emulator had against it."""
+    """GPUs of one capability. `launched`: what ran on them; `problems`: what the emulator had against it.
+
+    cost: the microseconds that a launch takes by the clock of events; None: as long as it takes.
+    """
 
     def __init__(self, devices: int = 2, capability: tuple[int, int] = (8, 0), pageable: bool = False) -> None:
         self.library = library()
@@ -52,6 +56,8 @@ class Standin:
         self.launched: list[Launched] = []
         self.problems: list[BaseException] = []
         self.texts: dict[bytes, str] = {}
+        self.cost: Callable[[Launched], float] | None = None
+        self.clock = 0.0  # microseconds
         self.pageable = pageable
         self._modules: dict[str, emulator.Module] = {}
         self._callback = _Launcher(self._launch)
@@ -81,6 +87,9 @@ class Standin:
             module = self._modules.setdefault(text, emulator.load(text) if text not in self._modules else None)
             name = entry.decode()
             self.launched.append(Launched(name, device, grid, block, shared, stream))
+            if self.cost is not None:
+                self.clock += self.cost(self.launched[-1])
+                self.library.standin_clock(self.clock / 1e3)
             values = self._values(module, name, ctypes.string_at(parameters, count), device)
             module.launch(name, grid, block, values, shared=shared)
         except _NotMapped:
