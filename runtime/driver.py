@@ -221,7 +221,8 @@ def new_stream(context: int) -> Iterator[int]:
 @contextmanager
 def timer(stream: int, context: int) -> Iterator[Callable[[Callable[[], object]], float]]:
     """A function that gives the microseconds on the GPU of what a call of another puts on a stream."""
-    doing, events = "timing a launch", []
+    doing = "timing a launch"
+    events: list[Any] = []
 
     def timed(work: Callable[[], object]) -> float:
         with _current(context):
