@@ -184,9 +184,28 @@ def clear(address: int, count: int, stream: int, context: int) -> None:
         _call("clearing memory", "cuMemsetD8Async", address, 0, count, stream, context=context)
 
 
-def allocate(size: int) -> int:
-    """The address of `size` bytes of new memory in the current context, which stay allocated."""
-    return int(_call(f"allocating {size} bytes", "cuMemAlloc", size))
+def allocate(size: int, context: int | None = None) -> int:
+    """The address of `size` bytes of new memory in a context, by default the current one."""
+    with _current(context):
+        return int(_call(f"allocating {size} bytes", "cuMemAlloc", size, context=context))
+
+
+def free(address: int, context: int) -> None:
+    """Gives back what `allocate` returned, once the GPU has done with it."""
+    with _current(context):
+        _call("freeing memory", "cuMemFree", address, context=context)
+
+
+def copy_in(address: int, source: int, count: int, context: int) -> None:
+    """Copies `count` bytes from an address of the CPU to one of device memory."""
+    with _current(context):
+        _call("copying to the GPU", "cuMemcpyHtoD", address, source, count, context=context)
+
+
+def copy_out(target: int, address: int, count: int, context: int) -> None:
+    """Copies `count` bytes of device memory to an address of the CPU, after what runs on the default stream."""
+    with _current(context):
+        _call("copying from the GPU", "cuMemcpyDtoH", target, address, count, context=context)
 
 
 def order(stream: int, after: int, context: int) -> None:
