@@ -87,6 +87,18 @@ def device_target(index: int) -> str:
     return targets.for_capability(major, minor).name
 
 
+def device_name(index: int) -> str:
+    """What a GPU calls itself, such as "NVIDIA A100-SXM4-80GB"."""
+    name: bytes = _call("asking for the name of a GPU", "cuDeviceGetName", 256, _device(index))
+    return name.split(b"\0")[0].decode()
+
+
+def version() -> str:
+    """The CUDA version of the driver, such as "13.0"."""
+    found = int(_call("asking for the driver's version", "cuDriverGetVersion"))
+    return f"{found // 1000}.{found % 1000 // 10}"
+
+
 def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primary: bool = False) -> Function:
     """The entry of a cubin on a device, to be launched with `shared` bytes of dynamic shared memory.
 
@@ -184,9 +196,28 @@ def clear(address: int, count: int, stream: int, context: int) -> None:
         _call("clearing memory", "cuMemsetD8Async", address, 0, count, stream, context=context)
 
 
-def allocate(size: int) -> int:
-    """The address of `size` bytes of new memory in the current context, which stay allocated."""
-    return int(_call(f"allocating {size} bytes", "cuMemAlloc", size))
+def allocate(size: int, context: int | None = None) -> int:
+    """The address of `size` bytes of new memory in a context, by default the current one."""
+    with _current(context):
+        return int(_call(f"allocating {size} bytes", "cuMemAlloc", size, context=context))
+
+
+def free(address: int, context: int) -> None:
+    """Gives back what `allocate` returned, once the GPU has done with it."""
+    with _current(context):
+        _call("freeing memory", "cuMemFree", address, context=context)
+
+
+def copy_in(address: int, source: int, count: int, context: int) -> None:
+    """Copies `count` bytes from an address of the CPU to one of device memory."""
+    with _current(context):
+        _call("copying to the GPU", "cuMemcpyHtoD", address, source, count, context=context)
+
+
+def copy_out(target: int, address: int, count: int, context: int) -> None:
+    """Copies `count` bytes of device memory to an address of the CPU, after what runs on the default stream."""
+    with _current(context):
+        _call("copying from the GPU", "cuMemcpyDtoH", target, address, count, context=context)
 
 
 def order(stream: int, after: int, context: int) -> None:

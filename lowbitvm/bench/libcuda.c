@@ -415,6 +415,30 @@ EXPORT Result cuMemFree(uint64_t address) {
     return SUCCESS;
 }
 
+/* Where `bytes` of device memory begin; NULL where they are not all of one allocation of the current context's device. */
+static void *device_memory(uint64_t address, size_t bytes) {
+    Slot *s = allocation(address, 1);
+    return s && s->device >= 0 && address + bytes <= s->address + s->bytes ? (void *)address : NULL;
+}
+
+EXPORT Result cuMemcpyHtoD(uint64_t to, const void *from, size_t bytes) {
+    ENTER;
+    CHECK(usable());
+    CHECK(may_block());
+    if (!device_memory(to, bytes)) return INVALID_VALUE;
+    memcpy((void *)to, from, bytes);
+    return SUCCESS;
+}
+
+EXPORT Result cuMemcpyDtoH(void *to, uint64_t from, size_t bytes) {
+    ENTER;
+    CHECK(usable());
+    CHECK(may_block());
+    if (!device_memory(from, bytes)) return INVALID_VALUE;
+    memcpy(to, (void *)from, bytes);
+    return SUCCESS;
+}
+
 EXPORT Result cuMemHostRegister(void *memory, size_t bytes, unsigned flags) {
     (void)flags;
     ENTER;
@@ -825,7 +849,8 @@ EXPORT Result cuGetProcAddress_v2(const char *name, void **function, int version
         CALL(cuDeviceGet), CALL(cuDeviceGetName), CALL(cuDeviceGetAttribute), CALL(cuCtxGetCurrent),
         CALL(cuCtxGetDevice), CALL(cuCtxPushCurrent), CALL(cuCtxPopCurrent), CALL(cuCtxSetCurrent), CALL(cuCtxCreate),
         CALL(cuCtxDestroy), CALL(cuCtxSynchronize), CALL(cuDevicePrimaryCtxRetain), CALL(cuDevicePrimaryCtxReset),
-        CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemHostRegister), CALL(cuMemHostUnregister),
+        CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemcpyHtoD), CALL(cuMemcpyDtoH), CALL(cuMemHostRegister),
+        CALL(cuMemHostUnregister),
         CALL(cuPointerGetAttribute), CALL(cuStreamCreate), CALL(cuStreamDestroy), CALL(cuStreamGetCtx),
         CALL(cuStreamSynchronize), CALL(cuStreamIsCapturing), CALL(cuThreadExchangeStreamCaptureMode),
         CALL(cuStreamBeginCapture), CALL(cuStreamEndCapture), {"cuGraphInstantiateWithFlags", (void *)cuGraphInstantiate}, CALL(cuGraphDestroy),

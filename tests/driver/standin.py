@@ -44,7 +44,10 @@ class Launched:
 
 
 class Standin:
-    """GPUs of one capability. `launched`: what ran on them; `findings`: what the emulator had against it."""
+    """GPUs of one capability. `launched`: what ran on them; `problems`: what the emulator had against it.
+
+    damage: what a faulty GPU does after a launch, to the memory from each parameter's address on, by its name.
+    """
 
     def __init__(self, devices: int = 2, capability: tuple[int, int] = (8, 0), pageable: bool = False) -> None:
         self.library = library()
@@ -53,6 +56,8 @@ class Standin:
         self.problems: list[BaseException] = []
         self.texts: dict[bytes, str] = {}
         self.pageable = pageable
+        self.checks = "all"
+        self.damage: Callable[[Launched, dict[str, np.ndarray[Any, Any]]], None] | None = None
         self._modules: dict[str, emulator.Module] = {}
         self._callback = _Launcher(self._launch)
         self.library.standin_launcher(self._callback)
@@ -82,7 +87,11 @@ class Standin:
             name = entry.decode()
             self.launched.append(Launched(name, device, grid, block, shared, stream))
             values = self._values(module, name, ctypes.string_at(parameters, count), device)
-            module.launch(name, grid, block, values, shared=shared)
+            module.launch(name, grid, block, values, shared=shared, checks=self.checks)
+            if self.damage is not None:
+                names = [variable.name for variable, _ in module.programs[name].params]
+                pointers = [pair for pair in zip(names, values, strict=True) if not isinstance(pair[1], int)]
+                self.damage(self.launched[-1], {each: value.target[value.offset :] for each, value in pointers})
         except _NotMapped:
             return ILLEGAL_ADDRESS
         except emulator.EmulatorError as problem:
