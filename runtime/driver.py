@@ -9,8 +9,8 @@ import functools
 import importlib
 import struct
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,16 +87,17 @@ def device_target(index: int) -> str:
     return targets.for_capability(major, minor).name
 
 
+@functools.cache
 def device_name(index: int) -> str:
-    """What a GPU calls itself, such as "NVIDIA A100-SXM4-80GB"."""
+    """What the driver calls a GPU, such as "NVIDIA A100-SXM4-80GB". Raises DEVICE_UNAVAILABLE."""
     name: bytes = _call("asking for the name of a GPU", "cuDeviceGetName", 256, _device(index))
-    return name.split(b"\0")[0].decode()
+    return name.decode().rstrip("\0")
 
 
-def version() -> str:
-    """The CUDA version of the driver, such as "13.0"."""
-    found = int(_call("asking for the driver's version", "cuDriverGetVersion"))
-    return f"{found // 1000}.{found % 1000 // 10}"
+@functools.cache
+def version() -> int:
+    """The newest CUDA that the driver knows: 13000 is 13.0. Raises DEVICE_UNAVAILABLE."""
+    return int(_call("asking for the driver's version", "cuDriverGetVersion"))
 
 
 def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primary: bool = False) -> Function:
@@ -230,6 +231,82 @@ def order(stream: int, after: int, context: int) -> None:
             _call("ordering two streams", "cuStreamWaitEvent", stream, event, 0, context=context)
         finally:
             _call("ordering two streams", "cuEventDestroy", event, context=context)
+
+
+def l2_bytes(index: int) -> int:
+    """The size of a GPU's L2 cache."""
+    attribute = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
+    return int(_call("asking for the size of the L2 cache", "cuDeviceGetAttribute", attribute, _device(index)))
+
+
+@contextmanager
+def new_stream(context: int) -> Iterator[int]:
+    """A stream of a context that waits for no other, while it is used."""
+    with _current(context):
+        stream = int(_call("making a stream", "cuStreamCreate", 1, context=context))
+    try:
+        yield stream
+    finally:
+        _dispose(context, "cuStreamDestroy", stream)
+
+
+@contextmanager
+def timer(stream: int, context: int) -> Iterator[Callable[[Callable[[], object]], float]]:
+    """A function that gives the microseconds on the GPU of what a call of another puts on a stream."""
+    doing = "timing a launch"
+    events: list[Any] = []
+
+    def timed(work: Callable[[], object]) -> float:
+        with _current(context):
+            _call(doing, "cuEventRecord", events[0], stream, context=context)
+            work()
+            _call(doing, "cuEventRecord", events[1], stream, context=context)
+            _call(doing, "cuEventSynchronize", events[1], context=context)
+            return 1e3 * float(_call(doing, "cuEventElapsedTime", *events, context=context))
+
+    try:
+        with _current(context):
+            for _ in range(2):
+                events.append(_call(doing, "cuEventCreate", 0, context=context))
+        yield timed
+    finally:
+        for event in events:
+            _dispose(context, "cuEventDestroy", event)
+
+
+@contextmanager
+def recorded(work: Callable[[], object], stream: int, context: int) -> Iterator[Callable[[], None]]:
+    """A function that puts what `work` launches on a stream there again, as one CUDA graph. Nothing runs before."""
+    doing = "recording a CUDA graph"
+    mode = _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with _current(context):
+        _call(doing, "cuStreamBeginCapture", stream, mode, context=context)
+        try:
+            work()
+        except BaseException:
+            _dispose(context, "cuStreamEndCapture", stream)
+            raise
+        graph = _call(doing, "cuStreamEndCapture", stream, context=context)
+    runs = None
+    try:
+        with _current(context):
+            runs = _call(doing, "cuGraphInstantiate", graph, 0, context=context)
+        yield functools.partial(_run_graph, runs, stream, context)
+    finally:
+        if runs is not None:
+            _dispose(context, "cuGraphExecDestroy", runs)
+        _dispose(context, "cuGraphDestroy", graph)
+
+
+def _run_graph(graph: Any, stream: int, context: int) -> None:
+    with _current(context):
+        _call("launching a CUDA graph", "cuGraphLaunch", graph, stream, context=context)
+
+
+def _dispose(context: int, name: str, handle: Any) -> None:
+    """Gives back what is no longer needed; in a context that is lost it is gone already."""
+    with suppress(LowbitvmError), _current(context):
+        getattr(_driver(), name)(handle)
 
 
 def pointer_device(address: int) -> int:

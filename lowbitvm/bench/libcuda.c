@@ -101,6 +101,7 @@ static __thread int depth, thread_mode;
 static struct { int devices, major, minor, pageable, initialised; } machine;
 static struct { char name[64]; Result result; int skip, times; } faults[FAULTS];
 static int fault_count, captures;
+static double scripted = -1; /* milliseconds that events take for the time; below 0: the time that it is */
 static Launcher *launcher;
 
 /* What a test calls. */
@@ -120,9 +121,11 @@ EXPORT void standin_reset(int devices, int major, int minor, int pageable) {
     machine.devices = devices, machine.major = major, machine.minor = minor, machine.pageable = pageable;
     machine.initialised = 0;
     fault_count = captures = depth = thread_mode = 0;
-    launcher = NULL;
+    launcher = NULL, scripted = -1;
     UNLOCK;
 }
+
+EXPORT void standin_clock(double milliseconds) { scripted = milliseconds; }
 
 EXPORT void standin_launcher(Launcher *function) { launcher = function; }
 
@@ -256,6 +259,7 @@ EXPORT Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
     if (device < 0 || device >= machine.devices) return INVALID_DEVICE;
     switch (attribute) {
+        case 38: *value = 1 << 16; break; /* bytes of L2: few buffers are beyond it */
         case 75: *value = machine.major; break;
         case 76: *value = machine.minor; break;
         case 88: *value = machine.pageable; break;
@@ -611,7 +615,7 @@ EXPORT Result cuEventRecord(Slot *event, Slot *stream) {
     CHECK(stream_context(stream, &context));
     if (context != event->context) return INVALID_HANDLE;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    event->time = 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+    event->time = scripted < 0 ? 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec : scripted;
     return SUCCESS;
 }
 
