@@ -91,7 +91,7 @@ def device_target(index: int) -> str:
 def device_name(index: int) -> str:
     """What the driver calls a GPU, such as "NVIDIA A100-SXM4-80GB". Raises DEVICE_UNAVAILABLE."""
     name: bytes = _call("asking for the name of a GPU", "cuDeviceGetName", 256, _device(index))
-    return name.decode().rstrip("\0")
+    return name.split(b"\0")[0].decode()  # what stands behind the zero is left over
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
-from lowbitvm.runtime import driver
+from lowbitvm.runtime import copying, driver
 from lowbitvm.runtime.arguments import KINDS, LEGACY_STREAM, DeviceArray, address, adopt, device_of, is_contiguous
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.targets import Target, get
@@ -41,10 +41,10 @@ def launch(
 
     `arguments` has a contiguous array or packed weight per array of the kernel; what is stored to may overlap nothing
     else. CPU arrays (numpy's and torch's) run on the emulator, which takes `options` (checks, on_finding, seed) and
-    returns its report, or with LOWBITVM_DEVICE=cuda:0 on a GPU that can use the memory of the CPU, to the end. CUDA
-    tensors run on their GPU, on torch's current stream; arrays of other libraries (`__cuda_array_interface__`, DLPack)
-    on the stream that they name. `stream` (a CUstream as an integer) takes the place of these. A grid with a zero
-    launches nothing.
+    returns its report, or with LOWBITVM_DEVICE=cuda:0 on a GPU that can use the memory of the CPU, to the end, or with
+    LOWBITVM_DEVICE=copy:0 on any GPU, to whose memory they are copied and back. CUDA tensors run on their GPU, on
+    torch's current stream; arrays of other libraries (`__cuda_array_interface__`, DLPack) on the stream that they name.
+    `stream` (a CUstream as an integer) takes the place of these. A grid with a zero launches nothing.
     Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH, GRID_TOO_LARGE, LAUNCH_FAILED,
     CONTEXT_LOST.
     """
@@ -53,8 +53,14 @@ def launch(
     if ready is not None:
         ready.run(given, stream)
         return None
-    blocks = _grid(kernel, grid)
-    return None if 0 in blocks else _emulate(kernel, blocks, kernel.parameters(given), options)
+    blocks, index = _grid(kernel, grid), _copying_gpu()
+    if 0 in blocks:
+        return None
+    if index is not None:
+        values = kernel.parameters(given)
+        copying.run(kernel, blocks, [v if isinstance(v, int) else _as_numpy(v) for v in values], index)
+        return None
+    return _emulate(kernel, blocks, kernel.parameters(given), options)
 
 
 def prepare(kernel: CompiledKernel, grid: Sequence[int], given: Mapping[str, Any]) -> "Ready | None":
@@ -181,29 +187,43 @@ def emulated_target() -> str | None:
         return None
     if device.startswith("emulator:"):
         return get(device.removeprefix("emulator:")).name
-    index = _host_gpu()
+    copying_gpu = _copying_gpu()
+    index = _host_gpu() if copying_gpu is None else copying_gpu
     assert index is not None
     return driver.device_target(index)
 
 
 def _host_gpu() -> int | None:
-    """The GPU that CPU arrays go to, None for the emulator."""
+    """The GPU that CPU arrays go to as they are, None for none."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
-    return None if not device or device.startswith("emulator:") else _sharing_gpu(device)
+    return None if not device or device.startswith(("emulator:", "copy:")) else _sharing_gpu(device)
+
+
+def _copying_gpu() -> int | None:
+    """The GPU that CPU arrays are copied to, None for none."""
+    device = os.environ.get("LOWBITVM_DEVICE", "")
+    return _gpu_number(device, "copy:") if device.startswith("copy:") else None
 
 
 @functools.cache
 def _sharing_gpu(device: str) -> int:
-    number = device.removeprefix("cuda:")
-    if not number.isdecimal() or not device.startswith("cuda:"):
-        raise LowbitvmError(
-            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or cuda:0, or unset it"
-        )
-    if not driver.reads_host_memory(int(number)):
+    number = _gpu_number(device, "cuda:")
+    if not driver.reads_host_memory(number):
         raise LowbitvmError(
             "DEVICE_UNAVAILABLE",
             f"LOWBITVM_DEVICE is {device!r}, a GPU that cannot use memory of the CPU",
-            "unset it, and move the arrays to the GPU",
+            "move the arrays to the GPU, or have them copied for each launch by LOWBITVM_DEVICE=copy:0",
+        )
+    return number
+
+
+def _gpu_number(device: str, prefix: str) -> int:
+    number = device.removeprefix(prefix)
+    if not number.isdecimal() or not device.startswith(prefix):
+        raise LowbitvmError(
+            "DEVICE_UNAVAILABLE",
+            f"LOWBITVM_DEVICE is {device!r}",
+            "set it to emulator:sm_80, cuda:0 or copy:0, or unset it",
         )
     return int(number)
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 import lowbitvm as lb
-from lowbitvm.runtime import driver, integer, launch, linear, workspace
+from lowbitvm.runtime import driver, integer, launch, linear, mixture, quantise, workspace
 from tests.driver.standin import Standin, remembering
 
 CACHES = (
     *(driver._driver, driver._pointer_call, driver.primary_context, driver.device_target, launch._sharing_gpu),
-    *(linear.disk_cache, linear._compiled, integer._compiled),  # so that the stand-in sees every kernel's PTX
+    # so that the stand-in sees every kernel's PTX
+    *(linear.disk_cache, linear._compiled, integer._compiled, quantise._compiled),
+    *(mixture._compiled, mixture._compiled_complex),
 )
 
 

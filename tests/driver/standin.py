@@ -47,6 +47,7 @@ class Launched:
 class Standin:
     """GPUs of one capability. `launched`: what ran on them; `problems`: what the emulator had against it.
 
+    damage: what a faulty GPU does after a launch, to the memory from each parameter's address on, by its name.
     cost: the microseconds that a launch takes by the clock of events; None: as long as it takes.
     """
 
@@ -59,6 +60,8 @@ class Standin:
         self.cost: Callable[[Launched], float] | None = None
         self.clock = 0.0  # microseconds
         self.pageable = pageable
+        self.checks = "all"
+        self.damage: Callable[[Launched, dict[str, np.ndarray[Any, Any]]], None] | None = None
         self._modules: dict[str, emulator.Module] = {}
         self._callback = _Launcher(self._launch)
         self.library.standin_launcher(self._callback)
@@ -91,7 +94,11 @@ class Standin:
                 self.clock += self.cost(self.launched[-1])
                 self.library.standin_clock(self.clock / 1e3)
             values = self._values(module, name, ctypes.string_at(parameters, count), device)
-            module.launch(name, grid, block, values, shared=shared)
+            module.launch(name, grid, block, values, shared=shared, checks=self.checks)
+            if self.damage is not None:
+                names = [variable.name for variable, _ in module.programs[name].params]
+                pointers = [pair for pair in zip(names, values, strict=True) if not isinstance(pair[1], int)]
+                self.damage(self.launched[-1], {each: value.target[value.offset :] for each, value in pointers})
         except _NotMapped:
             return ILLEGAL_ADDRESS
         except emulator.EmulatorError as problem:
