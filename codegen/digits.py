@@ -97,6 +97,7 @@ class DirectPipeline(Pipeline):
     """A loop whose warps share out k: warp w takes the w-th part of every step, and none waits for another."""
 
     def prologue(self, start: Operand, stop: Operand) -> None:
+        self.state.wait_for_earlier()
         self.left = self.state.builder.op("sub.s32", "r", stop, self.first)
 
     @property

@@ -1,8 +1,6 @@
 """torch operators. Importing this module, or using `lb.linear`, registers `torch.ops.lowbitvm.linear` and its like."""
 
-import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -34,7 +32,8 @@ _library.define(
     " int out_features, int in_features, str? x_format=None, Tensor[]? gate=None, Tensor? residual=None, *,"
     " str? activation=None, ScalarType? dtype=None) -> Tensor"
 )
-_linear_operator = torch.ops.lowbitvm.linear
+_linear_operator, _integer_operator = torch.ops.lowbitvm.linear.default, torch.ops.lowbitvm.integer_linear.default
+_AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd
 Weight = PackedWeight | PackedDigits
 AnyWeight = TypeVar("AnyWeight", PackedWeight, PackedDigits)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -74,42 +73,55 @@ def linear(
     Raises DTYPE_MISMATCH, SHAPE_MISMATCH, ARGUMENT_INVALID, FORMAT_UNSUPPORTED, TENSOR_NOT_CONTIGUOUS,
     DEVICE_MISMATCH; a backward pass through it raises GRADIENT_UNSUPPORTED.
     """
-    _check_kinds(x, weight, gate, activation, dtype)
+    if gate is not None or activation is not None or dtype is not None or not _plain(x, weight):
+        _check_kinds(x, weight, gate, activation, dtype)
     gates = None if gate is None else list(gate.arrays.values())
     if isinstance(weight, PackedDigits):
         stored = (weight.words, weight.sums, weight.scales, weight.zeros, bias, str(weight.format), *weight.shape)
-        options = {"activation": activation, "dtype": dtype}
         of_x = None if x_format is None else str(x_format)
-        product: torch.Tensor = torch.ops.lowbitvm.integer_linear(x, *stored, of_x, gates, residual, **options)
-        return product
+        tensors = (x, *stored[:5], residual, *(gates or ()))
+        options = {"activation": activation, "dtype": dtype}
+        return _dispatched(_integer_operator, tensors, (x, *stored, of_x, gates, residual), options)
     if x_format is not None:
         raise LowbitvmError(
             "ARGUMENT_INVALID",
             f"x_format {x_format} with a weight of {weight.format}",
             "leave it out, or quantise with act",
         )
-    parts = (weight.words, weight.scales, weight.zeros)
-    more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
-    epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
-    rest: tuple[Any, ...] = (*more, gates, residual)
-    tensors = (x, *parts, bias, *more, residual, *(gates or ()))
-    if all(one is None for one in rest):  # what is left out costs torch no time
-        rest = ()
-    if activation is None and dtype is None and not batch_invariant:
-        epilogue = {}
-    arguments = (x, *parts, bias, weight.format_text, weight.out_features, weight.in_features, *rest)
+    first = (x, weight.words, weight.scales, weight.zeros, bias)
+    table, outer, outer_zeros, permutation = weight.table, weight.outer, weight.outer_zeros, weight.permutation
+    arguments = (*first, weight.format_text, weight.out_features, weight.in_features)
+    epilogue = {}
+    if activation is not None or dtype is not None or batch_invariant:
+        epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
+    optional: tuple[Any, ...] = (table, outer, outer_zeros, permutation, gates, residual)
+    if optional == (None,) * 6:
+        return _dispatched(_linear_operator, first, arguments, epilogue)
+    rest = (table, outer, outer_zeros, permutation)
+    tensors = (*first, *rest, residual, *(gates or ()))
+    return _dispatched(_linear_operator, tensors, (*arguments, *rest, gates, residual), epilogue)
+
+
+def _dispatched(
+    call: Any, tensors: Sequence[torch.Tensor | None], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> torch.Tensor:
+    """The operator's result, by torch's dispatcher."""
     result: torch.Tensor
     if torch.compiler.is_compiling() or _differentiable(tensors):
-        result = _linear_operator(*arguments, **epilogue)
+        result = call(*arguments, **options)
     else:
-        with torch._C._AutoDispatchBelowAutograd():  # torch takes as long to find that out as for all the rest
-            result = _linear_operator(*arguments, **epilogue)
+        with _AutoDispatchBelowAutograd():  # torch takes as long to find that out as for all the rest
+            result = call(*arguments, **options)
     return result
 
 
 def _differentiable(tensors: Sequence[torch.Tensor | None]) -> bool:
     """Whether a backward pass may reach the operator."""
-    return torch.is_grad_enabled() and True in [t.requires_grad for t in tensors if t is not None]
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _x_format(weight: Format, given: str | None) -> Format:
@@ -123,6 +135,11 @@ def _x_format(weight: Format, given: str | None) -> Format:
     if fmt.act is not None or (fmt.dtype, fmt.digits) != (weight.act, weight.digits):
         raise LowbitvmError("FORMAT_UNSUPPORTED", f"x in {fmt} and a weight of {weight}", f"use codes of {weight.act}")
     return fmt
+
+
+def _plain(x: torch.Tensor, weight: Weight) -> bool:
+    """Whether `_check_kinds` would find nothing, as it does mostly; in a third of the time."""
+    return isinstance(x, torch.Tensor) and type(weight) is PackedWeight and isinstance(weight.words, torch.Tensor)
 
 
 def _check_kinds(
@@ -234,7 +251,9 @@ def _linear(
     )
     known = _repeated.get(key)
     if known is not None:
-        y = x.new_empty((*x.shape[:-1], out_features), dtype=known.dtype)
+        y: torch.Tensor = x.new_empty(
+            *known.shape, **known.options
+        )  # sizes one by one: torch takes a tuple in twice the time
         if known.run(y, tensors):
             return y
     stored = (words, scales, zeros, Format.parse(fmt), out_features, in_features)
@@ -262,7 +281,8 @@ def _linear(
         launch(call.kernel, call.grid, arguments | shared)
         ready = prepare(call.kernel, call.grid, arguments | shared)
         if ready is not None and not (permutation is not None and gate):  # two permutations were compared by value
-            repeated = Repeated(call, ready, dtype, _slots(weight, gates, call.kernel))
+            options: dict[str, Any] = {} if dtype == x.dtype else {"dtype": dtype}
+            repeated = Repeated(call, ready, tuple(y.shape), options, _slots(weight, gates, call.kernel))
             _remember(key, repeated, (*tensors, y, *shared.values()))
     return y
 
@@ -271,12 +291,14 @@ def _linear(
 class Repeated:
     """What the operator launches for tensors of shapes, dtypes and devices that it has had before.
 
+    shape: of the result, which x.new_empty makes with the options.
     slots: for every pointer of the kernel which tensor it is, of the operator's, y, and what splits of k share.
     """
 
     call: LinearCall
     ready: Ready
-    dtype: torch.dtype
+    shape: tuple[int, ...]
+    options: dict[str, Any]
     slots: tuple[int, ...]
 
     def run(self, y: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> bool:
@@ -284,20 +306,13 @@ class Repeated:
         if not self.ready.usable():
             return False
         if self.call.partials is None:
-            return self._launch((*tensors, y))
+            return self.ready.launch(self.addresses((*tensors, y)))
         with self.call.shared(y) as shared:
-            return self._launch((*tensors, y, *shared.values()))
+            return self.ready.launch(self.addresses((*tensors, y, *shared.values())))
 
-    def _launch(self, given: Sequence[Any]) -> bool:
-        addresses = self.addresses(given)
-        if addresses is not None:
-            self.ready.launch(addresses)
-        return addresses is not None
-
-    def addresses(self, given: Sequence[Any]) -> list[int] | None:
-        """The kernel's pointers; None where one is not aligned: another kernel is then needed."""
-        found = [given[slot].data_ptr() for slot in self.slots]
-        return None if functools.reduce(operator.or_, found) % ALIGNMENT else found
+    def addresses(self, given: Sequence[Any]) -> list[int]:
+        """The kernel's pointers."""
+        return [given[slot].data_ptr() for slot in self.slots]
 
 
 _repeated: dict[object, Repeated] = {}
@@ -305,7 +320,7 @@ _repeated: dict[object, Repeated] = {}
 
 def _remember(key: object, repeated: Repeated, given: Sequence[Any]) -> None:
     """Keeps a call, if it was one with aligned addresses."""
-    if repeated.addresses(given) is None:
+    if any(address % ALIGNMENT for address in repeated.addresses(given)):
         return
     if len(_repeated) >= KEPT:
         _repeated.clear()

@@ -1,7 +1,6 @@
 """Arrays of the CPU on any GPU: copied to its memory, launched on, and copied back. LOWBITVM_DEVICE=copy:0."""
 
 import contextlib
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ def run(kernel: CompiledKernel, grid: driver.Dim3, values: Sequence[Any], index:
         image[start : start + array.nbytes] = _bytes(array)
     before, memory = image.copy(), driver.allocate(end, function.context)
     addresses = iter([memory + start for start in starts])
-    kinds = [ctypes.c_int32 if isinstance(value, int) else ctypes.c_void_p for value in values]
+    kinds = "".join("i" if isinstance(value, int) else "Q" for value in values)
     given = [value if isinstance(value, int) else next(addresses) for value in values]
     held = Held(driver.Launch(function, grid, (code.threads, 1, 1), kinds), given, memory)
     with contextlib.ExitStack() as owner:
@@ -65,7 +64,7 @@ class Held:
     """A launch whose arrays are in a GPU's memory, to be repeated as often as one likes."""
 
     launch: driver.Launch
-    values: Sequence[int]
+    values: list[int]
     memory: int
 
     def __call__(self, stream: int) -> None:
