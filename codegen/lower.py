@@ -10,6 +10,7 @@ from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_
 from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
 from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
+from lowbitvm.codegen.held_dot import HeldDot
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -381,7 +382,8 @@ class Lowering:
             return DigitDot(self.state, pipeline, op)
         if multiplies_dense(op):
             return DenseDot(self.state, pipeline, op)
-        dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)
+        kind = Dot if not pipeline.unit.lead else HeldDot if self.state.held else SharedDot
+        dot = kind(self.state, pipeline, op)
         dot.prime()
         return dot
 

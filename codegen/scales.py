@@ -98,8 +98,8 @@ class ByteRows(GroupRows):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         self.active = self.fewer(self.words, 32, self.lane)
         self._add_words(row, start)
-        # read by the warps that multiply, or by those that decode and convert them
-        readers = state.warps if fused else state.warps // state.warps_m
+        # read by the warps that multiply, or by those that decode
+        readers = state.warps if fused and not state.held else state.warps // state.warps_m
         self.read_tiles = self.row_tiles * state.warps // readers
         self.base = self.base_of(readers, self.read_tiles)
         self._emit_store_places()

@@ -26,6 +26,7 @@ class State:
     warps: int
     layouts: dict[Op, Layout]
     warps_m: int = 1  # of the warps, how many share out the rows of activations; the others share out the weights
+    held: bool = False  # each warp decodes all weights that it multiplies, though several multiply the same
     builder: Builder = field(default_factory=Builder)
     values: dict[Op, list[Operand]] = field(default_factory=dict)
     shared_bytes: int = 0  # dynamic shared memory that is taken now

@@ -83,9 +83,13 @@ class WordTile(Words):
 
     @functools.cached_property
     def lane_bases(self) -> dict[int, str]:
-        """Per vector width the lane's address in a block of such vectors, at the start of the warp's tiles."""
-        b = self.state.builder
-        return {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, self.warp_base) for w in dict.fromkeys(blocks(self.bits))}
+        """Per vector width the lane's address in a block of such vectors, at the start of the tiles that it decodes."""
+        b, base = self.state.builder, self.warp_base
+        if self.state.held:
+            warp = b.op("and.b32", "r", self.warp, self.state.warps // self.state.warps_m - 1)
+            step = self.row_bytes * self.row_tiles * self.state.warps_m
+            base = b.op("mad.lo.s32", "r", warp, step, self.state.smem)
+        return {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, base) for w in dict.fromkeys(blocks(self.bits))}
 
     def words(self, slot: int, t: int, j: int) -> list[str]:
         """Emits the loads of the lane's words of row tile t, k tile j."""
