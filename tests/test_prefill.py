@@ -115,7 +115,7 @@ def test_weights_and_scales_are_read_once_per_block_without_bank_conflicts(zero)
 
 
 @pytest.mark.parametrize("stages", [3, 4, 5])
-@pytest.mark.parametrize("k", [64, 128, 192, 256, 320, 704])
+@pytest.mark.parametrize("k", [64, 128, 192, 320, 704])
 def test_any_number_of_units_meets_any_number_of_stages(stages, k):
     for target in ("sm_80", "sm_90a"):  # weights in shared memory, and held in registers
         run(lb.Format("u3", group=64, zero="int"), "f16", 9, 128, k, target, stages=stages)
@@ -150,11 +150,10 @@ def test_codebooks_are_looked_up_once_per_block(fmt, act):
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [("sm_80", "u8"), ("sm_90a", "u2"), ("sm_90a", "u4"), ("sm_90a", "f6e3m2"), ("sm_90a", "mxfp4")]
+    ("target", "name"), [("sm_80", "u8"), ("sm_90a", "u2"), ("sm_90a", "u4"), ("sm_90a", "f6e3m2")]
 )
 def test_shared_memory_keeps_up_with_the_tensor_cores(target, name):
-    fmt = lb.Format.parse(name) if name == "mxfp4" else lb.Format(name, group=128)
-    kernel, report, _ = run(fmt, "f16", ROWS, 128, 2048, target)
+    kernel, report, _ = run(lb.Format(name, group=128), "f16", ROWS, 128, 2048, target)
     gpu = targets.get(target).gpu
     clocks = 2 * ROWS * 128 * 2048 / (gpu.f16 * (gpu.sync_share or 1))
     assert report.counters.shared_wavefronts <= clocks
