@@ -15,7 +15,7 @@ LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for f
 WARP_ROWS = 64  # of activations that a warp has then
 MOST_WARPS = 8  # more leave no registers for products beside the accumulators, nor do two dots
 BANKS_BYTES = 128  # of one pass over all banks of shared memory
-WORTH = 1.1  # weights are held for more than that: the decode by several warps takes a tenth more instructions
+UNCOUNTED = 1.05  # of the passes that are counted: those for scales come on top
 LEAST_SLOTS = 3  # one unit is multiplied, the next one decoded, another one fetched
 
 
@@ -73,10 +73,10 @@ def _outrun(dot: Op, target: Target, warps: int, warps_m: int) -> bool:
     assert fmt is not None
     bm, bn = dot.shape
     codes = 2 * bn * fmt.bits / 8
-    read = warps // warps_m * 2 * bm + warps_m * 2 * bn  # bytes of one of k: each warp reads its rows of both
+    read = warps // warps_m * 2 * bm + (warps_m - 1) * 2 * bn  # bytes of one of k: a warp keeps what it decodes
     passes = 16 * (2 * bm + codes + 2 * bn + read) / BANKS_BYTES
     clocks = 2 * 16 * bm * bn / (target.gpu.f16 * (target.gpu.sync_share or 1.0))
-    return passes > WORTH * clocks
+    return UNCOUNTED * passes > clocks
 
 
 def _is_plain(dot: Op) -> bool:

@@ -233,6 +233,7 @@ class RelativeRows(ByteRows):
         self.first_segment = b.op("setp.lt.u32", "p", self.lane, self.lane_words)
         reads = [0, 0, *(self.largest_lane << i for i in range(3))]
         tiles = self.row_tiles * state.warps_m
+        reads += [0] * (state.warps_m.bit_length() - 1)
         reads += [self._largest_place(tiles << i) for i in range((state.warps // state.warps_m).bit_length() - 1)]
         self.largest_base = state.shared_address(reads)
 

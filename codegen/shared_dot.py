@@ -51,10 +51,14 @@ class SharedDot(Dot):
         """Emits the lane's addresses in the buffers."""
         state = self.state
         self.tile_bytes = self.pipeline.unit.k // self.atom.k * FRAGMENT  # of a row tile
-        lanes, n_warps = [VECTOR << i for i in range(5)], state.warps // state.warps_m
-        written = [self.words.row_tiles * self.tile_bytes << i for i in range(state.warps.bit_length() - 1)]
-        read = [self.row_tiles * self.tile_bytes << i for i in range(n_warps.bit_length() - 1)]
-        self.write_base, self.read_base = (state.shared_address(lanes + by_warp) for by_warp in (written, read))
+        lanes, own = [VECTOR << i for i in range(5)], self.words.row_tiles * self.tile_bytes
+        step = own * state.warps_m
+        self.write_base = state.shared_address(lanes + state.by_warp(step, own))
+        self.read_base = self._read_base(lanes, step, own)
+
+    def _read_base(self, lanes: list[int], step: int, own: int) -> str:
+        """Emits the address of the lane's part of the warp's first row tile; `step`: from one warp's to another's."""
+        return self.state.shared_address(lanes + self.state.by_warp(step))
 
     def _emit_addresses(self) -> None:
         self.lane = self._lane_offsets(self.atom.k)
@@ -131,9 +135,13 @@ class SharedDot(Dot):
             for chunk in range(self.pipeline.unit.k // CHUNK_K):
                 words = self.words.words(self.pipeline.slot_of(number), t, chunk)
                 for step, fragment in enumerate(self._made(words, number, t, chunk, addends)):
-                    place = self.buffers[number % 2] + t * self.tile_bytes + (4 * chunk + step) * FRAGMENT
-                    self.state.builder.do("st.shared.v4.b32", memory(self.write_base, place), vector(fragment))
+                    self._store(fragment, number, t, (4 * chunk + step) * self.atom.k)
                     yield
+
+    def _store(self, fragment: list[str], number: int, t: int, k: int) -> None:
+        """Emits the store of a fragment of the row tile t that the warp decodes."""
+        place = self.buffers[number % 2] + t * self.tile_bytes + k // self.atom.k * FRAGMENT
+        self.state.builder.do("st.shared.v4.b32", memory(self.write_base, place), vector(fragment))
 
     def _made(
         self, words: list[str], number: int, t: int, chunk: int, addends: dict[tuple[int, int], list[str]]
@@ -171,10 +179,8 @@ class SharedDot(Dot):
         self.sum_lane = self._lane_offsets(LDMATRIX_K, 8 * self.summed)
         self.sum_bytes = 4 * rows
         self.sum_place = state.allocate_shared(2 * self.segments * self.sum_bytes, self.op)
-        n_bits, m_bits = n_warps.bit_length() - 1, state.warps_m.bit_length() - 1
-        by_m = [32 * self.columns << i for i in range(m_bits)]
-        written = [0, 0, 4, 8, 16, *(32 * self.summed << i for i in range(n_bits)), *by_m]
-        read = [8, 16, 0, 0, 0, *[0] * n_bits, *by_m]
+        written = [0, 0, 4, 8, 16, *state.by_warp(32 * self.summed, 32 * self.columns)]
+        read = [8, 16, 0, 0, 0, *state.by_warp(0, 32 * self.columns)]
         self.sum_write, self.sum_read = state.shared_address(written), state.shared_address(read)
         self.first_of_quad = state.builder.op("setp.eq.s32", "p", state.builder.op("and.b32", "r", state.tid, 3), 0)
         # by n8 tile: the sums over the units of a period so far, which an iteration hands on to the next
