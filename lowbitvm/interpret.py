@@ -37,8 +37,8 @@ def interpret(
 ) -> None:
     """Runs every block of the grid, one after another; arrays that the program stores to are changed in place.
 
-    `arguments` has a numpy array, or PackedWeight of numpy arrays, per array of the program. blocks: those to run, where
-    it is not all. weights: what `decoded` made of the arguments, which takes a while. Raises SHAPE_MISMATCH and
+    `arguments` has a numpy array, or PackedWeight of numpy arrays, per array of the program. blocks: those to run,
+    where it is not all. weights: what `decoded` made of the arguments, which takes a while. Raises SHAPE_MISMATCH and
     DTYPE_MISMATCH where the arguments do not fit their declaration.
     """
     sizes = bind_sizes(program, arguments)

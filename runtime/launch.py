@@ -102,6 +102,11 @@ class Place:
     index: int
     arrays: str
 
+    @property
+    def context(self) -> int:
+        """The context that it launches in."""
+        return driver.current_context(self.index) if self.arrays == "other" else driver.primary_context(self.index)
+
 
 def place_of(arrays: Sequence[Any]) -> Place | None:
     """Where arrays are computed with; None: on the emulator. Raises DEVICE_MISMATCH and DEVICE_UNAVAILABLE."""
