@@ -165,6 +165,7 @@ def _write_report(found: dict[str, Any], plot_folder: Path | None, html_file: Pa
         return
     drawn = plots.draw(found)
     if plot_folder is not None:
+        _make(plot_folder)
         for name, plot in drawn.items():
             _write(plot_folder / f"{name}.svg", plot.alone)
         click.echo(f"{len(drawn)} plots written to {plot_folder}")
@@ -172,9 +173,15 @@ def _write_report(found: dict[str, Any], plot_folder: Path | None, html_file: Pa
         _write(html_file, report.page(found, drawn))
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"{folder} cannot be written: {error}") from error
+
+
 def _write(file: Path, text: str) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{file} cannot be written: {error}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from lowbitvm import targets
 from lowbitvm.pack import as_format, stored_bytes
+from lowbitvm.runtime.model import LAUNCH_US
 
 INK, GRID, PAPER = "#010203", "#040506", "#070809"  # text, grid and background; see plots.ON_PAGE
 PALETTE = ("#3f83d0", "#e5832a", "#2e9f74", "#c25fb0", "#8b8f99", "#c9a21f", "#d1495b", "#5a6bd8")
@@ -30,6 +31,12 @@ def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Any
 
     figure = Figure((WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _legend(figure: Any, panel: Any) -> None:
+    """One legend above all panels, which have the same kinds of marks."""
+    marks, labels = panel.get_legend_handles_labels()
+    figure.legend(marks, labels, loc="outside upper left", ncols=len(labels), fontsize=9)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
@@ -67,9 +74,9 @@ def _tools(rows: Sequence[dict[str, Any]]) -> Drawing:
         panel.set_title(target)
         panel.grid(axis="x", visible=False)
     axes[0][0].set_ylabel("multiply-adds per instruction")
-    axes[0][0].legend(loc="upper left")
+    _legend(figure, axes[0][0])
     caption = "4-bit weights, group 128, integer zero points, f16. Counted in machine code; more is better."
-    return Drawing("tools", "Multiply-adds per warp instruction and lane group of the main loop", caption, figure)
+    return Drawing("tools", "Multiply-adds per instruction of the main loop", caption, figure)
 
 
 def _formats(rows: Sequence[dict[str, Any]]) -> Drawing:
@@ -89,7 +96,7 @@ def _formats(rows: Sequence[dict[str, Any]]) -> Drawing:
         panel.grid(axis="x", visible=False)
     axes[-1][0].set_xticks(range(len(names)), names, rotation=90, fontsize=7.5)
     axes[-1][0].set_xlim(-0.7, len(names) - 0.3)
-    axes[0][0].legend(loc="upper left", ncols=2, bbox_to_anchor=(0, 1.2))
+    _legend(figure, axes[0][0])
     caption = (
         f"Kernels for up to {fewest} rows on {target}, issue slots per weight and thread. Counted; less is better."
     )
@@ -114,9 +121,9 @@ def _products(rows: Sequence[dict[str, Any]]) -> Drawing:
             panel.plot(places, values, MARKERS[number], label=f"{size} rows", color=PALETTE[number], markersize=5)
         panel.set_xticks(range(len(pairs)), pairs, rotation=90, fontsize=8)
         panel.set_title(target)
-        panel.set_ylim(bottom=0)
+    axes[0][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("instructions per weight")
-    axes[0][0].legend(fontsize=8)
+    _legend(figure, axes[0][0])
     caption = "Weights × activations in the digits that the plan chooses. Counted in machine code; less is better."
     return Drawing("products", "Products of integers: instructions per weight", caption, figure)
 
@@ -147,13 +154,13 @@ def _block(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
         gain.set_xticks(list(least), [str(m) for m in least], fontsize=8)
         gain.minorticks_off()
         gain.set_xlabel("rows of activations, M")
-        gain.set_ylim(bottom=0)
+    axes[1][0].set_ylim(bottom=0)  # of all: they share the axis
     axes[0][0].set_ylabel("µs per block")
     axes[1][0].set_ylabel("speed-up over f16 at best")
-    axes[0][0].legend(fontsize=8)
+    _legend(figure, axes[0][0])
     caption = (
-        "The linear layers of one block, one launch each. Modelled, not measured; f16 weights are taken at the "
-        "roofline, which no kernel reaches."
+        "The linear layers of one block, one launch each. Modelled, not measured; f16 weights take the time of the "
+        "roofline, which no kernel reaches, and of the launches."
     )
     return Drawing(name, f"{name}: time and speed-up against M", caption, figure)
 
@@ -183,10 +190,10 @@ def _bytes(row: dict[str, Any], bits: int | None = None) -> float:
 
 
 def _least_us(row: dict[str, Any], bits: int) -> float:
-    """The roofline's time of the layer with weights of `bits` bits that are multiplied in f16."""
+    """The roofline's time of the layer with weights of `bits` bits that are multiplied in f16, and a launch's."""
     gpu = targets.gpu(row["gpu"])[1]
     products: float = 2 * row["m"] * row["n"] * row["k"] / (gpu.f16 * gpu.sms * gpu.boost_ghz * 1e3)
-    return max(_bytes(row, bits) / (1e3 * gpu.dram_gbs), products)
+    return LAUNCH_US + 2 * targets.LATENCY_NS / 1e3 + max(_bytes(row, bits) / (1e3 * gpu.dram_gbs), products)
 
 
 def _roofline(rows: Sequence[dict[str, Any]]) -> Drawing:
@@ -208,7 +215,7 @@ def _roofline(rows: Sequence[dict[str, Any]]) -> Drawing:
         panel.set(xscale="log", yscale="log", xlabel="operations per byte of x, w and y")
         panel.set_title(sheet.name)
     axes[0][0].set_ylabel("TFLOP/s")
-    axes[0][0].legend(fontsize=8)
+    _legend(figure, axes[0][0])
     caption = (
         "Every layer and M of the tables; the line is the data sheet's bandwidth and f16 peak. Modelled, not measured."
     )
@@ -235,9 +242,9 @@ def validation(rows: Sequence[dict[str, Any]]) -> Iterator[Drawing]:
         modelled = [row["kernel_us"] + row["constant_us"] for row in own]
         panel.plot(names, modelled, "s--", label="modelled", color=PALETTE[1], markersize=4)
         panel.set_title(gpu)
-        panel.set_ylim(bottom=0)
+    axes[0][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("µs")
-    axes[0][0].legend(fontsize=8)
+    _legend(figure, axes[0][0])
     caption = "Humming's kernels, M = 1, N = K = 8192; what the harness adds is fitted to the other points of the GPU."
     yield Drawing("times", "The model against published measurements", caption, figure)
 
@@ -245,7 +252,7 @@ def validation(rows: Sequence[dict[str, Any]]) -> Iterator[Drawing]:
 def launch(tools: dict[str, Any]) -> Iterator[Drawing]:
     """Microseconds of Python per call."""
     calls = [
-        (tool, call, times["median_us"])
+        (tool, f"{tool}: {call}", times["median_us"])
         for tool, kinds in tools.items()
         if isinstance(kinds, dict)
         for call, times in kinds.items()
@@ -270,28 +277,32 @@ def compile_(kinds: dict[str, Any]) -> Iterator[Drawing]:
 
 def pack(formats: dict[str, Any]) -> Iterator[Drawing]:
     """GB/s of f16 weights that are packed and quantised."""
-    calls = [
-        (what, f"{text}: {what}", times["gb_per_s"]) for text, kinds in formats.items() for what, times in kinds.items()
-    ]
+    calls = [(what, text, times["gb_per_s"]) for text, kinds in formats.items() for what, times in kinds.items()]
     caption = "GB/s of the f16 weights that the codes stand for. Measured on this machine's processor; more is better."
-    yield Drawing("speed", "Packing and quantising", caption, _bars(calls, "GB/s"))
+    yield Drawing("speed", "Packing and quantising", caption, _bars(calls, "GB/s", legend=True))
 
 
-def _bars(values: Sequence[tuple[str, str, float]], unit: str, log: bool = False) -> Any:
-    """A bar for each (group, name, value), from the top down; a group has a colour."""
+def _bars(values: Sequence[tuple[str, str, float]], unit: str, log: bool = False, legend: bool = False) -> Any:
+    """A bar for each (group, label, value), from the top down; a group has a colour."""
     groups = _unique(group for group, _, _ in values)
     figure, ((panel,),) = _panels(1, 1, 0.7 + 0.28 * len(values))
     colours = [PALETTE[groups.index(group)] for group, _, _ in values]
-    labels = [name if name.startswith(group) or len(groups) == 1 else f"{group}: {name}" for group, name, _ in values]
     bars = panel.barh(range(len(values)), [value for _, _, value in values], 0.7, color=colours)
-    panel.bar_label(bars, [f"{value:.3g}" for _, _, value in values], padding=3, fontsize=8)
-    panel.set_yticks(range(len(values)), labels)
+    panel.bar_label(
+        bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for _, _, value in values], padding=3, fontsize=8
+    )
+    panel.set_yticks(range(len(values)), [label for _, label, _ in values])
     panel.invert_yaxis()
     panel.margins(x=0.08)
     panel.set_xlabel(unit)
     panel.grid(axis="y", visible=False)
     if log:
         panel.set_xscale("log")
+    if legend:
+        first = [colours.index(PALETTE[number]) for number in range(len(groups))]
+        panel.legend(
+            [bars[place] for place in first], groups, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(groups)
+        )
     return figure
 
 

@@ -63,7 +63,7 @@ def _timed(work: Callable[[], object]) -> dict[str, float]:
         work()
         seconds.append(time.perf_counter() - start)
     middle = statistics.median(seconds)
-    return {"median_ms": round(1e3 * middle, 1), "gb_per_s": round(2e-9 * N * K / middle, 3)}
+    return {"median_ms": round(1e3 * middle, 3), "gb_per_s": round(2e-9 * N * K / middle, 3)}
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -1,5 +1,6 @@
 """`lowbitvm bench --html`: one page with the plots and tables of a run, which needs nothing else to be shown."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
@@ -40,7 +41,7 @@ HEADINGS: dict[str, tuple[str, str, str]] = {
     ),
     "gpu": ("On the GPU", "measured", "Kernels timed on the GPU of this machine."),
 }
-ABOUT = "about"
+ABOUT, OWN = "about", "lowbitvm"
 OPEN_ROWS = 12  # a table that is longer is folded
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #5b626e; --paper: #ffffff; --panel: #f6f7f9; --grid: #d9dce1;
@@ -65,6 +66,9 @@ figcaption { margin-top: .5rem; font-size: .9rem; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--grid); text-align: left; white-space: nowrap; }
 th { position: sticky; top: 0; background: var(--paper); } td.number { text-align: right; }
+header ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .75rem; padding: 0;
+  list-style: none; } header li { padding: .75rem 1rem; border-radius: .6rem; background: var(--panel);
+  color: var(--soft); font-size: .85rem; } header b { display: block; font-size: 1.5rem; color: var(--ink); }
 nav a { margin-right: 1rem; color: var(--measured); }
 """
 
@@ -74,6 +78,7 @@ def page(found: dict[str, Any], plots: dict[str, Plot]) -> str:
     sections = [name for name in HEADINGS if found.get(name)]
     links = "".join(f'<a href="#{name}">{HEADINGS[name][0]}</a>' for name in sections)
     body = "".join(_section(name, found[name], plots) for name in sections)
+    cards = "".join(f"<li><b>{escape(number)}</b>{escape(what)}</li>" for number, what in _key_figures(found))
     about = found.get(ABOUT, {})
     when = f"{about.get('date', '')[:10]}, {about.get('cpu', '')}, {about.get('cores', '?')} cores" if about else ""
     return f"""<!doctype html>
@@ -85,7 +90,7 @@ def page(found: dict[str, Any], plots: dict[str, Plot]) -> str:
 <style>{STYLE}</style>
 </head>
 <body>
-<header><h1>lowbitvm bench</h1><p>{escape(when)}</p><nav>{links}</nav></header>
+<header><h1>lowbitvm bench</h1><p>{escape(when)}</p><nav>{links}</nav><ul>{cards}</ul></header>
 <main>
 {body}
 {_about(found)}
@@ -93,6 +98,38 @@ def page(found: dict[str, Any], plots: dict[str, Plot]) -> str:
 </body>
 </html>
 """
+
+
+def _key_figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(number, what it is): what most readers look for."""
+    ours: dict[tuple[str, ...], float] = {}
+    for row in found.get("static", ()):
+        if (row["weights"], row["act"], row["zero"]) == ("u4", "f16", "int"):
+            ours.setdefault((row["tool"], row["target"], row["tile"]), row["mac_per_instruction"])
+    for tool in dict.fromkeys(tool for tool, _, _ in ours if tool != OWN):
+        ratios = [
+            ours[OWN, *where] / value
+            for (name, *where), value in ours.items()
+            if name == tool and (OWN, *where) in ours
+        ]
+        if ratios:
+            what = f"times {tool}'s multiply-adds per instruction: u4, median of the tiles"
+            yield f"{statistics.median(ratios):.1f}", what
+    layers = [row for row in found.get("model", ()) if row["m"] == 1 and row["weights"].startswith("u4")]
+    for gpu in dict.fromkeys(row["gpu"] for row in layers):
+        share = statistics.median(row["roofline_share"] for row in layers if row["gpu"] == gpu)
+        yield f"{share:.0%}", f"of the roofline on {gpu}, u4, M = 1, median of all layers (modelled)"
+    times = found.get("compile", {})
+    for tool in ("triton", "tilelang"):
+        ratios = [row["ms"] / row["ours_ms"] for row in times.get(tool, {}).get("tiles", {}).values()]
+        if ratios:
+            yield (
+                f"{statistics.median(ratios):.1f}",
+                f"times as long as lowbitvm compiles {tool}: u4, median of the tiles",
+            )
+    linear = found.get("launch", {}).get(OWN, {})
+    if isinstance(linear, dict) and "lb.linear" in linear:
+        yield f"{linear['lb.linear']['median_us']:.1f} µs", "of Python for a call of lb.linear"
 
 
 def _section(name: str, value: Any, plots: dict[str, Plot]) -> str:
