@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime import driver
+from lowbitvm.doctor import gpu_target
 from lowbitvm.selftest import running
 from lowbitvm.selftest.parcel import about, pack
 from lowbitvm.targets import TARGETS
@@ -48,13 +47,3 @@ def selftest_command(
     except OSError as error:
         raise click.ClickException(f"{error.filename} cannot be written: {error}") from error
     raise SystemExit(1 if running.failed(found) else 0)
-
-
-def gpu_target(index: int, instead: str) -> str:
-    """The target of a GPU. Raises DEVICE_UNAVAILABLE, which says what to do without one, and TARGET_UNKNOWN."""
-    try:
-        return driver.device_target(index)
-    except LowbitvmError as error:
-        if error.code != "DEVICE_UNAVAILABLE":
-            raise
-        raise LowbitvmError(error.code, error.problem, instead) from error

@@ -19,7 +19,7 @@ from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
 from lowbitvm.runtime.linear import LinearCall, linear_call
-from lowbitvm.runtime.quantise import quantize_activations
+from lowbitvm.runtime.quantise import quantize_activations, token_format
 
 _library = torch.library.Library("lowbitvm", "DEF")
 SCHEMA = (
@@ -114,10 +114,8 @@ def _differentiable(tensors: Sequence[torch.Tensor | None]) -> bool:
 
 def _x_format(weight: Format, given: str | None) -> Format:
     """What x is rounded to before it is multiplied with a weight of integers."""
-    assert weight.act is not None
-    fmt = Format(weight.act, "channel", scale="f32", digits=weight.digits)
     if given is None:
-        return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+        return token_format(weight)
     fmt = Format.parse(given)
     fmt = replace(fmt, digits=fmt.digits or weight.digits)
     if fmt.act is not None or (fmt.dtype, fmt.digits) != (weight.act, weight.digits):

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.ours import some_table
-from lowbitvm.bench.static import run_all
 from lowbitvm.dtypes import get
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -135,7 +135,7 @@ def collect(
         for width in weights or WEIGHTS
         for m in rows or ROWS
     ]
-    found: list[Row] = run_all(jobs)
+    found: list[Row] = run_all(jobs, "model: emulating")
     return found
 
 

@@ -107,7 +107,14 @@ def _pass_on(lines: Iterable[str], into: "queue.Queue[str | None]") -> None:
 
 def as_json(job: Job, found: Sequence[Verdict], about: dict[str, Any]) -> dict[str, Any]:
     """What --out writes. about: versions and names."""
-    return {"selftest": {"device": job.device, "target": job.target, **about, "cases": [asdict(one) for one in found]}}
+    return {
+        "selftest": {
+            "device": job.device,
+            "target": job.target,
+            "about": about,
+            "cases": [asdict(one) for one in found],
+        }
+    }
 
 
 def show(found: Sequence[Verdict], console: Console) -> None:
