@@ -14,7 +14,7 @@ from lowbitvm.runtime.quantise import empty_activations, run_quantise, token_for
 @pytest.mark.parametrize(
     "text", ["i4,group=channel,act=i8", "u4,group=128,zero=int,act=u8", "u2,group=channel,zero=int,act=i8,digits=b1"]
 )
-@pytest.mark.parametrize("m", [1, 40])
+@pytest.mark.parametrize("m", [1, 48])
 def test_one_tile_of_each_launch_stands_for_all_of_them(text: str, m: int) -> None:
     fmt, (n, k) = lb.Format.parse(text), (256, 1024)
     sums = fmt.group if isinstance(fmt.group, int) else None
