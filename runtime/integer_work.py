@@ -14,11 +14,14 @@ from lowbitvm import targets
 from lowbitvm.digits import COLUMNS, columns_per_row
 from lowbitvm.dtypes import get
 from lowbitvm.formats import Format
+from lowbitvm.integers import PackedDigits
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime import model
 from lowbitvm.runtime.integer import run_matmul, tile_for
 from lowbitvm.runtime.model import Work
-from lowbitvm.runtime.quantise import empty_activations, run_quantise, token_format
+from lowbitvm.runtime.quantise import Steps, empty_activations, run_quantise, token_format, variant_of
+
+QUANTISER, PRODUCT = "quantiser", "product"
 
 
 def integer_works(weights: Format, m: int, n: int, k: int, target: str, act: str = "f16") -> dict[str, Work]:
@@ -36,16 +39,18 @@ def integer_works(weights: Format, m: int, n: int, k: int, target: str, act: str
     for array in codes.arrays.values():
         array[...] = 1  # of any value: the same instructions run
     w = quantize(np.ones((tile.bn, k), np.float32), weights)
+    assert isinstance(w, PackedDigits)
     y: Any = np.zeros((rows, tile.bn), dtype)
     report = run_matmul(codes, w, y, target, tile=tile, checks="none")
     assert report is not None
     tiles = (-(-m // tile.bm), -(-n // tile.bn))
     codes_bytes = _codes_bytes(of_x, m, k, sums)
-    partials = 4 * tile.splits * m * n if tile.splits > 1 else 0  # written, and read
+    # of all rows of the tiles; written, and read
+    partials = 4 * tile.splits * tiles[0] * tile.bm * n if tile.splits > 1 else 0
     traffic = codes_bytes + w.nbytes * n // tile.bn + y.itemsize * m * n + 2 * partials
     return {
-        "quantiser": _quantiser(of_x, m, k, sums, dtype, target, codes_bytes),
-        "product": repeated(model.count(report), tiles[0] * tiles[1], traffic),
+        QUANTISER: _quantiser(of_x, m, k, sums, dtype, target, codes_bytes),
+        PRODUCT: repeated(model.count(report), tiles[0] * tiles[1], traffic),
     }
 
 
@@ -55,10 +60,11 @@ def _codes_bytes(of_x: Format, m: int, k: int, sums: int | None) -> int:
 
 
 def _quantiser(of_x: Format, m: int, k: int, sums: int | None, dtype: Any, target: str, written: int) -> Work:
-    """The blocks of one stored tile's rows are run; padding is stored too."""
-    each = COLUMNS // columns_per_row(of_x.code, of_x.digits or "")
-    rows = min(m, each)
-    x: Any = np.ones((rows, k), dtype)
+    """The rows of a block are run, or of a stored tile, which has its padding stored; whichever are more."""
+    x: Any = np.ones((COLUMNS, k), dtype)
+    stored = COLUMNS // columns_per_row(of_x.code, of_x.digits or "")
+    each = max(stored, variant_of(x, empty_activations(x, of_x, sums), Steps()).rows)
+    x = x[:m][:each]
     report = run_quantise(x, empty_activations(x, of_x, sums), target, checks="none")
     assert report is not None
     work, read = model.count(report), x.itemsize * m * k

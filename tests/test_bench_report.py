@@ -47,6 +47,17 @@ def a_run() -> dict[str, Any]:
             | {"constant_us": 12.0, "error": 0.1}
             for bits in (1, 2)
         ],
+        "gpu": {
+            "device": {"name": "a GPU", "target": "sm_80"},
+            "rows": [
+                {"tool": tool, "model": "smollm2", "layer": "qkv", "what": "decode", "weights": weights, "m": m}
+                | {"n": 960, "k": 576, "us": 5.0 + m / 9, "modelled_us": modelled_us}
+                for tool, weights, modelled_us in (("lowbitvm", "u4,zero=int", 5.0), ("torch f16", "f16", None))
+                for m in (1, 64)
+            ],
+            "left_out": {"tilus": "not installed"},
+            "refused": [],
+        },
         "launch": {"lowbitvm": {"lb.linear": {"median_us": 18.0, "min_us": 17.5}}, "triton": "not installed"},
         "compile": {
             "lowbitvm": {"median_ms": 50.0, "min_ms": 40.0, "runs": 20},

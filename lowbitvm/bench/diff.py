@@ -24,7 +24,7 @@ IDENTIFYING = (
 ABOUT = "about"
 NOT_COMPARED = ("date", "load")  # of "about": they always differ
 # Of which numbers more is better, and of which less; the others are neither good nor bad.
-BETTER_MORE = re.compile(r"mac_per|share|occupancy|per_s$|tflops|in_flight|speedup")
+BETTER_MORE = re.compile(r"mac_per|share|roofline|occupancy|per_s$|gbs|tflops|in_flight")
 BETTER_LESS = re.compile(r"(^|_)(ms|us)$|per_weight|registers|spills|conflicts|error")
 
 Key = tuple[str, ...]

@@ -1,5 +1,6 @@
 """What the plots of a run show, one function for each section of its JSON."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ PALETTE = ("#3f83d0", "#e5832a", "#2e9f74", "#c25fb0", "#8b8f99", "#c9a21f", "#d
 MARKERS = "osD^vPXp"
 FLOATS = ("f16", "bf16")
 WIDTH = 9.0  # inches of a figure
+GPU_WIDTHS = ("u2", "u4", "u8", "i4 × i8", "f16", "i8 x i8")  # of all that are measured, those that are drawn
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,23 @@ def _products(rows: Sequence[dict[str, Any]]) -> Drawing:
         for number, size in enumerate(sizes):
             own = [row for row in rows if (row["target"], _bm(row)) == (target, size)]
             places = [pairs.index(f"{row['weights']} × {row['act']}") for row in own]
-            values = [row["instructions_per_weight"] for row in own]
-            panel.plot(places, values, MARKERS[number], label=f"{size} rows", color=PALETTE[number], markersize=5)
+            values = [row["mac_per_instruction"] for row in own]
+            panel.plot(
+                places,
+                values,
+                MARKERS[number],
+                label=f"{size} row{'s' * (size > 1)}",
+                color=PALETTE[number],
+                markersize=5,
+            )
         panel.set_xticks(range(len(pairs)), pairs, rotation=90, fontsize=8)
         panel.set_title(target)
-    axes[0][0].set_ylim(bottom=0)
-    axes[0][0].set_ylabel("instructions per weight")
+    axes[0][0].set(yscale="log", ylabel="multiply-adds per instruction")
     _legend(figure, axes[0][0])
-    caption = "Weights × activations in the digits that the plan chooses. Counted in machine code; less is better."
-    return Drawing("products", "Products of integers: instructions per weight", caption, figure)
+    caption = (
+        "Weights × activations in the digits and tiles that the plan chooses. Counted in machine code; more is better."
+    )
+    return Drawing("products", "Products of integers, by rows of the tile", caption, figure)
 
 
 def model(rows: Sequence[dict[str, Any]]) -> Iterator[Drawing]:
@@ -166,8 +176,10 @@ def _block(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
 
 
 def _width(row: dict[str, Any]) -> str:
-    """The code type of a row's weights."""
-    return str(row["weights"]).partition(",")[0]
+    """The code type of a row's weights, and of the activations that they are multiplied with as integers."""
+    name, _, rest = str(row["weights"]).partition(",")
+    act = re.search(r"\bact=(\w+)", rest)
+    return f"{name} × {act[1]}" if act else name
 
 
 def _by_rows(times: Iterable[tuple[dict[str, Any], float]]) -> dict[int, float]:
@@ -229,6 +241,54 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 def _intensity(row: dict[str, Any]) -> float:
     return float(2 * row["m"] * row["n"] * row["k"] / _bytes(row))
+
+
+def gpu(found: dict[str, Any]) -> Iterator[Drawing]:
+    """Measured times and speed-ups against M, and the model's times beside them."""
+    rows = found["rows"]
+    for name in _unique(row["model"] for row in rows):
+        yield _measured(name, [row for row in rows if row["model"] == name])
+    known = [row for row in rows if row.get("modelled_us")]
+    if known:
+        yield _measured_and_modelled(known)
+
+
+def _measured(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
+    """The layers of a block together: microseconds, and how much less than 16-bit weights take."""
+    layers = len({row["layer"] for row in rows})
+    kinds: dict[str, dict[int, float]] = {}
+    for kind in _unique((row["tool"], _width(row)) for row in rows if _width(row) in GPU_WIDTHS):
+        own = [row for row in rows if (row["tool"], _width(row)) == kind]
+        whole = {m for m in (row["m"] for row in own) if sum(row["m"] == m for row in own) == layers}
+        kinds[" ".join(kind)] = _by_rows((row, row["us"]) for row in own if row["m"] in whole)
+    plain = next((times for kind, times in kinds.items() if kind.endswith(" f16")), {})
+    figure, ((time, gain),) = _panels(1, 2, 4.0)
+    for number, (kind, times) in enumerate(kinds.items()):
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        time.plot(*_lines(times), **style, label=kind)
+        gain.plot(*_lines({m: plain[m] / us for m, us in times.items() if m in plain}), **style)
+    for panel, label in ((time, "µs per block"), (gain, "speed-up over f16 weights")):
+        panel.set(xscale="log", xlabel="rows of activations, M", ylabel=label)
+        panel.set_xticks(sorted({row["m"] for row in rows}), [str(m) for m in sorted({row["m"] for row in rows})])
+        panel.minorticks_off()
+    time.set_yscale("log")
+    figure.legend(*time.get_legend_handles_labels(), loc="outside upper left", ncols=5, fontsize=8)
+    caption = "The linear layers of one block, one launch each; measured on the GPU of the run."
+    return Drawing(name, f"{name}: time and speed-up against M", caption, figure)
+
+
+def _measured_and_modelled(rows: Sequence[dict[str, Any]]) -> Drawing:
+    figure, ((panel,),) = _panels(1, 1, 4.0)
+    for number, m in enumerate(sorted({row["m"] for row in rows})):
+        own = [row for row in rows if row["m"] == m]
+        style = {"color": PALETTE[number % len(PALETTE)], "markersize": 4, "label": f"M = {m}"}
+        panel.plot([r["us"] for r in own], [r["modelled_us"] for r in own], MARKERS[number % len(MARKERS)], **style)
+    ends = _ends(row[name] for row in rows for name in ("us", "modelled_us"))
+    panel.plot(ends, ends, color=INK, linewidth=1)
+    panel.set(xscale="log", yscale="log", xlabel="measured µs", ylabel="modelled µs")
+    _legend(figure, panel)
+    caption = "Every layer of ours; on the line the model is right."
+    return Drawing("model", "The performance model against the GPU", caption, figure)
 
 
 def validation(rows: Sequence[dict[str, Any]]) -> Iterator[Drawing]:
@@ -309,6 +369,7 @@ def _bars(values: Sequence[tuple[str, str, float]], unit: str, log: bool = False
 SECTIONS: dict[str, Callable[[Any], Iterator[Drawing]]] = {
     "static": static,
     "model": model,
+    "gpu": gpu,
     "validation": validation,
     "launch": launch,
     "compile": compile_,

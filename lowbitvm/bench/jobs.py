@@ -15,7 +15,7 @@ def progress_bar() -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
 
 
-def run_all(jobs: Sequence[Callable[[], Any]], description: str) -> list[Any]:
+def run_all(jobs: Sequence[Callable[[], Any]], description: str = "working") -> list[Any]:
     """The results of all jobs, each of them run in one of as many processes as there are cores."""
     with progress_bar() as progress:
         if len(jobs) == 1:

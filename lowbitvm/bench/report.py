@@ -141,7 +141,7 @@ def _section(name: str, value: Any, plots: dict[str, Plot]) -> str:
     )
     return (
         f'<section id="{name}"><h2>{heading}<span class="badge {kind}">{kind}</span></h2>\n'
-        f'<p class="what">{what}</p>\n{figures}{_table(_flat(value))}</section>\n'
+        f'<p class="what">{what}</p>\n{figures}{_tables(value)}</section>\n'
     )
 
 
@@ -155,11 +155,14 @@ def _about(found: dict[str, Any]) -> str:
     return f'<section id="{ABOUT}"><h2>Machine and versions</h2>{_table(rows)}{none}</section>'
 
 
-def _flat(value: Any) -> list[dict[str, Any]]:
-    """The rows of a section: a list of objects, or objects in objects, whose names become the first columns."""
+def _tables(value: Any) -> str:
+    """The tables of a section: a list of objects; or objects in objects, whose names become a column, and lists."""
     if isinstance(value, list):
-        return [dict(_columns(row)) for row in value]
-    return list(_named(value, ()))
+        return _table([dict(_columns(row)) for row in value])
+    lists = {name: part for name, part in value.items() if isinstance(part, list) and part}
+    own = list(_named({name: part for name, part in value.items() if not isinstance(part, list)}, ()))
+    named = "".join(f"<h3>{escape(name.replace('_', ' '))}</h3>{_tables(part)}" for name, part in lists.items())
+    return (_table(own) if own else "") + named
 
 
 def _columns(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
