@@ -54,10 +54,12 @@ def test_paths_and_names_are_taken_out_of_a_text() -> None:
     assert scrub(text) == "cannot open <path>, file <path>, on <host> by <user> at 3/4"
 
 
-def test_without_a_gpu_the_error_names_the_emulators_selftest(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = CliRunner().invoke(main, ["selftest", "--gpu"])
+@pytest.mark.parametrize("command", ["selftest", "bench"])
+def test_without_a_gpu_the_error_names_what_needs_none(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--gpu"])
+    instead = {"selftest": "`lowbitvm selftest` runs on the emulator", "bench": "`lowbitvm bench --model`"}
     assert result.exit_code == 1
-    assert "DEVICE_UNAVAILABLE" in result.output and "`lowbitvm selftest` runs on the emulator" in result.output
+    assert "DEVICE_UNAVAILABLE" in result.output and instead[command] in result.output
 
 
 def test_a_case_that_is_not_there_is_a_failure() -> None:
