@@ -32,7 +32,8 @@ def test_every_target_has_cases_of_every_family_and_every_number_of_rows(target:
 
 def test_the_selftest_runs_on_the_emulator_and_packs_one_file_without_names(tmp_path: Path) -> None:
     archive, out = tmp_path / "send.zip", tmp_path / "found.json"
-    chosen = ["--only", "kernels", "--pack", str(archive), "--out", str(out)]
+    (tmp_path / "bench.json").write_text(json.dumps({"gpu": {"device": f"on {socket.gethostname()}", "rows": []}}))
+    chosen = ["--add", str(tmp_path / "bench.json"), "--only", "kernels", "--pack", str(archive), "--out", str(out)]
     result = CliRunner().invoke(main, ["selftest", "--target", "sm_90a", *chosen])
     assert result.exit_code == 0, result.output
     assert "4 of 4 cases passed" in result.output
@@ -40,7 +41,8 @@ def test_the_selftest_runs_on_the_emulator_and_packs_one_file_without_names(tmp_
     assert found["target"] == "sm_90a" and {case["verdict"] for case in found["cases"]} == {"passed"}
     with zipfile.ZipFile(archive) as packed:
         texts = {name: packed.read(name).decode() for name in packed.namelist()}
-    assert set(texts) == {"selftest.json", "doctor.txt", "nvidia-smi.txt"}
+    assert set(texts) == {"selftest.json", "added1.json", "doctor.txt", "nvidia-smi.txt"}
+    assert json.loads(texts["added1.json"]) == {"gpu": {"device": "on <host>", "rows": []}}
     assert json.loads(texts["selftest.json"])["selftest"]["cases"] == found["cases"]
     assert "executor: emulator: works" in texts["doctor.txt"]
     for text in texts.values():
