@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
-from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.runtime import tuned

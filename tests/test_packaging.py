@@ -108,7 +108,7 @@ def test_the_emulator_imports_nothing_of_lowbitvm_but_the_errors() -> None:
 
 def test_declared_dependencies_are_exactly_the_imported_ones() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    used_by_extras = import_names(extras["torch"] + extras["load"] + extras["bench"])
+    used_by_extras = import_names(extras["torch"] + extras["load"] + extras["bench"] + extras["plot"])
     required = import_names(PYPROJECT["project"]["dependencies"])
     assert third_party(sources()) == required | used_by_extras
 

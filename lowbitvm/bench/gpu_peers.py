@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lowbitvm import dtypes
-from lowbitvm.bench.gpu import Shape, Tool, Work, moved
+from lowbitvm.bench.gpu import BYTES, Shape, Tool, Work, moved
 from lowbitvm.bench.modelled import GROUP
 from lowbitvm.runtime import timing
 
@@ -79,7 +79,7 @@ class TorchFloat(Peer):
 class TorchInteger(Peer):
     """torch._int_mm, cuBLASLt's int8."""
 
-    name, weights = "torch int8", ("i8 x i8",)
+    name, weights = "torch int8", (BYTES,)
 
     def size(self, weights: str, shape: Shape) -> int:
         return shape[1] * shape[2]
@@ -139,7 +139,7 @@ class Gemlite(Peer):
 class Cutlass(Peer):
     """GEMMs that nvidia-cutlass generates, with the tile that it chooses; nvcc compiles them."""
 
-    name, module, weights = "cutlass", "cutlass_cppgen", ("f16", "i8 x i8")
+    name, module, weights = "cutlass", "cutlass_cppgen", ("f16", BYTES)
 
     def available(self) -> str | None:
         reason = super().available()

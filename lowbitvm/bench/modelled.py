@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.static import run_all
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import NAMED
 from lowbitvm.pack import as_format, stored_bytes
@@ -90,7 +90,7 @@ def collect(
         for width in weights or WEIGHTS
         for m in rows or ROWS
     ]
-    found: list[Row] = run_all(jobs)
+    found: list[Row] = run_all(jobs, "model: emulating")
     return found
 
 
