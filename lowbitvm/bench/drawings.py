@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowbitvm import targets
+from lowbitvm.bench.modelled import least_us
 from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.runtime.model import LAUNCH_US
 
@@ -150,7 +151,7 @@ def _block(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
     gpus, widths = _unique(row["gpu"] for row in rows), _unique(_width(row) for row in rows)
     figure, axes = _panels(2, len(gpus), 5.0, sharex=True, sharey="row")
     for column, gpu in enumerate(gpus):
-        least = _by_rows((row, _least_us(row, 16)) for row in rows if row["gpu"] == gpu and _width(row) == widths[0])
+        least = _by_rows((row, _f16_us(row)) for row in rows if row["gpu"] == gpu and _width(row) == widths[0])
         time, gain = axes[:, column]
         time.plot(*_lines(least), "--", color=PALETTE[4], label="f16, at least", linewidth=1.2)
         for number, width in enumerate(widths):
@@ -194,18 +195,9 @@ def _lines(values: dict[int, float]) -> tuple[list[int], list[float]]:
     return list(values), list(values.values())
 
 
-def _bytes(row: dict[str, Any], bits: int | None = None) -> float:
-    """What a layer's arrays hold: x, y in f16, and its weights, or weights of `bits` bits and nothing else."""
-    m, n, k = row["m"], row["n"], row["k"]
-    weights = sum(stored_bytes(as_format(row["weights"]), n, k).values()) if bits is None else n * k * bits / 8
-    return float(weights + 2 * m * (n + k))
-
-
-def _least_us(row: dict[str, Any], bits: int) -> float:
-    """The roofline's time of the layer with weights of `bits` bits that are multiplied in f16, and a launch's."""
-    gpu = targets.gpu(row["gpu"])[1]
-    products: float = 2 * row["m"] * row["n"] * row["k"] / (gpu.f16 * gpu.sms * gpu.boost_ghz * 1e3)
-    return LAUNCH_US + 2 * targets.LATENCY_NS / 1e3 + max(_bytes(row, bits) / (1e3 * gpu.dram_gbs), products)
+def _f16_us(row: dict[str, Any]) -> float:
+    """The roofline's time of the layer with f16 weights, and a launch's."""
+    return LAUNCH_US + 2 * targets.LATENCY_NS / 1e3 + least_us(row["gpu"], None, row["m"], row["n"], row["k"])
 
 
 def _roofline(rows: Sequence[dict[str, Any]]) -> Drawing:
@@ -240,7 +232,9 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _intensity(row: dict[str, Any]) -> float:
-    return float(2 * row["m"] * row["n"] * row["k"] / _bytes(row))
+    """Operations per byte of x, y in f16, and the weights."""
+    m, n, k = row["m"], row["n"], row["k"]
+    return float(2 * m * n * k / (sum(stored_bytes(as_format(row["weights"]), n, k).values()) + 2 * m * (n + k)))
 
 
 def gpu(found: dict[str, Any]) -> Iterator[Drawing]:
