@@ -17,6 +17,7 @@ from lowbitvm import emulate
 from lowbitvm.bench import modelled
 from lowbitvm.cli_bench import bench_group
 from lowbitvm.cli_selftest import selftest_command
+from lowbitvm.cli_tune import tune_command
 from lowbitvm.digits import BASES
 from lowbitvm.doctor import states
 from lowbitvm.errors import LowbitvmError
@@ -225,6 +226,9 @@ def model_command(weights: str, gpu: str, shape: tuple[int, int, int]) -> None:
     The times are modelled from counted instructions and bytes; docs/bench.md says how.
     """
     click.echo(modelled.explanation(gpu, weights, shape))
+
+
+main.add_command(tune_command)
 
 
 @main.command("explain")

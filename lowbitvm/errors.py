@@ -4,6 +4,7 @@ CATALOGUE: dict[str, str] = {
     "ARGUMENT_INVALID": "An argument's value is outside what the function accepts.",
     "ASSEMBLER_FAILED": "nvJitLink rejected the PTX.",
     "ASSEMBLER_MISSING": "The assembler (nvidia-nvjitlink with cuda-bindings) is not installed on this system.",
+    "CLUSTER_INVALID": "A cluster of blocks does not fit the grid, or the GPU has none.",
     "CODES_OUT_OF_RANGE": "A weight code or zero point does not fit its number format.",
     "CONTEXT_LOST": "A kernel that failed, or a fault of the GPU, has left a CUDA context in which nothing runs.",
     "DEVICE_MISMATCH": "Tensors of one call live on different devices.",

@@ -156,7 +156,7 @@ class Trial:
         if self._buffers is None:
             self._buffers = Buffers(parts, self.place.index, self.context)
         self._buffers.fill(count, parts)
-        return Ready(kernel, _three(grid), values, _resident(self.place)), self._buffers
+        return Ready(kernel, _three(grid), values, _resident(self.place), None), self._buffers
 
     def _outputs(self, program: Program) -> dict[str, Any]:
         """Copies of the arguments that a kernel changes."""

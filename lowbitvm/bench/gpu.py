@@ -19,7 +19,6 @@ from lowbitvm import targets
 from lowbitvm.bench import modelled
 from lowbitvm.bench.jobs import progress_bar, run_all
 from lowbitvm.bench.modelled import GROUP, SHORT_GROUP
-from lowbitvm.bench.ours import some_table
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
@@ -30,6 +29,7 @@ from lowbitvm.runtime.copying import Keeper
 from lowbitvm.runtime.integer import run_matmul
 from lowbitvm.runtime.linear import run_linear
 from lowbitvm.runtime.quantise import empty_activations, run_quantise
+from lowbitvm.runtime.work import some_table
 from lowbitvm.targets import Gpu
 
 TOOL = "lowbitvm"
