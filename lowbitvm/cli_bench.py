@@ -11,6 +11,7 @@ from rich.console import Console
 from lowbitvm.bench import (
     compiling,
     diff,
+    gpu,
     integers,
     launching,
     modelled,
@@ -22,6 +23,8 @@ from lowbitvm.bench import (
     validation,
 )
 from lowbitvm.bench.about import about
+from lowbitvm.bench.gpu_peers import PEERS
+from lowbitvm.doctor import gpu_target
 from lowbitvm.formats import Format
 from lowbitvm.runtime.linear import INPUTS
 from lowbitvm.targets import TARGETS
@@ -67,6 +70,14 @@ def _pack(chosen: dict[str, Any]) -> dict[str, Any]:
     return {"pack": found}
 
 
+def _gpu(chosen: dict[str, Any]) -> dict[str, Any]:
+    gpu_target(0, "`lowbitvm bench --model` and `--static` need none")
+    tools = [gpu.Ours(chosen["weights"]), *(PEERS if chosen["peers"] else ())]
+    found = gpu.with_model(gpu.collect(tools, quick=chosen["quick"]))
+    gpu.show(found, Console())
+    return gpu.as_json(found)
+
+
 Section = Callable[[dict[str, Any]], dict[str, Any]]  # prints its tables, returns its part of the JSON
 SECTIONS: dict[str, tuple[str, Section]] = {  # flag -> its help, what it does; in the order in which they run
     "static": ("Count instructions of main loops; needs no GPU.", _static),
@@ -75,6 +86,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {  # flag -> its help, what it does; 
     "launch": ("Time calls in Python on a driver that does nothing.", _launch),
     "compile": ("Time compilation, beside the other tools.", _compile),
     "pack": ("Time the packing and quantising of weights.", _pack),
+    "gpu": ("Time layers on the GPU, beside the other tools that are installed.", _gpu),
 }
 
 

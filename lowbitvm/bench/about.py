@@ -11,7 +11,8 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime import driver
 
 PACKAGES = (  # whose versions a result depends on
-    "lowbitvm", "numpy", "torch", "triton", "tilelang", "humming-kernels",
+    "lowbitvm", "numpy", "torch", "triton", "tilelang", "humming-kernels", "gemlite", "tilus",
+    "nvidia-cutlass",
     "cuda-bindings", "nvidia-nvjitlink", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm",
 )  # fmt: skip
 
