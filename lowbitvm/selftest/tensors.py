@@ -1,5 +1,6 @@
 """Problems with torch's CUDA tensors, for the self-test: the operator, its streams, CUDA graphs."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 
 import lowbitvm as lb
-from lowbitvm import dtypes
 from lowbitvm.selftest.problems import Arrays, Layer, NotHere, Problem
 
 Call = Callable[[], Any]
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")
 
 
 def _plain(call: Call) -> Any:
@@ -23,7 +27,7 @@ def _plain(call: Call) -> Any:
 
 
 def _streamed(call: Call) -> Any:
-    cuda = dtypes.torch().cuda
+    cuda = _torch().cuda
     stream = cuda.Stream()
     stream.wait_stream(cuda.current_stream())
     with cuda.stream(stream):
@@ -34,7 +38,7 @@ def _streamed(call: Call) -> Any:
 
 def _graph(call: Call) -> Any:
     """Captured, and replayed twice: the counters of splits have to be at 0 again."""
-    cuda = dtypes.torch().cuda
+    cuda = _torch().cuda
     graph = cuda.CUDAGraph()
     with cuda.graph(graph):
         found = call()
@@ -59,6 +63,7 @@ class Tensors:
         """On the CPU, where the emulator is asked for, else on the GPU of LOWBITVM_DEVICE."""
         if importlib.util.find_spec("torch") is None:
             raise NotHere("torch is not installed")
+        _torch()  # which arrays of its own need
         x, w, bias = self.layer.tensors()
 
         def run(target: str) -> Arrays:
@@ -73,7 +78,7 @@ class Tensors:
 
 def on_gpu(index: int, *arrays: Any) -> list[Any]:
     """Tensors and weights, moved there."""
-    torch = dtypes.torch()
+    torch = _torch()
     if not torch.cuda.is_available():
         raise NotHere("this torch has no CUDA")
     return [array.to(torch.device("cuda", index)) for array in arrays]

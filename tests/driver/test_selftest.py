@@ -9,7 +9,7 @@ import torch
 import lowbitvm as lb
 from lowbitvm.selftest import running, tensors
 from lowbitvm.selftest.cases import FAMILIES, cases
-from lowbitvm.selftest.judging import LOST, PASSED, Verdict, judge
+from lowbitvm.selftest.judging import LEFT_OUT, LOST, PASSED, Verdict, judge
 from lowbitvm.selftest.running import NOT_RUN, Job
 from tests.driver.memory import GpuTensor, to_gpu, weight_to_gpu
 from tests.driver.standin import Standin
@@ -49,7 +49,9 @@ def test_tensors_of_torch_have_the_bits_of_the_emulator(
 
 def test_the_processes_of_the_selftest_pass() -> None:
     found = verdicts("kernels")
-    assert [(one.verdict, one.bits) for one in found] == [(PASSED, True)] * 4
+    assert [(one.verdict, one.bits) for one in found] == [(PASSED, True)] * 4 and not running.failed(found)
+    (left_out,) = verdicts("lb.linear at once")
+    assert (left_out.verdict, left_out.why) == (LEFT_OUT, "this torch has no CUDA")
 
 
 def test_a_wrong_result_is_found_and_named_and_the_other_cases_go_on() -> None:
