@@ -25,6 +25,7 @@ from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_gr
 from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
+from lowbitvm.runtime.repeat import Calls, all_tensors, signature
 from lowbitvm.runtime.workspace import workspace
 from lowbitvm.targets import Target
 
@@ -214,10 +215,27 @@ def matmul(
     DEVICE_MISMATCH.
     """
     after = After(bias, gate, activation, residual, requantize)
+    sides = [a, w] if gate is None else [a, w, gate]
+    if requantize is not None or not all(type(side) is PackedDigits for side in sides):
+        return _matmul(a, w, dtype, after)
+    tensors = [part for side in sides for part in (side.words, side.sums, side.scales, side.zeros)]
+    tensors += [bias, residual]
+    if not all_tensors(tensors):
+        return _matmul(a, w, dtype, after)
+    key = (dtype, activation, *[(side.format, side.shape) for side in sides], *signature(tensors))
+    found = _calls.again(key, tensors)
+    return _calls.first(key, tensors, lambda: _matmul(a, w, dtype, after), lambda y: [y]) if found is None else found[0]
+
+
+_calls = Calls()
+
+
+def _matmul(a: PackedDigits, w: PackedDigits, dtype: Any, after: After) -> Array:
+    """The product that `matmul` says, of anything."""
     check_sides(a, w)
     check_after(a, w, after)
     target = _device_target(a, w, after)
-    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype, requantize))
+    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype, after.requantize))
     if target is not None:
         run_matmul(a, w, y, target, after=after)
         return y

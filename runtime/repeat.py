@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowbitvm import dtypes
 from lowbitvm.ir import walk
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Launched, Ready, recorded, recording
@@ -19,6 +20,11 @@ from lowbitvm.runtime.workspace import workspace
 
 APART = 256  # bytes: what the parts of the shared allocation are aligned to, as allocations of a GPU are
 SPLIT = ("partials", "arrivals")  # arrays of the workspace
+
+
+def all_tensors(arrays: Sequence[Any]) -> bool:
+    """Whether arrays are torch's, those that there are."""
+    return all(array is None or dtypes.is_tensor(array) for array in arrays)
 
 
 def signature(tensors: Sequence[Any]) -> list[object]:
@@ -46,9 +52,7 @@ class Repeated:
             if not ready.usable():
                 return None
         new = tensors[0].new_empty
-        made = [
-            new(*shape, **options) for shape, options in self.made
-        ]  # torch takes sizes as a tuple in twice the time
+        made = [new(*shape, **options) for shape, options in self.made]  # a tuple of sizes takes torch twice the time
         if self.split is None:
             done = self._launch((*tensors, *made))
         else:
