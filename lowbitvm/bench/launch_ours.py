@@ -48,6 +48,7 @@ def main(library: str) -> dict[str, Any]:
     matmul = lb.compile_linear(FORMAT, bm=16, bn=64, bk=64, out="f16")
     layer = {"x": x, "w": weight, "y": y}
     digits = lb.quantize(torch.randn(N, K), lb.Format("i4", "channel", act="i8"))
+    assert isinstance(digits, lb.PackedDigits)
     codes = lb.quantize_activations(x, TOKENS)
     return {
         "an empty torch operator": measure(lambda: operator(x, *parts)),
