@@ -28,6 +28,7 @@ CATALOGUE: dict[str, str] = {
     "TENSOR_NOT_CONTIGUOUS": "A tensor that must be contiguous is not.",
     "TILE_INVALID": "A tile's size is not usable.",
     "TOOL_MISSING": "An optional tool or extra is not installed.",
+    "TUNING_FAILED": "A kernel could not be tuned.",
     "VALUE_ESCAPES_LOOP": "A value made inside lb.range is used after the loop.",
 }
 

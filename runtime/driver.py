@@ -94,6 +94,19 @@ def device_target(index: int) -> str:
     return targets.for_capability(major, minor).name
 
 
+@functools.cache
+def device_name(index: int) -> str:
+    """What the driver calls a GPU, such as "NVIDIA A100-SXM4-80GB". Raises DEVICE_UNAVAILABLE."""
+    name: bytes = _call("asking for the name of a GPU", "cuDeviceGetName", 256, _device(index))
+    return name.decode().rstrip("\0")
+
+
+@functools.cache
+def version() -> int:
+    """The newest CUDA that the driver knows: 13000 is 13.0. Raises DEVICE_UNAVAILABLE."""
+    return int(_call("asking for the driver's version", "cuDriverGetVersion"))
+
+
 def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primary: bool = False) -> Function:
     """The entry of a cubin on a device, to be launched with `shared` bytes of dynamic shared memory.
 
