@@ -52,6 +52,7 @@ from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
+    from lowbitvm.autotuning import autotune as autotune
     from lowbitvm.candidates import best_digits as best_digits
     from lowbitvm.candidates import plan_digits as plan_digits
     from lowbitvm.codegen.convert import explain_decode as explain_decode
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
 LATER = {
+    "autotune": "lowbitvm.autotuning",
     "explain_decode": "lowbitvm.codegen.convert",
     "CompiledKernel": "lowbitvm.runtime.compiled",
     "compile_many": "lowbitvm.runtime.compiled",
@@ -123,6 +125,7 @@ __all__ = [
     "Tensor",
     "Value",
     "atomic_add",
+    "autotune",
     "best_digits",
     "bf16",
     "bitcast",

@@ -1,33 +1,29 @@
 """The `lowbitvm` command."""
 
-import importlib.metadata
 import importlib.util
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
 from lowbitvm.bench import compiling, integers, launching, modelled, ours, static, validation
+from lowbitvm.cli_selftest import selftest_command
 from lowbitvm.cli_tune import tune_command
 from lowbitvm.digits import BASES
+from lowbitvm.doctor import states
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
 from lowbitvm.formats import SCALES, Format
-from lowbitvm.interpret import interpret
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
-from lowbitvm.quantize import quantize
-from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.cache import default_size
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear, disk_cache
@@ -383,43 +379,9 @@ def cache_import(archive: Path) -> None:
 def doctor() -> None:
     """Says what is installed, which GPUs there are, and which executors work."""
     table = Table("part", "state", title="lowbitvm doctor")
-    for package in ("numpy", "torch", "cuda-bindings", "nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "gguf"):
-        table.add_row(package, _version(package))
-    table.add_row("executor: interpreter", _state(_interpreter))
-    table.add_row("executor: emulator", _state(_emulator))
-    table.add_row("assembler", _state(assemble.assembler_version))
-    table.add_row("executor: GPU", _state(_gpus))
+    for part, state in states().items():
+        table.add_row(part, state)
     Console().print(table)
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _state(check: Callable[[], str]) -> str:
-    try:
-        return check()
-    except LowbitvmError as error:
-        return str(error)
-
-
-def _interpreter() -> str:
-    weight = quantize(np.ones((16, 64), np.float32), Format("i4", "channel"))
-    x, y = np.ones((1, 64), np.float16), np.zeros((1, 16), np.float16)
-    program = compile_linear(weight.format, cache=False).program
-    interpret(program, (1, 1), {"x": x, "w": weight, "y": y})
-    return "works" if (y == 64).all() else "gives wrong results"
-
-
-def _emulator() -> str:
-    emulator.load(".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry nothing() { ret; }").launch(
-        "nothing", grid=(1, 1, 1), block=(32, 1, 1), args=[]
-    )
-    return "works"
-
-
-def _gpus() -> str:
-    return ", ".join(f"GPU {index}: {driver.device_target(index)}" for index in range(driver.device_count()))
+main.add_command(selftest_command)
