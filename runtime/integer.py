@@ -21,7 +21,7 @@ from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
-from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
+from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
@@ -316,7 +316,8 @@ def run_matmul(
     if wanted is not None:
         arguments |= {name: _by_feature(part, y, n) for name, part in wanted.arrays.items()}
     arguments |= {name: numbers[name] for name in variant.rank_one}
-    compiled, (tiles_m, tiles_n) = _compiled(variant, target, disk_cache()), launch_grid((m, n), (tile.bm, tile.bn))
+    compiled = _compiled(variant, target, disk_cache(), wants_dependent(target))
+    tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))
     if tile.splits == 1:
         return launch(compiled, (tiles_m, tiles_n), arguments, **options)
     rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm

@@ -20,7 +20,7 @@ from lowbitvm.pack import as_format
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
-from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
+from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import VECTOR, disk_cache
 from lowbitvm.runtime.repeat import Calls, all_tensors, signature
@@ -88,8 +88,9 @@ class Variant:
 
 
 @functools.cache
-def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKernel:
-    return compile_program(variant.program(), target, variant.warps, time.perf_counter(), cache)
+def _compiled(variant: Variant, target: str, cache: Cache | None, dependent: bool = False) -> CompiledKernel:
+    started = time.perf_counter()
+    return compile_program(variant.program(), target, variant.warps, started, cache, dependent=dependent)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def run_quantise(
     each = digits.columns_per_row(made.format.code, made.format.digits or "")
     padded = int(made.words.shape[0]) * COLUMNS // each  # padding of the rows is stored too
     grid = launch_grid((padded,), (variant.rows,))
-    return launch(_compiled(variant, target, disk_cache()), grid, quantiser_arguments(x, made, steps), **options)
+    compiled = _compiled(variant, target, disk_cache(), wants_dependent(target))
+    return launch(compiled, grid, quantiser_arguments(x, made, steps), **options)
 
 
 def quantiser_arguments(x: Array, made: PackedDigits, steps: Steps) -> dict[str, Any]:

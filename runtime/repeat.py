@@ -14,7 +14,7 @@ from typing import Any
 
 from lowbitvm import dtypes
 from lowbitvm.ir import walk
-from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.compiled import CompiledKernel, launches_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Launched, Ready, recorded, recording
 from lowbitvm.runtime.workspace import workspace
 
@@ -71,14 +71,14 @@ class Calls:
     """The calls of a function that are remembered."""
 
     def __init__(self) -> None:
-        self.known: dict[object, Repeated] = {}
+        self.known: dict[bool, dict[object, Repeated]] = {False: {}, True: {}}  # by whether launches are dependent
 
     def again(self, key: object, tensors: Sequence[Any]) -> list[Any] | None:
         """The results of a call that is known by its key; None for one that must be made as if for the first time.
 
         The first of the tensors makes the new ones.
         """
-        known = self.known.get(key)
+        known = self.known[launches_dependent()].get(key)
         return None if known is None or recording() else known.run(tensors)
 
     def first(self, key: object, tensors: Sequence[Any], call: Callable[[], Any], results: Callable[[Any], Any]) -> Any:
@@ -88,10 +88,11 @@ class Calls:
         with recorded() as launched:
             returned = call()
         repeated = _repeated(launched, tensors, results(returned)) if launched else None
+        known = self.known[launches_dependent()]
         if repeated is not None:
-            if len(self.known) >= KEPT:
-                self.known.clear()
-            self.known[key] = repeated
+            if len(known) >= KEPT:
+                known.clear()
+            known[key] = repeated
         return returned
 
 

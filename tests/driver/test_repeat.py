@@ -22,7 +22,7 @@ CALLS = (ops._linear_calls, ops._integer_calls, integer._calls, quantise._calls)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call is known yet."""
     for calls in CALLS:
-        monkeypatch.setattr(calls, "known", {})
+        monkeypatch.setattr(calls, "known", {False: {}, True: {}})
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_after_a_fault_between_two_launches_the_next_call_is_right(
     for skip in (0, 1):
         for known in (False, True):
             if not known:
-                ops._integer_calls.known.clear()
+                ops._integer_calls.known[False].clear()
             gpus.fail("cuLaunchKernel", 701, skip=skip)
             with pytest.raises(LowbitvmError, match="LAUNCH_FAILED"):
                 lb.linear(x, weight)
