@@ -18,7 +18,7 @@ from lowbitvm.pack import PackedWeight, as_format
 from lowbitvm.plan import Tile, chosen_tile, linear_plan
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
-from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
+from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, launch
 from lowbitvm.runtime.workspace import workspace
 
@@ -241,7 +241,7 @@ def linear_call(
         permuted=permuted,
         aligned=n % VECTOR == 0 and all(address(part) % ALIGNMENT == 0 for part in followers if part is not None),
     )
-    kernel, tile = _compiled(variant, target, True), variant.tile
+    kernel, tile = _compiled(variant, target, True, wants_dependent(target)), variant.tile
     tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))
     given = {"x": x, "w": weight, "y": y, "gate": gate, "bias": bias, "residual": residual}
     given["order"] = weight.permutation
