@@ -9,15 +9,8 @@ from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
 from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
-from lowbitvm.codegen.digits import (
-    DigitDot,
-    DirectPipeline,
-    GroupDot,
-    GroupedPipeline,
-    SharedDigitDot,
-    build_digit_pipeline,
-    multiplies_digits,
-)
+from lowbitvm.codegen.digit_loops import DirectPipeline, GroupedPipeline, build_digit_pipeline
+from lowbitvm.codegen.digits import DigitDot, GroupDot, SharedDigitDot, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.numbers import NumberColumns

@@ -274,7 +274,8 @@ def run_matmul(
     if tile is None:
         tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
-    whole = k % (tile.bk if groups else tile.part) == 0 and not (
+    unaligned = groups and any(address(array) % ALIGNMENT for array in numbers.values())
+    whole = k % (tile.bk if groups else tile.part) == 0 and not unaligned
         groups and any(address(array) % ALIGNMENT for array in numbers.values())
     )
     variant = Variant(
