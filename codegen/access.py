@@ -98,7 +98,7 @@ class Access:
         result: list[Operand] = []
         kind = REGISTER_KIND[self.dtype.name]
         packed = kind == "h" and self.width > 1  # two elements to a register
-        name = "ld.global" if self.array in state.stored else "ld.global.nc"
+        name = state.load_name(self.array)
         for pointer, offset, mask in self._pieces():
             registers = [b.register("r" if packed else kind) for _ in range(self.width // (1 + packed))]
             bits = 32 if packed else self.dtype.bits

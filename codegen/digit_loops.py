@@ -24,6 +24,7 @@ class DirectPipeline(Pipeline):
     remaining = ""  # of k, from where the warp's part of the current step begins
 
     def prologue(self, start: Operand, stop: Operand) -> None:
+        self.state.wait_for_earlier()
         self.left = self.state.builder.op("sub.s32", "r", stop, self.first)
 
     @property
@@ -55,6 +56,7 @@ class GroupedPipeline(DirectPipeline):
     multiplied: set[Op] = field(default_factory=set)
 
     def prologue(self, start: Operand, stop: Operand) -> None:
+        self.state.wait_for_earlier()
         self.left = self.state.builder.op("sub.s32", "r", stop, start)
 
     @property

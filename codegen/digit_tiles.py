@@ -97,7 +97,7 @@ class DirectTile(Staged):
     def __init__(self, state: State, unit: Unit, load: Op, row: Operand, pipeline_k: str) -> None:
         super().__init__(state, unit, 0)
         stored = self.stored = StoredTiles(state, load, row, pipeline_k)
-        self.distance = unit.k // stored.k * stored.bytes
+        self.distance, self.name = unit.k // stored.k * stored.bytes, state.load_name(load.array)
         self.loaded: dict[tuple[int, int], list[str]] = {}  # words of this step, for all dots of the tile
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
@@ -131,7 +131,7 @@ class DirectTile(Staged):
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
-            name = f"ld.global.nc{vector_suffix(registers)}.b32"
+            name = f"{self.name}{vector_suffix(registers)}.b32"
             b.do(name, vector(registers), memory(self.pointers[row][width], place), when=inside)
             words += registers
             place += 32 * 4 * width

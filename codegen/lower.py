@@ -35,6 +35,7 @@ FLOAT_INSTRUCTIONS = {
     "min": "min.f32",
 }
 SCALAR_KINDS = ("program_id", "dimension", "constant", "add", "sub", "mul", "div", "floordiv", "mod", "max", "min")
+TOUCHING = ("load", "store", "atomic_add")
 LOG2_E = 1.4426950408889634
 
 
@@ -60,6 +61,8 @@ class Lowering:
                 self.state.release_shared(taken)
             if op in self.state.layouts or not op.shape or op.dtype is None:
                 self.state.builder.locate(op.location)
+                if self.state.waits and op.kind != "range" and any(x.kind in TOUCHING for x in walk([op])):
+                    self.state.wait_for_earlier()  # outside of all branches; loops fetch weights before they do it
                 LOWER[op.kind](self, op)
 
     def scalar(self, op: Op) -> Operand:
@@ -335,7 +338,9 @@ class Lowering:
             pipeline = build_dense_pipeline(state, op, starts)
         else:
             pipeline = build_pipeline(state, op, starts, stop, pure)
-        if pipeline is not None:
+        if pipeline is None:
+            state.wait_for_earlier()
+        else:
             self._check_staged(pipeline)
             columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumns))
             self.columns |= {load: (pipeline, column) for column in columns for load in column.places}

@@ -49,6 +49,11 @@ class PackedDigits:
         """(rows, K): (out_features, in_features) of a weight, (m, in_features) of activations."""
         return (self.rows, self.columns)
 
+    @functools.cached_property
+    def format_text(self) -> str:
+        """The format as `Format.parse` reads it."""
+        return str(self.format)
+
     @property
     def arrays(self) -> dict[str, Array]:
         """The stored arrays that there are, by name."""

@@ -126,8 +126,9 @@ def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (
 
 
 @functools.cache
-def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKernel:
-    return compile_program(variant.program(), target, variant.tile.warps, time.perf_counter(), cache)
+def _compiled(variant: Variant, target: str, cache: Cache | None, dependent: bool = False) -> CompiledKernel:
+    started = time.perf_counter()
+    return compile_program(variant.program(), target, variant.tile.warps, started, cache, dependent=dependent)
 
 
 def compile_matmul(
@@ -140,6 +141,7 @@ def compile_matmul(
     cache: bool = True,
     scaled: bool = False,
     activations: Format | None = None,
+    dependent: bool = False,
     **parts: Any,
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
@@ -148,6 +150,7 @@ def compile_matmul(
     k where there are too few of them (None: they do not); `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
     activations: their format, by default one with a scale for each token, or none where not scaled.
+    dependent: launches start while the kernel before them still runs, on sm_90 and later; see `Kernel.compile`.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
@@ -161,7 +164,7 @@ def compile_matmul(
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
-    return _compiled(variant, target, disk_cache() if cache else None)
+    return _compiled(variant, target, disk_cache() if cache else None, dependent)
 
 
 def _tile(
@@ -276,8 +279,6 @@ def run_matmul(
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
     unaligned = groups and any(address(array) % ALIGNMENT for array in numbers.values())
     whole = k % (tile.bk if groups else tile.part) == 0 and not unaligned
-        groups and any(address(array) % ALIGNMENT for array in numbers.values())
-    )
     variant = Variant(
         a.format,
         w.format,
