@@ -486,7 +486,7 @@ class Lowering:
             if _tile(op) not in self.state.layouts or op in self.columns:
                 continue
             last, column = starts[-1], op.kind == "load" and len(op.shape) == 2 and op.shape[1] == 1
-            rows = (op.array, op.shape, self.state.layouts[op], *starts[:-1], *steps, *op.attributes.items())
+            rows = (op.array, op.shape, self.state.layouts[_tile(op)], *starts[:-1], *steps, *op.attributes.items())
             if column and isinstance(last, int) and rows in first:
                 access, start = first[rows]
                 self.accesses[op] = access.beside(last - start)
