@@ -124,6 +124,7 @@ class DigitDot:
         left, right = weights.stored.format, activations.stored.format
         assert left.digits is not None
         self.state, self.pipeline, self.op, self.alone = state, pipeline, op, False
+        self.begins: dict[str, list[str]] = {}  # what sums begin at, by their first register, until it is taken
         self.activations, self.weights, self.base = activations, weights, BASES[left.digits]
         self.left, self.right = format_digits(left), format_digits(right)
         self.atom = digit_atom(state.target, self.base, self.left, self.right)
@@ -169,6 +170,26 @@ class DigitDot:
         self._clear()
         self._multiply()
         self._combine(accumulators)
+
+    def added_to(self, tile: list[Operand]) -> list[str]:
+        """Emits the sums of the current slot's tiles and a tile of numbers, in registers of their own."""
+        b = self.state.builder
+        if not self._adds_to_tile:
+            found = [b.op("mov.b32", "r", number) for number in tile]
+            self.emit(found)
+            return found
+        known = {number: self._hidden(number) for number in dict.fromkeys(tile) if isinstance(number, int)}
+        begin = [known[number] if isinstance(number, int) else number for number in tile]
+        found = [b.register("r") for _ in begin]
+        each = 2 if self.atom.split else 4  # registers of a product
+        self.begins = {found[i]: begin[i : i + each] for i in range(0, len(found), each)}
+        self.emit(found)
+        return found
+
+    def _hidden(self, number: int) -> str:
+        """A register with a number that ptxas does not know, which it would move to four others for every product."""
+        b, size = self.state.builder, self.state.size(self.pipeline.unit.dimension)
+        return b.op("add.s32", "r", b.op("shr.u32", "r", size, 31), number)
 
     @property
     def _adds_to_tile(self) -> bool:
@@ -275,7 +296,7 @@ class DigitDot:
         if self.atom.split:  # register r of the weights: rows 8 (r & 1), half r >> 1 of k
             parts = [(sums[2 * (r & 1) :][:2], [weights[r]], [activations[r >> 1]]) for r in range(4)]
         for d, a, b in parts:
-            operands = (f"{{{', '.join(registers)}}}" for registers in (d, a, b, d))
+            operands = (f"{{{', '.join(registers)}}}" for registers in (d, a, b, self.begins.pop(d[0], d)))
             self.state.builder.do(self.atom.mnemonic, *operands)
 
     # -- combination -------------------------------------------------------------------------------------------------
