@@ -295,8 +295,8 @@ def run_matmul(
     if tile is None:
         tile = tile_for((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
-    aligned = not any(address(array) % ALIGNMENT for array in numbers.values())
-    whole = k % (tile.bk if groups else tile.part) == 0 and (not groups or aligned)
+    unaligned = groups and any(address(array) % ALIGNMENT for array in numbers.values())
+    whole = k % (tile.bk if groups else tile.part) == 0 and not unaligned
     variant = Variant(
         a.format,
         w.format,
