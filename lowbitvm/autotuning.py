@@ -23,7 +23,7 @@ from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.arguments import KINDS, LEGACY_STREAM, DeviceArray, adopt
 from lowbitvm.runtime.compiled import CompiledKernel, compile_many, compile_program
 from lowbitvm.runtime.emulator import EmulatorError
-from lowbitvm.runtime.launch import Place, emulated_target, launch, place_of, torch_stream
+from lowbitvm.runtime.launch import Place, copying_gpu, emulated_target, launch, place_of, torch_stream
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.trials import TOLERANCE, Trial, WrongResult
 from lowbitvm.runtime.tuned import Record
@@ -232,7 +232,10 @@ class Autotuned:
         if both:
             problem = f"{self.__name__} is called with {sorted(both)}, which are tuned"
             raise LowbitvmError("ARGUMENT_INVALID", problem, "leave them out, or call lb.launch with a compiled kernel")
+        self._check_arguments(given)
         place = place_of([part for value in given.values() for part in _parts(value)])
+        copied_to = copying_gpu() if place is None else None
+        place = place if copied_to is None else Place(copied_to, "host")
         found = emulated_target() if place is None else driver.device_target(place.index)
         sizes: dict[str, int] = {}
         elements: dict[str, Any] = {}
@@ -244,6 +247,12 @@ class Autotuned:
         streams = () if place is None else _streams(given, place, stream)
         named = target or found or DEFAULT_TARGET
         return _Call(given, sizes, elements, constants, divisible, grid, named, place, streams)
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        wanted = self.kernel.specs.keys() - self.kernel.optional
+        if not wanted <= given.keys() <= self.kernel.specs.keys():
+            problem = f"{self.__name__} takes {list(self.kernel.specs)}, got {list(given)}"
+            raise LowbitvmError("ARGUMENT_INVALID", problem, "pass exactly these")
 
     def _choose(self, call: _Call, capturing: bool) -> _Choice:
         state = tuned.state()
@@ -397,6 +406,8 @@ def _measured(
     deadline: float,
 ) -> dict[int, float]:
     """Microseconds of the FINALISTS that were fastest in a first look at all, or of those that there was time for."""
+    for _, kernel in candidates[:1]:
+        trial.reserve(kernel)
     looks: dict[int, float] = {}
     left = deadline - time.perf_counter()
     each = min(LOOK_S, max(left, LOOK_S / 10) / (2 * max(1, len(candidates))))

@@ -57,7 +57,7 @@ def launch(
     if ready is not None:
         ready.run(given, stream)
         return None
-    blocks, index = _grid(kernel, grid), _copying_gpu()
+    blocks, index = _grid(kernel, grid), copying_gpu()
     if 0 in blocks:
         return None
     if index is not None:
@@ -198,8 +198,8 @@ def emulated_target() -> str | None:
         return None
     if device.startswith("emulator:"):
         return get(device.removeprefix("emulator:")).name
-    copying_gpu = _copying_gpu()
-    index = _host_gpu() if copying_gpu is None else copying_gpu
+    copied_to = copying_gpu()
+    index = _host_gpu() if copied_to is None else copied_to
     assert index is not None
     return driver.device_target(index)
 
@@ -210,8 +210,8 @@ def _host_gpu() -> int | None:
     return None if not device or device.startswith(("emulator:", "copy:")) else _sharing_gpu(device)
 
 
-def _copying_gpu() -> int | None:
-    """The GPU that CPU arrays are copied to, None for none."""
+def copying_gpu() -> int | None:
+    """The GPU that CPU arrays are copied to for each launch, None for none."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
     return _gpu_number(device, "copy:") if device.startswith("copy:") else None
 

@@ -122,6 +122,12 @@ class Trial:
         self._check(kernel.program, sample, outputs, grid)
         return scaled_time(report, math.prod(grid) / math.prod(sample.grid), gpu)
 
+    def reserve(self, kernel: CompiledKernel) -> None:
+        """Takes the memory of the GPU that trials of this kernel and its likes need. Raises LAUNCH_FAILED."""
+        assert self.place is not None and self.context is not None
+        parts = [value for value in kernel.parameters(self.given) if not isinstance(value, int)]
+        self._buffers = Buffers(parts, self.place.index, self.context)
+
     def verify(self, kernel: CompiledKernel, grid: Sequence[int]) -> None:
         """Runs a kernel once on the GPU. Raises WrongResult, LAUNCH_FAILED and CONTEXT_LOST."""
         assert self.context is not None
@@ -150,12 +156,9 @@ class Trial:
         self, kernel: CompiledKernel, grid: Sequence[int], outputs: Arguments, count: int
     ) -> "tuple[Ready, Buffers]":
         """The launch of a kernel on a grid, and the sets of buffers, of which the first `count` hold the arguments."""
-        assert self.place is not None and self.context is not None
+        assert self.place is not None and self._buffers is not None, "reserve comes first"
         values = kernel.parameters({**self.given, **outputs})
-        parts = [value for value in values if not isinstance(value, int)]
-        if self._buffers is None:
-            self._buffers = Buffers(parts, self.place.index, self.context)
-        self._buffers.fill(count, parts)
+        self._buffers.fill(count, [value for value in values if not isinstance(value, int)])
         return Ready(kernel, _three(grid), values, _resident(self.place), None), self._buffers
 
     def _outputs(self, program: Program) -> dict[str, Any]:

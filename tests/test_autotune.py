@@ -352,6 +352,12 @@ def test_a_call_that_gives_what_is_tuned_is_refused() -> None:
         tunable().best(blocks, arrays(), block=256)
 
 
+def test_a_call_without_an_array_is_refused() -> None:
+    for given in ({}, {"x": np.zeros(4, np.float32)}, {**arrays(), "z": np.zeros(4)}):
+        with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID: add_scaled takes \['x', 'y'\]"):
+            tunable().best(blocks, given)
+
+
 def test_a_reference_that_does_not_give_what_is_stored_is_refused() -> None:
     kernel = tunable(reference=lambda x, y: {"x": x})
     with tuning("tune"), pytest.raises(LowbitvmError, match=r"gave \['x'\], the kernel stores \['y'\]"):
