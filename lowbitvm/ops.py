@@ -1,8 +1,9 @@
 """torch operators. Importing this module, or using `lb.linear`, registers `torch.ops.lowbitvm.linear` and its like."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,11 +14,11 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver
-from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import matmul
-from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
-from lowbitvm.runtime.linear import LinearCall, linear_call
+from lowbitvm.runtime.launch import emulated_target
+from lowbitvm.runtime.linear import run_linear
 from lowbitvm.runtime.quantise import quantize_activations
+from lowbitvm.runtime.repeat import Calls, signature
 
 _library = torch.library.Library("lowbitvm", "DEF")
 SCHEMA = (
@@ -77,7 +78,7 @@ def linear(
         _check_kinds(x, weight, gate, activation, dtype)
     gates = None if gate is None else list(gate.arrays.values())
     if isinstance(weight, PackedDigits):
-        stored = (weight.words, weight.sums, weight.scales, weight.zeros, bias, str(weight.format), *weight.shape)
+        stored = (weight.words, weight.sums, weight.scales, weight.zeros, bias, weight.format_text, *weight.shape)
         of_x = None if x_format is None else str(x_format)
         tensors = (x, *stored[:5], residual, *(gates or ()))
         options = {"activation": activation, "dtype": dtype}
@@ -247,93 +248,55 @@ def _linear(
     tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
     key = (
         *(fmt, out_features, in_features, activation, dtype, batch_invariant),
-        *[None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous()) for t in tensors],
+        *signature(tensors),
     )
-    known = _repeated.get(key)
-    if known is not None:
-        y: torch.Tensor = x.new_empty(
-            *known.shape, **known.options
-        )  # sizes one by one: torch takes a tuple in twice the time
-        if known.run(y, tensors):
-            return y
+    found: list[torch.Tensor] | None = _linear_calls.again(key, tensors)
+    if found is not None:
+        return found[0]
     stored = (words, scales, zeros, Format.parse(fmt), out_features, in_features)
     weight = PackedWeight(*stored, table, outer, outer_zeros, permutation)
     gates = _gate(weight, gate)
     _check(x, weight, bias, gates, residual)
-    dtype = x.dtype if dtype is None else dtype
-    target = driver.device_target(x.device.index) if x.is_cuda else emulated_target()
-    if target is None:
-        return _reference(x, weight, bias, gates, activation, residual, dtype)
-    y = x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
-    rows = x.numel() // in_features if in_features else y.numel() // max(1, out_features)
-    call, arguments = linear_call(
-        x.view(rows, in_features),
-        weight,
-        bias,
-        y.view(rows, out_features),
-        target,
-        gate=gates,
-        activation=activation,
-        residual=None if residual is None else residual.view(rows, out_features),
-        batch_invariant=batch_invariant,
-    )
-    with call.shared(y) as shared:
-        launch(call.kernel, call.grid, arguments | shared)
-        ready = prepare(call.kernel, call.grid, arguments | shared)
-        if ready is not None and not (permutation is not None and gate):  # two permutations were compared by value
-            options: dict[str, Any] = {} if dtype == x.dtype else {"dtype": dtype}
-            repeated = Repeated(call, ready, tuple(y.shape), options, _slots(weight, gates, call.kernel))
-            _remember(key, repeated, (*tensors, y, *shared.values()))
+    options: dict[str, Any] = {"gate": gates, "activation": activation, "batch_invariant": batch_invariant}
+    call = functools.partial(_computed, x, weight, bias, residual, x.dtype if dtype is None else dtype, **options)
+    if permutation is not None and gate:  # two permutations are compared by value
+        return call()
+    y: torch.Tensor = _linear_calls.first(key, tensors, call, lambda y: [y])
     return y
 
 
-@dataclass(frozen=True)
-class Repeated:
-    """What the operator launches for tensors of shapes, dtypes and devices that it has had before.
-
-    shape: of the result, which x.new_empty makes with the options.
-    slots: for every pointer of the kernel which tensor it is, of the operator's, y, and what splits of k share.
-    """
-
-    call: LinearCall
-    ready: Ready
-    shape: tuple[int, ...]
-    options: dict[str, Any]
-    slots: tuple[int, ...]
-
-    def run(self, y: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> bool:
-        """Launches, unless an address is not aligned or the launch is no longer usable."""
-        if not self.ready.usable():
-            return False
-        if self.call.partials is None:
-            return self.ready.launch(self.addresses((*tensors, y)))
-        with self.call.shared(y) as shared:
-            return self.ready.launch(self.addresses((*tensors, y, *shared.values())))
-
-    def addresses(self, given: Sequence[Any]) -> list[int]:
-        """The kernel's pointers."""
-        return [given[slot].data_ptr() for slot in self.slots]
+_linear_calls, _integer_calls = Calls(), Calls()
 
 
-_repeated: dict[object, Repeated] = {}
-
-
-def _remember(key: object, repeated: Repeated, given: Sequence[Any]) -> None:
-    """Keeps a call, if it was one with aligned addresses."""
-    if any(address % ALIGNMENT for address in repeated.addresses(given)):
-        return
-    if len(_repeated) >= KEPT:
-        _repeated.clear()
-    _repeated[key] = repeated
-
-
-def _slots(weight: PackedWeight, gate: PackedWeight | None, kernel: CompiledKernel) -> tuple[int, ...]:
-    own = [("w", part) for part in ("words", "scales", "zeros")]
-    more = [("w", part) for part in ("table", "outer", "outer_zeros")]
-    gates = [] if gate is None else [("gate", part) for part in weight.arrays]
-    rest = [(name, None) for name in ("y", "partials", "arrivals")]
-    names = [("x", None), *own, ("bias", None), *more, ("order", None), ("residual", None), *gates, *rest]
-    return tuple(names.index(part) for part in kernel.array_parts())
+def _computed(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype,
+    *,
+    gate: PackedWeight | None,
+    activation: str | None,
+    batch_invariant: bool,
+) -> torch.Tensor:
+    """The result of arguments that fit each other."""
+    target = driver.device_target(x.device.index) if x.is_cuda else emulated_target()
+    if target is None:
+        return _reference(x, weight, bias, gate, activation, residual, dtype)
+    y = x.new_empty((*x.shape[:-1], weight.out_features), dtype=dtype)
+    rows = math.prod(x.shape[:-1])
+    run_linear(
+        x.view(rows, weight.in_features),
+        weight,
+        bias,
+        y.view(rows, weight.out_features),
+        target,
+        gate=gate,
+        activation=activation,
+        residual=None if residual is None else residual.view(rows, weight.out_features),
+        batch_invariant=batch_invariant,
+    )
+    return y
 
 
 def _gate(weight: AnyWeight, tensors: list[torch.Tensor] | None) -> AnyWeight | None:
@@ -362,24 +325,33 @@ def _integer_linear(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The operator of weights that are multiplied with integers, on CPU and CUDA tensors alike."""
+    tensors = (x, words, sums, scales, zeros, bias, residual, *(gate or ()))
+    key = (fmt, out_features, in_features, x_format, activation, dtype, *signature(tensors))
+    found: list[torch.Tensor] | None = _integer_calls.again(key, tensors)
+    if found is not None:
+        return found[0]
     weight = PackedDigits(words, sums, Format.parse(fmt), out_features, in_features, scales, zeros)
     gates = _gate(weight, gate)
     _check(x, weight, bias, gates, residual)
-    shape = (*x.shape[:-1], out_features)
-    rows = math.prod(x.shape[:-1])
-    fmt_x = _x_format(weight.format, x_format)
-    groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
-    codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
-    y: torch.Tensor = matmul(
-        codes,
-        weight,
-        x.dtype if dtype is None else dtype,
-        bias=bias,
-        gate=gates,
-        activation=activation,
-        residual=None if residual is None else residual.view(rows, out_features),
-    )
-    return y.view(shape)
+
+    def computed() -> torch.Tensor:
+        rows = math.prod(x.shape[:-1])
+        fmt_x = _x_format(weight.format, x_format)
+        groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
+        codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
+        y: torch.Tensor = matmul(
+            codes,
+            weight,
+            x.dtype if dtype is None else dtype,
+            bias=bias,
+            gate=gates,
+            activation=activation,
+            residual=None if residual is None else residual.view(rows, out_features),
+        )
+        return y.view(*x.shape[:-1], out_features)
+
+    y: torch.Tensor = _integer_calls.first(key, tensors, computed, lambda y: [y])
+    return y
 
 
 def _integer_linear_fake(

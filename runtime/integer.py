@@ -92,7 +92,8 @@ class Variant:
         sizes = {"a_sums": least, "w_sums": least, "a_scales": own[0], "w_scales": own[1]}
         dims = {"sums": "parts", "scales": "groups"}
         found = {name: size for name, size in sizes.items() if size is not None and name in self.rank_one}
-        return {"k": self.tile.part} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
+        taken = self.tile.bk if found else self.tile.part
+        return {"k": taken} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
 
     @property
     def rank_one(self) -> dict[str, str]:
@@ -176,7 +177,7 @@ def _tile(
     """The tile of a product of activations and weights, with the groups of k that have scales; n None: of one block."""
     m, n, k = sizes
     if groups:
-        return grouped_tile(m, MANY if n is None else n, *sides, target, groups, products)
+        return grouped_tile(m, MANY if n is None else n, k, *sides, target, groups, products)
     if n is None:
         return digit_tile(m, k, *sides, target, products)
     return digit_plan(m, n, k, *sides, target, products)
@@ -276,7 +277,8 @@ def run_matmul(
     if tile is None:
         tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
-    whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
+    aligned = not any(address(array) % ALIGNMENT for array in numbers.values())
+    whole = k % (tile.bk if groups else tile.part) == 0 and (not groups or aligned)
     variant = Variant(
         a.format,
         w.format,

@@ -4,9 +4,11 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +58,9 @@ def launch(
     ready = prepare(kernel, grid, given, cluster)
     if ready is not None:
         ready.run(given, stream)
+        record = _record.get()
+        if record is not None:
+            record.append(Launched(ready, given))
         return None
     blocks, index = _grid(kernel, grid), copying_gpu()
     if 0 in blocks:
@@ -65,6 +70,32 @@ def launch(
         copying.run(kernel, blocks, [v if isinstance(v, int) else _as_numpy(v) for v in values], index)
         return None
     return _emulate(kernel, blocks, kernel.parameters(given), options)
+
+
+class Launched(NamedTuple):
+    """A launch that was made, and its arguments."""
+
+    ready: "Ready"
+    given: Mapping[str, Any]
+
+
+_record: ContextVar[list[Launched] | None] = ContextVar("_record", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launched]]:
+    """The launches on GPUs that the thread makes in the block, in order; their arrays stay alive until it ends."""
+    launched: list[Launched] = []
+    token = _record.set(launched)
+    try:
+        yield launched
+    finally:
+        _record.reset(token)
+
+
+def recording() -> bool:
+    """Whether the thread's launches are recorded."""
+    return _record.get() is not None
 
 
 def prepare(

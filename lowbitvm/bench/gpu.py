@@ -19,7 +19,6 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench import modelled
 from lowbitvm.bench.modelled import GROUP, SHORT_GROUP
-from lowbitvm.bench.ours import some_table
 from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -30,6 +29,7 @@ from lowbitvm.runtime import driver, timing
 from lowbitvm.runtime.copying import Keeper
 from lowbitvm.runtime.integer import run_matmul
 from lowbitvm.runtime.linear import run_linear
+from lowbitvm.runtime.work import some_table
 from lowbitvm.targets import Gpu
 
 TOOL = "lowbitvm"
