@@ -2,13 +2,13 @@
 
 import hashlib
 import inspect
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from lowbitvm.runtime.emulator import EmulatorError
 from lowbitvm.runtime.launch import Place, copying_gpu, emulated_target, launch, place_of, torch_stream
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.trials import TOLERANCE, Trial, WrongResult
+from lowbitvm.runtime.tune import MEASURED, search
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.targets import Target
 
@@ -37,9 +38,7 @@ Candidate = tuple[Config, CompiledKernel]
 Grid = Sequence[int] | Callable[[Mapping[str, Any]], Sequence[int]]
 Prune = Callable[[Mapping[str, Any], Mapping[str, int], Target], bool]
 DEFAULT_TARGET = "sm_80"  # of CPU arrays, where nothing names another
-LOOK_S, FINAL_S = 0.05, 0.5  # seconds of measuring: of every candidate, and of the fastest once more
-FINALISTS = 3
-OURS = ("target", "divisible", "stream", "warps")  # names that are no constants of a kernel
+LEAST_S, MEASURE_S = 0.01, 0.3  # seconds of measuring a candidate
 
 
 def autotune(
@@ -309,22 +308,19 @@ class Autotuned:
         candidates = self._usable(call, failures)
         if any(0 in call.blocks(config) for config, _ in candidates):
             return None
+        left = None if budget_s is None else max(0.0, budget_s - (time.perf_counter() - started))
         reference = None if self._reference is None else self._expected(call)
         trial = Trial(call.given, call.place, streams=call.streams, reference=reference, tolerance=self._tolerance)
-        deadline = math.inf if budget_s is None else started + budget_s
         try:
-            if call.place is None:
-                times = _modelled(trial, call, candidates, failures, deadline)
-            else:
-                times = _measured(trial, call, candidates, failures, deadline)
+            found = _fastest(trial, call, candidates, failures, left)
+        except LowbitvmError as error:
+            if error.code != "TUNING_FAILED":
+                raise
+            raise self._nothing_left(failures) from error
         finally:
             trial.close()
         self.left_out = [(config, str(error)) for config, error in failures]
-        if not times:
-            raise self._nothing_left(failures)
-        at, took = min(times.items(), key=lambda item: item[1])
-        how: tuned.How = "modelled" if call.place is None else "measured"
-        return Record(_plain(candidates[at][0]), took, how, len(times), time.perf_counter() - started)
+        return replace(found, seconds=time.perf_counter() - started)
 
     def _usable(self, call: _Call, failures: list[tuple[Config, Exception]]) -> list[Candidate]:
         """What can be compiled, fits on an SM, and keeps its values in registers if anything does."""
@@ -379,55 +375,50 @@ class Autotuned:
         )
 
 
-def _modelled(
+def _fastest(
     trial: Trial,
     call: _Call,
     candidates: Sequence[Candidate],
     failures: list[tuple[Config, Exception]],
-    deadline: float,
-) -> dict[int, float]:
-    """Microseconds of the candidates by the model, by their places; as many as there is time for, but one."""
-    times: dict[int, float] = {}
-    for at, (config, kernel) in enumerate(candidates):
-        if times and time.perf_counter() > deadline:
-            break
-        try:
-            times[at] = trial.modelled(kernel, call.blocks(config), targets.get(call.target).gpu)
-        except (WrongResult, EmulatorError) as error:
-            failures.append((config, error))
-    return times
+    budget_s: float | None,
+) -> Record:
+    """What `search` finds among candidates; adds those that it refuses to `failures`. Raises what it raises."""
+    by_plain = {repr(_plain(config)): (config, kernel) for config, kernel in candidates}
+    on_gpu, count = call.place is not None, len(candidates)
+    each = MEASURE_S if budget_s is None else min(MEASURE_S, max(LEAST_S, budget_s / max(1, count)))
 
-
-def _measured(
-    trial: Trial,
-    call: _Call,
-    candidates: Sequence[Candidate],
-    failures: list[tuple[Config, Exception]],
-    deadline: float,
-) -> dict[int, float]:
-    """Microseconds of the FINALISTS that were fastest in a first look at all, or of those that there was time for."""
-    for _, kernel in candidates[:1]:
-        trial.reserve(kernel)
-    looks: dict[int, float] = {}
-    left = deadline - time.perf_counter()
-    each = min(LOOK_S, max(left, LOOK_S / 10) / (2 * max(1, len(candidates))))
-    for at, (config, kernel) in enumerate(candidates):
-        if looks and time.perf_counter() > deadline:
-            break
+    def predict(config: Config, kernel: CompiledKernel) -> float:
+        if on_gpu and count <= MEASURED:
+            return 0.0  # all of them are measured
         try:
-            trial.verify(kernel, call.blocks(config))
-            looks[at] = trial.measured(kernel, call.blocks(config), each).median_us
-        except (WrongResult, LowbitvmError) as error:
-            if isinstance(error, LowbitvmError) and error.code == "CONTEXT_LOST":
+            return trial.modelled(kernel, call.blocks(config), targets.get(call.target).gpu)
+        except LowbitvmError as error:
+            if on_gpu and error.code == "TOOL_MISSING":
+                return 0.0
+            raise
+
+    def measure(config: Config, kernel: CompiledKernel) -> float:
+        trial.verify(kernel, call.blocks(config))
+        return trial.measured(kernel, call.blocks(config), each).median_us
+
+    def asked(how: Callable[[Config, CompiledKernel], float], plain: Config) -> float | None:
+        config, kernel = by_plain[repr(plain)]
+        try:
+            return how(config, kernel)
+        except (WrongResult, EmulatorError, LowbitvmError) as error:
+            if isinstance(error, LowbitvmError) and error.code in ("CONTEXT_LOST", "TOOL_MISSING"):
                 raise
             failures.append((config, error))
-    finals: dict[int, float] = {}
-    for place, at in enumerate(sorted(looks, key=lambda at: looks[at])[:FINALISTS]):
-        left = min(FINAL_S, (deadline - time.perf_counter()) / (FINALISTS - place))
-        if len(looks) > 1 and left > 0:
-            config, kernel = candidates[at]
-            finals[at] = trial.measured(kernel, call.blocks(config), left).median_us
-    return finals or looks
+            return None
+
+    if on_gpu and candidates:
+        trial.reserve(candidates[0][1])
+    return search(
+        [_plain(config) for config, _ in candidates],
+        predict=partial(asked, predict),
+        measure=partial(asked, measure) if on_gpu else None,
+        budget_s=budget_s,
+    )
 
 
 def _blocks(grid: Grid, names: Mapping[str, Any]) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ def launch(
         values = kernel.parameters(given)
         copying.run(kernel, blocks, [v if isinstance(v, int) else _as_numpy(v) for v in values], index)
         return None
-    return _emulate(kernel, blocks, kernel.parameters(given), options)
+    return emulate(kernel, blocks, kernel.parameters(given), options)
 
 
 class Launched(NamedTuple):
@@ -121,7 +121,10 @@ def prepare(
     return ready
 
 
-def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any]) -> "Report":
+def emulate(
+    kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any] | None = None
+) -> "Report":
+    """Runs a kernel in the emulator, with the parameters of `CompiledKernel.parameters` on the CPU."""
     return kernel.emulated.launch(
         kernel.code.entry,
         grid=blocks,
@@ -129,7 +132,7 @@ def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], option
         args=[value if isinstance(value, int) else _as_numpy(value) for value in values],
         shared=kernel.code.shared,
         arch=kernel.target,
-        **options,
+        **(options or {}),
     )
 
 

@@ -14,7 +14,7 @@ import lowbitvm as lb
 from lowbitvm import autotuning
 from lowbitvm.autotuning import Autotuned
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime import driver, trials, tuned
+from lowbitvm.runtime import driver, trials, tune, tuned
 from lowbitvm.runtime.tuned import tuning
 from tests.driver.memory import Interface, create_stream, to_gpu, weight_to_gpu
 from tests.driver.standin import ILLEGAL_ADDRESS, Launched, Standin
@@ -45,8 +45,7 @@ def gpu(gpus: Standin, streams: list[int], tmp_path: Path, monkeypatch: pytest.M
     database = tuned.Database(tmp_path / "tuned")
     monkeypatch.setattr(tuned, "database", lambda: database)
     gpus.cost = lambda launched: COSTS[BLOCKS[launched.grid[0]]]
-    monkeypatch.setattr(autotuning, "LOOK_S", 0.01)
-    monkeypatch.setattr(autotuning, "FINAL_S", 0.02)
+    monkeypatch.setattr(autotuning, "MEASURE_S", 0.02)
     return gpus
 
 
@@ -222,6 +221,17 @@ def test_what_was_measured_holds_for_its_gpu_and_what_was_modelled_gives_way_to_
         assert kernel.best(blocks, numbers(), alpha=0.5).how == "modelled"
     assert tunable(space={"block": [128, 256]}).best(blocks, on_gpu(), alpha=0.5).how == "first"
     assert tunable().best(blocks, on_gpu(), alpha=0.5).how == "measured"
+
+
+def test_of_many_candidates_those_are_measured_that_the_model_likes_best(
+    gpu: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autotuning, "MEASURED", 2)
+    monkeypatch.setattr(tune, "MEASURED", 2)
+    monkeypatch.setattr(trials.Trial, "modelled", lambda self, kernel, grid, rates: float(BLOCKS[grid[0]] != 512))
+    with tuning("tune"):
+        assert tunable(space={"block": [128, 256, 512]}).best(blocks, on_gpu(), alpha=0.5).config == {"block": 512}
+    assert {BLOCKS[launched.grid[0]] for launched in gpu.launched} == {128, 512}  # the first one, too
 
 
 def test_a_budget_ends_the_search(gpu: Standin) -> None:
