@@ -176,9 +176,8 @@ class Autotuned:
         **constants: Any,
     ) -> "Report | None":
         """Launches the kernel in the configuration that `best` gives, as `lb.launch` does."""
-        found = self.best(grid, arguments, target=target, divisible=divisible, stream=stream, **constants)
-        given = {name: value for name, value in arguments.items() if value is not None}
-        return launch(found.kernel, found.grid, given, stream=stream)
+        given, choice = self._chosen(grid, arguments, target, divisible or {}, stream, constants)
+        return launch(choice.kernel, _blocks(grid, choice.names), given, stream=stream)
 
     def best(
         self,
@@ -199,24 +198,35 @@ class Autotuned:
         Raises TUNING_FAILED where no configuration can be used, what compiling raises where it raises the same for all,
         and what `lb.launch` raises; CONTEXT_LOST where a candidate's launch has ended its context.
         """
-        given = {n: v if type(v) in KINDS else adopt(v, stream) for n, v in arguments.items() if v is not None}
-        signature = (
-            *given,
-            *(KINDS[type(value)].signature(value) for value in given.values()),
-            *(target, stream, *sorted((divisible or {}).items()), os.environ.get("LOWBITVM_DEVICE")),
-            *((name, repr(value)) for name, value in constants.items()),
-        )
-        choice = self._choices.get(signature)
-        if choice is None or choice.state != tuned.state():
-            call = self._call(grid, given, constants, target, divisible or {}, stream)
-            capturing = call.is_capturing
-            choice = self._choose(call, capturing)
-            if not capturing:  # within a capture nothing is tuned, which later calls may do
-                self._choices[signature] = choice
+        _, choice = self._chosen(grid, arguments, target, divisible or {}, stream, constants)
         record, blocks = choice.record, _blocks(grid, choice.names)
         if record is None:
             return Best(choice.config, "first", None, blocks, choice.kernel)
         return Best(choice.config, record.how, record.time_us, blocks, choice.kernel)
+
+    def _chosen(
+        self,
+        grid: Grid,
+        arguments: Mapping[str, Any],
+        target: str | None,
+        divisible: Mapping[str, int],
+        stream: int | None,
+        constants: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], _Choice]:
+        """The arguments as `lb.launch` knows them, without those that are left out, and what was chosen for them."""
+        given = {n: v if type(v) in KINDS else adopt(v, stream) for n, v in arguments.items() if v is not None}
+        signature = (
+            *(target, stream, os.environ.get("LOWBITVM_DEVICE"), repr(constants), *divisible.items(), *given),
+            *[KINDS[type(value)].signature(value) for value in given.values()],
+        )
+        choice = self._choices.get(signature)
+        if choice is None or choice.state != tuned.state():
+            call = self._call(grid, given, constants, target, divisible, stream)
+            capturing = call.is_capturing
+            choice = self._choose(call, capturing)
+            if not capturing:  # within a capture nothing is tuned, which later calls may do
+                self._choices[signature] = choice
+        return given, choice
 
     def _call(
         self,
