@@ -6,13 +6,14 @@ are widened in registers, a whole register of codes at a time. Every pair of dig
 the loop ends.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.digit_tiles import DirectTile, FragmentTile, source_format
 from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
 from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline, ends_at
-from lowbitvm.codegen.ptx import Operand, memory
+from lowbitvm.codegen.ptx import Operand, memory, vector
 from lowbitvm.codegen.staging import Staged, Unit
 from lowbitvm.codegen.state import State, divisor, invariant, non_negative
 from lowbitvm.digitplan import digit_warps_m
@@ -23,9 +24,9 @@ from lowbitvm.digits import (
     Base,
     Decomposition,
     columns_per_row,
-    field_mask,
-    folds,
-    narrow,
+    raised_by,
+    widening,
+    widens_once,
 )
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.integers import digit_words, format_digits, row_tiles
@@ -33,7 +34,8 @@ from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
 
-AND_OR = 0xEA  # lop3's table of (a & b) | c
+XOR_XOR, XOR_AND = 0x96, 0x28  # lop3's tables of a ^ b ^ c and (a ^ b) & c
+FRAGMENT = 4 * 4 * 32  # bytes: a lane's four registers of one step
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ def digit_layout(dot: Op, warps_m: int, warps_n: int) -> Layout:
 class DirectPipeline(Pipeline):
     """A loop whose warps share out k: warp w takes the w-th part of every step, and none waits for another."""
 
+    remaining = ""  # of k, from where the warp's part of the current step begins
+
     def prologue(self, start: Operand, stop: Operand) -> None:
+        self.state.wait_for_earlier()
         self.left = self.state.builder.op("sub.s32", "r", stop, self.first)
 
     @property
@@ -108,9 +113,37 @@ class DirectPipeline(Pipeline):
         for tile in self.tiles.values():
             assert isinstance(tile, DirectTile)
             tile.loaded.clear()
+        self.remaining = self.left
 
     def drain(self) -> None:
         pass
+
+
+@dataclass
+class GroupedPipeline(DirectPipeline):
+    """Such a loop whose dots are of groups of k, each of which a single warp multiplies, for all: they go in step.
+
+    start: k of the first step. before: k of a step that the warps before take. exchanged: where the sums of all groups
+    of a step lie in shared memory, by the load of the weights. multiplied: the weights that this step's are there of.
+    """
+
+    start: Operand = 0
+    before: Operand = 0
+    exchanged: dict[Op, int] = field(default_factory=dict)
+    multiplied: set[Op] = field(default_factory=set)
+
+    def prologue(self, start: Operand, stop: Operand) -> None:
+        self.left = self.state.builder.op("sub.s32", "r", stop, start)
+
+    @property
+    def first(self) -> str:
+        """The k that all warps start at."""
+        return str(self.start)
+
+    def begin_unit(self, number: int) -> None:
+        super().begin_unit(number)
+        self.remaining = self.state.builder.op("sub.s32", "r", self.left, self.before)
+        self.multiplied.clear()
 
 
 def multiplies_digits(op: Op) -> bool:
@@ -165,28 +198,43 @@ def build_digit_pipeline(
     dims = {load.array.dims[1] for load in loads if load.array is not None}
     ends = len(dims) == 1 and ends_at(loop.operands[1], min(dims), step)
     part = step // max(parts)
-    exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
+    taken = part if pure else step  # of k at a time
+    exact = ends and state.program.divisor(min(dims)) % taken == 0 and divisor(start) % taken == 0
     if parts == {1}:
         early = stop if ends and loop.operands[1].kind == "min" else ""
-        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), stop=early)
+        lead = int(pure and len(dots) == 1 and _widens_ahead(state, dots[0], loop.integer("stages")))
+        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), lead=lead, stop=early)
         columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
         moving = {load: steps[load] for load in columns if load.array not in state.stored}
         return _staged(state, loop, unit, loads, offsets, moving)
-    if len(parts) > 1 or not ends or not pure:
+    sizes = {dot.attributes.get("size", step) for dot in dots}
+    grouped = not pure and len(sizes) == 1 and all(isinstance(size, int) and part % size == 0 for size in sizes)
+    if len(parts) > 1 or not ends or not (pure or grouped):
         raise LowbitvmError(
             "KERNEL_UNSUPPORTED",
-            "warps that share out k in a loop that does more than add dots of one bn up to the end of k",
+            "warps that share out k in a loop that does more than add dots of one bn, or of groups of k, to its end",
             f"make bn a multiple of 16 x {state.warps} warps",
             loop.location,
         )
-    b = state.builder
-    warp = b.op("shr.u32", "r", state.tid, 5)
-    first = str(state.scalar("add", state.scalar("mul", warp, part), offsets[loads[0]][1]))
+    b, begin = state.builder, offsets[loads[0]][1]
+    before = state.scalar("mul", b.op("shr.u32", "r", state.tid, 5), part)
+    first = str(state.scalar("add", before, begin))
     unit = Unit(step, 1, 1, exact, min(dims))
     tiles: dict[tuple[Op, str], Staged] = {
         (load, "tile"): DirectTile(state, unit, load, offsets[load][0], first) for load in loads
     }
-    return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
+    if pure:
+        return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
+    return GroupedPipeline(state, loop, unit, tiles, 0, 0, ahead=first, start=begin, before=before)
+
+
+def _widens_ahead(state: State, dot: Op, stages: int) -> bool:
+    """Whether weights are widened once for all warps, a step before they are multiplied."""
+    activations, weights = (source_format(load) for load in (dot.operands[0], dot.operands[1].operands[0]))
+    assert activations.digits is not None and weights.digits is not None
+    columns = dot.shape[0] * columns_per_row(activations.code, activations.digits) // COLUMNS
+    ready = state.target.has_async_copies and stages > 2 and dot.shape[1] % (16 * state.warps) == 0
+    return ready and widens_once(weights.code, weights.digits, columns)
 
 
 def _staged(
@@ -267,11 +315,11 @@ class DigitDot:
         self.tiles = pipeline.unit.k // self.base.activation_k  # of activations along k
         if self.direct:
             self.tiles //= state.warps
-            self.exchange = state.allocate_shared(self._exchanged() * state.threads * 4, op)
+            self.exchange = self._allocate_exchange()
         else:
             self.columns //= state.warps_m
             self.row_tiles //= state.warps // state.warps_m
-        self.folded = [bool(pipeline.loop.integer("folded")) and folds(d.bits, self.base) for d in self.left.digits]
+        self.folded = [bool(pipeline.loop.integer("folded")) and d.bits < self.base.bits for d in self.left.digits]
         first, size = op.attributes.get("first", 0), op.attributes.get("size", self.tiles * self.base.activation_k)
         assert isinstance(first, int) and isinstance(size, int)
         self.steps = range(first // self.base.step_k, (first + size) // self.base.step_k)  # that are multiplied
@@ -368,7 +416,8 @@ class DigitDot:
 
     def _words(self, side: FragmentTile | DirectTile, row: int, tile: int) -> list[str]:
         if isinstance(side, DirectTile):
-            return side.words(self.pipeline.left, row, tile)
+            assert isinstance(self.pipeline, DirectPipeline)
+            return side.words(self.pipeline.remaining, row, tile)
         return side.words(self.pipeline.slot, row, tile)
 
     def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
@@ -382,30 +431,24 @@ class DigitDot:
         return fragments
 
     def _widened(self, words: list[str], bits: int, folded: bool) -> list[str]:
-        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 are 2^bits as much."""
-        b, width = self.state.builder, self.base.bits
-        if bits == width:
+        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 keep a power of two."""
+        b = self.state.builder
+        if bits == self.base.bits:
             return words
-        found = []
-        shifted: dict[tuple[int, int], str] = {}
-        for number, runs in enumerate(narrow(bits, width, 4 * self.base.steps)):
-            register = ""
-            for run in runs:
-                raised = run._replace(bit=run.bit + bits * (folded and number % 2))
-                place = run.word, raised.position - raised.bit
-                if place not in shifted:
-                    shifted[place] = self._shifted(words[run.word], place[1])
-                word, mask = shifted[place], field_mask(raised, width)
-                more = (word, mask, register, AND_OR)
-                register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
-            found.append(register)
-        return found
-
-    def _shifted(self, word: str, distance: int) -> str:
-        """The word shifted right, or left where the distance is negative."""
-        if distance == 0:
-            return word
-        return self.state.builder.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
+        steps, found = widening(bits, self.base.bits, 4 * self.base.steps, folded)
+        values = list(words)
+        for step in steps:
+            operands = [values[i] for i in step.values]
+            if step.rotation:
+                values.append(b.op("shf.l.wrap.b32", "r", *operands * 2, step.rotation))
+            elif len(operands) == 3:
+                values.append(b.op("lop3.b32", "r", *operands, XOR_XOR))
+            elif step.mask and len(operands) == 2:
+                values.append(b.op("lop3.b32", "r", *operands, step.mask, XOR_AND))
+            else:
+                name, last = ("and.b32", step.mask) if step.mask else ("xor.b32", operands[1])
+                values.append(b.op(name, "r", operands[0], last))
+        return [values[i] for i in found]
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:
         """Emits sums += the products of one k step."""
@@ -436,54 +479,75 @@ class DigitDot:
 
     def _combine(self, accumulators: list[str]) -> None:
         """Emits accumulators += sum over pairs of digits of both coefficients times their sum."""
+        totals = self._totals()
+        if self.direct:
+            totals = self._over_warps(self._unless_beyond(totals))
+        for register, total in zip(accumulators, totals, strict=True):
+            self.state.builder.do("add.s32", register, register, total)
+
+    def _totals(self) -> list[str]:
+        """The combined sums of a lane: of all warps' k, or of its own."""
         totals = []
         for t in range(self.row_tiles):
             for j in range(self.columns):
                 values = [self._over_weights(t, j, i) for i in range(4)]
                 together = 1 if self.each == 1 else 2  # columns of a lane that are planes of one row
                 found = [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
-                totals += self._unless_beyond(t, j, found) if self.direct else found
-        if self.direct:
-            totals = self._over_warps(totals)
-        for register, total in zip(accumulators, totals, strict=True):
-            self.state.builder.do("add.s32", register, register, total)
-
-    def _unless_beyond(self, t: int, j: int, totals: list[str]) -> list[str]:
-        """The sums of a row tile and an n8 tile, zeros where either side has no such rows: others were loaded then."""
-        b = self.state.builder
-        for side, number in ((self.weights, t), (self.activations, j)):
-            assert isinstance(side, DirectTile)
-            beyond = side.beyond(number)
-            totals = [b.op("selp.b32", "r", 0, total, beyond) for total in totals]
+                totals += found
         return totals
+
+    def _unless_beyond(self, totals: list[str]) -> list[str]:
+        """The sums, zeros where either side has no such rows: others were loaded then."""
+        b, found = self.state.builder, []
+        each = len(totals) // (self.row_tiles * self.columns)
+        for number, (t, j) in enumerate(itertools.product(range(self.row_tiles), range(self.columns))):
+            some = totals[number * each : (number + 1) * each]
+            for side, tile in ((self.weights, t), (self.activations, j)):
+                assert isinstance(side, DirectTile)
+                beyond = side.beyond(tile)
+                some = [b.op("selp.b32", "r", 0, total, beyond) for total in some]
+            found += some
+        return found
 
     def _exchanged(self) -> int:
         """Values of a lane that the warps exchange."""
         return self.row_tiles * self.columns * (4 if self.each == 1 else 2)
 
+    def _allocate_exchange(self) -> int:
+        return self.state.allocate_shared(self._exchanged() * self.state.threads * 4, self.op)
+
     def _over_warps(self, totals: list[str]) -> list[str]:
-        """The sums over the warps of a part of the totals for each: [warp][total][lane] in shared memory."""
+        """The sums over the warps of a part of the totals for each."""
+        if self.state.loop_depth:
+            self.state.builder.do("bar.sync", 0)  # what was exchanged before may still be read
+        self._hand_out([totals])
+        self.state.builder.do("bar.sync", 0)
+        found = self._taken(0)
+        for other in range(1, self.state.warps):
+            pairs = zip(found, self._taken(other), strict=True)
+            found = [self.state.builder.op("add.s32", "r", total, value) for total, value in pairs]
+        return found
+
+    def _hand_out(self, totals: list[list[str]]) -> None:
+        """Emits the stores of a warp's sums, in parts of as many: [warp][part][sum][lane] in shared memory."""
         state, b = self.state, self.state.builder
-        if state.loop_depth:
-            b.do("bar.sync", 0)  # what was exchanged before may still be read
-        size = 32 * 4 * len(totals)  # bytes of a warp
         warp = b.op("shr.u32", "r", state.tid, 5)
         lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
-        own = b.op("mad.lo.s32", "r", warp, size, lane)
-        for i, total in enumerate(totals):
+        own = b.op("mad.lo.s32", "r", warp, 128 * self._exchanged() * len(totals), lane)
+        for i, total in enumerate(total for part in totals for total in part):
             b.do("st.shared.b32", memory(own, self.exchange + 128 * i), total)
-        b.do("bar.sync", 0)
-        kept = max(1, len(totals) // state.warps)
-        part = b.op("and.b32", "r", warp, len(totals) // kept - 1)
+
+    def _taken(self, number: int) -> list[str]:
+        """Emits the loads of what a warp keeps of a part of the sums, counted over all warps."""
+        state, b = self.state, self.state.builder
+        count = self._exchanged()
+        kept = max(1, count // state.warps)
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        part = b.op("and.b32", "r", warp, count // kept - 1)
+        lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
         place = b.op("mad.lo.s32", "r", part, 128 * kept, lane)
-        found = []
-        for i in range(kept):
-            total = ""
-            for other in range(state.warps):
-                value = b.op("ld.shared.b32", "r", memory(place, self.exchange + other * size + 128 * i))
-                total = b.op("add.s32", "r", total, value) if total else value
-            found.append(total)
-        return found
+        first = self.exchange + 128 * count * number
+        return [b.op("ld.shared.b32", "r", memory(place, first + 128 * i)) for i in range(kept)]
 
     def _over_weights(self, t: int, j: int, i: int) -> str:
         """The sum over the weights' digits at register i of the n8 tile j and the row tile t."""
@@ -491,7 +555,7 @@ class DigitDot:
         for plane, coefficient in enumerate(self.left.coefficients):
             value = self.sums[t][j][plane][i]
             if self.folded[plane] and i >= 2:  # of rows 8 to 15
-                value = b.op("shr.s32", "r", value, self.left.digits[plane].bits)
+                value = b.op("shr.s32", "r", value, raised_by(self.left.digits[plane].bits, self.base.bits))
             if self.atom.xor:  # bits that are both set: half of what is left of the bits of both
                 either = b.op("add.s32", "r", self.weight_counts[t][plane][i], self.activation_counts[j][i])
                 value = b.op("shr.u32", "r", b.op("sub.s32", "r", either, value), 1)
@@ -515,3 +579,106 @@ class DigitDot:
         if total:
             return b.op("mad.lo.s32", "r", value, coefficient, total)
         return value if coefficient == 1 else b.op("mul.lo.s32", "r", value, coefficient)
+
+
+class SharedDigitDot(DigitDot):
+    """A `DigitDot` whose weights are widened once per block: each warp widens its share of the next step of the loop.
+
+    Fragments lie in one of two buffers, as [row tile][tile of k][step of a tile][lane][4 registers]. The barrier of a
+    step serves the buffers too.
+    """
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        super().__init__(state, pipeline, op)
+        assert isinstance(self.weights, FragmentTile)
+        rows = self.weights.stored.rows
+        self.own_rows, self.tile_bytes = rows // state.warps, self.base.steps * FRAGMENT
+        self.row_bytes = pipeline.unit.k // self.base.tile_k * self.tile_bytes
+        self.buffers = [state.allocate_shared(rows * self.row_bytes, op) for _ in range(2)]
+        lanes, warps_n = [16 << i for i in range(5)], state.warps // state.warps_m
+        written = [self.own_rows * self.row_bytes << i for i in range(state.warps.bit_length() - 1)]
+        read = [self.row_tiles * self.row_bytes << i for i in range(warps_n.bit_length() - 1)]
+        self.write_base, self.read_base = (state.shared_address(lanes + by_warp) for by_warp in (written, read))
+        pipeline.wait(pipeline.unit.ahead - 1, 0)
+        self._widen(0)
+
+    def _multiply(self) -> None:
+        super()._multiply()
+        self._widen(self.pipeline.number + 1)
+
+    def _widen(self, number: int) -> None:
+        """Emits the widening of the warp's share of a step's weights."""
+        slot, buffer = self.pipeline.slot_of(number), self.buffers[number % 2]
+        for row in range(self.own_rows):
+            for tile in range(self.pipeline.unit.k // self.base.tile_k):
+                assert isinstance(self.weights, FragmentTile)
+                for step, fragments in enumerate(super()._fragments([self.weights.words(slot, row, tile)])):
+                    place = buffer + row * self.row_bytes + tile * self.tile_bytes + step * FRAGMENT
+                    self.state.builder.do("st.shared.v4.b32", memory(self.write_base, place), vector(fragments[0]))
+
+    def _weight_words(self, t: int, tile: int) -> list[list[str]]:
+        """A lane's fragments of the row tile beside a stored tile of activations, of each tile of k."""
+        each, buffer = self.base.activation_k // self.base.tile_k, self.buffers[self.pipeline.number % 2]
+        found = []
+        for i in range(each):
+            place = buffer + t * self.row_bytes + (tile * each + i) * self.tile_bytes
+            words = []
+            for step in range(self.base.steps):
+                registers = [self.state.builder.register("r") for _ in range(4)]
+                source = memory(self.read_base, place + step * FRAGMENT)
+                self.state.builder.do("ld.shared.v4.b32", vector(registers), source)
+                words += registers
+            found.append(words)
+        return found
+
+    def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
+        return [[tile[4 * step :][:4]] for tile in words for step in range(self.base.steps)]
+
+
+class GroupDot(DigitDot):
+    """A `DigitDot` of a group of k in a loop whose warps share out the groups of a step.
+
+    The first one of a step multiplies all groups of the warp, and hands out their sums: a warp keeps a part of those
+    of every group, so that it adds them in the order of k.
+    """
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        self.group = op.integer("size") if "size" in op.attributes else pipeline.unit.k
+        super().__init__(state, pipeline, op)
+        self.number = op.integer("first") // self.group if "first" in op.attributes else 0
+        self.folded = [digit.bits < self.base.bits for digit in self.left.digits]  # groups are short
+
+    def _allocate_exchange(self) -> int:
+        assert isinstance(self.pipeline, GroupedPipeline)
+        known, groups = self.pipeline.exchanged, self.pipeline.unit.k // self.group
+        load = self.op.operands[1].operands[0]
+        if load not in known:
+            known[load] = self.state.allocate_shared(groups * self._exchanged() * 128, self.op)
+        return known[load]
+
+    def emit(self, accumulators: list[str]) -> None:
+        """Emits accumulators += the sums of the group."""
+        b, load = self.state.builder, self.op.operands[1].operands[0]
+        assert isinstance(self.pipeline, GroupedPipeline)
+        if load not in self.pipeline.multiplied:
+            self.pipeline.multiplied.add(load)
+            self._multiply_groups()
+        for register, total in zip(accumulators, self._taken(self.number), strict=True):
+            b.do("add.s32", register, register, total)
+
+    def _multiply_groups(self) -> None:
+        """Emits the products of all groups of the warp's part of a step, after all loads."""
+        for tile in range(self.tiles):
+            for t in range(self.row_tiles):
+                self._weight_words(t, tile)
+            for j in range(self.columns):
+                self._activation_words(j, tile)
+        steps, found = self.group // self.base.step_k, []
+        for first in range(0, 2 * self.tiles, steps):
+            self.steps = range(first, first + steps)
+            self._clear()
+            self._multiply()
+            found.append(self._totals())
+        self.state.builder.do("bar.sync", 0)  # what was handed out before may still be read
+        self._hand_out(found)
+        self.state.builder.do("bar.sync", 0)

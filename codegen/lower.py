@@ -1,6 +1,7 @@
 """Tile IR with layouts -> PTX: one function per kind of op, in the table LOWER."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
@@ -8,7 +9,15 @@ from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
 from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
-from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
+from lowbitvm.codegen.digits import (
+    DigitDot,
+    DirectPipeline,
+    GroupDot,
+    GroupedPipeline,
+    SharedDigitDot,
+    build_digit_pipeline,
+    multiplies_digits,
+)
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.held_dot import HeldDot
 from lowbitvm.codegen.kept_dot import KEEPERS, KeptDot
@@ -35,6 +44,7 @@ FLOAT_INSTRUCTIONS = {
     "min": "min.f32",
 }
 SCALAR_KINDS = ("program_id", "dimension", "constant", "add", "sub", "mul", "div", "floordiv", "mod", "max", "min")
+TOUCHING = ("load", "store", "atomic_add")
 LOG2_E = 1.4426950408889634
 
 
@@ -60,6 +70,8 @@ class Lowering:
                 self.state.release_shared(taken)
             if op in self.state.layouts or not op.shape or op.dtype is None:
                 self.state.builder.locate(op.location)
+                if self.state.waits and op.kind != "range" and any(x.kind in TOUCHING for x in walk([op])):
+                    self.state.wait_for_earlier()  # outside of all branches; loops fetch weights before they do it
                 LOWER[op.kind](self, op)
 
     def scalar(self, op: Op) -> Operand:
@@ -335,7 +347,9 @@ class Lowering:
             pipeline = build_dense_pipeline(state, op, starts)
         else:
             pipeline = build_pipeline(state, op, starts, stop, pure)
-        if pipeline is not None:
+        if pipeline is None:
+            state.wait_for_earlier()
+        else:
             self._check_staged(pipeline)
             columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumns))
             self.columns |= {load: (pipeline, column) for column in columns for load in column.places}
@@ -384,7 +398,9 @@ class Lowering:
 
     def _make_dot(self, op: Op, pipeline: Pipeline, alone: bool) -> Dot | DigitDot:
         if multiplies_digits(op):
-            return DigitDot(self.state, pipeline, op)
+            if isinstance(pipeline, GroupedPipeline):
+                return GroupDot(self.state, pipeline, op)
+            return (SharedDigitDot if pipeline.unit.lead else DigitDot)(self.state, pipeline, op)
         if multiplies_dense(op):
             return DenseDot(self.state, pipeline, op)
         kept = alone and self.state.warps_m == KEEPERS
@@ -481,12 +497,22 @@ class Lowering:
 
     def _hoist(self, loop: Op, affine: dict[Op, tuple[list[Operand], list[int]]]) -> list[Access]:
         """Moves the address arithmetic of plain accesses before the loop; returns those that advance."""
-        hoisted = []
+        hoisted, first = [], dict[object, tuple[Access, int]]()  # the first of accesses to columns of the same rows
         for op, (starts, steps) in affine.items():
-            if _tile(op) in self.state.layouts and op not in self.columns:
-                access = self.accesses[op] = self._make_access(op, starts)
-                access.follow(steps)
-                hoisted.append(access)
+            if _tile(op) not in self.state.layouts or op in self.columns:
+                continue
+            last, column = starts[-1], op.kind == "load" and len(op.shape) == 2 and op.shape[1] == 1
+            rows = (op.array, op.shape, self.state.layouts[op], *starts[:-1], *steps, *op.attributes.items())
+            if column and isinstance(last, int) and rows in first:
+                access, start = first[rows]
+                self.accesses[op] = access.beside(last - start)
+                continue
+            access = self.accesses[op] = self._make_access(op, starts)
+            access.follow(steps)
+            hoisted.append(access)
+            if column and isinstance(last, int) and op.array is not None:
+                first[rows] = access, last
+                access.together = math.gcd(self.state.program.divisor(op.array.dims[1]), steps[1], last)
         return hoisted
 
     def dot(self, op: Op) -> None:

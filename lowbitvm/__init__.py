@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.mixture import mixed_matmul as mixed_matmul
     from lowbitvm.runtime.quantise import quantize_activations as quantize_activations
     from lowbitvm.runtime.reference import Requantize as Requantize
+    from lowbitvm.runtime.tuned import tuning as tuning
 
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
@@ -87,6 +88,7 @@ LATER = {
     "explain": "lowbitvm.explanation",
     "best_digits": "lowbitvm.candidates",
     "plan_digits": "lowbitvm.candidates",
+    "tuning": "lowbitvm.runtime.tuned",
     "from_foreign": "lowbitvm.foreign",
     "to_foreign": "lowbitvm.foreign",
 }
@@ -173,6 +175,7 @@ __all__ = [
     "store",
     "sum",
     "to_foreign",
+    "tuning",
     "u4",
     "when",
     "zeros",

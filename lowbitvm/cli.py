@@ -18,6 +18,7 @@ from rich.table import Table
 
 from lowbitvm import emulate
 from lowbitvm.bench import compiling, integers, launching, modelled, ours, static, validation
+from lowbitvm.cli_tune import tune_command
 from lowbitvm.digits import BASES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
@@ -287,6 +288,9 @@ def model_command(weights: str, gpu: str, shape: tuple[int, int, int]) -> None:
     The times are modelled from counted instructions and bytes; docs/bench.md says how.
     """
     click.echo(modelled.explanation(gpu, weights, shape))
+
+
+main.add_command(tune_command)
 
 
 @main.command("explain")

@@ -123,16 +123,22 @@ class CompiledKernel:
 
 
 def compile_program(
-    program: Program, target: str, warps: int, started: float | None = None, cache: Cache | None = None
+    program: Program,
+    target: str,
+    warps: int,
+    started: float | None = None,
+    cache: Cache | None = None,
+    *,
+    dependent: bool = False,
 ) -> CompiledKernel:
-    """Lowers a program for a target; `warps` per block is one of WARPS.
+    """Lowers a program for a target; `warps` per block is one of WARPS. dependent: see `Kernel.compile`.
 
     `started` is the time.perf_counter() at which recording began, for `trace_ms`.
     """
     if warps not in WARPS:
         raise LowbitvmError("ARGUMENT_INVALID", f"{warps} warps per block", f"use one of {WARPS}")
     started = time.perf_counter() if started is None else started
-    code = codegen.compile_kernel(program, target, warps)
+    code = codegen.compile_kernel(program, target, warps, dependent)
     return CompiledKernel(program, target, code, 1e3 * (time.perf_counter() - started), cache)
 
 

@@ -92,7 +92,8 @@ class Variant:
         sizes = {"a_sums": least, "w_sums": least, "a_scales": own[0], "w_scales": own[1]}
         dims = {"sums": "parts", "scales": "groups"}
         found = {name: size for name, size in sizes.items() if size is not None and name in self.rank_one}
-        return {"k": self.tile.part} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
+        taken = self.tile.bk if found else self.tile.part
+        return {"k": taken} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
 
     @property
     def rank_one(self) -> dict[str, str]:
@@ -125,8 +126,9 @@ def longest_k(activations: Format, weights: Format, zeros: tuple[bool, bool] = (
 
 
 @functools.cache
-def _compiled(variant: Variant, target: str, cache: Cache | None) -> CompiledKernel:
-    return compile_program(variant.program(), target, variant.tile.warps, time.perf_counter(), cache)
+def _compiled(variant: Variant, target: str, cache: Cache | None, dependent: bool = False) -> CompiledKernel:
+    started = time.perf_counter()
+    return compile_program(variant.program(), target, variant.tile.warps, started, cache, dependent=dependent)
 
 
 def compile_matmul(
@@ -139,6 +141,7 @@ def compile_matmul(
     cache: bool = True,
     scaled: bool = False,
     activations: Format | None = None,
+    dependent: bool = False,
     **parts: Any,
 ) -> CompiledKernel:
     """The kernel of `lb.matmul` for a weight format with `act`, and activations of that type; needs no GPU.
@@ -147,6 +150,7 @@ def compile_matmul(
     k where there are too few of them (None: they do not); `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
     activations: their format, by default one with a scale for each token, or none where not scaled.
+    dependent: launches start while the kernel before them still runs, on sm_90 and later; see `Kernel.compile`.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
@@ -160,7 +164,7 @@ def compile_matmul(
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
-    return _compiled(variant, target, disk_cache() if cache else None)
+    return _compiled(variant, target, disk_cache() if cache else None, dependent)
 
 
 def _tile(
@@ -173,7 +177,7 @@ def _tile(
     """The tile of a product of activations and weights, with the groups of k that have scales; n None: of one block."""
     m, n, k = sizes
     if groups:
-        return grouped_tile(m, MANY if n is None else n, *sides, target, groups, products)
+        return grouped_tile(m, MANY if n is None else n, k, *sides, target, groups, products)
     if n is None:
         return digit_tile(m, k, *sides, target, products)
     return digit_plan(m, n, k, *sides, target, products)
@@ -273,7 +277,7 @@ def run_matmul(
     if tile is None:
         tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
-    whole = k % tile.part == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
+    whole = k % (tile.bk if groups else tile.part) == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
     variant = Variant(
         a.format,
         w.format,

@@ -118,6 +118,7 @@ def compile_linear(
     permuted: bool = False,
     l2_hints: bool = False,
     aligned: bool = False,
+    dependent: bool = False,
     cache: bool = True,
 ) -> CompiledKernel:
     """The linear kernel y (m, n) = f(x (m, k) w^T + bias (n)) + residual (m, n) for one weight format; needs no GPU.
@@ -129,7 +130,8 @@ def compile_linear(
     `lowbitvm.plan`). vectorised: x is 16-byte aligned and k a multiple of 8.
     aligned: y, bias and residual are, and n is a multiple of 8: stores are then fewer, and the PTX of version 7.8.
     permuted: the weight's columns are those of x[:, order], order being another argument of the kernel, i32 (k).
-    l2_hints: weights are marked as the first to leave the L2 cache, x as the last; without effect before sm_80. cache:
+    l2_hints: weights are marked as the first to leave the L2 cache, x as the last; without effect before sm_80.
+    dependent: launches start while the kernel before them still runs, on sm_90 and later; see `Kernel.compile`. cache:
     keep the cubin on disk.
     Raises FORMAT_INVALID, FORMAT_UNSUPPORTED, DTYPE_MISMATCH, ARGUMENT_INVALID, TARGET_UNKNOWN, TILE_INVALID,
     SHARED_MEMORY_EXCEEDED.
@@ -140,12 +142,12 @@ def compile_linear(
     tile = chosen_tile(fmt, targets.get(target), permuted, 2 if gate else 1, **parts)
     given = act if bias else None, gate, act if residual else None
     variant = Variant(fmt, tile, act, out or act, *given, activation, vectorised, permuted, l2_hints, aligned)
-    return _compile(variant, target, cache)
+    return _compile(variant, target, cache, dependent)
 
 
-def _compile(variant: Variant, target: str, cache: bool) -> CompiledKernel:
-    started = time.perf_counter()
-    return compile_program(variant.program(), target, variant.tile.warps, started, disk_cache() if cache else None)
+def _compile(variant: Variant, target: str, cache: bool, dependent: bool = False) -> CompiledKernel:
+    started, kept = time.perf_counter(), disk_cache() if cache else None
+    return compile_program(variant.program(), target, variant.tile.warps, started, kept, dependent=dependent)
 
 
 _compiled = functools.cache(_compile)  # what `run_linear` uses

@@ -67,7 +67,7 @@ def test_the_symlinks_are_relative_and_lead_to_the_folders_that_packaging_maps(n
 
 def test_the_package_says_that_it_is_typed_and_brings_the_driver_of_its_benchmarks() -> None:
     data = PYPROJECT["tool"]["setuptools"]["package-data"]
-    assert data == {"lowbitvm": ["py.typed"], "lowbitvm.bench": ["libcuda.c"]}
+    assert data == {"lowbitvm": ["py.typed", "data/tuned/*.json"], "lowbitvm.bench": ["libcuda.c"]}
     assert (ROOT / "lowbitvm" / "py.typed").is_file() and (ROOT / "lowbitvm" / "bench" / "libcuda.c").is_file()
 
 

@@ -17,7 +17,6 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench import measure, ours, static
 from lowbitvm.bench.ours import Variant
-from lowbitvm.bench.together import assemble_together
 from lowbitvm.cli import main
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
@@ -27,6 +26,7 @@ from lowbitvm.runtime import emulator, pipes
 from lowbitvm.runtime.assemble import assemble, disassemble
 from lowbitvm.runtime.compiled import without_lines
 from lowbitvm.runtime.loops import main_nest, natural_loops, read_ptx, read_sass
+from lowbitvm.runtime.together import assemble_together
 
 ROOT = Path(__file__).parent.parent
 INTEGERS = [*(f"u{n}" for n in range(1, 9)), *(f"i{n}" for n in range(2, 9)), *(f"bp{n}" for n in range(1, 9))]

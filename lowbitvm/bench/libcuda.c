@@ -24,7 +24,7 @@ enum {
     INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, INVALID_HANDLE = 400, NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700, LAUNCH_OUT_OF_RESOURCES = 701, CONTEXT_IS_DESTROYED = 709, LAUNCH_FAILED = 719,
     STREAM_CAPTURE_UNSUPPORTED = 900, STREAM_CAPTURE_INVALIDATED = 901, STREAM_CAPTURE_UNMATCHED = 903,
-    STREAM_CAPTURE_IMPLICIT = 906,
+    STREAM_CAPTURE_IMPLICIT = 906, INVALID_CLUSTER_SIZE = 912,
 };
 static const struct { Result number; const char *name, *text; } RESULTS[] = {
     {SUCCESS, "CUDA_SUCCESS", "no error"},
@@ -53,6 +53,7 @@ static const struct { Result number; const char *name, *text; } RESULTS[] = {
     {STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "the capture was not initiated in this stream"},
     {STREAM_CAPTURE_IMPLICIT, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
      "operation would result in a merge of separate capture sequences, or an implicit one with the legacy stream"},
+    {INVALID_CLUSTER_SIZE, "CUDA_ERROR_INVALID_CLUSTER_SIZE", "the cluster size is not supported or misconfigured"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 static const Result STICKY[] = {214, ILLEGAL_ADDRESS, 702, CONTEXT_IS_DESTROYED, 716, LAUNCH_FAILED, 999};
@@ -62,6 +63,7 @@ enum Kind { FREE, CONTEXT, STREAM, MODULE, FUNCTION, EVENT, GRAPH, MEMORY };
 typedef struct {  /* a launch, or a memset where `function` is NULL */
     struct Slot *function;
     unsigned size[6], shared, bytes;
+    unsigned attributes[4]; /* cluster, 0 for none; whether it may start before what is before it has ended */
     uint8_t parameters[PARAMETER_BYTES];
     uint64_t address, count;
     uint8_t value;
@@ -148,6 +150,10 @@ EXPORT int standin_find(uint64_t address, int device, uint64_t *start, uint64_t 
     }
     return 0;
 }
+
+/* Of the thread's last launch: the cluster, zeros without one, and whether it is a dependent one. */
+static __thread unsigned attributes_of_last[4];
+EXPORT void standin_attributes(unsigned *to) { memcpy(to, attributes_of_last, sizeof attributes_of_last); }
 
 EXPORT uint64_t standin_calls(void) { return calls; }
 
@@ -733,6 +739,7 @@ static Result run(Node *node, Slot *stream) {
         return SUCCESS;
     }
     Slot *function = node->function, *module = function->module;
+    memcpy(attributes_of_last, node->attributes, sizeof attributes_of_last);
     if (!launcher) return SUCCESS;
     Result result = launcher(module->image, module->bytes, function->name, function->context->device, node->size,
                              node->shared, node->parameters, node->bytes, (uint64_t)stream);
@@ -743,7 +750,8 @@ static Result run(Node *node, Slot *stream) {
     return result;
 }
 
-static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot *stream, void **parameters) {
+static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot *stream, void **parameters,
+                     const unsigned *attributes) {
     Node own, *node;
     CHECK(usable());
     if (!is(function, FUNCTION) || function->context != current()) return INVALID_HANDLE;
@@ -755,6 +763,7 @@ static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot
     Node *into = node ? node : &own;
     into->function = function, into->shared = shared, into->bytes = function->total;
     memcpy(into->size, size, sizeof into->size);
+    memcpy(into->attributes, attributes, sizeof into->attributes);
     for (int i = 0; i < function->parameter_count; i++)
         memcpy(into->parameters + function->offsets[i], parameters[i], function->widths[i]);
     return node ? SUCCESS : run(&own, stream);
@@ -762,23 +771,35 @@ static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot
 
 EXPORT Result cuLaunchKernel(Slot *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                              unsigned bz, unsigned shared, Slot *stream, void **parameters, void **extra) {
-    unsigned size[6] = {gx, gy, gz, bx, by, bz};
+    unsigned size[6] = {gx, gy, gz, bx, by, bz}, none[4] = {0};
     ENTER;
     if (extra) return INVALID_VALUE;
-    return launch(function, size, shared, stream, parameters);
+    return launch(function, size, shared, stream, parameters, none);
 }
 
+typedef struct { unsigned id, unused, value[16]; } Attribute;
 typedef struct {
     unsigned size[6], shared;
     Slot *stream;
-    void *attributes;
+    const Attribute *attributes;
     unsigned count;
 } LaunchConfig;
 
 EXPORT Result cuLaunchKernelEx(const LaunchConfig *config, Slot *function, void **parameters, void **extra) {
+    unsigned found[4] = {0};
     ENTER;
+    for (unsigned i = 0; i < config->count; i++) {
+        const Attribute *attribute = &config->attributes[i];
+        if (machine.major < 9) return INVALID_VALUE;
+        if (attribute->id == 4) memcpy(found, attribute->value, 3 * sizeof *found); /* CLUSTER_DIMENSION */
+        else if (attribute->id == 6) found[3] = attribute->value[0]; /* PROGRAMMATIC_STREAM_SERIALIZATION */
+        else return INVALID_VALUE;
+    }
+    if (found[0] * found[1] * found[2] > 8) return INVALID_CLUSTER_SIZE;
+    for (int i = 0; i < 3; i++)
+        if (found[i] && config->size[i] % found[i]) return INVALID_CLUSTER_SIZE;
     if (extra) return INVALID_VALUE;
-    return launch(function, config->size, config->shared, config->stream, parameters);
+    return launch(function, config->size, config->shared, config->stream, parameters, found);
 }
 
 EXPORT Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t count, Slot *stream) {

@@ -1,28 +1,22 @@
 """`lowbitvm bench --model` and `lowbitvm model`: how long linear layers take on a GPU, by the performance model."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
-from lowbitvm.bench.ours import some_table
 from lowbitvm.bench.static import run_all
-from lowbitvm.dtypes import get
-from lowbitvm.errors import LowbitvmError
-from lowbitvm.formats import Format
+from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.formats import NAMED
 from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.plan import linear_plan
-from lowbitvm.quantize import quantize
 from lowbitvm.runtime import model
-from lowbitvm.runtime.launch import launch
-from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.model import Prediction, Work
+from lowbitvm.runtime.work import Layer, linear_work
 
 # (out_features, in_features) of the linear layers of a block, as the models' published configurations have them.
 SHAPES: dict[str, dict[str, tuple[int, int]]] = {
@@ -54,46 +48,6 @@ class Row:
     roofline_share: float
 
 
-def linear_work(fmt: Format, m: int, n: int, k: int, target: str, act: str = "f16") -> Work:
-    """What the kernel that `lb.linear` takes for a shape does; one tile of y is run in the emulator, over all of k.
-
-    Raises FORMAT_UNSUPPORTED for weights that are multiplied with integers, and what `lb.compile_linear` raises.
-    """
-    if fmt.act is not None:
-        raise LowbitvmError(
-            "FORMAT_UNSUPPORTED",
-            f"a linear layer of {fmt} in the model",
-            "use `lowbitvm explain`",
-        )
-    tile = linear_plan(m, n, k, fmt, targets.get(target))
-    compiled = compile_linear(fmt, act=act, target=target, **asdict(tile))
-    dtype = get(act).numpy
-    rows = min(m, tile.bm)
-    arrays: dict[str, Any] = {
-        "x": np.ones((rows, k), dtype),
-        "w": quantize(np.ones((tile.bn, k), np.float32), fmt, table=some_table(fmt, tile.bn, k)),
-        "y": np.zeros((rows, tile.bn), dtype),
-        "partials": np.zeros((tile.splits * tile.bm, tile.bn), np.float32),
-        "arrivals": np.zeros(1, np.int32),
-    }
-    taken = {array.name: arrays[array.name] for array in compiled.program.arrays}
-    report = launch(compiled, (1, 1, tile.splits), taken, checks="none")
-    assert report is not None
-    work, tiles = model.count(report), -(-m // tile.bm) * -(-n // tile.bn)
-    size = np.dtype(dtype).itemsize
-    partials = 8 * tile.splits * m * n if tile.splits > 1 else 0  # written and read
-    traffic = sum(stored_bytes(fmt, n, k).values()) + size * m * (k + n) + partials
-    return replace(
-        work,
-        blocks=work.blocks * tiles,
-        instructions=Counter({name: tiles * times for name, times in work.instructions.items()}),
-        waits=tiles * work.waits,
-        wavefronts=tiles * work.wavefronts,
-        sectors=tiles * work.sectors,
-        traffic=traffic,
-    )
-
-
 def layer_row(gpu: str, name: str, layer: str, weights: str, m: int) -> Row:
     """One layer of a model on a GPU."""
     n, k = SHAPES[name][layer]
@@ -108,7 +62,8 @@ def row(gpu: str, weights: str, shape: tuple[int, int, int], name: str = "", lay
 def predicted(gpu: str, weights: str, shape: tuple[int, int, int]) -> tuple[Work, Prediction]:
     """What a linear layer of a shape (m, n, k) does on a GPU, and how long it takes."""
     target, rates = targets.gpu(gpu)
-    work = linear_work(as_format(weights), *shape, target.name)
+    fmt, (m, n, k) = as_format(weights), shape
+    work = linear_work(Layer(fmt, m, n, k, target.name), linear_plan(m, n, k, fmt, target))
     return work, model.predict(work, rates)
 
 
@@ -128,7 +83,7 @@ def collect(
     Weights without a group have groups of 128, or of 64 where 128 does not divide in_features.
     """
     jobs = [
-        partial(layer_row, gpu, name, layer, _grouped(width, SHAPES[name][layer][1]), m)
+        partial(layer_row, gpu, name, layer, grouped(width, SHAPES[name][layer][1]), m)
         for name in names or SHAPES
         for layer in SHAPES[name]
         for gpu in gpus or GPUS
@@ -139,8 +94,12 @@ def collect(
     return found
 
 
-def _grouped(weights: str, k: int) -> str:
-    return weights if "," in weights else f"{weights},group={GROUP if k % GROUP == 0 else SHORT_GROUP},zero=int"
+def grouped(weights: str, k: int) -> str:
+    """Weights with groups of 128, or 64, of in_features and what belongs to them, unless the text says something."""
+    if "," in weights or weights in NAMED:
+        return weights
+    zero = ",zero=int" if CODE_TYPES[weights].kind == "uint" else ""
+    return f"{weights},group={GROUP if k % GROUP == 0 else SHORT_GROUP}{zero}"
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:

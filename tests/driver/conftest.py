@@ -8,7 +8,14 @@ from lowbitvm.runtime import driver, integer, launch, linear, workspace
 from tests.driver.standin import Standin, remembering
 
 CACHES = (
-    *(driver._driver, driver._pointer_call, driver.primary_context, driver.device_target, launch._sharing_gpu),
+    *(
+        driver._driver,
+        driver._launcher,
+        driver._pointer_call,
+        driver.primary_context,
+        driver.device_target,
+        launch._sharing_gpu,
+    ),
     *(linear.disk_cache, linear._compiled, integer._compiled),  # so that the stand-in sees every kernel's PTX
 )
 

@@ -41,6 +41,8 @@ class Launched:
     block: tuple[int, ...]
     shared: int
     stream: int
+    cluster: tuple[int, ...] | None = None
+    dependent: bool = False
 
 
 class Standin:
@@ -80,7 +82,12 @@ class Standin:
             text = self.texts[ctypes.string_at(image, size)]
             module = self._modules.setdefault(text, emulator.load(text) if text not in self._modules else None)
             name = entry.decode()
-            self.launched.append(Launched(name, device, grid, block, shared, stream))
+            attributes = (ctypes.c_uint * 4)()
+            self.library.standin_attributes(attributes)
+            cluster, dependent = tuple(attributes[:3]), bool(attributes[3])
+            self.launched.append(
+                Launched(name, device, grid, block, shared, stream, cluster if any(cluster) else None, dependent)
+            )
             values = self._values(module, name, ctypes.string_at(parameters, count), device)
             module.launch(name, grid, block, values, shared=shared)
         except _NotMapped:

@@ -303,7 +303,12 @@ void start_warp(Warp *w, u32 lanes) {
 static void run_plainly(Machine *m, Warp *w, u32 count) {
     const u32 pc = (u32)w->pc;
     const Insn *i = m->code + pc;
-    for (u32 n = 0; n < count; n++) m->handler[pc + n](w, i + n, FULL);
+    for (u32 n = 0; n < count;) {
+        const u32 chain = m->chain[pc + n];
+        const u32 done = chain ? multiply_plainly(w, i + n, chain < count - n ? chain : count - n) : 0;
+        if (!done) m->handler[pc + n](w, i + n, FULL);
+        n += done ? done : 1;
+    }
     m->begun[pc]++, m->begun[pc + count]--;
     w->pc += (i32)count;
 }

@@ -70,6 +70,7 @@ enum {
     ALIGNED = 2, COLLECTIVE = 4, ANYWHERE = 8,
     LOADS = 64, /* from memory into registers */
     UPDATES = 128, /* an atomic */
+    CHAINS = 256, /* a multiplication that may be done with those that add to its result */
     WAITS = 32, /* looks whether an mbarrier's phase is over */
     STORES = 16 /* writes what other threads may see: a good moment to let them run */
 };
@@ -286,6 +287,7 @@ struct Machine {
     Handler *handler;
     const u32 *flags;
     const u32 *plain; /* per instruction: from it on, how many do nothing but compute */
+    const u32 *chain; /* and how many are matrix instructions, each of which adds to the sums of the one before */
     u32 count, slots;
     const u8 *image; /* initial slots */
     const u32 *initial_undefined;
@@ -472,7 +474,9 @@ void copies_at_exit(Warp *w, const Insn *i, u32 lanes);
 void copies_progress(Warp *w); /* some land at a random moment */
 bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for are done */
 
-/* mma_columns.c */
+/* mma.c, mma_float.c, mma_columns.c */
+bool adds_to(const Insn *i, const Insn *before);
+u32 multiply_plainly(Warp *w, const Insn *i, u32 count);
 struct Fragments *new_fragments(void);
 
 /* print.c */

@@ -104,7 +104,7 @@ void multiply_into_registers(Warp *w, const Insn *i, const Product *p) {
 static void mma_float(Warp *w, const Insn *i, u32 active) {
     Product p;
     if (!is_whole(w, i, active)) return;
-    if (multiply_plainly(w, i)) return;
+    if (multiply_plainly(w, i, 1)) return;
     describe(w, i, &p);
     multiply_into_registers(w, i, &p);
 }
@@ -226,8 +226,19 @@ static void mma_quad_pairs(Warp *w, const Insn *i, u32 active) {
     }
 }
 
+/* Whether i is a multiplication of the same kind as the one before it, of other operands, in the place of its result. */
+bool adds_to(const Insn *i, const Insn *before) {
+    const u32 registers = i->dsts, factors = i->srcs - registers; /* C has as many as D */
+    if (i->op != before->op || memcmp(i->mod, before->mod, sizeof i->mod)) return false;
+    if (memcmp(i->operand, before->operand, registers * sizeof *i->operand)) return false;
+    if (memcmp(i->operand, i->operand + registers + factors, registers * sizeof *i->operand)) return false;
+    for (u32 s = 0; s < factors; s++)
+        for (u32 d = 0; d < registers; d++) if (i->operand[registers + s] == i->operand[d]) return false;
+    return true;
+}
+
 const Opcode mma_ops[] = {{"mma_integer", mma_integer, OWN_UNDEFINED | ALIGNED},
-                          {"mma_float", mma_float, OWN_UNDEFINED | ALIGNED},
+                          {"mma_float", mma_float, OWN_UNDEFINED | ALIGNED | CHAINS},
                           {"mma_scaled", mma_scaled, OWN_UNDEFINED | ALIGNED},
                           {"mma_f64", mma_f64, OWN_UNDEFINED | ALIGNED},
                           {"mma_quad_pairs", mma_quad_pairs, OWN_UNDEFINED | ALIGNED},

@@ -59,7 +59,6 @@ void multiply_into_registers(Warp *w, const Insn *i, const Product *p);
 void multiply_integers(const Product *p, Result d);
 /* mma_float.c */
 void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d); /* d: registers, which may be operands too */
-bool multiply_plainly(Warp *w, const Insn *i);
 void multiply_quad_pair(Machine *m, float (*a)[4], float (*b)[4], float (*c)[8], bool f16);
 /* mma_fast.c: false where the operands need the general way */
 typedef struct {
@@ -75,4 +74,5 @@ typedef struct {
 bool fused_step(const Step *s);
 /* mma_columns.c: type, k, registers and fragments count: all of k by sums of 8; false where the operands need another way */
 bool multiply_columns(const Step *s);
+u32 multiply_chain(struct Fragments *f, u8 *slots, const Insn *i, u32 count);
 #endif

@@ -406,24 +406,26 @@ void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d) {
     multiply_exactly(w, i, p, &u, d);
 }
 
-/* mma.m16n8k16 and m16n8k8 of f16 or bf16 into f32 before sm_90, with nothing undefined; false where it is something else
- * or the operands need another way. */
-bool multiply_plainly(Warp *w, const Insn *i) {
+/* mma.m16n8k16 and m16n8k8 of f16 or bf16 into f32 before sm_90, with nothing undefined: how many of `count`, each of which
+ * adds to the sums of the one before, are done; 0 where it is something else or the operands need another way. */
+u32 multiply_plainly(Warp *w, const Insn *i, u32 count) {
     const u32 type = i->mod[1] & 255, k = i->mod[0] & 0xFFFF, pieces = k / 8, *undefined = w->undefined;
     const u16 *a = i->operand + i->dsts, *b = a + 2 * pieces, *c = b + pieces;
+    u32 done = 0;
     Step s; /* its arrays are filled as far as they are used */
-    if (i->mod[0] >> 16 != 16 || i->mod[1] >> 16 != (F32 << 8 | F32) || type != (i->mod[1] >> 8 & 255)) return false;
-    if (type > BF16 || w->m->arch >= 90 || w->m->numerics != HW || pieces < 1 || pieces > 2) return false;
+    if (i->mod[0] >> 16 != 16 || i->mod[1] >> 16 != (F32 << 8 | F32) || type != (i->mod[1] >> 8 & 255)) return 0;
+    if (type > BF16 || w->m->arch >= 90 || w->m->numerics != HW || pieces < 1 || pieces > 2) return 0;
     if (w->m->checks & CHECK_UNDEFINED) {
         u32 any = 0;
         for (u32 n = i->dsts; n < (u32)i->dsts + i->srcs; n++) any |= undefined[i->operand[n]];
-        if (any) return false;
+        if (any) return 0;
     }
+    if (type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
     s.type = type, s.k = pieces, s.fragments = w->m->fragments, s.a_slot = a[0], s.b_slot = b[0];
     for (u32 r = 0; r < 2 * pieces; r++) s.a[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * a[r]);
     for (u32 r = 0; r < pieces; r++) s.b[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * b[r]);
     for (u32 r = 0; r < 4; r++) s.c[r] = w->slots + (size_t)SLOT_BYTES * c[r], s.d[r] = SLOT(r);
-    if (!multiply_columns(&s)) return false;
-    for (u32 r = 0; r < 4 && w->m->checks & CHECK_UNDEFINED; r++) w->undefined[i->operand[r]] = 0;
-    return true;
+    if (!done) done = multiply_columns(&s);
+    for (u32 r = 0; done && r < 4 && w->m->checks & CHECK_UNDEFINED; r++) w->undefined[i->operand[r]] = 0;
+    return done;
 }

@@ -68,7 +68,7 @@ static void release_run(Run *r) {
     for (Py_ssize_t n = 0; n < r->buffers; n++) PyBuffer_Release(r->data + n);
     if (m) {
         for (u32 n = 0; m->arrays && n < m->array_count; n++) merged_end(m->arrays + n);
-        free(m->handler), free((void *)m->flags), free((void *)m->plain);
+        free(m->handler), free((void *)m->flags), free((void *)m->plain), free((void *)m->chain);
     }
     for (u32 n = 0; n < r->machines; n++) release_machine(r->machine + n);
     free(r->data), free(r->machine);
@@ -102,14 +102,19 @@ static int configure(Run *r) {
 static int allocate(Run *r) {
     Machine *m = r->machine;
     u32 *flags = calloc(m->count, sizeof *flags), *plain = calloc((size_t)m->count + 1, sizeof *plain);
-    m->flags = flags, m->plain = plain;
+    u32 *chain = calloc(m->count, sizeof *chain);
+    m->flags = flags, m->plain = plain, m->chain = chain;
     m->handler = calloc(m->count, sizeof *m->handler);
-    if (!flags || !plain || !m->handler) return -1;
+    if (!flags || !plain || !chain || !m->handler) return -1;
     for (u32 n = 0; n < m->count; n++) {
         const Opcode *o = numbered[m->code[n].op];
         m->handler[n] = o->run, flags[n] = o->flags;
     }
     for (u32 n = m->count; n--;) plain[n] = computes[m->code[n].op] && m->code[n].guard == NO_GUARD ? plain[n + 1] + 1 : 0;
+    for (u32 n = m->count; n--;) {
+        chain[n] = flags[n] & CHAINS && plain[n];
+        if (chain[n] && plain[n] > 1 && adds_to(m->code + n + 1, m->code + n)) chain[n] += chain[n + 1];
+    }
     for (u32 n = 1; n < r->machines; n++) r->machine[n] = *m;
     for (u32 n = 0; n < r->machines; n++) {
         m = r->machine + n;
