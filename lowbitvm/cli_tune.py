@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
-from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.plan import SMALL_ROWS
@@ -71,11 +71,11 @@ def tune_command(
     for gpu, text in product(chosen, formats):
         targets.gpu(gpu)
         Format.parse(text)
-    lists = _together(rows or ROWS)
     jobs = [
-        partial(tune_layers, gpu, text, layers, some, budget) for gpu in chosen for text in formats for some in lists
+        partial(tune_layers, gpu, text, layers, some, budget)
+        for gpu, text, some in product(chosen, formats, _together(rows or ROWS))
     ]
-    found: list[Tuned] = [entry for part in run_all(jobs) for entry in part]
+    found: list[Tuned] = [entry for part in run_all(jobs, "tune: modelling") for entry in part]
     for entry in found:
         database().put(LINEAR, entry.layer.problem, gpu_device(entry.gpu), entry.record)
     show(found, Console())

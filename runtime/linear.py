@@ -19,7 +19,7 @@ from lowbitvm.plan import Tile, chosen_tile, linear_plan
 from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
-from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
+from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, launch, place_of, torch_stream
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.tuned import Record
@@ -290,10 +290,11 @@ def _tuned(layer: Layer, x: Array, weight: PackedWeight, gate: PackedWeight | No
 
 def _first_compiled(variant: Variant, tiles: Sequence[Tile], target: str) -> tuple[CompiledKernel, Tile]:
     """The kernel of the first tile that there is one for. Of the last one it raises what compiling it raises."""
+    dependent = wants_dependent(target)
     for tile in tiles[:-1]:  # a record may have been made by another code generator
         with suppress(LowbitvmError):
-            return _compiled(replace(variant, tile=tile), target, True), tile
-    return _compiled(replace(variant, tile=tiles[-1]), target, True), tiles[-1]
+            return _compiled(replace(variant, tile=tile), target, True, dependent), tile
+    return _compiled(replace(variant, tile=tiles[-1]), target, True, dependent), tiles[-1]
 
 
 def _alike(gate: PackedWeight, weight: PackedWeight) -> PackedWeight:
