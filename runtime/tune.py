@@ -17,18 +17,15 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.pack import PackedWeight, stored_bytes
 from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, direct_k
 from lowbitvm.runtime import model, timing
-from lowbitvm.runtime.compiled import compile_many
 from lowbitvm.runtime.launch import Place, Ready, prepare, recorded
 from lowbitvm.runtime.layer import LEAST_ROWS, Layer
 from lowbitvm.runtime.linear import LinearCall, linear_call
+from lowbitvm.runtime.search import MARGIN, MEASURED, MODEL_SHARE, Config, search
 from lowbitvm.runtime.trials import TOLERANCE, mismatch
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.runtime.work import assemble_all, linear_work
 from lowbitvm.targets import Gpu
 
-MARGIN = 0.03  # of a time, by which the model must prefer another tile to the planned one
-MEASURED = 8  # tiles, those that the model likes best
-MODEL_SHARE = 0.5  # of a budget, that the model may take where tiles are measured
 LONGEST_S = 0.5  # of measuring one tile
 MISSING = ("ASSEMBLER_MISSING", "TOOL_MISSING", "FORMAT_UNSUPPORTED")  # without which there is no model
 SPLITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
@@ -52,30 +49,25 @@ STEPS: tuple[dict[str, float], ...] = (  # what a tile's parts are multiplied by
 )
 
 
-def ranked(layer: Layer, gpu: Gpu, deadline: float = math.inf) -> dict[Tile, float]:
-    """Microseconds by the model of the tiles that are worth a try, the best one first, as many as there is time for.
+def candidates(layer: Layer, gpu: Gpu, deadline: float = math.inf) -> dict[Tile, float | None]:
+    """The planned tile and those that are worth a try, as many as there is time for, with `predicted_us` of each.
 
-    A kernel that cannot be compiled, spills or gives wrong results is left out. Where the planned tile is about as fast
-    as the memory is, it is the only one. Raises TUNING_FAILED where no tile can be used.
+    Where the planned tile is about as fast as the memory is, it is the only one.
     """
-    plan, times = layer.plan, {}
+    plan = layer.plan
     assemble_all(layer, [plan])
     first = predicted_us(layer, plan, gpu)
+    times = {plan: first}
     if first is not None and least_us(layer, gpu) >= (1 - MARGIN) * first:
-        return {plan: first}
-    times[plan] = first
+        return times
     around = linear_tiles(layer)
     assemble_all(layer, around)
     times |= {tile: predicted_us(layer, tile, gpu) for tile in _until(deadline, around)}
+    known = sorted((us, number) for number, us in enumerate(times.values()) if us is not None)
     shares = [splits for splits in SPLITS if splits == 1 or layer.k // splits >= SHORTEST_STREAM]
-    wide = [replace(tile, splits=splits) for tile in list(_sorted(times))[:WIDENED] for splits in shares]
+    wide = [replace(around[number], splits=splits) for _, number in known[:WIDENED] for splits in shares]
     assemble_all(layer, wide)
-    times |= {tile: predicted_us(layer, tile, gpu) for tile in _until(deadline, wide)}
-    found = _sorted(times)
-    if not found:
-        problem = f"none of {len(times)} tiles of {layer.format} can be used for {layer.rows} rows"
-        raise LowbitvmError("TUNING_FAILED", problem, "compile one with lb.compile_linear, which says why not")
-    return found
+    return times | {tile: predicted_us(layer, tile, gpu) for tile in _until(deadline, wide)}
 
 
 def _until(deadline: float, tiles: Sequence[Tile]) -> Iterator[Tile]:
@@ -83,12 +75,6 @@ def _until(deadline: float, tiles: Sequence[Tile]) -> Iterator[Tile]:
         if time.perf_counter() > deadline:
             return
         yield tile
-
-
-def _sorted(times: dict[Tile, float | None]) -> dict[Tile, float]:
-    """The tiles that have a time, the fastest first."""
-    known = [(us, number, tile) for number, (tile, us) in enumerate(times.items()) if us is not None]
-    return {tile: us for us, _, tile in sorted(known, key=lambda entry: entry[:2])}
 
 
 def linear_tiles(layer: Layer) -> list[Tile]:
@@ -134,12 +120,14 @@ def model_linear(layer: Layer, gpu: Gpu, budget_s: float | None = None) -> Recor
     budget_s: seconds, after which no other tile is looked at. Raises TUNING_FAILED, FORMAT_UNSUPPORTED for weights that
     are multiplied with integers, and TOOL_MISSING without the extra `sass`.
     """
-    started, plan = time.perf_counter(), layer.plan
-    times = ranked(layer, gpu, math.inf if budget_s is None else started + budget_s)
-    best = next(iter(times))
-    if plan in times and times[best] > (1 - MARGIN) * times[plan]:
-        best = plan
-    return Record(asdict(best), times[best], "modelled", len(times), time.perf_counter() - started)
+    started = time.perf_counter()
+    times = candidates(layer, gpu, math.inf if budget_s is None else started + budget_s)
+    found = search([asdict(tile) for tile in times], predict=lambda config: times[_tile(config)])
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _tile(config: Config) -> Tile:
+    return Tile(**{name: int(value) for name, value in config.items()})
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -186,26 +174,28 @@ def measure_linear(layer: Layer, given: Given, place: Place, gpu: Gpu, budget_s:
     element and two roundings is left out. Raises as `model_linear` does, and CONTEXT_LOST.
     """
     started = time.perf_counter()
-    deadline = math.inf if budget_s is None else started + budget_s
-    look = math.inf if budget_s is None else started + MODEL_SHARE * budget_s
-    tiles = list(dict.fromkeys([layer.plan, *list(ranked(layer, gpu, look))[:MEASURED]]))
+    times = candidates(layer, gpu, math.inf if budget_s is None else started + MODEL_SHARE * budget_s)
     own = given.rows(layer.m)
     sets = [own, *(own.copy() for _ in range(timing.sets(own.size, place.index) - 1))]
+    left = None if budget_s is None else max(0.0, started + budget_s - time.perf_counter())
+    each = LONGEST_S if left is None else min(LONGEST_S, max(left, LONGEST_S) / MEASURED)
+
+    def measured(config: Config) -> float | None:
+        launches = _launches(layer, _tile(config), sets)
+        if mismatch(_result(launches, own), expected, None, TOLERANCE) is not None:
+            return None
+        return _measured(launches, place, each)
+
     with recorded():  # these launches are nobody's calls
-        compile_many([own.call(layer.target, tile)[0].kernel for tile in tiles], progress=False)
-        times: dict[Tile, float | None] = {}
-        expected: Any = None
-        for tile in tiles:
-            if times and time.perf_counter() > deadline:
-                break
-            launches = _launches(layer, tile, sets)
-            y = _result(launches, own)
-            expected = y if expected is None else expected
-            if mismatch(y, expected, None, TOLERANCE) is None:
-                left = (deadline - time.perf_counter()) / (len(tiles) - len(times))
-                times[tile] = _measured(launches, place, min(LONGEST_S, max(left, LONGEST_S / 100)))
-    best = next(iter(_sorted(times)))
-    return Record(asdict(best), _sorted(times)[best], "measured", len(times), time.perf_counter() - started)
+        expected = _result(_launches(layer, layer.plan, sets[:1]), own)
+        found = search(
+            [asdict(tile) for tile in times],
+            predict=lambda config: times[_tile(config)],
+            prepare=lambda config: own.call(layer.target, _tile(config))[0].kernel,
+            measure=measured,
+            budget_s=left,
+        )
+    return replace(found, seconds=time.perf_counter() - started)
 
 
 Launches = list[tuple[Ready, list[int]]]
@@ -233,7 +223,7 @@ def _result(launches: Launches, given: Given) -> Any:
     (ready, addresses), *_ = launches
     given.y.zero_()
     ready.launch(addresses)
-    return host(given.y.cpu())
+    return host(given.y.cpu()).copy()  # where y is the CPU's, the next tile stores to it
 
 
 def _measured(launches: Launches, place: Place, budget_s: float) -> float:
