@@ -65,8 +65,8 @@ def autotune(
         the arguments of the first call with its key.
     prune: a function of a configuration, the sizes and the Target, that is true where it need not be tried.
     reference: a function of the kernel's arguments and constants by name that returns what it shall store: an array, or
-        arrays by name. It gets numpy arrays and packed matrices of such, for their shapes and contents as they were. By
-        default the interpreter says what blocks in the corners of the grid store.
+        arrays by name. It gets numpy arrays and packed matrices of such, with any numbers in what is stored to and not
+        read. By default the interpreter says what blocks in the corners of the grid store.
     tolerance: how far a float may be from it, relative to the largest of its array, beside one rounding.
     Raises ARGUMENT_INVALID for names that the kernel does not have, and an empty space.
     """
