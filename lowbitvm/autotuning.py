@@ -333,13 +333,18 @@ class Autotuned:
         return replace(found, seconds=time.perf_counter() - started)
 
     def _usable(self, call: _Call, failures: list[tuple[Config, Exception]]) -> list[Candidate]:
-        """What can be compiled, fits on an SM, and keeps its values in registers if anything does."""
-        compiled: list[Candidate] = []
+        """The different kernels that can be compiled, fit on an SM, and do not spill unless all do."""
+        different: dict[object, Candidate] = {}
         for config in self._kept(call):
             try:
-                compiled.append((config, self._compile(call, config)))
-            except LowbitvmError as error:
+                kernel = self._compile(call, config)
+                launched = (kernel.ptx, kernel.code.threads, kernel.shared, call.blocks(config))
+                first, _ = different.setdefault(launched, (config, kernel))
+                if first is not config:
+                    raise _Unusable(f"it is the same kernel as {_text(first)}")
+            except (LowbitvmError, _Unusable) as error:
                 failures.append((config, error))
+        compiled = list(different.values())
         with suppress(LowbitvmError):  # found again below, with its configuration
             compile_many([kernel for _, kernel in compiled], progress=sys.stderr.isatty())
         target, fitting = targets.get(call.target), []

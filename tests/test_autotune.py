@@ -204,6 +204,15 @@ def test_candidates_that_cannot_be_compiled_are_left_out(quick: None) -> None:
         assert kernel.best(blocks, arrays()).config == {"block": 256}
 
 
+def test_configurations_that_are_the_same_kernel_are_tried_once(quick: None, database: tuned.Database) -> None:
+    kernel = tunable(space={"block": [256], "stride": [0, 256]})
+    with tuning("tune"):
+        assert kernel.best(blocks, arrays()).config == {"block": 256, "stride": 0}
+    ((config, reason),) = kernel.left_out
+    assert config["stride"] == 256 and reason == "it is the same kernel as block=256, stride=0"
+    assert [record.tried for *_, record in database.stored()] == [1]
+
+
 def test_candidates_that_spill_are_left_out_unless_all_do(quick: None) -> None:
     spilling, fine = {"block": 8192, "warps": 1}, {"block": 256, "warps": 1}
     for space, chosen, reasons in (([spilling, fine], fine, ["it spills"]), ([spilling], spilling, [])):
