@@ -14,7 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import compiling, integers, launching, modelled, ours, static, validation
+from lowbitvm.bench import modelled
+from lowbitvm.cli_bench import bench_group
 from lowbitvm.cli_selftest import selftest_command
 from lowbitvm.cli_tune import tune_command
 from lowbitvm.digits import BASES
@@ -48,6 +49,9 @@ def main() -> None:
     """Low-bit matrix multiplication kernels for NVIDIA GPUs, compiled and run with or without one."""
 
 
+main.add_command(bench_group)
+
+
 def _extent(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     """Up to three positive numbers with commas."""
     parts = value.split(",")
@@ -65,14 +69,6 @@ def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set
         message = f"there is no check {', '.join(sorted(unknown))}; use all, none or {', '.join(CHECKS)}"
         raise click.BadParameter(message, ctx, param)
     return names
-
-
-def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of code types, or formats."""
-    for name in value:
-        if name not in ours.WEIGHTS:
-            Format.parse(name)
-    return value
 
 
 def _shape(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int, int]:
@@ -218,60 +214,6 @@ def emulate_command(
     """
     options = {name: value for name, value in launch.items() if value is not None}
     raise SystemExit(emulate.run(file, entry, arguments, options, report_file, json_file, quiet))
-
-
-@main.command("bench")
-@click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
-@click.option("--model", "model_layers", is_flag=True, help="Model layers of language models; needs no GPU.")
-@click.option("--validate", is_flag=True, help="Model kernels of Humming beside their published times; minutes.")
-@click.option("--launch", "measure_launch", is_flag=True, help="Time calls in Python on a driver that does nothing.")
-@click.option("--compile", "measure_compile", is_flag=True, help="Time compilation, beside the other tools.")
-@click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
-@click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
-@click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
-@click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
-@click.option("--act", "acts", multiple=True, type=click.Choice((*INPUTS, *integers.ACTS)), help="Floats or codes.")
-@click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
-@click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
-@click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
-def bench_command(
-    measure_static: bool,
-    model_layers: bool,
-    validate: bool,
-    measure_launch: bool,
-    measure_compile: bool,
-    json_file: Path | None,
-    **chosen: Any,
-) -> None:
-    """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
-    if not (measure_static or model_layers or validate or measure_launch or measure_compile):
-        raise click.UsageError("say what to measure: --static, --model, --validate, --launch, --compile")
-    found: dict[str, Any] = {}
-    if measure_static:
-        group = chosen["group"]
-        rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
-        static.show(rows, versions, refused, Console(width=static.WIDTH))
-        found |= static.as_json(rows, versions, refused)
-    if model_layers:
-        layers = modelled.collect(weights=chosen["weights"])
-        modelled.show(layers, Console())
-        found |= modelled.as_json(layers)
-    if validate:
-        points = validation.collect()
-        validation.show(points, Console())
-        found |= validation.as_json(points)
-    if measure_launch:
-        found["launch"] = launching.collect()
-        launching.show(found["launch"], Console())
-    if measure_compile:
-        found["compile"] = compiling.collect(chosen["peers"], Console(stderr=True))
-        compiling.show(found["compile"], Console())
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(found, indent=1) + "\n")
-        except OSError as error:
-            raise click.ClickException(f"{json_file} cannot be written: {error}") from error
 
 
 @main.command("model")

@@ -59,3 +59,13 @@ def _emulator() -> str:
 
 def _gpus() -> str:
     return ", ".join(f"GPU {index}: {driver.device_target(index)}" for index in range(driver.device_count()))
+
+
+def gpu_target(index: int, instead: str) -> str:
+    """The target of a GPU. Raises DEVICE_UNAVAILABLE, which says what to do without one, and TARGET_UNKNOWN."""
+    try:
+        return driver.device_target(index)
+    except LowbitvmError as error:
+        if error.code != "DEVICE_UNAVAILABLE":
+            raise
+        raise LowbitvmError(error.code, error.problem, instead) from error

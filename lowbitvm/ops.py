@@ -17,7 +17,7 @@ from lowbitvm.runtime import driver
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import emulated_target
 from lowbitvm.runtime.linear import run_linear
-from lowbitvm.runtime.quantise import quantize_activations
+from lowbitvm.runtime.quantise import quantize_activations, token_format
 from lowbitvm.runtime.repeat import Calls, signature
 
 _library = torch.library.Library("lowbitvm", "DEF")
@@ -127,10 +127,8 @@ def _differentiable(tensors: Sequence[torch.Tensor | None]) -> bool:
 
 def _x_format(weight: Format, given: str | None) -> Format:
     """What x is rounded to before it is multiplied with a weight of integers."""
-    assert weight.act is not None
-    fmt = Format(weight.act, "channel", scale="f32", digits=weight.digits)
     if given is None:
-        return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+        return token_format(weight)
     fmt = Format.parse(given)
     fmt = replace(fmt, digits=fmt.digits or weight.digits)
     if fmt.act is not None or (fmt.dtype, fmt.digits) != (weight.act, weight.digits):

@@ -3,28 +3,28 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.ir import walk
 from lowbitvm.runtime import driver
-from lowbitvm.runtime.compiled import CompiledKernel
+
+if TYPE_CHECKING:
+    from lowbitvm.runtime.launch import Ready
 
 GUARD = 512  # bytes that are left between arrays, and what their starts are multiples of
 FILL = 0xA5
 STORES = ("store", "atomic_add")
 
 
-def run(kernel: CompiledKernel, grid: driver.Dim3, values: Sequence[Any], index: int) -> None:
-    """Launches a kernel on GPU `index` with its parameters (numpy arrays, contiguous, and ints), and waits for it.
+def run(ready: "Ready", arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Launches once with the arrays of all of the kernel's pointers, contiguous ones of numpy's, and waits for it.
 
-    Raises LAUNCH_FAILED where a byte has changed that the kernel does not store to, and what `driver.Launch` raises.
+    Raises LAUNCH_FAILED where a byte has changed that the kernel does not store to, and what a launch raises.
     """
-    code = kernel.code
-    function = driver.load(kernel.cubin, code.entry, index, code.shared, primary=True)
-    arrays = [value for value in values if not isinstance(value, int)]
+    kernel, context = ready.kernel, ready.function.context
     starts, end = [], GUARD
     for array in arrays:
         starts.append(end)
@@ -32,19 +32,16 @@ def run(kernel: CompiledKernel, grid: driver.Dim3, values: Sequence[Any], index:
     image = np.full(end, FILL, np.uint8)
     for start, array in zip(starts, arrays, strict=True):
         image[start : start + array.nbytes] = _bytes(array)
-    before, memory = image.copy(), driver.allocate(end, function.context)
-    addresses = iter([memory + start for start in starts])
-    kinds = "".join("i" if isinstance(value, int) else "Q" for value in values)
-    given = [value if isinstance(value, int) else next(addresses) for value in values]
-    held = Held(driver.Launch(function, grid, (code.threads, 1, 1), kinds), given, memory)
+    before, memory = image.copy(), driver.allocate(end, context)
+    held = Held(ready, [memory + start for start in starts], memory)
     with contextlib.ExitStack() as owner:
         if _keepers:
             _keepers[-1].held.append(held)
         (_keepers[-1] if _keepers else owner).callback(held.free)
-        driver.copy_in(memory, image.ctypes.data, end, function.context)
+        driver.copy_in(memory, image.ctypes.data, end, context)
         held(0)
-        driver.synchronize(0, function.context)
-        driver.copy_out(image.ctypes.data, memory, end, function.context)
+        driver.synchronize(0, context)
+        driver.copy_out(image.ctypes.data, memory, end, context)
     stored = {op.array.name for op in walk(kernel.program.body) if op.kind in STORES and op.array is not None}
     for start, array, (name, _) in zip(starts, arrays, kernel.array_parts(), strict=True):
         if name in stored:
@@ -54,7 +51,7 @@ def run(kernel: CompiledKernel, grid: driver.Dim3, values: Sequence[Any], index:
         place = int((image != before).argmax())
         raise LowbitvmError(
             "LAUNCH_FAILED",
-            f"{code.entry} changed byte {place} of {end}, outside what it stores to; arrays begin at {starts}",
+            f"{kernel.code.entry} changed byte {place} of {end}, outside what it stores to; arrays begin at {starts}",
             "run the same launch on the emulator, which names the instruction and the thread",
         )
 
@@ -63,18 +60,18 @@ def run(kernel: CompiledKernel, grid: driver.Dim3, values: Sequence[Any], index:
 class Held:
     """A launch whose arrays are in a GPU's memory, to be repeated as often as one likes."""
 
-    launch: driver.Launch
-    values: list[int]
+    ready: "Ready"
+    addresses: list[int]
     memory: int
 
     def __call__(self, stream: int) -> None:
         """Launches on a stream, without waiting."""
-        self.launch(self.values, stream)
+        self.ready.launch(self.addresses, stream)
 
     def free(self) -> None:
         """Gives the memory back; of a context that is lost it is gone already."""
         with contextlib.suppress(LowbitvmError):
-            driver.free(self.memory, self.launch.function.context)
+            driver.free(self.memory, self.ready.function.context)
 
 
 class Keeper(contextlib.ExitStack):

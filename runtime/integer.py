@@ -161,14 +161,14 @@ def compile_matmul(
     sides = (activations or (of_token if scaled else Format(fmt.act, digits=fmt.digits)), fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
-    tile = replace(_tile((m, n, k), sides, targets.get(target), groups), **parts)
+    tile = replace(tile_for((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
     return _compiled(variant, target, disk_cache() if cache else None, dependent)
 
 
-def _tile(
+def tile_for(
     sizes: tuple[int, int | None, int],
     sides: tuple[Format, Format],
     target: Target,
@@ -293,10 +293,10 @@ def run_matmul(
     (m, k), n = a.shape, w.rows
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
-        tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+        tile = tile_for((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
-    aligned = not any(address(array) % ALIGNMENT for array in numbers.values())
-    whole = k % (tile.bk if groups else tile.part) == 0 and (not groups or aligned)
+    unaligned = groups and any(address(array) % ALIGNMENT for array in numbers.values())
+    whole = k % (tile.bk if groups else tile.part) == 0 and not unaligned
     variant = Variant(
         a.format,
         w.format,

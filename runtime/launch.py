@@ -67,7 +67,9 @@ def launch(
         return None
     if index is not None:
         values = kernel.parameters(given)
-        copying.run(kernel, blocks, [v if isinstance(v, int) else _as_numpy(v) for v in values], index)
+        together = None if cluster is None else _cluster(kernel, blocks, cluster)
+        ready = Ready(kernel, blocks, values, Place(index, "copied"), together)
+        copying.run(ready, [_as_numpy(value) for value in values if not isinstance(value, int)])
         return None
     return _emulate(kernel, blocks, kernel.parameters(given), options)
 
@@ -135,7 +137,7 @@ def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], option
 
 @dataclass(frozen=True)
 class Place:
-    """A GPU to launch on. `arrays`: whose they are, "torch", "host" for memory of the CPU, or "other"."""
+    """A GPU to launch on. `arrays`: whose they are, "torch", "host" for memory of the CPU, "copied", or "other"."""
 
     index: int
     arrays: str

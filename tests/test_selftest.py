@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import socket
 import zipfile
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_every_target_has_cases_of_every_family_and_every_number_of_rows(target:
 
 def test_the_selftest_runs_on_the_emulator_and_packs_one_file_without_names(tmp_path: Path) -> None:
     archive, out = tmp_path / "send.zip", tmp_path / "found.json"
-    chosen = ["--only", "kernels", "--pack", str(archive), "--out", str(out)]
+    (tmp_path / "bench.json").write_text(json.dumps({"gpu": {"device": f"on {socket.gethostname()}", "rows": []}}))
+    chosen = ["--add", str(tmp_path / "bench.json"), "--only", "kernels", "--pack", str(archive), "--out", str(out)]
     result = CliRunner().invoke(main, ["selftest", "--target", "sm_90a", *chosen])
     assert result.exit_code == 0, result.output
     assert "4 of 4 cases passed" in result.output
@@ -39,11 +41,13 @@ def test_the_selftest_runs_on_the_emulator_and_packs_one_file_without_names(tmp_
     assert found["target"] == "sm_90a" and {case["verdict"] for case in found["cases"]} == {"passed"}
     with zipfile.ZipFile(archive) as packed:
         texts = {name: packed.read(name).decode() for name in packed.namelist()}
-    assert set(texts) == {"selftest.json", "doctor.txt", "nvidia-smi.txt"}
+    assert set(texts) == {"selftest.json", "added1.json", "doctor.txt", "nvidia-smi.txt"}
+    assert json.loads(texts["added1.json"]) == {"gpu": {"device": "on <host>", "rows": []}}
     assert json.loads(texts["selftest.json"])["selftest"]["cases"] == found["cases"]
     assert "executor: emulator: works" in texts["doctor.txt"]
     for text in texts.values():
-        assert str(Path.cwd()) not in text and str(tmp_path) not in text and socket.gethostname() not in text
+        assert str(Path.cwd()) not in text and str(tmp_path) not in text
+        assert not re.search(rf"\b{socket.gethostname()}\b", text)
 
 
 def test_paths_and_names_are_taken_out_of_a_text() -> None:
@@ -52,10 +56,12 @@ def test_paths_and_names_are_taken_out_of_a_text() -> None:
     assert scrub(text) == "cannot open <path>, file <path>, on <host> by <user> at 3/4"
 
 
-def test_without_a_gpu_the_error_names_the_emulators_selftest(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = CliRunner().invoke(main, ["selftest", "--gpu"])
+@pytest.mark.parametrize("command", ["selftest", "bench"])
+def test_without_a_gpu_the_error_names_what_needs_none(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--gpu"])
+    instead = {"selftest": "`lowbitvm selftest` runs on the emulator", "bench": "`lowbitvm bench --model`"}
     assert result.exit_code == 1
-    assert "DEVICE_UNAVAILABLE" in result.output and "`lowbitvm selftest` runs on the emulator" in result.output
+    assert "DEVICE_UNAVAILABLE" in result.output and instead[command] in result.output
 
 
 def test_a_case_that_is_not_there_is_a_failure() -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench import modelled
+from lowbitvm.bench.jobs import progress_bar, run_all
 from lowbitvm.bench.modelled import GROUP, SHORT_GROUP
-from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
@@ -29,12 +28,14 @@ from lowbitvm.runtime import driver, timing
 from lowbitvm.runtime.copying import Keeper
 from lowbitvm.runtime.integer import run_matmul
 from lowbitvm.runtime.linear import run_linear
+from lowbitvm.runtime.quantise import empty_activations, run_quantise
 from lowbitvm.runtime.work import some_table
 from lowbitvm.targets import Gpu
 
 TOOL = "lowbitvm"
 ROWS = {1: "decode", 16: "decode", 64: "batch", 4096: "prefill"}
 WIDTHS = tuple(f"u{bits},zero=int" for bits in range(1, 9))
+BYTES = "i8 x i8"  # other tools' products of codes, without rounding
 INTEGERS = ("i2,act=i8", "i4,act=i8", "i8,act=i8", "i4,act=i4")
 QUICK_WEIGHTS, QUICK_ROWS, QUICK_LAYERS = ("u4,zero=int", "i4,act=i8"), (1, 64), ("qkv",)
 SLICE = 64  # output features that are packed, and repeated for the rest: the numbers do not matter
@@ -71,9 +72,9 @@ class Tool:
 class Row:
     """A measured layer. us: the median, which lies between low_us and high_us with 95 % confidence.
 
-    gbs: bytes of weights, activations and results / us. of_roofline: the time of these bytes at the peak bandwidth, or
-    of the products at the peak rate, whichever is longer / us. modelled_us: what the performance model says. how:
-    "graph", or "launches" one by one, which for short kernels measures Python.
+    gb_per_s: bytes of weights, activations and results / us. roofline_share: the time of these bytes at the peak
+    bandwidth, or of the products at the peak rate, whichever is longer / us. modelled_us: what the performance model
+    says. how: "graph", or "launches" one by one, which for short kernels measures Python.
     """
 
     tool: str
@@ -89,14 +90,14 @@ class Row:
     high_us: float
     samples: int
     how: str
-    gbs: float
+    gb_per_s: float
     tflops: float
-    of_roofline: float
+    roofline_share: float
     modelled_us: float | None = None
 
 
 class Ours(Tool):
-    """The kernels of this package; rows with "act" in the weights multiply integers, in the digits that are best."""
+    """The kernels of this package. With "act" in the weights x is first rounded to codes, by one of its own."""
 
     name = TOOL
 
@@ -117,7 +118,13 @@ class Ours(Tool):
                     call()
             finally:
                 os.environ["LOWBITVM_DEVICE"] = before
-            yield Work(lambda which, stream: keeper.held[which](stream), sets, size)
+            each = len(keeper.held) // sets
+
+            def launch(which: int, stream: int) -> None:
+                for held in keeper.held[which * each : (which + 1) * each]:
+                    held(stream)
+
+            yield Work(launch, sets, size)
 
 
 def chosen(weights: str, shape: Shape, target: str) -> Format:
@@ -130,14 +137,14 @@ def chosen(weights: str, shape: Shape, target: str) -> Format:
 
 
 def moved(size: int, shape: Shape, weights: str) -> int:
-    """Bytes of weights, activations and results: what a launch has to read and write."""
+    """Bytes of weights, activations and results: what has to be read and written."""
     m, n, k = shape
-    return size + m * k * (1 if is_integer(weights) else 2) + 2 * m * n
+    return size + m * k * (1 if weights == BYTES else 2) + 2 * m * n
 
 
 def is_integer(weights: str) -> bool:
     """Whether the activations of a row are codes, too."""
-    return "act=" in weights or weights == "i8 x i8"
+    return "act=" in weights or weights == BYTES
 
 
 def _floats(fmt: Format, shape: Shape, target: str) -> tuple[Callable[[], object], int]:
@@ -159,11 +166,14 @@ def _codes(fmt: Format, shape: Shape, target: str) -> tuple[Callable[[], object]
     few = lb.pack_weights(rng.integers(code.low, code.high + 1, (SLICE, k)), fmt, np.ones((SLICE, 1), np.float16))
     arrays: dict[str, Any] = {name: np.repeat(array, n // SLICE, 0) for name, array in few.arrays.items()}
     weight: PackedDigits = replace(few, **arrays, rows=n // SLICE * SLICE)
-    of_token = Format(str(fmt.act), "channel", scale="f32", digits=fmt.digits)
-    low, high = of_token.code.low, of_token.code.high
-    a = lb.pack_activations(rng.integers(low, high + 1, (m, k)), of_token, np.ones((m, 1), np.float32))
-    y = np.zeros((m, n), np.float16)
-    return partial(run_matmul, a, weight, y, target), sum(array.nbytes for array in weight.arrays.values())
+    x, y = rng.standard_normal((m, k)).astype(np.float16), np.zeros((m, n), np.float16)
+    a = empty_activations(x, Format(str(fmt.act), "channel", scale="f32", digits=fmt.digits))
+
+    def call() -> None:
+        run_quantise(x, a, target)
+        run_matmul(a, weight, y, target)
+
+    return call, sum(array.nbytes for array in weight.arrays.values())
 
 
 def collect(
@@ -207,7 +217,7 @@ def collect(
 
 
 def _tracked(jobs: Sequence[Any]) -> Iterator[Any]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         yield from bar.track(jobs, description="measuring")
 
 
@@ -235,8 +245,13 @@ def _row(
     traffic, products = moved(size, shape, weights), 2 * m * n * k
     peak = (gpu.s8 if is_integer(weights) else gpu.f16) * gpu.sms * gpu.boost_ghz * 1e3  # operations per us
     least = max(traffic / (1e3 * gpu.dram_gbs), products / peak)
-    timed: dict[str, Any] = {"us": us, "low_us": found.low_us, "high_us": found.high_us, "gbs": traffic / (1e3 * us)}
-    timed |= {"tflops": products / (1e6 * us), "of_roofline": least / us}
+    timed: dict[str, Any] = {
+        "us": us,
+        "low_us": found.low_us,
+        "high_us": found.high_us,
+        "gb_per_s": traffic / (1e3 * us),
+    }
+    timed |= {"tflops": products / (1e6 * us), "roofline_share": least / us}
     return Row(tool, *layer, ROWS.get(m, ""), weights, m, n, k, samples=found.runs, how=how, **timed)
 
 
@@ -245,7 +260,7 @@ def with_model(found: dict[str, Any]) -> dict[str, Any]:
     target, device = found["device"]["target"], found["device"]["name"]
     known = targets.REPORTED.get(device) or next(row for row, (name, _) in targets.GPUS.items() if name == target)
     own = [row for row in found["rows"] if row["tool"] == TOOL]
-    for row, us in zip(own, run_all([partial(_modelled, known, row) for row in own]), strict=True):
+    for row, us in zip(own, run_all([partial(_modelled, known, row) for row in own], "modelling"), strict=True):
         row["modelled_us"] = us
     return found
 
@@ -254,9 +269,14 @@ def _modelled(gpu: str, row: dict[str, Any]) -> float | None:
     shape = (row["m"], row["n"], row["k"])
     try:
         weights = str(chosen(row["weights"], shape, targets.gpu(gpu)[0].name))
-        return modelled.predicted(gpu, weights, shape)[1].time
+        return modelled.row(gpu, weights, shape).time_us
     except LowbitvmError:  # what has no model
         return None
+
+
+def as_json(found: dict[str, Any]) -> dict[str, Any]:
+    """What --json writes."""
+    return {"gpu": found}
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -269,7 +289,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         for row in sorted(rows, key=lambda row: (row.m, row.us)):
             if (row.model, row.layer, row.n, row.k) == layer:
                 spread = f"{row.us:.1f} ({row.low_us:.1f} to {row.high_us:.1f}{NO_GRAPH[row.how]})"
-                numbers = (spread, f"{row.gbs:.0f}", f"{row.tflops:.1f}", f"{row.of_roofline:.0%}")
+                numbers = (spread, f"{row.gb_per_s:.0f}", f"{row.tflops:.1f}", f"{row.roofline_share:.0%}")
                 model = "" if row.modelled_us is None else f"{row.modelled_us:.1f}"
                 table.add_row(row.tool, row.weights, str(row.m), *numbers, model)
         console.print(table)

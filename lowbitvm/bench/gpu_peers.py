@@ -4,20 +4,31 @@ Their interfaces are those of torch 2.6, humming-kernels 0.1.19, gemlite 0.6.0 a
 them is listed with its reason, and the others go on.
 """
 
+import ctypes
+import functools
 import importlib
 import importlib.util
-import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from lowbitvm import dtypes
-from lowbitvm.bench.gpu import Shape, Tool, Work, moved
-from lowbitvm.bench.modelled import GROUP
-from lowbitvm.runtime import timing
+from cuda.pathfinder import find_nvidia_binary_utility, find_nvidia_header_directory
 
+from lowbitvm.bench.gpu import BYTES, Shape, Tool, Work, moved
+from lowbitvm.bench.modelled import GROUP
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime import driver, timing
+
+SOURCE = Path(__file__).parent / "cutlass_gemm.cu"
 MOST_ROWS_OF_INT_MM = 16  # torch._int_mm takes more
 Call = Callable[[], object]
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")
 
 
 class Peer(Tool):
@@ -30,12 +41,12 @@ class Peer(Tool):
         for module in ("torch", self.module):
             if importlib.util.find_spec(module) is None:
                 return "not installed" if module == self.module else f"needs {module}"
-        return None if dtypes.torch().cuda.is_available() else "needs a torch with CUDA"
+        return None if _torch().cuda.is_available() else "needs a torch with CUDA"
 
     @contextmanager
     def prepare(self, weights: str, shape: Shape, index: int) -> Iterator[Work]:
         """Sets of buffers whose launches the current stream of torch takes."""
-        torch = dtypes.torch()
+        torch = _torch()
         size = self.size(weights, shape)
         sets = timing.sets(moved(size, shape, weights), index)
         with torch.no_grad(), torch.cuda.device(index):
@@ -70,7 +81,7 @@ class TorchFloat(Peer):
         return 2 * shape[1] * shape[2]
 
     def call(self, weights: str, shape: Shape, device: Any) -> Call:
-        torch, (m, n, k) = dtypes.torch(), shape
+        torch, (m, n, k) = _torch(), shape
         x, w = (torch.randn(rows, k, device=device, dtype=torch.float16) for rows in (m, n))
         y = torch.empty(m, n, device=device, dtype=torch.float16)
         return lambda: torch.mm(x, w.T, out=y)
@@ -79,13 +90,13 @@ class TorchFloat(Peer):
 class TorchInteger(Peer):
     """torch._int_mm, cuBLASLt's int8."""
 
-    name, weights = "torch int8", ("i8 x i8",)
+    name, weights = "torch int8", (BYTES,)
 
     def size(self, weights: str, shape: Shape) -> int:
         return shape[1] * shape[2]
 
     def call(self, weights: str, shape: Shape, device: Any) -> Call:
-        torch, (m, n, k) = dtypes.torch(), shape
+        torch, (m, n, k) = _torch(), shape
         if m <= MOST_ROWS_OF_INT_MM:
             raise ValueError(f"torch._int_mm takes more than {MOST_ROWS_OF_INT_MM} rows")
         x, w = (torch.randint(-128, 128, (rows, k), device=device, dtype=torch.int8) for rows in (m, n))
@@ -104,9 +115,9 @@ class Humming(Peer):
         return int(weights[1:]) * n * k // 8 + 2 * n * k // GROUP
 
     def call(self, weights: str, shape: Shape, device: Any) -> Call:
-        torch, (m, n, k) = dtypes.torch(), shape
+        torch, (m, n, k) = _torch(), shape
         kind = importlib.import_module("humming.layer").HummingLayer
-        config = {"dtype": f"uint{weights[1:]}", "group_size": GROUP}
+        config = {"dtype": f"int{weights[1:]}", "group_size": GROUP}
         layer = kind(shape_n=n, shape_k=k, weight_config=config, torch_dtype=torch.float16).to(device)
         layer.load_from_unquantized(torch.randn(n, k, device=device, dtype=torch.float16))
         layer.transform()
@@ -124,7 +135,7 @@ class Gemlite(Peer):
         return int(weights[1]) * n * k // 8 + 4 * n * k // GROUP
 
     def call(self, weights: str, shape: Shape, device: Any) -> Call:
-        torch, (m, n, k) = dtypes.torch(), shape
+        torch, (m, n, k) = _torch(), shape
         gemlite, bits = importlib.import_module("gemlite"), int(weights[1])
         f16 = gemlite.DType.FP16
         sizes = {"group_size": GROUP, "in_features": k, "out_features": n}
@@ -137,36 +148,51 @@ class Gemlite(Peer):
 
 
 class Cutlass(Peer):
-    """GEMMs that nvidia-cutlass generates, with the tile that it chooses; nvcc compiles them."""
+    """CUTLASS's GEMMs for sm_80 and later, from the headers of the wheel nvidia-cutlass, compiled by nvcc."""
 
-    name, module, weights = "cutlass", "cutlass_cppgen", ("f16", "i8 x i8")
+    name, module, weights = "cutlass", "cutlass_library", ("f16", BYTES)
 
     def available(self) -> str | None:
-        reason = super().available()
-        return reason or (None if shutil.which("nvcc") else "needs nvcc on the PATH, and the nvidia-cutlass wheel")
+        return super().available() or (None if find_nvidia_binary_utility("nvcc") else "needs nvcc")
 
     def size(self, weights: str, shape: Shape) -> int:
         return (2 if weights == "f16" else 1) * shape[1] * shape[2]
 
     def call(self, weights: str, shape: Shape, device: Any) -> Call:
-        torch, (m, n, k) = dtypes.torch(), shape
-        cutlass, driver = importlib.import_module("cutlass_cppgen"), importlib.import_module("cuda.bindings.driver")
-        element, result, total = (torch.float16, torch.float16, torch.float32)
-        if weights != "f16":
-            element, result, total = torch.int8, torch.int32, torch.int32
-        major = cutlass.LayoutType
-        plan = cutlass.op.Gemm(
-            element_A=element, element_B=element, element_C=result, element_D=result, element_accumulator=total,
-            layout_A=major.RowMajor, layout_B=major.ColumnMajor, layout_C=major.RowMajor,
-        )  # fmt: skip
-        x, w = (torch.randint(-8, 8, (rows, k), device=device).to(element) for rows in (m, n))
-        c, y = (torch.zeros(m, n, device=device, dtype=result) for _ in range(2))
+        torch, (m, n, k) = _torch(), shape
+        library = cutlass_library(driver.device_target(device.index))
+        gemm = library.gemm_f16 if weights == "f16" else library.gemm_i8
+        given, result = (torch.float16, torch.float16) if weights == "f16" else (torch.int8, torch.int32)
+        x, w = (torch.randint(-8, 8, (rows, k), device=device).to(given) for rows in (m, n))
+        y = torch.empty(m, n, device=device, dtype=result)
 
         def run() -> None:
-            stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
-            plan.run(x, w.T, c, y, sync=False, stream=stream)
+            pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, w, y)]
+            status = gemm(m, n, k, *pointers, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
+            if status:
+                raise RuntimeError(f"cutlass::Status {status}")
 
         return run
+
+
+@functools.cache
+def cutlass_library(target: str) -> ctypes.CDLL:
+    """The library of cutlass_gemm.cu, compiled for a target; half a minute. Raises TOOL_MISSING."""
+    found, headers = importlib.util.find_spec("cutlass_library"), find_nvidia_header_directory("cudart")
+    nvcc = find_nvidia_binary_utility("nvcc")
+    if found is None or nvcc is None:
+        raise LowbitvmError("TOOL_MISSING", "nvcc or the headers of CUTLASS are missing", "pip install nvidia-cutlass")
+    source = Path(str((found.submodule_search_locations or [""])[0]), "source", "include")
+    path, arch = Path(tempfile.mkdtemp(prefix="lowbitvm-"), "gemm.so"), target.removeprefix("sm_").rstrip("af")
+    where = [f"-I{source}", f"-gencode=arch=compute_{arch},code=sm_{arch}"]
+    if headers is not None:
+        where += [f"-I{headers}", f"-L{Path(headers).parent / 'lib'}"]
+    command = [nvcc, "-O3", "-std=c++17", "-w", "-shared", "-Xcompiler", "-fPIC", *where, str(SOURCE), "-o", str(path)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        reason = (made.stderr.strip().splitlines() or ["no output"])[-1]
+        raise LowbitvmError("TOOL_MISSING", f"nvcc cannot compile {SOURCE.name}: {reason}", "leave CUTLASS out")
+    return ctypes.CDLL(str(path))
 
 
 class Tilus(Peer):

@@ -11,6 +11,7 @@ from lowbitvm.formats import NAMED, Format
 from lowbitvm.selftest import mixed
 from lowbitvm.selftest.kernels import KERNELS
 from lowbitvm.selftest.problems import Layer, Problem, Product, quantised
+from lowbitvm.selftest.tensors import HOW, Tensors
 
 ROWS = {1: "decode", 8: "decode", 16: "decode", 64: "batch", 256: "prefill"}  # rows of activations, and what has them
 QUICK_ROWS = (1, 64)
@@ -160,6 +161,13 @@ def _kernels(target: str) -> Iterator[Case]:
         yield Case("kernels of the DSL", name, make, True)
 
 
+def _tensors(target: str) -> Iterator[Case]:
+    for how in HOW:
+        for name, (n, k) in {"": (N, K), ", blocks share out k": (SPLIT_N, SPLIT_K)}.items():
+            layer = Layer("u4,group=64,zero=int", 3, n, k, bias=True)
+            yield Case("tensors of torch", f"lb.linear {how}{name}", Tensors(layer, how).problem, name == "")
+
+
 FAMILIES: dict[str, Callable[[str], Iterator[Case]]] = {
     "weights": _weights,
     "integers": _integers,
@@ -168,4 +176,5 @@ FAMILIES: dict[str, Callable[[str], Iterator[Case]]] = {
     "quantiser": _quantisers,
     "mixtures": _mixtures,
     "kernels of the DSL": _kernels,
+    "tensors of torch": _tensors,
 }

@@ -12,9 +12,10 @@ import numpy as np
 from lowbitvm.bounds import agrees
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.selftest.cases import Case
-from lowbitvm.selftest.problems import Arrays, NumpyArray, Problem
+from lowbitvm.selftest.problems import Arrays, NotHere, NumpyArray, Problem
 
-PASSED, FAILED, LOST = "passed", "failed", "lost"  # the last: nothing runs any more in the process
+PASSED, FAILED, LEFT_OUT = "passed", "failed", "left out"  # the last: not on this machine
+LOST = "lost"  # failed, and nothing runs any more in the process
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def judge(case: Case, device: str, target: str) -> Verdict:
         if problem.approximate:
             why.clear()  # bits of which no model is published: the bound decides
         _within(found, problem, why)
+    except NotHere as reason:
+        return Verdict(case.family, case.name, LEFT_OUT, why=str(reason))
     except Exception as error:  # whatever it is, the other cases go on
         lost = isinstance(error, LowbitvmError) and error.code == "CONTEXT_LOST"
         text = str(error) if isinstance(error, LowbitvmError) else f"{type(error).__name__}: {error}"

@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import platform
 import re
 import shutil
 import socket
@@ -12,14 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lowbitvm
-from lowbitvm.doctor import states, version
+from lowbitvm.bench.about import about as machine
+from lowbitvm.doctor import states
 from lowbitvm.runtime import driver
 
-PACKAGES = (
-    *("cuda-bindings", "nvidia-nvjitlink", "numpy", "torch", "triton"),
-    *("humming-kernels", "gemlite", "tilus", "nvidia-cutlass"),
-)
 QUERY = (
     "name,driver_version,compute_cap,memory.total,ecc.mode.current,mig.mode.current,power.limit,clocks.max.sm,"
     "clocks.max.memory,clocks.sm,clocks.memory,temperature.gpu,clocks_throttle_reasons.active"
@@ -28,13 +23,8 @@ _PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\~][\w.@+~-]*(?:[/\\][\w.@+~-]
 
 
 def about(index: int | None) -> dict[str, Any]:
-    """Versions, and the GPU's name and driver where there is one."""
-    found: dict[str, Any] = {
-        "version": lowbitvm.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "packages": {package: version(package) for package in PACKAGES},
-    }
+    """Of the machine and the software, and the GPU's name and its driver where there is one."""
+    found = machine()
     if index is not None:
         found |= {"gpu": driver.device_name(index), "driver": driver.version()}
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import lowbitvm as lb
-from lowbitvm import dtypes
+from lowbitvm import arrays, dtypes
 from lowbitvm.bounds import linear_bound, linear_exact
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.formats import Format
@@ -32,6 +32,10 @@ FUNCTIONS: dict[str | None, Callable[[NumpyArray], NumpyArray]] = {
 SLOPE, FUNCTION_LOSS = 1.13, 2.0**-20
 ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24}
 LARGEST = {"f16": 65504.0, "bf16": 3.38e38, "f32": 3.4e38}
+
+
+class NotHere(Exception):
+    """A case that this machine cannot run, and why."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,10 @@ class Layer:
 
     def problem(self) -> Problem:
         """With random numbers, always the same."""
-        rng, act = np.random.default_rng(self.m), dtypes.get(self.act).numpy
         fmt, out = Format.parse(self.fmt), self.out or self.act
-        order = rng.permutation(self.k).astype(np.int32) if self.permuted else None
-        w, gate = (_weight(rng, fmt, self.n, self.k, order) for _ in range(2))
-        x = (rng.standard_normal((self.m, self.k)) / 8).astype(act)
-        bias = rng.standard_normal(self.n).astype(act) if self.bias else None
-        residual = rng.standard_normal((self.m, self.n)).astype(act) if self.residual else None
+        x, w, gate, bias, residual, order = self._arrays(fmt)
         options: dict[str, Any] = {"activation": self.activation, "batch_invariant": self.batch_invariant}
-        options |= {"gate": gate if self.gate else None, "residual": residual}
+        options |= {"gate": gate, "residual": residual}
 
         def run(target: str) -> Arrays:
             y = np.full((self.m, self.n), 7, dtypes.get(out).numpy)
@@ -82,13 +81,28 @@ class Layer:
             return [y]
 
         def expected() -> Sequence[tuple[NumpyArray, NumpyArray | None]]:
-            ordered, weights = x, [w, gate]
-            if order is not None:
-                ordered, weights = x[:, order], [replace(one, permutation=None) for one in weights]
-            second = weights[1] if self.gate else None
-            return [_bounded(ordered, weights[0], second, bias, residual, self.activation, out)]
+            if order is None:
+                return [_bounded(x, w, gate, bias, residual, self.activation, out)]
+            plain = [one and replace(one, permutation=None) for one in (w, gate)]
+            assert plain[0] is not None
+            return [_bounded(x[:, order], plain[0], plain[1], bias, residual, self.activation, out)]
 
         return Problem(run, expected, self.activation in ("silu", "gelu"))
+
+    def _arrays(self, fmt: Format) -> tuple[NumpyArray, PackedWeight, PackedWeight | None, Any, Any, NumpyArray | None]:
+        rng, act = np.random.default_rng(self.m), dtypes.get(self.act).numpy
+        order = rng.permutation(self.k).astype(np.int32) if self.permuted else None
+        w, gate = (_weight(rng, fmt, self.n, self.k, order) for _ in range(2))
+        x = (rng.standard_normal((self.m, self.k)) / 8).astype(act)
+        bias = rng.standard_normal(self.n).astype(act) if self.bias else None
+        residual = rng.standard_normal((self.m, self.n)).astype(act) if self.residual else None
+        return x, w, gate if self.gate else None, bias, residual, order
+
+    def tensors(self) -> tuple[Any, PackedWeight, Any]:
+        """x, the weight and the bias as torch's; those of `problem`."""
+        x, w, _, bias, _, _ = self._arrays(Format.parse(self.fmt))
+        parts: dict[str, Any] = {name: arrays.tensor(array) for name, array in w.arrays.items()}
+        return arrays.tensor(x), replace(w, **parts), None if bias is None else arrays.tensor(bias)
 
 
 def _weight(rng: np.random.Generator, fmt: Format, n: int, k: int, order: NumpyArray | None = None) -> PackedWeight:

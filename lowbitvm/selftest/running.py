@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm.selftest.cases import FAMILIES, Case, cases
-from lowbitvm.selftest.judging import FAILED, LOST, PASSED, Verdict
+from lowbitvm.selftest.judging import FAILED, LEFT_OUT, LOST, PASSED, Verdict
 
 CHILD = (sys.executable, "-m", "lowbitvm.selftest")
 STUCK = 300  # seconds without a verdict after which a kernel is taken to hang
@@ -107,27 +107,37 @@ def _pass_on(lines: Iterable[str], into: "queue.Queue[str | None]") -> None:
 
 def as_json(job: Job, found: Sequence[Verdict], about: dict[str, Any]) -> dict[str, Any]:
     """What --out writes. about: versions and names."""
-    return {"selftest": {"device": job.device, "target": job.target, **about, "cases": [asdict(one) for one in found]}}
+    return {
+        "selftest": {
+            "device": job.device,
+            "target": job.target,
+            "about": about,
+            "cases": [asdict(one) for one in found],
+        }
+    }
 
 
 def show(found: Sequence[Verdict], console: Console) -> None:
     """A row for each family, and a line for each case that did not pass."""
-    table = Table("family", "cases", "passed", "failed", "bits as emulated", "seconds", title="self-test")
+    table = Table("family", "cases", PASSED, FAILED, LEFT_OUT, "bits as emulated", "seconds", title="self-test")
     for family in dict.fromkeys(one.family for one in found):
         own = [one for one in found if one.family == family]
         compared = [one.bits for one in own if one.bits is not None]
-        passed = sum(one.verdict == PASSED for one in own)
+        passed, left_out = (sum(one.verdict == verdict for one in own) for verdict in (PASSED, LEFT_OUT))
         equal = f"{sum(compared)} of {len(compared)}" if compared else "not compared"
-        row = (str(len(own)), str(passed), str(len(own) - passed), equal, f"{sum(one.seconds for one in own):.1f}")
-        table.add_row(family, *row)
+        counts = map(str, (len(own), passed, len(own) - passed - left_out, left_out))
+        table.add_row(family, *counts, equal, f"{sum(one.seconds for one in own):.1f}")
     console.print(table)
     for one in found:
-        if one.verdict != PASSED:
+        if one.verdict not in (PASSED, LEFT_OUT):
             console.print(f"{one.verdict}: {one.family}: {one.name}: {one.why}", markup=False, highlight=False)
-    bad = sum(one.verdict != PASSED for one in found)
-    console.print(f"{len(found) - bad} of {len(found)} cases passed")
+    for family, why in dict.fromkeys((one.family, one.why) for one in found if one.verdict == LEFT_OUT):
+        console.print(f"left out: {family}: {why}", markup=False, highlight=False)
+    console.print(f"{sum(one.verdict == PASSED for one in found)} of {len(found)} cases passed")
 
 
 def failed(found: Sequence[Verdict]) -> bool:
     """Whether something did not pass, or nothing was run."""
-    return not found or any(one.verdict in (FAILED, LOST, NOT_RUN) for one in found)
+    return not any(one.verdict == PASSED for one in found) or any(
+        one.verdict not in (PASSED, LEFT_OUT) for one in found
+    )

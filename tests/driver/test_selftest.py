@@ -4,11 +4,14 @@ import json
 import sys
 
 import pytest
+import torch
 
-from lowbitvm.selftest import running
+import lowbitvm as lb
+from lowbitvm.selftest import running, tensors
 from lowbitvm.selftest.cases import FAMILIES, cases
-from lowbitvm.selftest.judging import LOST, PASSED, Verdict, judge
+from lowbitvm.selftest.judging import LEFT_OUT, LOST, PASSED, Verdict, judge
 from lowbitvm.selftest.running import NOT_RUN, Job
+from tests.driver.memory import GpuTensor, to_gpu, weight_to_gpu
 from tests.driver.standin import Standin
 
 
@@ -20,6 +23,7 @@ def verdicts(only: str, faults: dict[str, str] | None = None) -> list[Verdict]:
 def test_cases_of_every_family_pass_on_a_gpu_with_the_bits_of_the_emulator(gpus: Standin) -> None:
     one_of_each = {case.family: case for case in reversed(cases("sm_80", True))}
     assert set(one_of_each) == set(FAMILIES)
+    del one_of_each["tensors of torch"]  # which this torch has none of; see below
     for case in one_of_each.values():
         count = len(gpus.launched)
         found = judge(case, "copy:1", "sm_80")
@@ -27,9 +31,27 @@ def test_cases_of_every_family_pass_on_a_gpu_with_the_bits_of_the_emulator(gpus:
         assert len(gpus.launched) > count and gpus.launched[-1].device == 1
 
 
+def test_tensors_of_torch_have_the_bits_of_the_emulator(
+    gpus: Standin, streams: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (case,) = cases("sm_80", True, "lb.linear at once")
+    assert judge(case, "copy:1", "sm_80").why == "this torch has no CUDA"
+
+    def on_gpu(index: int, x: torch.Tensor, w: lb.PackedWeight, bias: torch.Tensor) -> list[object]:
+        return [to_gpu(x, index), weight_to_gpu(w, index), to_gpu(bias, index)]
+
+    monkeypatch.setattr(tensors, "on_gpu", on_gpu)
+    monkeypatch.setattr(GpuTensor, "cpu", lambda self: self.held, raising=False)
+    found = judge(case, "copy:1", "sm_80")
+    assert (found.verdict, found.bits) == (PASSED, True), found
+    assert [launched.device for launched in gpus.launched] == [1, 1]
+
+
 def test_the_processes_of_the_selftest_pass() -> None:
     found = verdicts("kernels")
-    assert [(one.verdict, one.bits) for one in found] == [(PASSED, True)] * 4
+    assert [(one.verdict, one.bits) for one in found] == [(PASSED, True)] * 4 and not running.failed(found)
+    (left_out,) = verdicts("lb.linear at once")
+    assert (left_out.verdict, left_out.why) == (LEFT_OUT, "this torch has no CUDA")
 
 
 def test_a_wrong_result_is_found_and_named_and_the_other_cases_go_on() -> None:
