@@ -143,7 +143,8 @@ def bench_group(
         plots.check()  # not after minutes of measuring
     found: dict[str, Any] = {"about": about()}
     for number, name in enumerate(wanted, 1):
-        click.echo(f"{name} ({number} of {len(wanted)})", err=True)
+        if len(wanted) > 1:
+            click.echo(f"{name} ({number} of {len(wanted)})", err=True)
         found |= SECTIONS[name][1](chosen)
     if json_file is not None:
         _write(json_file, json.dumps(found, indent=1) + "\n")

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbitvm import targets
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
-from lowbitvm.bench.static import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.runtime import tuned
@@ -72,7 +72,7 @@ def tune_command(
     ]
     for gpu in chosen:
         targets.gpu(gpu)
-    found: list[Tuned] = [entry for part in run_all(jobs) for entry in part]
+    found: list[Tuned] = [entry for part in run_all(jobs, "tune: modelling") for entry in part]
     for entry in found:
         database().put(LINEAR, linear_problem(entry.layer), gpu_device(entry.gpu), entry.record)
     show(found, Console())

@@ -67,7 +67,8 @@ def launch(
         return None
     if index is not None:
         values = kernel.parameters(given)
-        ready = Ready(kernel, blocks, values, Place(index, "copied"))
+        together = None if cluster is None else _cluster(kernel, blocks, cluster)
+        ready = Ready(kernel, blocks, values, Place(index, "copied"), together)
         copying.run(ready, [_as_numpy(value) for value in values if not isinstance(value, int)])
         return None
     return _emulate(kernel, blocks, kernel.parameters(given), options)

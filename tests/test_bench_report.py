@@ -141,7 +141,7 @@ def test_plots_without_matplotlib_are_an_error_before_anything_is_measured(
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     result = invoke("--pack", "--html", tmp_path / "page.html")
     assert result.exit_code == 1 and "TOOL_MISSING: plots need matplotlib" in result.output
-    assert "lowbitvm[plot]" in result.output and "pack (1 of 1)" not in result.output
+    assert "lowbitvm[plot]" in result.output and "Packing a weight" not in result.output
 
 
 def test_two_runs_are_compared_row_by_row(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def test_the_command_says_what_binds_and_refuses_what_is_no_shape() -> None:
     assert "not measured" in result.output
     assert CliRunner().invoke(main, ["model", "u4", "--shape", "3,500"]).exit_code == 2
     integers = CliRunner().invoke(main, ["model", "u2,act=i8", "--shape", "1,512,512"])
-    assert integers.exit_code == 1
-    assert "lowbitvm explain" in integers.output
+    assert integers.exit_code == 0, integers.output
+    assert all(launch in integers.output for launch in ("quantiser", "product"))
 
 
 def counted() -> dict[tuple[str, int], model.Work]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowbitvm import targets
+from lowbitvm.bench.modelled import least_us
 from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.runtime.model import LAUNCH_US
 
@@ -33,6 +34,12 @@ def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Any
 
     figure = Figure((WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _style(number: int, label: str) -> dict[str, Any]:
+    """The colour and marks of a line; those of the ninth are the first one's."""
+    at = number % len(PALETTE)
+    return {"color": PALETTE[at], "marker": MARKERS[at], "markersize": 4, "label": label}
 
 
 def _legend(figure: Any, panel: Any) -> None:
@@ -120,14 +127,8 @@ def _products(rows: Sequence[dict[str, Any]]) -> Drawing:
             own = [row for row in rows if (row["target"], _bm(row)) == (target, size)]
             places = [pairs.index(f"{row['weights']} × {row['act']}") for row in own]
             values = [row["mac_per_instruction"] for row in own]
-            panel.plot(
-                places,
-                values,
-                MARKERS[number],
-                label=f"{size} row{'s' * (size > 1)}",
-                color=PALETTE[number],
-                markersize=5,
-            )
+            label = f"{size} row{'s' * (size > 1)}"
+            panel.plot(places, values, linestyle="none", **_style(number, label))
         panel.set_xticks(range(len(pairs)), pairs, rotation=90, fontsize=8)
         panel.set_title(target)
     axes[0][0].set(yscale="log", ylabel="multiply-adds per instruction")
@@ -150,14 +151,13 @@ def _block(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
     gpus, widths = _unique(row["gpu"] for row in rows), _unique(_width(row) for row in rows)
     figure, axes = _panels(2, len(gpus), 5.0, sharex=True, sharey="row")
     for column, gpu in enumerate(gpus):
-        least = _by_rows((row, _least_us(row, 16)) for row in rows if row["gpu"] == gpu and _width(row) == widths[0])
+        least = _by_rows((row, _f16_us(row)) for row in rows if row["gpu"] == gpu and _width(row) == widths[0])
         time, gain = axes[:, column]
         time.plot(*_lines(least), "--", color=PALETTE[4], label="f16, at least", linewidth=1.2)
         for number, width in enumerate(widths):
             own = _by_rows((row, row["time_us"]) for row in rows if row["gpu"] == gpu and _width(row) == width)
-            style = {"color": PALETTE[number], "marker": MARKERS[number], "markersize": 4, "label": width}
-            time.plot(*_lines(own), **style)
-            gain.plot(*_lines({m: least[m] / own[m] for m in own}), **style)
+            time.plot(*_lines(own), **_style(number, width))
+            gain.plot(*_lines({m: least[m] / own[m] for m in own}), **_style(number, width))
         gain.axhline(1, color=PALETTE[4], linestyle="--", linewidth=1.2)
         time.set_title(targets.gpu(gpu)[1].name)
         time.set(xscale="log", yscale="log")
@@ -169,8 +169,8 @@ def _block(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
     axes[1][0].set_ylabel("speed-up over f16 at best")
     _legend(figure, axes[0][0])
     caption = (
-        "The linear layers of one block, one launch each. Modelled, not measured; f16 weights take the time of the "
-        "roofline, which no kernel reaches, and of the launches."
+        "The linear layers of one block, one launch each, or two for integers. Modelled, not measured; f16 weights "
+        "take the time of the roofline, which no kernel reaches, and of the launches."
     )
     return Drawing(name, f"{name}: time and speed-up against M", caption, figure)
 
@@ -194,43 +194,33 @@ def _lines(values: dict[int, float]) -> tuple[list[int], list[float]]:
     return list(values), list(values.values())
 
 
-def _bytes(row: dict[str, Any], bits: int | None = None) -> float:
-    """What a layer's arrays hold: x, y in f16, and its weights, or weights of `bits` bits and nothing else."""
-    m, n, k = row["m"], row["n"], row["k"]
-    weights = sum(stored_bytes(as_format(row["weights"]), n, k).values()) if bits is None else n * k * bits / 8
-    return float(weights + 2 * m * (n + k))
-
-
-def _least_us(row: dict[str, Any], bits: int) -> float:
-    """The roofline's time of the layer with weights of `bits` bits that are multiplied in f16, and a launch's."""
-    gpu = targets.gpu(row["gpu"])[1]
-    products: float = 2 * row["m"] * row["n"] * row["k"] / (gpu.f16 * gpu.sms * gpu.boost_ghz * 1e3)
-    return LAUNCH_US + 2 * targets.LATENCY_NS / 1e3 + max(_bytes(row, bits) / (1e3 * gpu.dram_gbs), products)
+def _f16_us(row: dict[str, Any]) -> float:
+    """The roofline's time of the layer with f16 weights, and a launch's."""
+    return LAUNCH_US + 2 * targets.LATENCY_NS / 1e3 + least_us(row["gpu"], None, row["m"], row["n"], row["k"])
 
 
 def _roofline(rows: Sequence[dict[str, Any]]) -> Drawing:
     gpus, widths = _unique(row["gpu"] for row in rows), _unique(_width(row) for row in rows)
+    integers = any("×" in width for width in widths)
     figure, axes = _panels(1, len(gpus), 3.2, sharey=True)
     for panel, gpu in zip(axes[0], gpus, strict=True):
         sheet = targets.gpu(gpu)[1]
-        peak = sheet.f16 * sheet.sms * sheet.boost_ghz / 1e3  # TFLOP/s
         own = [row for row in rows if row["gpu"] == gpu]
-        work = [(2e-3 * row["m"] * row["n"] * row["k"], row) for row in own]  # 1e9 operations, in thousandths of us
-        ends = [scale * value for scale, value in zip((0.5, 2), _ends(_intensity(row) for row in own), strict=True)]
-        knee = 1e3 * peak / sheet.dram_gbs
-        line = sorted({*ends, *([knee] if ends[0] < knee < ends[1] else [])})
-        panel.plot(line, [min(peak, at * sheet.dram_gbs / 1e3) for at in line], color=INK, linewidth=1.2)
+        first, last = _ends(_intensity(row) for row in own)
+        for kind, rate in (("-", sheet.f16), *([("--", sheet.s8)] if integers else [])):
+            peak = rate * sheet.sms * sheet.boost_ghz / 1e3  # TFLOP/s
+            line = sorted({first / 2, 2 * last, min(max(1e3 * peak / sheet.dram_gbs, first / 2), 2 * last)})
+            panel.plot(line, [min(peak, at * sheet.dram_gbs / 1e3) for at in line], kind, color=INK, linewidth=1.2)
         for number, width in enumerate(widths):
-            points = [(_intensity(row), 1e-3 * amount / row["time_us"]) for amount, row in work if _width(row) == width]
-            style = {"color": PALETTE[number], "label": width, "markersize": 4, "alpha": 0.8}
-            panel.plot(*zip(*points, strict=True), MARKERS[number], **style)
+            some = [row for row in own if _width(row) == width]
+            speeds = [2e-6 * row["m"] * row["n"] * row["k"] / row["time_us"] for row in some]
+            panel.plot([_intensity(row) for row in some], speeds, linestyle="none", alpha=0.8, **_style(number, width))
         panel.set(xscale="log", yscale="log", xlabel="operations per byte of x, w and y")
         panel.set_title(sheet.name)
-    axes[0][0].set_ylabel("TFLOP/s")
+    axes[0][0].set_ylabel("Tera-operations/s")
     _legend(figure, axes[0][0])
-    caption = (
-        "Every layer and M of the tables; the line is the data sheet's bandwidth and f16 peak. Modelled, not measured."
-    )
+    caption = "Every layer and M of the tables; the line is the data sheet's bandwidth and f16 peak"
+    caption += (", dashed that of 8-bit integers" if integers else "") + ". Modelled, not measured."
     return Drawing("roofline", "Layers under the roofline", caption, figure)
 
 
@@ -240,7 +230,9 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _intensity(row: dict[str, Any]) -> float:
-    return float(2 * row["m"] * row["n"] * row["k"] / _bytes(row))
+    """Operations per byte of x, y in f16, and the weights."""
+    m, n, k = row["m"], row["n"], row["k"]
+    return float(2 * m * n * k / (sum(stored_bytes(as_format(row["weights"]), n, k).values()) + 2 * m * (n + k)))
 
 
 def gpu(found: dict[str, Any]) -> Iterator[Drawing]:
@@ -264,9 +256,8 @@ def _measured(name: str, rows: Sequence[dict[str, Any]]) -> Drawing:
     plain = next((times for kind, times in kinds.items() if kind.endswith(" f16")), {})
     figure, ((time, gain),) = _panels(1, 2, 4.0)
     for number, (kind, times) in enumerate(kinds.items()):
-        style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-        time.plot(*_lines(times), **style, label=kind)
-        gain.plot(*_lines({m: plain[m] / us for m, us in times.items() if m in plain}), **style)
+        time.plot(*_lines(times), **_style(number, kind))
+        gain.plot(*_lines({m: plain[m] / us for m, us in times.items() if m in plain}), **_style(number, kind))
     for panel, label in ((time, "µs per block"), (gain, "speed-up over f16 weights")):
         panel.set(xscale="log", xlabel="rows of activations, M", ylabel=label)
         panel.set_xticks(sorted({row["m"] for row in rows}), [str(m) for m in sorted({row["m"] for row in rows})])
@@ -281,8 +272,8 @@ def _measured_and_modelled(rows: Sequence[dict[str, Any]]) -> Drawing:
     figure, ((panel,),) = _panels(1, 1, 4.0)
     for number, m in enumerate(sorted({row["m"] for row in rows})):
         own = [row for row in rows if row["m"] == m]
-        style = {"color": PALETTE[number % len(PALETTE)], "markersize": 4, "label": f"M = {m}"}
-        panel.plot([r["us"] for r in own], [r["modelled_us"] for r in own], MARKERS[number % len(MARKERS)], **style)
+        times = ([row[name] for row in own] for name in ("us", "modelled_us"))
+        panel.plot(*times, linestyle="none", **_style(number, f"M = {m}"))
     ends = _ends(row[name] for row in rows for name in ("us", "modelled_us"))
     panel.plot(ends, ends, color=INK, linewidth=1)
     panel.set(xscale="log", yscale="log", xlabel="measured µs", ylabel="modelled µs")

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbitvm.bench.jobs import progress_bar
-from lowbitvm.bench.ours import some_table
 from lowbitvm.dtypes import get
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize
+from lowbitvm.runtime.work import some_table
 
 N, K = 4096, 4096  # out_features and in_features of the weight
 RUNS = 3

@@ -9,6 +9,7 @@ from lowbitvm.bench.plots import Plot
 
 # Section of the JSON -> its heading, how its numbers came about, and what it is about.
 HEADINGS: dict[str, tuple[str, str, str]] = {
+    "gpu": ("On the GPU", "measured", "Kernels timed on the GPU of this machine."),
     "static": (
         "Main loops",
         "counted",
@@ -39,7 +40,6 @@ HEADINGS: dict[str, tuple[str, str, str]] = {
         "measured",
         "How fast weights are quantised and packed, timed on this machine's processor.",
     ),
-    "gpu": ("On the GPU", "measured", "Kernels timed on the GPU of this machine."),
 }
 ABOUT, OWN = "about", "lowbitvm"
 OPEN_ROWS = 12  # a table that is longer is folded
@@ -176,7 +176,7 @@ def _columns(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _named(value: dict[str, Any], path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     plain = {name: part for name, part in value.items() if not isinstance(part, dict)}
     if plain:
-        yield {"name": " / ".join(path), **plain}
+        yield {"part": " / ".join(path), **plain}
     for name, part in value.items():
         if isinstance(part, dict):
             yield from _named(part, (*path, name))
