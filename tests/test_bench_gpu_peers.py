@@ -7,9 +7,11 @@ import sys
 from lowbitvm.bench.gpu import Ours, moved
 from lowbitvm.bench.gpu_peers import PEERS
 
-ASK = (
-    "import json; from lowbitvm.bench.gpu_peers import PEERS; print(json.dumps({p.name: p.available() for p in PEERS}))"
-)
+ASK = """
+import json
+from lowbitvm.bench.gpu_peers import PEERS
+print(json.dumps({peer.name: peer.available() for peer in PEERS}))
+"""
 
 
 def test_each_tool_says_why_it_cannot_be_measured_here() -> None:
