@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from lowbitvm.ops import linear as linear
     from lowbitvm.runtime.compiled import CompiledKernel as CompiledKernel
     from lowbitvm.runtime.compiled import compile_many as compile_many
+    from lowbitvm.runtime.compiled import dependent_launches as dependent_launches
     from lowbitvm.runtime.integer import compile_matmul as compile_matmul
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
@@ -79,6 +80,7 @@ LATER = {
     "explain_decode": "lowbitvm.codegen.convert",
     "CompiledKernel": "lowbitvm.runtime.compiled",
     "compile_many": "lowbitvm.runtime.compiled",
+    "dependent_launches": "lowbitvm.runtime.compiled",
     "compile_matmul": "lowbitvm.runtime.integer",
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
@@ -134,6 +136,7 @@ __all__ = [
     "compile_many",
     "compile_matmul",
     "complex_matmul",
+    "dependent_launches",
     "dequant",
     "dot",
     "exp",

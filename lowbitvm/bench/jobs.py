@@ -10,9 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar() -> Progress:
-    """A bar that says what runs, how far it is, and how long it took and will take; gone when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    """A bar that says what runs, how far it is, and how long it took and will take; only on a terminal."""
+    console = Console(stderr=True)
+    counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*counts, *times, console=console, transient=True, disable=not console.is_terminal)
 
 
 def run_all(jobs: Sequence[Callable[[], Any]], description: str = "working") -> list[Any]:
