@@ -54,6 +54,7 @@ class Variant:
     activation: str | None = None
     codes: tuple[int, int, int] | None = None  # the lowest, the highest and the zero of an output of codes
     dyadic: bool = False  # codes are made of integers
+    bipolar: bool = False  # codes are the odd ones of these
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -75,6 +76,7 @@ class Variant:
             residual=dtypes.get(self.residual) if self.residual else None,
             activation=self.activation,
             codes=self.codes or (0, 0, 0),
+            bipolar=self.bipolar,
             y_scales=None if self.codes is None or self.dyadic else f32,
             multipliers=i32 if self.dyadic else None,
             shifts=i32 if self.dyadic else None,
@@ -292,6 +294,7 @@ def run_matmul(
         after.activation,
         None if wanted is None else (wanted.code.low, wanted.code.high, wanted.zero),
         wanted is not None and wanted.scale is None,
+        wanted is not None and wanted.code.step > 1,
     )
     given = {"a": a, "w": w, "y": y, "gate": after.gate, "bias": after.bias, "residual": after.residual}
     arguments = {name: value for name, value in given.items() if value is not None}
