@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lowbitvm import targets
-from lowbitvm.codegen.arrange import warps_along_m
+from lowbitvm.codegen.arrange import arrange
 from lowbitvm.codegen.assign import assign_layouts
 from lowbitvm.codegen.lower import Lowering
 from lowbitvm.codegen.state import State
@@ -49,9 +49,9 @@ def compile_kernel(program: Program, target_name: str, warps: int, dependent: bo
             f"use {target.mma_dtypes[0]} activations, or sm_80 and later",
         )
     atom = targets.MMA_ATOMS[f"m16n8k16.{act}"]
-    along_m = warps_along_m(program, target, warps)
-    layouts = assign_layouts(program, atom, (along_m, warps // along_m))
-    state = State(program, target, atom, warps, layouts, along_m, dependent=dependent)
+    chosen = arrange(program, target, warps)
+    layouts = assign_layouts(program, atom, (chosen.warps_m, warps // chosen.warps_m))
+    state = State(program, target, atom, warps, layouts, chosen.warps_m, chosen.held, dependent=dependent)
     Lowering(state).block(program.body)
     state.wait_for_earlier()  # in any case: who waits for this kernel counts on it
     parameters = [f".{kind} {name}" for kind, name in state.parameters]

@@ -12,6 +12,8 @@ from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplie
 from lowbitvm.codegen.digit_loops import DirectPipeline, GroupedPipeline, build_digit_pipeline
 from lowbitvm.codegen.digits import DigitDot, GroupDot, SharedDigitDot, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
+from lowbitvm.codegen.held_dot import HeldDot
+from lowbitvm.codegen.kept_dot import KEEPERS, KeptDot
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -380,25 +382,32 @@ class Lowering:
     def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot | DigitDot, list[str]]:
         """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
         targets = [op.operands[0] for op in loop.body if op in self.accumulated]
+        alone = {
+            self.accumulated[assign]: assign.operands[0]
+            for assign in loop.body
+            if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1
+        }
         for op in loop.body:
             if op.kind == "dot":
-                self.dots[op] = self._make_dot(op, pipeline)
+                self.dots[op] = self._make_dot(op, pipeline, op in alone)
         changed: dict[Dot | DigitDot, list[str]] = {}
-        for assign in loop.body:
-            if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
-                dot = self.dots[self.accumulated[assign]]
-                changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
-                dot.enter(changed[dot] if self._may_hold_numbers(assign.operands[0], loop) else [])
+        for op, tile in alone.items():
+            dot = self.dots[op]
+            changed[dot] = [str(register) for register in self.state.values[tile]]
+            dot.enter(changed[dot] if self._may_hold_numbers(tile, loop) else [])
         return changed
 
-    def _make_dot(self, op: Op, pipeline: Pipeline) -> Dot | DigitDot:
+    def _make_dot(self, op: Op, pipeline: Pipeline, alone: bool) -> Dot | DigitDot:
         if multiplies_digits(op):
             if isinstance(pipeline, GroupedPipeline):
                 return GroupDot(self.state, pipeline, op)
             return (SharedDigitDot if pipeline.unit.lead else DigitDot)(self.state, pipeline, op)
         if multiplies_dense(op):
             return DenseDot(self.state, pipeline, op)
-        dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)
+        kept = alone and self.state.warps_m == KEEPERS
+        shared = HeldDot if self.state.held else KeptDot if kept else SharedDot
+        kind = shared if pipeline.unit.lead else Dot
+        dot = kind(self.state, pipeline, op)
         dot.prime()
         return dot
 

@@ -27,6 +27,7 @@ class State:
     warps: int
     layouts: dict[Op, Layout]
     warps_m: int = 1  # of the warps, how many share out the rows of activations; the others share out the weights
+    held: bool = False  # each warp decodes all weights that it multiplies, though several multiply the same
     builder: Builder = field(default_factory=Builder)
     values: dict[Op, list[Operand]] = field(default_factory=dict)
     shared_bytes: int = 0  # dynamic shared memory that is taken now
@@ -160,6 +161,11 @@ class State:
     def shared_address(self, images: Sequence[int]) -> str:
         """The shared address that is linear in the bits of the thread's number."""
         return str(self.scalar("add", self.smem, self.linear(self.tid, images)))
+
+    def by_warp(self, along_n: int, along_m: int = 0) -> list[int]:
+        """The images of the bits of a warp's number, in steps along the weights and along the activations."""
+        n_bits, m_bits = (self.warps // self.warps_m).bit_length() - 1, self.warps_m.bit_length() - 1
+        return [along_m << i for i in range(m_bits)] + [along_n << i for i in range(n_bits)]
 
     def linear(self, source: str, images: Sequence[int]) -> Operand:
         """The XOR of images[i] over the set bits i of a register: a GF(2)-linear map in the fewest shifts and masks.

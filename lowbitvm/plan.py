@@ -45,6 +45,7 @@ SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if 
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
 SHORTEST_STREAM = 2 * SPLIT_K  # the same of few rows, whose partial sums are small
 LITTLE = 0.05  # of a layer's time: more splits must gain more than that
+SHORTEST_HELD = 64  # groups whose weights warps may hold: the sums of shorter ones take those registers
 SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
 NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
@@ -133,11 +134,16 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
-    """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
+def may_be_held(fmt: Format) -> bool:
+    """Whether large tiles have registers for all weights that a warp multiplies in a unit, and need no look-ups."""
+    return fmt.code.kind != "table" and (isinstance(fmt.group, str) or fmt.group >= SHORTEST_HELD)
 
-    There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
-    have room.
+
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether several warps of the kernel multiply the same weights: in large tiles, where shared memory has room.
+
+    There are then its stages, and two buffers of 16-bit weights unless they may be held in registers. Without a target:
+    whether all that copy asynchronously have room.
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
@@ -149,7 +155,8 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     tables = TABLE_BYTES * (fmt.code.kind == "table")
     segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
-    return _staged_bytes(tile, fmt) + tables + sums + 2 * 2 * tile.bn * tile.bk <= room
+    buffers = 0 if may_be_held(fmt) else 2 * 2 * tile.bn * tile.bk
+    return _staged_bytes(tile, fmt) + tables + sums + buffers <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
