@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime.integer import run_matmul
+from lowbitvm.runtime.reference import After
 from tests.test_integer_linear import integers
 from tests.test_matmul import exact, sides
 
@@ -97,6 +99,18 @@ def test_bipolar_codes_of_floats_are_the_nearest_odd_ones(name: str, monkeypatch
         assert (np.abs(real - y) <= least * (1 + 2.0**-20)).all()  # but for what the subtraction in f32 rounds
     with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID: a zero of 1 for codes of bp3"):
         lb.Requantize("bp3", 1.0, zero=1)
+
+
+@pytest.mark.parametrize(("name", "m", "n"), [("i8", 70, 96), ("u4", 9, 40), ("i5", 130, 136)])
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+def test_codes_of_whole_vectors_of_out_features_are_stored_as_words(name: str, m: int, n: int, target: str) -> None:
+    a, w, _ = integers("u3", "u8", "s8", m, n, 192)
+    (low, high), wanted = ends(name), lb.Requantize(name, 7.5)
+    y = np.zeros((m, n), np.int8 if low < 0 else np.uint8)
+    report = run_matmul(a, w, y, target, after=After(requantize=wanted), checks="all", on_finding="raise")
+    assert np.array_equal(y, np.clip(np.rint(lb.matmul(a, w, "f32") / np.float32(7.5)), low, high))
+    stored = [name for name in report.counters.by_mnemonic if name.startswith("st.global")]
+    assert not report.findings and "st.global.b8" not in stored and "st.global.b32" in stored, stored
 
 
 @pytest.mark.parametrize("group", [None, 64])
