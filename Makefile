@@ -63,9 +63,9 @@ $(SANITIZED): $(wildcard runtime/emulator/core/*) setup.py
 	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized --build-temp build/sanitized/objects
 
 clean:
-	rm -rf .venv build dist *.egg-info runtime/emulator/*.so
+	rm -rf .venv build dist *.egg-info runtime/*.so runtime/emulator/*.so
 
-$(INSTALLED): pyproject.toml setup.py $(wildcard runtime/emulator/core/*)
+$(INSTALLED): pyproject.toml setup.py $(wildcard runtime/*.c runtime/emulator/core/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lowbitvm needs Python 3.11 or newer; $(PYTHON) is not. Fix: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,5 +1,6 @@
 """Plain loads and stores of register tiles: addresses, masks and vector widths, derived from the tile's layout."""
 
+import copy
 import math
 
 import numpy as np
@@ -19,7 +20,12 @@ REGISTER_KIND = {"f16": "h", "bf16": "h", "f32": "f", "i32": "r", "i8": "h", "u8
 
 
 class Access:
-    """Where each thread finds its elements of one tile of an array; `advance` moves the tile in a loop."""
+    """Where each thread finds its elements of one tile of an array; `advance` moves the tile in a loop.
+
+    shift: columns from where the pointers show. together: columns that are all inside the array or all outside.
+    """
+
+    shift, together = 0, 1
 
     def __init__(self, state: State, op: Op, shape: tuple[int, ...], layout: Layout, offsets: list[Operand]) -> None:
         assert op.array is not None and isinstance(op.array.element, dtypes.DType)
@@ -80,13 +86,19 @@ class Access:
             for pointer in self.pointers.values():
                 b.do("add.s64", pointer, pointer, self.step)
 
+    def beside(self, columns: int) -> "Access":
+        """The access to a tile of one column, so many columns further on: it moves with this one."""
+        other = copy.copy(self)
+        other.shift = columns
+        return other
+
     def load(self, other: float) -> list[Operand]:
         """Emits the loads; masked elements are `other`."""
         state, b = self.state, self.state.builder
         result: list[Operand] = []
         kind = REGISTER_KIND[self.dtype.name]
         packed = kind == "h" and self.width > 1  # two elements to a register
-        name = "ld.global" if self.array in state.stored else "ld.global.nc"
+        name = state.load_name(self.array)
         for pointer, offset, mask in self._pieces():
             registers = [b.register("r" if packed else kind) for _ in range(self.width // (1 + packed))]
             bits = 32 if packed else self.dtype.bits
@@ -151,6 +163,8 @@ class Access:
     def _below(self, axis: int, constant: int, mask: str | None) -> str:
         """A predicate: start + constant < size, and `mask`. Unsigned, so that negative indices are masked too."""
         b = self.state.builder
+        if axis == len(self.axes) - 1:
+            constant -= constant % self.together
         index = self.state.scalar("add", self.starts[axis], constant)
         if isinstance(index, int):
             index = b.op("mov.b32", "r", index)
@@ -162,7 +176,8 @@ class Access:
     def _constant(self, register: int) -> tuple[int, ...]:
         """The index of a register's element relative to the thread's register 0, per axis."""
         image = self.layout(register=register)
-        return tuple(image[axis] for axis in self.axes)
+        *rows, last = (image[axis] for axis in self.axes)
+        return (*rows, last + self.shift)
 
     def _row_pointer(self, row: tuple[int, ...]) -> str:
         pointer = self.address

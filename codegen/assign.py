@@ -86,7 +86,7 @@ def fragment_layout(dot: Op, atom: MmaAtom, warps_m: int, warps_n: int) -> Layou
     tile = atom.c.rename(outs={"m": "j", "n": "i"})
     columns = Layout.identity("register", _log2(bm // atom.n // warps_m), "i")
     rows = Layout.identity("register", _log2(bn // atom.m // warps_n), "j")
-    warps = Layout.identity("warp", _log2(warps_n), "j") * Layout.identity("warp", _log2(warps_m), "i")
+    warps = Layout.identity("warp", _log2(warps_m), "i") * Layout.identity("warp", _log2(warps_n), "j")
     return tile * columns * rows * warps
 
 

@@ -43,7 +43,7 @@ def build_dense_pipeline(state: State, loop: Op, offsets: "dict[Op, list[Operand
             if (load, "tile") not in tiles:
                 kind = GatheredTile if load.operands[1].shape else DenseTile
                 tile = tiles[load, "tile"] = kind(state, unit, size, load, *offsets[load])
-                tile.policy = state.policy(load)
+                tile.policy, tile.name = state.policy(load), state.load_name(load.array)
                 size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
     assert unit is not None
     return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))

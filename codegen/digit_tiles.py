@@ -11,6 +11,8 @@ from lowbitvm.formats import Format
 from lowbitvm.integers import digit_words, row_tiles, skipped_words, tile_k, tile_words
 from lowbitvm.ir import Op
 
+PIECES = (PIECE, 8, 4)  # bytes of a copy: the most of which every thread makes as many
+
 
 def source_format(load: Op) -> Format:
     """The format of the codes that a load reads."""
@@ -34,8 +36,9 @@ class FragmentTile(Staged):
         warp, warps_n = b.op("shr.u32", "r", state.tid, 5), state.warps // state.warps_m
         first = state.smem
         if stored.format.act is not None:
-            part = b.op("and.b32", "r", warp, warps_n - 1) if state.warps_m > 1 else warp
-            first = str(state.scalar("add", first, state.scalar("mul", part, stored.rows // warps_n * self.row_bytes)))
+            readers = state.warps if unit.lead else warps_n  # of its own row tiles
+            part = b.op("and.b32", "r", warp, readers - 1) if readers < state.warps else warp
+            first = str(state.scalar("add", first, state.scalar("mul", part, stored.rows // readers * self.row_bytes)))
         elif state.warps_m > 1:
             part = b.op("shr.u32", "r", warp, warps_n.bit_length() - 1)
             share = stored.rows // state.warps_m * self.row_bytes
@@ -45,31 +48,34 @@ class FragmentTile(Staged):
         threads = max(1, state.threads // stored.rows)  # of a row tile
         within = b.op("and.b32", "r", state.tid, threads - 1)
         row_tile = b.op("shr.u32", "r", state.tid, threads.bit_length() - 1)
+        runs = tiles if stored.skipped else 1  # of pieces that lie side by side
+        bytes_of_run = self.row_bytes // runs
+        self.piece = next((size for size in PIECES if bytes_of_run % (size * threads) == 0), PIECE)
         for number in range(0, stored.rows, state.threads):
             tile = state.scalar("add", row_tile, number)
             exists = self.fewer(stored.rows - number, state.threads // threads, row_tile)
             index = state.scalar("add", stored.first, tile)
-            address = self.centred(b.op("mad.wide.u32", "rd", within, PIECE, stored.address(index)))
-            place = b.op("mad.lo.s32", "r", within, PIECE, state.smem)
+            address = self.centred(b.op("mad.wide.u32", "rd", within, self.piece, stored.address(index)))
+            place = b.op("mad.lo.s32", "r", within, self.piece, state.smem)
             place = b.op("mad.lo.s32", "r", tile, self.row_bytes, place)
-            runs = tiles if stored.skipped else 1  # of pieces that lie side by side
-            bytes_of_run = self.row_bytes // runs
-            for run, shift in itertools.product(range(runs), range(0, bytes_of_run // PIECE, threads)):
+            pieces = bytes_of_run // self.piece
+            for run, shift in itertools.product(range(runs), range(0, pieces, threads)):
                 if (run, shift) == (0, 0) or not unit.exact:
-                    k = functools.partial(self._k_limit, within, run * bytes_of_run // PIECE + shift)
+                    k = functools.partial(self._k_limit, within, run * pieces + shift)
                     outside, limit = self.inside(k, index, stored.count)
-                active = self.fewer(bytes_of_run // PIECE - shift, threads, within)
+                active = self.fewer(pieces - shift, threads, within)
                 assert exists is None or active is None
-                source = shift * PIECE + run * stored.bytes + stored.skipped
-                target = shift * PIECE + run * bytes_of_run
-                self.pieces.append(Piece(address, source, place, target, outside, limit, active or exists))
+                source = shift * self.piece + run * stored.bytes + stored.skipped
+                target = shift * self.piece + run * bytes_of_run
+                where = address, source, place, target
+                self.pieces.append(Piece(*where, outside, limit, active or exists, self.piece))
 
     def _k_limit(self, within: str, shift: int) -> Operand:
         """The k below which a unit must begin for the piece `within` + `shift` of a row tile to exist."""
         if self.row_bytes == self.tile_bytes:
             return self.stored.columns
         piece = self.state.scalar("add", within, shift)
-        tile = self.state.builder.op("div.u32", "r", piece, self.tile_bytes // PIECE)
+        tile = self.state.builder.op("div.u32", "r", piece, self.tile_bytes // self.piece)
         return self.state.scalar("sub", self.stored.columns, self.state.scalar("mul", tile, self.stored.k))
 
     def words(self, slot: int, row: int, tile: int) -> list[str]:
@@ -91,7 +97,7 @@ class DirectTile(Staged):
     def __init__(self, state: State, unit: Unit, load: Op, row: Operand, pipeline_k: str) -> None:
         super().__init__(state, unit, 0)
         stored = self.stored = StoredTiles(state, load, row, pipeline_k)
-        self.distance = unit.k // stored.k * stored.bytes
+        self.distance, self.name = unit.k // stored.k * stored.bytes, state.load_name(load.array)
         self.loaded: dict[tuple[int, int], list[str]] = {}  # words of this step, for all dots of the tile
         b = state.builder
         lane = b.op("and.b32", "r", state.tid, 31)
@@ -125,7 +131,7 @@ class DirectTile(Staged):
         inside = None if self.unit.exact else b.op("setp.gt.s32", "p", left, tile * self.stored.k)
         for width in self.stored.vectors:
             registers = [b.register("r") if inside is None else b.op("mov.b32", "r", 0) for _ in range(width)]
-            name = f"ld.global.nc{vector_suffix(registers)}.b32"
+            name = f"{self.name}{vector_suffix(registers)}.b32"
             b.do(name, vector(registers), memory(self.pointers[row][width], place), when=inside)
             words += registers
             place += 32 * 4 * width

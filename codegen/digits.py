@@ -6,15 +6,15 @@ are widened in registers, a whole register of codes at a time. Every pair of dig
 the loop ends.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from lowbitvm import dtypes
+from lowbitvm.codegen.digit_loops import DirectPipeline, GroupedPipeline, shares_k
 from lowbitvm.codegen.digit_tiles import DirectTile, FragmentTile, source_format
-from lowbitvm.codegen.numbers import NumberColumns, columns_together, is_column
-from lowbitvm.codegen.pipeline import SLOT_ALIGNMENT, Pipeline, ends_at
-from lowbitvm.codegen.ptx import Operand, memory
-from lowbitvm.codegen.staging import Staged, Unit
-from lowbitvm.codegen.state import State, divisor, invariant, non_negative
+from lowbitvm.codegen.pipeline import Pipeline
+from lowbitvm.codegen.ptx import Operand, memory, vector
+from lowbitvm.codegen.state import State
 from lowbitvm.digitplan import digit_warps_m
 from lowbitvm.digits import (
     ACTIVATION_WORDS,
@@ -23,17 +23,17 @@ from lowbitvm.digits import (
     Base,
     Decomposition,
     columns_per_row,
-    field_mask,
-    folds,
-    narrow,
+    raised_by,
+    widening,
 )
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.integers import digit_words, format_digits, row_tiles
+from lowbitvm.integers import digit_words, format_digits
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.layout import Layout
 from lowbitvm.targets import Target
 
-AND_OR = 0xEA  # lop3's table of (a & b) | c
+XOR_XOR, XOR_AND = 0x96, 0x28  # lop3's tables of a ^ b ^ c and (a ^ b) & c
+FRAGMENT = 4 * 4 * 32  # bytes: a lane's four registers of one step
 
 
 @dataclass(frozen=True)
@@ -93,34 +93,9 @@ def digit_layout(dot: Op, warps_m: int, warps_n: int) -> Layout:
     return Layout(bases, whole.outs)
 
 
-class DirectPipeline(Pipeline):
-    """A loop whose warps share out k: warp w takes the w-th part of every step, and none waits for another."""
-
-    def prologue(self, start: Operand, stop: Operand) -> None:
-        self.left = self.state.builder.op("sub.s32", "r", stop, self.first)
-
-    @property
-    def first(self) -> str:
-        """The k that the warp starts at."""
-        return self.ahead
-
-    def begin_unit(self, number: int) -> None:
-        for tile in self.tiles.values():
-            assert isinstance(tile, DirectTile)
-            tile.loaded.clear()
-
-    def drain(self) -> None:
-        pass
-
-
 def multiplies_digits(op: Op) -> bool:
     """Whether an op is a dot of codes."""
     return op.kind == "dot" and op.dtype == dtypes.i32
-
-
-def shares_k(shape: tuple[int, ...], warps: int) -> bool:
-    """Whether the warps share out k: where a dot (bm, bn) has not 16 columns for each of them."""
-    return shape[1] < 16 * warps
 
 
 def warps_along_m_of_digits(program: Program, warps: int) -> int:
@@ -140,114 +115,6 @@ def warps_along_m_of_digits(program: Program, warps: int) -> int:
     return digit_warps_m((bm, bn), activations, weights, warps, bool(loops[0].integer("folded")))
 
 
-def build_digit_pipeline(
-    state: State,
-    loop: Op,
-    offsets: "dict[Op, list[Operand]]",
-    steps: dict[Op, list[int]],
-    stop: Operand,
-    pure: bool,
-) -> Pipeline:
-    """Plans the units of a loop over dots of codes, and emits the address arithmetic before it.
-
-    `offsets` are the loads' offsets at the first iteration, which grow by `steps`, `stop` is the loop's end; pure: the
-    loop does nothing but add dots to tiles. Raises KERNEL_UNSUPPORTED, TILE_INVALID and SHARED_MEMORY_EXCEEDED.
-    """
-    dots = [op for op in loop.body if op.kind == "dot"]
-    if any(dot.dtype != dtypes.i32 for dot in dots):
-        problem = "dots of integer codes and of floats in one loop"
-        raise LowbitvmError("KERNEL_UNSUPPORTED", problem, "write a loop for each", loop.location)
-    loads = list(dict.fromkeys(load for dot in dots for load in (dot.operands[0], dot.operands[1].operands[0])))
-    parts = {state.warps if shares_k(dot.shape, state.warps) else 1 for dot in dots}
-    for load in loads:
-        _check_load(state, loop, load, max(parts))
-    step, start = loop.integer("step"), loop.operands[0]
-    dims = {load.array.dims[1] for load in loads if load.array is not None}
-    ends = len(dims) == 1 and ends_at(loop.operands[1], min(dims), step)
-    part = step // max(parts)
-    exact = ends and state.program.divisor(min(dims)) % part == 0 and divisor(start) % part == 0
-    if parts == {1}:
-        early = stop if ends and loop.operands[1].kind == "min" else ""
-        unit = Unit(step, loop.integer("stages"), 1, exact, min(dims), stop=early)
-        columns = [load for load, by in steps.items() if load in state.layouts and is_column(load, by)]
-        moving = {load: steps[load] for load in columns if load.array not in state.stored}
-        return _staged(state, loop, unit, loads, offsets, moving)
-    if len(parts) > 1 or not ends or not pure:
-        raise LowbitvmError(
-            "KERNEL_UNSUPPORTED",
-            "warps that share out k in a loop that does more than add dots of one bn up to the end of k",
-            f"make bn a multiple of 16 x {state.warps} warps",
-            loop.location,
-        )
-    b = state.builder
-    warp = b.op("shr.u32", "r", state.tid, 5)
-    first = str(state.scalar("add", state.scalar("mul", warp, part), offsets[loads[0]][1]))
-    unit = Unit(step, 1, 1, exact, min(dims))
-    tiles: dict[tuple[Op, str], Staged] = {
-        (load, "tile"): DirectTile(state, unit, load, offsets[load][0], first) for load in loads
-    }
-    return DirectPipeline(state, loop, unit, tiles, 0, 0, ahead=first)
-
-
-def _staged(
-    state: State,
-    loop: Op,
-    unit: Unit,
-    loads: list[Op],
-    offsets: "dict[Op, list[Operand]]",
-    moving: dict[Op, list[int]],
-) -> Pipeline:
-    """A pipeline through shared memory; `moving` are the loads of numbers that go with the codes, and their steps."""
-    tiles: dict[tuple[Op, str], Staged] = {}
-    size = 0
-    for load in loads:
-        tile = FragmentTile(state, unit, size, load, *offsets[load])
-        tiles[load, "tile"] = tile
-        size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
-    for together in columns_together(offsets, moving):
-        numbers = NumberColumns(state, unit, size, together, loop, offsets, moving[together[0]][1])
-        tiles[together[0], "numbers"] = numbers
-        size = -(-(size + numbers.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
-    return Pipeline(state, loop, unit, tiles, size, state.allocate_shared(size * unit.slots, loop))
-
-
-def _check_load(state: State, loop: Op, load: Op, parts: int) -> None:
-    """Raises for a load of codes that a digit kernel cannot make; warps share out each step of k in `parts`."""
-    if load.kind != "load":
-        problem = f"a dot of the codes of a {load.kind}"
-        raise LowbitvmError(
-            "KERNEL_UNSUPPORTED", problem, "write lb.dot(lb.load(a, ...), lb.load(w, ...).T)", load.location
-        )
-    fmt = source_format(load)
-    if fmt.digits not in state.target.digits:
-        raise LowbitvmError(
-            "KERNEL_UNSUPPORTED",
-            f"digits of base {fmt.digits} on {state.target.name}, which has no such instruction",
-            f"pack with digits={' or '.join(map(repr, state.target.digits))}, native there",
-            load.location,
-        )
-    row, column = load.operands
-    if not invariant(row, loop) or column is not loop or load in state.assigned:
-        raise LowbitvmError(
-            "KERNEL_UNSUPPORTED",
-            "a load that feeds a dot must move along k by the loop index, and along nothing else",
-            "write lb.load(a, (row, k), ...) with k of the innermost lb.range",
-            load.location,
-        )
-    least, step = parts * BASES[fmt.digits].activation_k, loop.integer("step")
-    per_tile = load.shape[0] // row_tiles(fmt, load.shape[0])
-    problems = {
-        f"bk {load.shape[1]} is no multiple of {least}": load.shape[1] % least,
-        f"the loop's step {step} is not bk {load.shape[1]}": step != load.shape[1],
-        f"the loop's start is no multiple of bk {load.shape[1]}": divisor(loop.operands[0]) % load.shape[1],
-        "the loop may start below k = 0": not non_negative(loop.operands[0]),
-        f"the first row of the tile is no multiple of {per_tile}": divisor(row) % per_tile,
-    }
-    for problem, holds in problems.items():
-        if holds:
-            raise LowbitvmError("TILE_INVALID", problem, "choose such a tile", load.location)
-
-
 class DigitDot:
     """The emission of one `dot` of codes into accumulators, in the register order of `digit_layout`."""
 
@@ -257,6 +124,7 @@ class DigitDot:
         left, right = weights.stored.format, activations.stored.format
         assert left.digits is not None
         self.state, self.pipeline, self.op, self.alone = state, pipeline, op, False
+        self.begins: dict[str, list[str]] = {}  # what sums begin at, by their first register, until it is taken
         self.activations, self.weights, self.base = activations, weights, BASES[left.digits]
         self.left, self.right = format_digits(left), format_digits(right)
         self.atom = digit_atom(state.target, self.base, self.left, self.right)
@@ -267,11 +135,11 @@ class DigitDot:
         self.tiles = pipeline.unit.k // self.base.activation_k  # of activations along k
         if self.direct:
             self.tiles //= state.warps
-            self.exchange = state.allocate_shared(self._exchanged() * state.threads * 4, op)
+            self.exchange = self._allocate_exchange()
         else:
             self.columns //= state.warps_m
             self.row_tiles //= state.warps // state.warps_m
-        self.folded = [bool(pipeline.loop.integer("folded")) and folds(d.bits, self.base) for d in self.left.digits]
+        self.folded = [bool(pipeline.loop.integer("folded")) and d.bits < self.base.bits for d in self.left.digits]
         first, size = op.attributes.get("first", 0), op.attributes.get("size", self.tiles * self.base.activation_k)
         assert isinstance(first, int) and isinstance(size, int)
         self.steps = range(first // self.base.step_k, (first + size) // self.base.step_k)  # that are multiplied
@@ -302,6 +170,26 @@ class DigitDot:
         self._clear()
         self._multiply()
         self._combine(accumulators)
+
+    def added_to(self, tile: list[Operand]) -> list[str]:
+        """Emits the sums of the current slot's tiles and a tile of numbers, in registers of their own."""
+        b = self.state.builder
+        if not self._adds_to_tile:
+            found = [b.op("mov.b32", "r", number) for number in tile]
+            self.emit(found)
+            return found
+        known = {number: self._hidden(number) for number in dict.fromkeys(tile) if isinstance(number, int)}
+        begin = [known[number] if isinstance(number, int) else number for number in tile]
+        found = [b.register("r") for _ in begin]
+        each = 2 if self.atom.split else 4  # registers of a product
+        self.begins = {found[i]: begin[i : i + each] for i in range(0, len(found), each)}
+        self.emit(found)
+        return found
+
+    def _hidden(self, number: int) -> str:
+        """A register with a number that ptxas does not know, which it would move to four others for every product."""
+        b, size = self.state.builder, self.state.size(self.pipeline.unit.dimension)
+        return b.op("add.s32", "r", b.op("shr.u32", "r", size, 31), number)
 
     @property
     def _adds_to_tile(self) -> bool:
@@ -368,7 +256,8 @@ class DigitDot:
 
     def _words(self, side: FragmentTile | DirectTile, row: int, tile: int) -> list[str]:
         if isinstance(side, DirectTile):
-            return side.words(self.pipeline.left, row, tile)
+            assert isinstance(self.pipeline, DirectPipeline)
+            return side.words(self.pipeline.remaining, row, tile)
         return side.words(self.pipeline.slot, row, tile)
 
     def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
@@ -382,30 +271,24 @@ class DigitDot:
         return fragments
 
     def _widened(self, words: list[str], bits: int, folded: bool) -> list[str]:
-        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 are 2^bits as much."""
-        b, width = self.state.builder, self.base.bits
-        if bits == width:
+        """A lane's fragment registers of one digit of `bits` bits; folded: rows 8 to 15 keep a power of two."""
+        b = self.state.builder
+        if bits == self.base.bits:
             return words
-        found = []
-        shifted: dict[tuple[int, int], str] = {}
-        for number, runs in enumerate(narrow(bits, width, 4 * self.base.steps)):
-            register = ""
-            for run in runs:
-                raised = run._replace(bit=run.bit + bits * (folded and number % 2))
-                place = run.word, raised.position - raised.bit
-                if place not in shifted:
-                    shifted[place] = self._shifted(words[run.word], place[1])
-                word, mask = shifted[place], field_mask(raised, width)
-                more = (word, mask, register, AND_OR)
-                register = b.op("lop3.b32", "r", *more) if register else b.op("and.b32", "r", word, mask)
-            found.append(register)
-        return found
-
-    def _shifted(self, word: str, distance: int) -> str:
-        """The word shifted right, or left where the distance is negative."""
-        if distance == 0:
-            return word
-        return self.state.builder.op("shr.u32" if distance > 0 else "shl.b32", "r", word, abs(distance))
+        steps, found = widening(bits, self.base.bits, 4 * self.base.steps, folded)
+        values = list(words)
+        for step in steps:
+            operands = [values[i] for i in step.values]
+            if step.rotation:
+                values.append(b.op("shf.l.wrap.b32", "r", *operands * 2, step.rotation))
+            elif len(operands) == 3:
+                values.append(b.op("lop3.b32", "r", *operands, XOR_XOR))
+            elif step.mask and len(operands) == 2:
+                values.append(b.op("lop3.b32", "r", *operands, step.mask, XOR_AND))
+            else:
+                name, last = ("and.b32", step.mask) if step.mask else ("xor.b32", operands[1])
+                values.append(b.op(name, "r", operands[0], last))
+        return [values[i] for i in found]
 
     def _mma(self, sums: list[str], weights: list[str], activations: list[str]) -> None:
         """Emits sums += the products of one k step."""
@@ -413,7 +296,7 @@ class DigitDot:
         if self.atom.split:  # register r of the weights: rows 8 (r & 1), half r >> 1 of k
             parts = [(sums[2 * (r & 1) :][:2], [weights[r]], [activations[r >> 1]]) for r in range(4)]
         for d, a, b in parts:
-            operands = (f"{{{', '.join(registers)}}}" for registers in (d, a, b, d))
+            operands = (f"{{{', '.join(registers)}}}" for registers in (d, a, b, self.begins.pop(d[0], d)))
             self.state.builder.do(self.atom.mnemonic, *operands)
 
     # -- combination -------------------------------------------------------------------------------------------------
@@ -436,54 +319,75 @@ class DigitDot:
 
     def _combine(self, accumulators: list[str]) -> None:
         """Emits accumulators += sum over pairs of digits of both coefficients times their sum."""
+        totals = self._totals()
+        if self.direct:
+            totals = self._over_warps(self._unless_beyond(totals))
+        for register, total in zip(accumulators, totals, strict=True):
+            self.state.builder.do("add.s32", register, register, total)
+
+    def _totals(self) -> list[str]:
+        """The combined sums of a lane: of all warps' k, or of its own."""
         totals = []
         for t in range(self.row_tiles):
             for j in range(self.columns):
                 values = [self._over_weights(t, j, i) for i in range(4)]
                 together = 1 if self.each == 1 else 2  # columns of a lane that are planes of one row
                 found = [self._over_columns(values[i : i + together]) for i in range(0, 4, together)]
-                totals += self._unless_beyond(t, j, found) if self.direct else found
-        if self.direct:
-            totals = self._over_warps(totals)
-        for register, total in zip(accumulators, totals, strict=True):
-            self.state.builder.do("add.s32", register, register, total)
-
-    def _unless_beyond(self, t: int, j: int, totals: list[str]) -> list[str]:
-        """The sums of a row tile and an n8 tile, zeros where either side has no such rows: others were loaded then."""
-        b = self.state.builder
-        for side, number in ((self.weights, t), (self.activations, j)):
-            assert isinstance(side, DirectTile)
-            beyond = side.beyond(number)
-            totals = [b.op("selp.b32", "r", 0, total, beyond) for total in totals]
+                totals += found
         return totals
+
+    def _unless_beyond(self, totals: list[str]) -> list[str]:
+        """The sums, zeros where either side has no such rows: others were loaded then."""
+        b, found = self.state.builder, []
+        each = len(totals) // (self.row_tiles * self.columns)
+        for number, (t, j) in enumerate(itertools.product(range(self.row_tiles), range(self.columns))):
+            some = totals[number * each : (number + 1) * each]
+            for side, tile in ((self.weights, t), (self.activations, j)):
+                assert isinstance(side, DirectTile)
+                beyond = side.beyond(tile)
+                some = [b.op("selp.b32", "r", 0, total, beyond) for total in some]
+            found += some
+        return found
 
     def _exchanged(self) -> int:
         """Values of a lane that the warps exchange."""
         return self.row_tiles * self.columns * (4 if self.each == 1 else 2)
 
+    def _allocate_exchange(self) -> int:
+        return self.state.allocate_shared(self._exchanged() * self.state.threads * 4, self.op)
+
     def _over_warps(self, totals: list[str]) -> list[str]:
-        """The sums over the warps of a part of the totals for each: [warp][total][lane] in shared memory."""
+        """The sums over the warps of a part of the totals for each."""
+        if self.state.loop_depth:
+            self.state.builder.do("bar.sync", 0)  # what was exchanged before may still be read
+        self._hand_out([totals])
+        self.state.builder.do("bar.sync", 0)
+        found = self._taken(0)
+        for other in range(1, self.state.warps):
+            pairs = zip(found, self._taken(other), strict=True)
+            found = [self.state.builder.op("add.s32", "r", total, value) for total, value in pairs]
+        return found
+
+    def _hand_out(self, totals: list[list[str]]) -> None:
+        """Emits the stores of a warp's sums, in parts of as many: [warp][part][sum][lane] in shared memory."""
         state, b = self.state, self.state.builder
-        if state.loop_depth:
-            b.do("bar.sync", 0)  # what was exchanged before may still be read
-        size = 32 * 4 * len(totals)  # bytes of a warp
         warp = b.op("shr.u32", "r", state.tid, 5)
         lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
-        own = b.op("mad.lo.s32", "r", warp, size, lane)
-        for i, total in enumerate(totals):
+        own = b.op("mad.lo.s32", "r", warp, 128 * self._exchanged() * len(totals), lane)
+        for i, total in enumerate(total for part in totals for total in part):
             b.do("st.shared.b32", memory(own, self.exchange + 128 * i), total)
-        b.do("bar.sync", 0)
-        kept = max(1, len(totals) // state.warps)
-        part = b.op("and.b32", "r", warp, len(totals) // kept - 1)
+
+    def _taken(self, number: int) -> list[str]:
+        """Emits the loads of what a warp keeps of a part of the sums, counted over all warps."""
+        state, b = self.state, self.state.builder
+        count = self._exchanged()
+        kept = max(1, count // state.warps)
+        warp = b.op("shr.u32", "r", state.tid, 5)
+        part = b.op("and.b32", "r", warp, count // kept - 1)
+        lane = b.op("mad.lo.s32", "r", self.lane, 4, state.smem)
         place = b.op("mad.lo.s32", "r", part, 128 * kept, lane)
-        found = []
-        for i in range(kept):
-            total = ""
-            for other in range(state.warps):
-                value = b.op("ld.shared.b32", "r", memory(place, self.exchange + other * size + 128 * i))
-                total = b.op("add.s32", "r", total, value) if total else value
-            found.append(total)
-        return found
+        first = self.exchange + 128 * count * number
+        return [b.op("ld.shared.b32", "r", memory(place, first + 128 * i)) for i in range(kept)]
 
     def _over_weights(self, t: int, j: int, i: int) -> str:
         """The sum over the weights' digits at register i of the n8 tile j and the row tile t."""
@@ -491,7 +395,7 @@ class DigitDot:
         for plane, coefficient in enumerate(self.left.coefficients):
             value = self.sums[t][j][plane][i]
             if self.folded[plane] and i >= 2:  # of rows 8 to 15
-                value = b.op("shr.s32", "r", value, self.left.digits[plane].bits)
+                value = b.op("shr.s32", "r", value, raised_by(self.left.digits[plane].bits, self.base.bits))
             if self.atom.xor:  # bits that are both set: half of what is left of the bits of both
                 either = b.op("add.s32", "r", self.weight_counts[t][plane][i], self.activation_counts[j][i])
                 value = b.op("shr.u32", "r", b.op("sub.s32", "r", either, value), 1)
@@ -515,3 +419,106 @@ class DigitDot:
         if total:
             return b.op("mad.lo.s32", "r", value, coefficient, total)
         return value if coefficient == 1 else b.op("mul.lo.s32", "r", value, coefficient)
+
+
+class SharedDigitDot(DigitDot):
+    """A `DigitDot` whose weights are widened once per block: each warp widens its share of the next step of the loop.
+
+    Fragments lie in one of two buffers, as [row tile][tile of k][step of a tile][lane][4 registers]. The barrier of a
+    step serves the buffers too.
+    """
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        super().__init__(state, pipeline, op)
+        assert isinstance(self.weights, FragmentTile)
+        rows = self.weights.stored.rows
+        self.own_rows, self.tile_bytes = rows // state.warps, self.base.steps * FRAGMENT
+        self.row_bytes = pipeline.unit.k // self.base.tile_k * self.tile_bytes
+        self.buffers = [state.allocate_shared(rows * self.row_bytes, op) for _ in range(2)]
+        lanes, warps_n = [16 << i for i in range(5)], state.warps // state.warps_m
+        written = [self.own_rows * self.row_bytes << i for i in range(state.warps.bit_length() - 1)]
+        read = [self.row_tiles * self.row_bytes << i for i in range(warps_n.bit_length() - 1)]
+        self.write_base, self.read_base = (state.shared_address(lanes + by_warp) for by_warp in (written, read))
+        pipeline.wait(pipeline.unit.ahead - 1, 0)
+        self._widen(0)
+
+    def _multiply(self) -> None:
+        super()._multiply()
+        self._widen(self.pipeline.number + 1)
+
+    def _widen(self, number: int) -> None:
+        """Emits the widening of the warp's share of a step's weights."""
+        slot, buffer = self.pipeline.slot_of(number), self.buffers[number % 2]
+        for row in range(self.own_rows):
+            for tile in range(self.pipeline.unit.k // self.base.tile_k):
+                assert isinstance(self.weights, FragmentTile)
+                for step, fragments in enumerate(super()._fragments([self.weights.words(slot, row, tile)])):
+                    place = buffer + row * self.row_bytes + tile * self.tile_bytes + step * FRAGMENT
+                    self.state.builder.do("st.shared.v4.b32", memory(self.write_base, place), vector(fragments[0]))
+
+    def _weight_words(self, t: int, tile: int) -> list[list[str]]:
+        """A lane's fragments of the row tile beside a stored tile of activations, of each tile of k."""
+        each, buffer = self.base.activation_k // self.base.tile_k, self.buffers[self.pipeline.number % 2]
+        found = []
+        for i in range(each):
+            place = buffer + t * self.row_bytes + (tile * each + i) * self.tile_bytes
+            words = []
+            for step in range(self.base.steps):
+                registers = [self.state.builder.register("r") for _ in range(4)]
+                source = memory(self.read_base, place + step * FRAGMENT)
+                self.state.builder.do("ld.shared.v4.b32", vector(registers), source)
+                words += registers
+            found.append(words)
+        return found
+
+    def _fragments(self, words: list[list[str]]) -> list[list[list[str]]]:
+        return [[tile[4 * step :][:4]] for tile in words for step in range(self.base.steps)]
+
+
+class GroupDot(DigitDot):
+    """A `DigitDot` of a group of k in a loop whose warps share out the groups of a step.
+
+    The first one of a step multiplies all groups of the warp, and hands out their sums: a warp keeps a part of those
+    of every group, so that it adds them in the order of k.
+    """
+
+    def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        self.group = op.integer("size") if "size" in op.attributes else pipeline.unit.k
+        super().__init__(state, pipeline, op)
+        self.number = op.integer("first") // self.group if "first" in op.attributes else 0
+        self.folded = [digit.bits < self.base.bits for digit in self.left.digits]  # groups are short
+
+    def _allocate_exchange(self) -> int:
+        assert isinstance(self.pipeline, GroupedPipeline)
+        known, groups = self.pipeline.exchanged, self.pipeline.unit.k // self.group
+        load = self.op.operands[1].operands[0]
+        if load not in known:
+            known[load] = self.state.allocate_shared(groups * self._exchanged() * 128, self.op)
+        return known[load]
+
+    def emit(self, accumulators: list[str]) -> None:
+        """Emits accumulators += the sums of the group."""
+        b, load = self.state.builder, self.op.operands[1].operands[0]
+        assert isinstance(self.pipeline, GroupedPipeline)
+        if load not in self.pipeline.multiplied:
+            self.pipeline.multiplied.add(load)
+            self._multiply_groups()
+        for register, total in zip(accumulators, self._taken(self.number), strict=True):
+            b.do("add.s32", register, register, total)
+
+    def _multiply_groups(self) -> None:
+        """Emits the products of all groups of the warp's part of a step, after all loads."""
+        for tile in range(self.tiles):
+            for t in range(self.row_tiles):
+                self._weight_words(t, tile)
+            for j in range(self.columns):
+                self._activation_words(j, tile)
+        steps, found = self.group // self.base.step_k, []
+        for first in range(0, 2 * self.tiles, steps):
+            self.steps = range(first, first + steps)
+            self._clear()
+            self._multiply()
+            found.append(self._totals())
+        self.state.builder.do("bar.sync", 0)  # what was handed out before may still be read
+        self._hand_out(found)
+        self.state.builder.do("bar.sync", 0)

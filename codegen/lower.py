@@ -1,6 +1,7 @@
 """Tile IR with layouts -> PTX: one function per kind of op, in the table LOWER."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lowbitvm import dtypes
@@ -8,8 +9,11 @@ from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
 from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
-from lowbitvm.codegen.digits import DigitDot, DirectPipeline, build_digit_pipeline, multiplies_digits
+from lowbitvm.codegen.digit_loops import DirectPipeline, GroupedPipeline, build_digit_pipeline
+from lowbitvm.codegen.digits import DigitDot, GroupDot, SharedDigitDot, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
+from lowbitvm.codegen.held_dot import HeldDot
+from lowbitvm.codegen.kept_dot import KEEPERS, KeptDot
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -33,6 +37,7 @@ FLOAT_INSTRUCTIONS = {
     "min": "min.f32",
 }
 SCALAR_KINDS = ("program_id", "dimension", "constant", "add", "sub", "mul", "div", "floordiv", "mod", "max", "min")
+TOUCHING = ("load", "store", "atomic_add")
 LOG2_E = 1.4426950408889634
 
 
@@ -48,6 +53,8 @@ class Lowering:
         found = list(accumulations(state.program.body, state.uses))
         self.accumulated = {assign: dot for assign, _, dot in found}
         self.absorbed = {op for _, *ops in found for op in ops}  # emitted by the `assign`
+        self.begun = dict(beginnings(state.program.body, state.uses, self.absorbed))
+        self.absorbed |= set(self.begun.values())
         self.rounded = {cast for cast, store in stored_casts(state.program.body, state.uses) if self._rounds(store)}
 
     def block(self, ops: Sequence[Op]) -> None:
@@ -58,6 +65,8 @@ class Lowering:
                 self.state.release_shared(taken)
             if op in self.state.layouts or not op.shape or op.dtype is None:
                 self.state.builder.locate(op.location)
+                if self.state.waits and op.kind != "range" and any(x.kind in TOUCHING for x in walk([op])):
+                    self.state.wait_for_earlier()  # outside of all branches; loops fetch weights before they do it
                 LOWER[op.kind](self, op)
 
     def scalar(self, op: Op) -> Operand:
@@ -107,9 +116,15 @@ class Lowering:
     def binary(self, op: Op) -> None:
         if op in self.absorbed:
             return
+        if op in self.begun:
+            dot, (begin,) = self.dots[self.begun[op]], (x for x in op.operands if x is not self.begun[op])
+            assert isinstance(dot, DigitDot)
+            self.state.values[op] = self._owned(op, [*dot.added_to(self.state.values[begin])])
+            return
         a, b = (self.state.values[operand] for operand in op.operands)
         if op.dtype == dtypes.i32:
-            result = [self.state.scalar(op.kind, x, y) for x, y in zip(a, b, strict=True)]
+            found = {pair: self.state.scalar(op.kind, *pair) for pair in dict.fromkeys(zip(a, b, strict=True))}
+            result = [found[pair] for pair in zip(a, b, strict=True)]
         else:
             name = FLOAT_INSTRUCTIONS[op.kind]
             result = [self.state.builder.op(name, "f", x, y) for x, y in zip(a, b, strict=True)]
@@ -333,7 +348,9 @@ class Lowering:
             pipeline = build_dense_pipeline(state, op, starts)
         else:
             pipeline = build_pipeline(state, op, starts, stop, pure)
-        if pipeline is not None:
+        if pipeline is None:
+            state.wait_for_earlier()
+        else:
             self._check_staged(pipeline)
             columns = (tile for tile in pipeline.tiles.values() if isinstance(tile, NumberColumns))
             self.columns |= {load: (pipeline, column) for column in columns for load in column.places}
@@ -365,23 +382,32 @@ class Lowering:
     def _make_dots(self, loop: Op, pipeline: Pipeline, pure: bool) -> dict[Dot | DigitDot, list[str]]:
         """Prepares a loop's dots; the tiles that hold their numbers in other units until it ends."""
         targets = [op.operands[0] for op in loop.body if op in self.accumulated]
+        alone = {
+            self.accumulated[assign]: assign.operands[0]
+            for assign in loop.body
+            if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1
+        }
         for op in loop.body:
             if op.kind == "dot":
-                self.dots[op] = self._make_dot(op, pipeline)
+                self.dots[op] = self._make_dot(op, pipeline, op in alone)
         changed: dict[Dot | DigitDot, list[str]] = {}
-        for assign in loop.body:
-            if pure and assign in self.accumulated and targets.count(assign.operands[0]) == 1:
-                dot = self.dots[self.accumulated[assign]]
-                changed[dot] = [str(register) for register in self.state.values[assign.operands[0]]]
-                dot.enter(changed[dot] if self._may_hold_numbers(assign.operands[0], loop) else [])
+        for op, tile in alone.items():
+            dot = self.dots[op]
+            changed[dot] = [str(register) for register in self.state.values[tile]]
+            dot.enter(changed[dot] if self._may_hold_numbers(tile, loop) else [])
         return changed
 
-    def _make_dot(self, op: Op, pipeline: Pipeline) -> Dot | DigitDot:
+    def _make_dot(self, op: Op, pipeline: Pipeline, alone: bool) -> Dot | DigitDot:
         if multiplies_digits(op):
-            return DigitDot(self.state, pipeline, op)
+            if isinstance(pipeline, GroupedPipeline):
+                return GroupDot(self.state, pipeline, op)
+            return (SharedDigitDot if pipeline.unit.lead else DigitDot)(self.state, pipeline, op)
         if multiplies_dense(op):
             return DenseDot(self.state, pipeline, op)
-        dot = (SharedDot if pipeline.unit.lead else Dot)(self.state, pipeline, op)
+        kept = alone and self.state.warps_m == KEEPERS
+        shared = HeldDot if self.state.held else KeptDot if kept else SharedDot
+        kind = shared if pipeline.unit.lead else Dot
+        dot = kind(self.state, pipeline, op)
         dot.prime()
         return dot
 
@@ -472,12 +498,22 @@ class Lowering:
 
     def _hoist(self, loop: Op, affine: dict[Op, tuple[list[Operand], list[int]]]) -> list[Access]:
         """Moves the address arithmetic of plain accesses before the loop; returns those that advance."""
-        hoisted = []
+        hoisted, first = [], dict[object, tuple[Access, int]]()  # the first of accesses to columns of the same rows
         for op, (starts, steps) in affine.items():
-            if _tile(op) in self.state.layouts and op not in self.columns:
-                access = self.accesses[op] = self._make_access(op, starts)
-                access.follow(steps)
-                hoisted.append(access)
+            if _tile(op) not in self.state.layouts or op in self.columns:
+                continue
+            last, column = starts[-1], op.kind == "load" and len(op.shape) == 2 and op.shape[1] == 1
+            rows = (op.array, op.shape, self.state.layouts[_tile(op)], *starts[:-1], *steps, *op.attributes.items())
+            if column and isinstance(last, int) and rows in first:
+                access, start = first[rows]
+                self.accesses[op] = access.beside(last - start)
+                continue
+            access = self.accesses[op] = self._make_access(op, starts)
+            access.follow(steps)
+            hoisted.append(access)
+            if column and isinstance(last, int) and op.array is not None:
+                first[rows] = access, last
+                access.together = math.gcd(self.state.program.divisor(op.array.dims[1]), steps[1], last)
         return hoisted
 
     def dot(self, op: Op) -> None:
@@ -512,6 +548,16 @@ def accumulations(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple
         dots = [x for x in total.operands if x.kind == "dot" and uses[x] == 1 and x in block[:start]]
         if dots and not any(x.kind == "assign" and x.operands[0] is target for x in walk(list(block[start:at]))):
             yield op, total, dots[0]
+
+
+def beginnings(block: Sequence[Op], uses: Mapping[Op, int], absorbed: set[Op]) -> Iterator[tuple[Op, Op]]:
+    """(add, dot) of every other sum of a tile and a dot of codes that nothing else uses: its sums begin at the tile."""
+    for op in block:
+        yield from beginnings(op.body, uses, absorbed)
+        if op.kind == "add" and op not in absorbed:
+            dots = [x for x in op.operands if multiplies_digits(x) and uses[x] == 1 and x in block]
+            if len(dots) == 1 and op.operands[0].shape == op.operands[1].shape:
+                yield op, dots[0]
 
 
 def stored_casts(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple[Op, Op]]:

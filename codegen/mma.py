@@ -186,8 +186,7 @@ class Dot:
         self.swizzled = functools.reduce(or_, images)
         if depth < LDMATRIX_K:
             images[-1] = 8 * tile.pitch
-        counts = ((by_warp_n, state.warps // state.warps_m), (8 * self.columns, state.warps_m))
-        by_warp = [rows * tile.pitch << i for rows, warps in counts for i in range(warps.bit_length() - 1)]
+        by_warp = state.by_warp(by_warp_n * tile.pitch, 8 * self.columns * tile.pitch)
         base = state.linear(state.tid, images + by_warp)
         offsets: dict[int, str] = {}
         for k in range(0, tile.columns, depth):

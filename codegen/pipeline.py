@@ -11,6 +11,7 @@ registers and stay there (`lowbitvm.codegen.stream`).
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lowbitvm.chunk import TABLE_ROOM
@@ -118,8 +119,9 @@ class Pipeline:
         for stream in self.streams:
             for number in range(stream.ahead):
                 stream.fetch(number, self.left)
+        tiles = self._fetch_weights(start) if self.state.waits else None
         for number in range(0, self.unit.ahead, self.unit.together):
-            self._fetch_group(number, zeros=self.unit.lead > 0)
+            self._fetch_group(number, self.unit.lead > 0, tiles)
         if self.unit.lead and self.unit.exact:  # one unit beyond the last is decoded, to no end
             for tile in self.tiles.values():
                 tile.clear(self.slot_of(self.unit.ahead))
@@ -127,6 +129,19 @@ class Pipeline:
             tile.prepare(self.base, self.slot_bytes, self.left)
             for number in range(0, self.unit.ahead - self.unit.together, self.unit.together):
                 tile.turn(number)
+
+    def _fetch_weights(self, start: Operand) -> list[Staged]:
+        """Emits the copies of the first units' weights, and the wait for earlier kernels; returns the tiles that are
+        left. The first group of copies takes the weights of all of these units with it."""
+        sides: dict[bool, list[Staged]] = {True: [], False: []}
+        for (load, _), tile in self.tiles.items():
+            sides[load.array in self.state.weights].append(tile)
+        for number in range(self.unit.ahead):
+            self._fetch(number, self.unit.lead > 0, sides[True])
+        if self.ahead:
+            self.state.builder.do("mov.b32", self.ahead, start)
+        self.state.wait_for_earlier()
+        return sides[False]
 
     def _gathered(self) -> list[GatheredTile]:
         return [tile for tile in self.tiles.values() if isinstance(tile, GatheredTile)]
@@ -151,21 +166,21 @@ class Pipeline:
         self._convert(number)
         self.state.builder.do("bar.sync", 0)
 
-    def _fetch_group(self, number: int, zeros: bool = False) -> None:
-        """Emits the copies of the units that one wait serves, of which `number` is the first."""
+    def _fetch_group(self, number: int, zeros: bool = False, tiles: Iterable[Staged] | None = None) -> None:
+        """Emits the copies of the units that one wait serves, of which `number` is the first; tiles: not of all."""
         for each in range(self.unit.together):
-            self._fetch(number + each, zeros)
+            self._fetch(number + each, zeros, self.tiles.values() if tiles is None else tiles)
         if self.state.target.has_async_copies:
             self.state.builder.do("cp.async.commit_group")
 
-    def _fetch(self, number: int, zeros: bool) -> None:
-        """Emits the copies of the unit that is `number` units from the iteration's first.
+    def _fetch(self, number: int, zeros: bool, of: Iterable[Staged]) -> None:
+        """Emits the copies, `of` some tiles, of the unit that is `number` units from the iteration's first.
 
         zeros: units beyond the last are zeros; else exact ones are left out.
         """
         b, unit = self.state.builder, self.unit
         skip = b.label("fetched")
-        tiles = [tile for tile in self.tiles.values() if number % tile.every == 0 and not isinstance(tile, WordStream)]
+        tiles = [tile for tile in of if number % tile.every == 0 and not isinstance(tile, WordStream)]
         for tile in tiles:
             tile.follow()
         beyond = b.op("setp.le.s32", "p", self.left, number * unit.k) if unit.exact else ""
@@ -264,7 +279,7 @@ def build_pipeline(
     def add(key: tuple[Op, str], tile: Staged) -> None:
         nonlocal size
         tiles[key] = tile
-        tile.policy = state.policy(key[0])
+        tile.policy, tile.name = state.policy(key[0]), state.load_name(key[0].array)
         size = -(-(size + tile.size) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
     def add_group(activations: Op, codes: Op, parts: tuple[str, ...], row: Operand, start: Operand) -> None:

@@ -98,8 +98,8 @@ class ByteRows(GroupRows):
         self.lane = b.op("and.b32", "r", state.tid, 31)
         self.active = self.fewer(self.words, 32, self.lane)
         self._add_words(row, start)
-        # read by the warps that multiply, or by those that decode and convert them
-        readers = state.warps if fused else state.warps // state.warps_m
+        # read by the warps that multiply, or by those that decode
+        readers = state.warps if fused and not state.held else state.warps // state.warps_m
         self.read_tiles = self.row_tiles * state.warps // readers
         self.base = self.base_of(readers, self.read_tiles)
         self._emit_store_places()
@@ -233,6 +233,7 @@ class RelativeRows(ByteRows):
         self.first_segment = b.op("setp.lt.u32", "p", self.lane, self.lane_words)
         reads = [0, 0, *(self.largest_lane << i for i in range(3))]
         tiles = self.row_tiles * state.warps_m
+        reads += [0] * (state.warps_m.bit_length() - 1)
         reads += [self._largest_place(tiles << i) for i in range((state.warps // state.warps_m).bit_length() - 1)]
         self.largest_base = state.shared_address(reads)
 

@@ -27,24 +27,38 @@ class SharedDot(Dot):
     """The emission of one `dot` into accumulators, of the same registers as `Dot`'s."""
 
     def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
-        size = 2 * op.shape[1] * pipeline.unit.k
-        self.buffers = [state.allocate_shared(size, op) for _ in range(2)]  # before codebooks take what is left
+        self._allocate(state, pipeline, op)  # before codebooks take what is left
         super().__init__(state, pipeline, op)
         self.op = op
-        self.k_steps = pipeline.unit.k // self.atom.k
-        self.tile_bytes = self.k_steps * FRAGMENT  # of a row tile
-        n_warps = state.warps // state.warps_m
-        lanes, warp = [VECTOR << i for i in range(5)], state.warps.bit_length() - 1
-        written = [self.words.row_tiles * self.tile_bytes << i for i in range(warp)]
-        read = [self.row_tiles * self.tile_bytes << i for i in range(n_warps.bit_length() - 1)]
-        self.write_base, self.read_base = (state.shared_address(lanes + by_warp) for by_warp in (written, read))
-        if self.centring is not None and self.centring.with_zeros:
-            (self.zero_rows,) = (rows for rows in self.groups if "zeros" in rows.parts)
-            self.zero_base = self.zero_rows.base_of(state.warps, self.words.row_tiles)
+        self._emit_bases()
+        self.zeros = [rows for rows in self.groups if "zeros" in rows.parts and self.centring is not None]
+        if self.zeros:
+            self.zero_base = self.zeros[0].base_of(*self._decoding())
         if self.sums:
             self._prepare_sums()
         self.products: dict[tuple[int, int], list[str]] = {}  # (row tile, n8 tile): sums of the period so far
         self.scales: list[dict[str, list[str]]] = []  # of the segment, as they were loaded, by row tile
+
+    def _allocate(self, state: State, pipeline: Pipeline, op: Op) -> None:
+        """Takes shared memory for the fragments."""
+        self.buffers = [state.allocate_shared(2 * op.shape[1] * pipeline.unit.k, op) for _ in range(2)]
+
+    def _decoding(self) -> tuple[int, int]:
+        """How many warps share out the decode of the weights, and row tiles that each of them decodes."""
+        return self.state.warps, self.words.row_tiles
+
+    def _emit_bases(self) -> None:
+        """Emits the lane's addresses in the buffers."""
+        state = self.state
+        self.tile_bytes = self.pipeline.unit.k // self.atom.k * FRAGMENT  # of a row tile
+        lanes, own = [VECTOR << i for i in range(5)], self.words.row_tiles * self.tile_bytes
+        step = own * state.warps_m
+        self.write_base = state.shared_address(lanes + state.by_warp(step, own))
+        self.read_base = self._read_base(lanes, step, own)
+
+    def _read_base(self, lanes: list[int], step: int, own: int) -> str:
+        """Emits the address of the lane's part of the warp's first row tile; `step`: from one warp's to another's."""
+        return self.state.shared_address(lanes + self.state.by_warp(step))
 
     def _emit_addresses(self) -> None:
         self.lane = self._lane_offsets(self.atom.k)
@@ -58,32 +72,39 @@ class SharedDot(Dot):
 
     def emit(self, accumulators: list[str]) -> None:
         """Emits the products of the current unit, their addition at a period's end, and the decode of the next unit."""
-        unit, number = self.pipeline.unit, self.pipeline.number
-        first = number % unit.period * unit.k  # of the period
+        number = self.pipeline.number
         decode = self._decode(number + 1)
-        steps = range(0, unit.k, self.atom.k)
-        for k in steps:
-            place = first + k
-            if place % self.segment == 0:  # now: the slot is filled anew before a period's last unit is multiplied
-                self.scales = self._loaded_scales(place)
-            self._multiply_by(number, k)
-            if (place + self.atom.k) % self.segment == 0:
-                self._flush(accumulators, number, place // self.segment)
+        for k in range(0, self.pipeline.unit.k, self.atom.k):
+            self._step(accumulators, k)
             for _ in range(self.words.row_tiles):  # of the next unit's fragments
                 next(decode)
         self._sum_rows(number + 1)
 
+    def _step(self, accumulators: list[str], k: int) -> None:
+        """Emits the products of the current unit's k16 step at `k`, and their addition at a segment's end."""
+        number = self.pipeline.number
+        place = number % self.pipeline.unit.period * self.pipeline.unit.k + k  # in the period
+        if place % self.segment == 0:  # now: the slot is filled anew before a period's last unit is multiplied
+            self.scales = self._loaded_scales(place)
+        self._multiply_by(number, k)
+        if (place + self.atom.k) % self.segment == 0:
+            self._flush(accumulators, number, place // self.segment)
+
     def _multiply_by(self, number: int, k: int) -> None:
         """Emits the products of one k16 step: those of a segment's first with zero added."""
-        b = self.state.builder
         pairs = [self._matrices(self.lane, self.pipeline.slot, j, k) for j in range(0, self.columns, 2)]
         activations = [half for pair in pairs for half in (pair[:2], pair[2:])]
         for t in range(self.row_tiles):
-            fragment = [b.register("r") for _ in range(4)]
-            place = self.buffers[number % 2] + t * self.tile_bytes + k // self.atom.k * FRAGMENT
-            b.do("ld.shared.v4.b32", vector(fragment), memory(self.read_base, place))
+            fragment = self._fragment(number, t, k)
             for j, half in enumerate(activations):
                 self.products[t, j] = self._mma(fragment, half, self.products.get((t, j)))
+
+    def _fragment(self, number: int, t: int, k: int) -> list[str]:
+        """The A fragment of row tile t at the unit's `k`; emits its load."""
+        fragment = [self.state.builder.register("r") for _ in range(4)]
+        place = self.buffers[number % 2] + t * self.tile_bytes + k // self.atom.k * FRAGMENT
+        self.state.builder.do("ld.shared.v4.b32", vector(fragment), memory(self.read_base, place))
+        return fragment
 
     def _loaded_scales(self, k: int) -> list[dict[str, list[str]]]:
         """Emits the loads of what the sums of the segment from the period's `k` on are scaled with, by row tile."""
@@ -107,35 +128,41 @@ class SharedDot(Dot):
 
     def _decode(self, number: int) -> Iterator[None]:
         """Emits the decode of the warp's share of a unit, in as many pieces as it has fragments."""
-        b, pipeline = self.state.builder, self.pipeline
-        unit = pipeline.unit
-        first = number % unit.period * unit.k
-        buffer = self.buffers[number % 2]
-        addends: dict[tuple[int, int], list[str]] = {}  # by row tile and segment
-        period = pipeline.slot_of(number - number % unit.period)
         if isinstance(scales := self.rows["scales"], ByteRows):
             scales.loaded.clear()  # of the unit before, or of another turn of the loop
+        addends: dict[tuple[int, int], list[str]] = {}  # by row tile and segment
         for t in range(self.words.row_tiles):
-            for chunk in range(unit.k // CHUNK_K):
-                words = self.words.words(pipeline.slot_of(number), t, chunk)
-                fragments = self._decoded(words, t, chunk * CHUNK_K)
-                if self.fused is not None:
-                    fragments = self._scaled(fragments, self.fused, period, t, first + chunk * CHUNK_K)
-                for step, fragment in enumerate(fragments):
-                    place = buffer + t * self.tile_bytes + (4 * chunk + step) * FRAGMENT
-                    k = first + chunk * CHUNK_K + step * self.atom.k
-                    of = t, k // self.segment
-                    if of not in addends:
-                        addends[of] = self._addends(self._zeros(number - number % unit.period, *of))
-                    centred = self._centred(fragment, addends[of])
-                    b.do("st.shared.v4.b32", memory(self.write_base, place), vector(centred))
+            for chunk in range(self.pipeline.unit.k // CHUNK_K):
+                words = self.words.words(self.pipeline.slot_of(number), t, chunk)
+                for step, fragment in enumerate(self._made(words, number, t, chunk, addends)):
+                    self._store(fragment, number, t, (4 * chunk + step) * self.atom.k)
                     yield
+
+    def _store(self, fragment: list[str], number: int, t: int, k: int) -> None:
+        """Emits the store of a fragment of the row tile t that the warp decodes."""
+        place = self.buffers[number % 2] + t * self.tile_bytes + k // self.atom.k * FRAGMENT
+        self.state.builder.do("st.shared.v4.b32", memory(self.write_base, place), vector(fragment))
+
+    def _made(
+        self, words: list[str], number: int, t: int, chunk: int, addends: dict[tuple[int, int], list[str]]
+    ) -> Iterator[list[str]]:
+        """Emits the decode of a chunk's words of unit `number`, fragment by fragment."""
+        unit, start = self.pipeline.unit, number - number % self.pipeline.unit.period
+        first = (number - start) * unit.k + chunk * CHUNK_K  # of the period
+        fragments = self._decoded(words, t, chunk * CHUNK_K)
+        if self.fused is not None:
+            fragments = self._scaled(fragments, self.fused, self.pipeline.slot_of(start), t, first)
+        for step, fragment in enumerate(fragments):
+            of = t, (first + step * self.atom.k) // self.segment
+            if of not in addends:
+                addends[of] = self._addends(self._zeros(start, *of))
+            yield self._centred(fragment, addends[of])
 
     def _zeros(self, number: int, t: int, segment: int) -> dict[str, list[str]]:
         """Emits the load of the zero points of a row tile that the warp decodes, if any; unit `number` has them."""
-        if self.centring is None or not self.centring.with_zeros:
+        if not self.zeros:
             return {}
-        place = self.pipeline.slot_of(number) + self.zero_rows.place("zeros", t, segment)
+        place = self.pipeline.slot_of(number) + self.zeros[0].place("zeros", t, segment)
         return {"zeros": [self.state.builder.op("ld.shared.b32", "r", memory(self.zero_base, place))]}
 
     # -- row sums ----------------------------------------------------------------------------------------------------
@@ -152,10 +179,8 @@ class SharedDot(Dot):
         self.sum_lane = self._lane_offsets(LDMATRIX_K, 8 * self.summed)
         self.sum_bytes = 4 * rows
         self.sum_place = state.allocate_shared(2 * self.segments * self.sum_bytes, self.op)
-        n_bits, m_bits = n_warps.bit_length() - 1, state.warps_m.bit_length() - 1
-        by_m = [32 * self.columns << i for i in range(m_bits)]
-        written = [0, 0, 4, 8, 16, *(32 * self.summed << i for i in range(n_bits)), *by_m]
-        read = [8, 16, 0, 0, 0, *[0] * n_bits, *by_m]
+        written = [0, 0, 4, 8, 16, *state.by_warp(32 * self.summed, 32 * self.columns)]
+        read = [8, 16, 0, 0, 0, *state.by_warp(0, 32 * self.columns)]
         self.sum_write, self.sum_read = state.shared_address(written), state.shared_address(read)
         self.first_of_quad = state.builder.op("setp.eq.s32", "p", state.builder.op("and.b32", "r", state.tid, 3), 0)
         # by n8 tile: the sums over the units of a period so far, which an iteration hands on to the next

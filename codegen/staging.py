@@ -76,6 +76,7 @@ class Staged:
     distance: int = 0  # bytes from one unit to the next in global memory
     every: int = 1  # of so many units only the first is copied
     policy: str = ""  # register: the hint of all copies to the L2 cache
+    name: str = "ld.global.nc"  # of loads into registers
 
     def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
@@ -121,12 +122,12 @@ class Staged:
 
     def load_words(self, words: list[str], source: str, when: str | None = None) -> None:
         """Emits a load into 32-bit registers."""
-        name, operands = hinted("ld.global.nc", (vector(words), source), self.policy)
+        name, operands = hinted(self.name, (vector(words), source), self.policy)
         self.state.builder.do(f"{name}{vector_suffix(words)}.b32", *operands, when=when)
 
     def load_half(self, half: str, source: str, when: str | None = None) -> None:
         """Emits a load into a 16-bit register."""
-        name, operands = hinted("ld.global.nc", (half, source), self.policy)
+        name, operands = hinted(self.name, (half, source), self.policy)
         self.state.builder.do(f"{name}.b16", *operands, when=when)
 
     @property

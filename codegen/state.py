@@ -1,7 +1,7 @@
 """What the lowering of one kernel knows: the builder, the launch parameters, and where every value lives."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lowbitvm import dtypes
@@ -13,6 +13,7 @@ from lowbitvm.layout import Layout
 from lowbitvm.targets import MmaAtom, Target
 
 SHARED_ALIGNMENT = 128
+DEPENDENT_VERSION = "7.8"  # of the PTX ISA, which has griddepcontrol
 SCALAR_INSTRUCTIONS = {"add": "add.s32", "sub": "sub.s32", "mul": "mul.lo.s32", "max": "max.s32", "min": "min.s32"}
 
 
@@ -26,11 +27,13 @@ class State:
     warps: int
     layouts: dict[Op, Layout]
     warps_m: int = 1  # of the warps, how many share out the rows of activations; the others share out the weights
+    held: bool = False  # each warp decodes all weights that it multiplies, though several multiply the same
     builder: Builder = field(default_factory=Builder)
     values: dict[Op, list[Operand]] = field(default_factory=dict)
     shared_bytes: int = 0  # dynamic shared memory that is taken now
     shared_most: int = 0  # and was at any time, which is the kernel's
     loop_depth: int = 0
+    dependent: bool = False  # the kernel may start before those that came before it have ended
 
     def __post_init__(self) -> None:
         walked = list(walk(self.program.body))
@@ -41,8 +44,13 @@ class State:
             for operand in op.operands:
                 self.uses[operand] = self.uses.get(operand, 0) + 1
         self.builder.branching = any(op.kind in ("div", "sqrt") for op in walked)
+        self.weights = _weights(walked) - self.stored
         self.parameters = entry_parameters(self.program)
         self._load_parameters()
+        self.waits = self.dependent  # it has not waited for them yet
+        if self.dependent:
+            self.builder.needs(DEPENDENT_VERSION)
+            self.builder.do("griddepcontrol.launch_dependents")  # which wait for this kernel's end themselves
         hints = dict.fromkeys(op.attributes["evict"] for op in walked if "evict" in op.attributes)
         self.policies = {evict: self._policy(str(evict)) for evict in hints if self.target.has_cache_hints}
 
@@ -73,6 +81,20 @@ class State:
     def pointer(self, array: Array, part: str = "") -> str:
         """The global address register of an array, or of a part of a packed weight."""
         return self.registers[parameter_name(array, part)]
+
+    def load_name(self, array: Array | None) -> str:
+        """How an array is loaded: ptxas may move loads by .nc before a wait, of which it knows nothing."""
+        written = array in self.stored or (self.dependent and array not in self.weights)
+        return "ld.global" if written else "ld.global.nc"
+
+    def wait_for_earlier(self) -> None:
+        """Emits, once, the wait for the kernels before this one: what follows may use memory that they write.
+
+        All threads pass here. Before it only weights may be read, and nothing written.
+        """
+        if self.waits:
+            self.builder.do("griddepcontrol.wait")
+            self.waits = False
 
     def size(self, dim: str) -> str:
         """The register of a runtime size."""
@@ -140,6 +162,11 @@ class State:
         """The shared address that is linear in the bits of the thread's number."""
         return str(self.scalar("add", self.smem, self.linear(self.tid, images)))
 
+    def by_warp(self, along_n: int, along_m: int = 0) -> list[int]:
+        """The images of the bits of a warp's number, in steps along the weights and along the activations."""
+        n_bits, m_bits = (self.warps // self.warps_m).bit_length() - 1, self.warps_m.bit_length() - 1
+        return [along_m << i for i in range(m_bits)] + [along_n << i for i in range(n_bits)]
+
     def linear(self, source: str, images: Sequence[int]) -> Operand:
         """The XOR of images[i] over the set bits i of a register: a GF(2)-linear map in the fewest shifts and masks.
 
@@ -157,6 +184,21 @@ class State:
                 term = self.builder.op("shl.b32" if distance > 0 else "shr.u32", "r", term, abs(distance))
             result = term if result == 0 else self.builder.op("xor.b32", "r", result, term)
         return result
+
+
+def _weights(ops: Sequence[Op]) -> set[Array | None]:
+    """The packed arrays that are second sides of dots and nothing else, which no kernel writes."""
+    chains = [list(walk_operands(op.operands[1])) for op in ops if op.kind == "dot"]
+    second = {op for chain in chains for op in chain if op.kind == "load"}
+    found: set[Array | None] = {op.array for op in second if isinstance(op.array and op.array.element, Format)}
+    return found - {op.array for op in ops if op.kind == "load" and op not in second}
+
+
+def walk_operands(op: Op) -> Iterator[Op]:
+    """An op and all that it is made of."""
+    yield op
+    for operand in op.operands:
+        yield from walk_operands(operand)
 
 
 def parameter_name(array: Array, part: str = "") -> str:

@@ -83,9 +83,13 @@ class WordTile(Words):
 
     @functools.cached_property
     def lane_bases(self) -> dict[int, str]:
-        """Per vector width the lane's address in a block of such vectors, at the start of the warp's tiles."""
-        b = self.state.builder
-        return {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, self.warp_base) for w in dict.fromkeys(blocks(self.bits))}
+        """Per vector width the lane's address in a block of such vectors, at the start of the tiles that it decodes."""
+        b, base = self.state.builder, self.warp_base
+        if self.state.held:
+            warp = b.op("shr.u32", "r", self.warp, self.state.warps_m.bit_length() - 1)
+            step = self.row_bytes * self.row_tiles * self.state.warps_m
+            base = b.op("mad.lo.s32", "r", warp, step, self.state.smem)
+        return {w: b.op("mad.lo.s32", "r", self.lane, 4 * w, base) for w in dict.fromkeys(blocks(self.bits))}
 
     def words(self, slot: int, t: int, j: int) -> list[str]:
         """Emits the loads of the lane's words of row tile t, k tile j."""
@@ -205,11 +209,12 @@ class GroupRows(Rows):
     def base_of(self, warps: int, row_tiles: int) -> str:
         """The register of the lane's address in slot 0 of its numbers of its warp's first row tile.
 
-        `warps` have `row_tiles` each; warps beyond these begin anew.
+        `row_tiles` are those of each of so many `warps`, or of all of neighbouring ones together.
         """
         lane = [0, 0, *(self.lane_bytes << i for i in range(3))]  # lane = 4 g + q
         warp = [self.tile_place(row_tiles << i) for i in range(warps.bit_length() - 1)]
-        return self.state.shared_address(lane + warp)
+        alike = self.state.warps.bit_length() - warps.bit_length()
+        return self.state.shared_address(lane + [0] * alike + warp)
 
     def place(self, part: str, t: int, segment: int) -> int:
         """Bytes from `base_of` to the pair of a part, in a warp's t-th row tile and the period's segment."""

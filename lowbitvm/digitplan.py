@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, folds, narrow
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, widens_once
+from lowbitvm.digits import widening as widening_steps
 from lowbitvm.formats import Format
 from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
 from lowbitvm.plan import DigitTile, digit_plan
@@ -21,16 +22,9 @@ LOOP = 8  # instructions of a step beside loads, widening and products: waits, b
 def widening(weights: Format, folded: bool) -> int:
     """Instructions that widen the digits of one row tile of weights beside one stored tile of k of activations."""
     assert weights.digits is not None
-    base, count = BASES[weights.digits], 0
-    for digit in format_digits(weights).digits:
-        if digit.bits == base.bits:
-            continue
-        raised = folded and folds(digit.bits, base)
-        shifts = set()
-        for number, runs in enumerate(narrow(digit.bits, base.bits, 4 * base.steps)):
-            count += len(runs)
-            shifts |= {(run.word, run.position - run.bit - digit.bits * (raised and number % 2)) for run in runs}
-        count += sum(distance != 0 for _, distance in shifts)
+    base = BASES[weights.digits]
+    narrow = [digit.bits for digit in format_digits(weights).digits if digit.bits < base.bits]
+    count = sum(len(widening_steps(bits, base.bits, 4 * base.steps, folded)[0]) for bits in narrow)
     return count * base.activation_k // base.tile_k
 
 
@@ -39,6 +33,13 @@ def loads(weights: Format) -> list[int]:
     assert weights.digits is not None
     base = BASES[weights.digits]
     return [width for words in digit_words(weights) for width in blocks(words)] * (base.activation_k // base.tile_k)
+
+
+def wide_loads(weights: Format) -> list[int]:
+    """Words of each load of a lane, as `loads`, of weights that lie in shared memory as fragments."""
+    assert weights.digits is not None
+    base = BASES[weights.digits]
+    return [4] * (base.activation_k // base.step_k)
 
 
 def digit_warps_m(shape: tuple[int, int], activations: Format, weights: Format, warps: int, folded: bool) -> int:
@@ -50,6 +51,8 @@ def digit_warps_m(shape: tuple[int, int], activations: Format, weights: Format, 
     assert activations.digits is not None
     columns = shape[0] * columns_per_row(activations.code, activations.digits) // COLUMNS
     tiles, of_weights = shape[1] // 16, len(loads(weights)) + widening(weights, folded)
+    if widens_once(weights.code, weights.digits or "", columns):
+        of_weights = len(wide_loads(weights))
     divides = [1 << i for i in range(warps.bit_length()) if columns % (1 << i) == 0 and tiles % (warps >> i) == 0]
     return min(divides or [1], key=lambda warps_m: tiles * warps_m // warps * of_weights + columns // warps_m)
 
@@ -82,10 +85,12 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     products = 2 * tiles * columns * planes  # of a warp and a stored tile of k of activations
     if target.capability < (8, 0) and base.bits == 1:  # counts of the bits of either side
         products += 2 * (columns + tiles * planes)
-    read = [*loads(weights) * tiles, *[ACTIVATION_WORDS] * columns]
+    once = not direct and widens_once(weights.code, base.name, columns * warps_m)
+    own = tiles * warps_n // tile.warps if once else tiles  # row tiles that a warp widens
+    read = [*loads(weights) * own, *wide_loads(weights) * (tiles + own) * once, *[ACTIVATION_WORDS] * columns]
     copies = 0.0 if direct else (16 * tiles * warps_n * weights.bits + 8 * columns * warps_m * base.bits) / 128
     copies *= base.activation_k / (32 * tile.warps)  # of 16 bytes, of a thread
-    wide = tiles * widening(weights, tile.folded)
+    wide = own * widening(weights, tile.folded)
     issued = products * (4 if target.capability < (8, 0) else 1) + len(read) + wide + copies
     issued += LOOP * base.activation_k / (tile.part if direct else tile.bk)
     rate = (getattr(target.gpu, base.name) or target.gpu.f16) * (target.gpu.sync_share or 1.0) / 2 / SUB_CORES

@@ -19,11 +19,15 @@ of 4 or 8 bits: each bit of a register lies somewhere in the same field of `bits
 one mask widen all codes of a register (`narrow`). A stored tile of activations has 8 columns and two steps. A column is
 a digit of a row: rows lie side by side, each with its digits, padded to a power of two. So the 8 planes of a single row
 fill the n8 side.
+
+Where a field is no whole number of codes, what is left of several words makes up one more register. Instead of cutting
+every part out, these words are rotated so that their parts come to lie side by side, XORed, and masked once: packing
+has XORed the parts with the bits of the other words that will be in their places (`widening`).
 """
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowbitvm.dtypes import CodeType
 
@@ -129,29 +133,70 @@ def columns_per_row(code: CodeType, base: str) -> int:
 
 
 class Run(NamedTuple):
-    """Bits `position` .. `position + length - 1` of each field of a word: bits `bit` .. of each code of a register."""
+    """`length` bits from `position` on of each field of a word: those from `place` on of the fields of a register.
+
+    The word is rotated to the left for that, by less than a field: the bits may go to the next one.
+    """
 
     word: int
     position: int
-    bit: int
+    place: int
     length: int
 
+    def rotation(self, width: int) -> int:
+        """Places by which the word is rotated to the left."""
+        return (self.place - self.position) % width
 
-def folds(digit_bits: int, base: Base) -> bool:
-    """Whether a digit of weights leaves room in its fields for a factor 2^digit_bits.
 
-    Rows 8 to 15 of a tile may then keep it until the sums are complete: they lie above the digits of rows 0 to 7, so
-    that one shift serves both, and none where they are the lowest of their word.
+# The registers of codes of (bits, width of a field) where fields are no whole number of codes: runs of odd registers
+# are those of raised ones. Runs of a register whose words are rotated alike are rotated together.
+MIXED: dict[tuple[int, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] = {
+    (3, 8): (
+        ((0, 0, 0, 3),), ((0, 3, 3, 3),), ((1, 0, 0, 3),), ((1, 3, 3, 3),), ((2, 0, 0, 3),), ((2, 3, 3, 3),),
+        ((0, 6, 0, 2), (1, 6, 2, 1)), ((1, 7, 3, 1), (2, 6, 4, 2)),
+    ),
+    (5, 8): (
+        ((0, 0, 0, 5),), ((4, 3, 3, 5),), ((1, 0, 0, 5),), ((0, 5, 5, 3), (3, 5, 3, 2)), ((2, 0, 0, 5),),
+        ((1, 5, 5, 3), (3, 7, 3, 1), (4, 2, 4, 1)), ((3, 0, 0, 5),), ((2, 5, 5, 3), (4, 0, 3, 2)),
+    ),
+    (6, 8): (
+        ((0, 0, 0, 6),), ((4, 2, 2, 6),), ((1, 0, 0, 6),), ((0, 6, 6, 2), (1, 6, 2, 2), (4, 0, 4, 2)),
+        ((2, 0, 0, 6),), ((5, 2, 2, 6),), ((3, 0, 0, 6),), ((2, 6, 6, 2), (3, 6, 2, 2), (5, 0, 4, 2)),
+    ),
+    (7, 8): (
+        ((0, 0, 0, 7),), ((4, 1, 1, 7),), ((1, 0, 0, 7),), ((5, 1, 1, 7),), ((2, 0, 0, 7),), ((6, 1, 1, 7),),
+        ((3, 0, 0, 7),),
+        ((0, 7, 7, 1), (1, 7, 1, 1), (4, 0, 2, 1), (2, 7, 3, 1), (5, 0, 4, 1), (3, 7, 5, 1), (6, 0, 6, 1)),
+    ),
+    (3, 4): (((0, 0, 0, 3),), ((2, 1, 1, 3),), ((1, 0, 0, 3),), ((0, 3, 3, 1), (1, 3, 1, 1), (2, 0, 2, 1))),
+}  # fmt: skip
+
+
+def raised_by(bits: int, width: int) -> int:
+    """The factor, as a power of two, that fields have room for beside codes of `bits` bits; no more than 2^bits.
+
+    Rows 8 to 15 of a tile, whose registers are the odd ones, may keep it until the sums are complete: so that of two
+    codes in a field none is shifted, and the parts of codes lie at both ends of fields.
     """
-    return 2 * digit_bits <= base.bits
+    return bits if 2 * bits <= width else width - bits
+
+
+def widens_once(code: CodeType, base: str, columns: int) -> bool:
+    """Whether a block widens its weights once for all warps, in shared memory, to multiply them with so many columns.
+
+    That takes more columns than a warp has sums for, and pays where fields are no whole number of codes.
+    """
+    narrow_digits = of_weights(code, base).digits
+    return columns > 2 * COLUMNS and len(narrow_digits) == 1 and BASES[base].bits % narrow_digits[0].bits != 0
 
 
 def longest_folded(weights: CodeType, activations: CodeType, base: str) -> int:
     """The largest k whose sums of products of digits stay below 2^31 with the factors that rows of weights keep."""
-    narrow_digits = [digit.bits for digit in of_weights(weights, base).digits if folds(digit.bits, BASES[base])]
+    width = BASES[base].bits
+    narrow_digits = [digit.bits for digit in of_weights(weights, base).digits if digit.bits < width]
     if not narrow_digits:
         return 0
-    largest = max(((1 << bits) - 1) << bits for bits in narrow_digits)
+    largest = max(((1 << bits) - 1) << raised_by(bits, width) for bits in narrow_digits)
     sizes = (
         (1 << digit.bits - digit.signed) - (not digit.signed) for digit in of_activations(activations, base).digits
     )
@@ -160,29 +205,57 @@ def longest_folded(weights: CodeType, activations: CodeType, base: str) -> int:
 
 @functools.cache
 def narrow(bits: int, width: int, registers: int) -> tuple[tuple[Run, ...], ...]:
-    """Where the registers, each with codes of `bits` bits in fields of `width`, lie in registers * bits / width words.
+    """Where registers, each with codes of `bits` bits in fields of `width`, lie in registers * bits / width words."""
+    if (bits, width) in MIXED:
+        block = MIXED[bits, width]
+        words = len(block) * bits // width
+        each = [(register, words * i) for i in range(registers // len(block)) for register in block]
+        return tuple(tuple(Run(run[0] + first, *run[1:]) for run in register) for register, first in each)
+    whole, raised = width // bits, raised_by(bits, width)
+    places = [(word, place) for word in range(registers // whole) for place in range(whole)]
+    return tuple((Run(word, bits * place, raised * (place % 2), bits),) for word, place in places)
 
-    Every field of a word holds as many whole codes as fit. What is left of the words makes up the last registers, from
-    as few runs as there can be.
+
+class Step(NamedTuple):
+    """The XOR of values, rotated to the left, with all bits but those of the mask cleared unless that is 0.
+
+    Values are numbered: the words, then the results of the steps before. A step rotates or has a mask, not both, and
+    two values with a mask or three without: an instruction each.
     """
-    whole, words = width // bits, registers * bits // width
-    found: list[tuple[Run, ...]] = []
-    found += [(Run(word, place * bits, 0, bits),) for word in range(words) for place in range(whole)]
-    left = {word: (whole * bits, width % bits) for word in range(words) if width % bits}  # word -> position, length
-    while len(found) < registers:
-        runs, bit = [], 0
-        while bit < bits:
-            word = max(left, key=lambda w: (min(left[w][1], bits - bit), -left[w][1], -w))
-            position, length = left.pop(word)
-            taken = min(length, bits - bit)
-            runs.append(Run(word, position, bit, taken))
-            if taken < length:
-                left[word] = (position + taken, length - taken)
-            bit += taken
-        found.append(tuple(runs))
-    return tuple(found)
+
+    values: tuple[int, ...]
+    rotation: int
+    mask: int
 
 
-def field_mask(run: Run, width: int) -> int:
-    """The bits of a run in every code of a register."""
-    return sum(((1 << run.length) - 1) << run.bit + place for place in range(0, 32, width))
+@functools.cache
+def widening(bits: int, width: int, registers: int, raised: bool) -> tuple[tuple[Step, ...], tuple[int, ...]]:
+    """How the registers are made of words that lie as in `narrow`: (steps, the value of each register).
+
+    raised: odd registers keep a factor 2^raised_by(bits, width).
+    """
+    numbers: dict[Step, int] = {}
+    words = registers * bits // width
+
+    def made(*step: Any) -> int:
+        return numbers.setdefault(Step(*step), words + len(numbers))
+
+    def xor(values: list[int], mask: int) -> int:
+        while len(values) > 2:
+            values = [made(tuple(values[:3]), 0, 0), *values[3:]]
+        return made(tuple(values), 0, mask) if mask or len(values) > 1 else values[0]
+
+    found = []
+    for number, runs in enumerate(narrow(bits, width, registers)):
+        lower = raised_by(bits, width) if number % 2 and not raised else 0
+        alike: dict[int, list[int]] = {}
+        for run in runs:
+            alike.setdefault((run.rotation(width) - lower) % 32, []).append(run.word)
+        rotated = []
+        for rotation, together in alike.items():
+            value = xor(together, 0)
+            rotated.append(made((value,), rotation, 0) if rotation else value)
+        lowest = min(run.place for run in runs) - lower
+        mask = sum(((1 << bits) - 1) << lowest + field for field in range(0, 32, width))
+        found.append(xor(rotated, mask))
+    return tuple(numbers), tuple(found)

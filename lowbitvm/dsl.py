@@ -698,17 +698,28 @@ class Kernel:
         return Array(name, spec.dims, element)
 
     def compile(
-        self, target: str, *, warps: int = 4, divisible: Mapping[str, int] | None = None, **arguments: Any
+        self,
+        target: str,
+        *,
+        warps: int = 4,
+        divisible: Mapping[str, int] | None = None,
+        dependent: bool = False,
+        **arguments: Any,
     ) -> "CompiledKernel":
         """Compiles for a GPU target such as "sm_80", without a GPU; `warps` is the number of warps of a block.
 
+        dependent: launches of the kernel, on sm_90 and later, start while the kernel before them on the stream still
+        runs. It reads packed weights at once, so that no kernel shortly before it may write them, and waits for that
+        kernel's end before it touches other arrays.
         See `trace` for the other arguments. Raises TARGET_UNKNOWN, KERNEL_UNSUPPORTED, SHARED_MEMORY_EXCEEDED.
         """
         # Kernels are declared below the runtime and compiled through it: the one upward import.
         from lowbitvm.runtime.compiled import compile_program
 
         started = time.perf_counter()
-        return compile_program(self.trace(divisible=divisible, **arguments), target, warps, started)
+        return compile_program(
+            self.trace(divisible=divisible, **arguments), target, warps, started, dependent=dependent
+        )
 
 
 def _handle(array: Array | None) -> Tensor | Packed | None:

@@ -1,6 +1,7 @@
 """Number formats of single values: the dtypes of arrays, tiles and registers, and the code types of packed weights."""
 
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -291,7 +292,8 @@ def _code_types() -> Iterator[CodeType]:
 
 
 CODE_TYPES: dict[str, CodeType] = {dtype.name: dtype for dtype in _code_types()}
-ALIASES = {"f8e4m3": "e4m3", "f8e5m2": "e5m2"}
+# other spellings of floats: "e2m1" is f4e2m1
+ALIASES = {"f8e4m3": "e4m3", "f8e5m2": "e5m2"} | {name[2:]: name for name in CODE_TYPES if re.match(r"f\de\dm\d", name)}
 u4, i4 = CODE_TYPES["u4"], CODE_TYPES["i4"]
 
 ARRAY_TYPES: dict[str, DType] = {

@@ -4,6 +4,7 @@ CATALOGUE: dict[str, str] = {
     "ARGUMENT_INVALID": "An argument's value is outside what the function accepts.",
     "ASSEMBLER_FAILED": "nvJitLink rejected the PTX.",
     "ASSEMBLER_MISSING": "The assembler (nvidia-nvjitlink with cuda-bindings) is not installed on this system.",
+    "CLUSTER_INVALID": "A cluster of blocks does not fit the grid, or the GPU has none.",
     "CODES_OUT_OF_RANGE": "A weight code or zero point does not fit its number format.",
     "CONTEXT_LOST": "A kernel that failed, or a fault of the GPU, has left a CUDA context in which nothing runs.",
     "DEVICE_MISMATCH": "Tensors of one call live on different devices.",
@@ -27,6 +28,7 @@ CATALOGUE: dict[str, str] = {
     "TENSOR_NOT_CONTIGUOUS": "A tensor that must be contiguous is not.",
     "TILE_INVALID": "A tile's size is not usable.",
     "TOOL_MISSING": "An optional tool or extra is not installed.",
+    "TUNING_FAILED": "A kernel could not be tuned.",
     "VALUE_ESCAPES_LOOP": "A value made inside lb.range is used after the loop.",
 }
 

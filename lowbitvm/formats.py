@@ -262,7 +262,8 @@ _MEANT = {
     "fp4": "mxfp4",
     "fp6": "mxfp6e3m2",
     "fp8": "e4m3",
-    "e2m1": "f4e2m1",
+    "mxfp6": "mxfp6e3m2",
+    "mxfp8": "mxfp8e4m3",
     "e4m3fn": "e4m3",
     "f8e4m3fn": "e4m3",
 }

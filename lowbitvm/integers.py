@@ -1,5 +1,6 @@
 """Matrices of integer codes in the stored order that digit kernels read; `lowbitvm.digits` says what it is."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,11 @@ class PackedDigits:
     def shape(self) -> tuple[int, int]:
         """(rows, K): (out_features, in_features) of a weight, (m, in_features) of activations."""
         return (self.rows, self.columns)
+
+    @functools.cached_property
+    def format_text(self) -> str:
+        """The format as `Format.parse` reads it."""
+        return str(self.format)
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -421,30 +427,38 @@ def _digits(registers: NumpyArray, fmt: Format) -> NumpyArray:
 
 
 def _narrowed(registers: NumpyArray, bits: int, width: int) -> NumpyArray:
-    """The words [row tile, k tile, words] of registers with codes of `bits` bits in fields of `width`."""
+    """The words [row tile, k tile, words] of registers with codes of `bits` bits in fields of `width`.
+
+    Parts of codes are first stored as they are, and then changed until what widens them finds the codes.
+    """
     count = registers.shape[-1]
     words = np.zeros((*registers.shape[:2], LANES * count * bits // width), np.uint32)
-    for register, runs in enumerate(digits.narrow(bits, width, count)):
-        for run in runs:
-            field = registers[..., register] & np.uint32(digits.field_mask(run, width))
-            words[..., _places(count * bits // width, run.word)] |= _shifted(field, run.position - run.bit)
+    raised, wrong = digits.raised_by(bits, width), registers
+    while wrong.any():
+        for register, runs in enumerate(digits.narrow(bits, width, count)):
+            for run in runs:
+                mask = sum(((1 << run.length) - 1) << run.place + field for field in range(0, 32, width))
+                parts = _rotated(wrong[..., register], raised * (register % 2)) & np.uint32(mask)
+                words[..., _places(count * bits // width, run.word)] ^= _rotated(parts, -run.rotation(width))
+        wrong = registers ^ _widened(words, bits, width)
     return words
 
 
 def _widened(words: NumpyArray, bits: int, width: int) -> NumpyArray:
     """The inverse of `_narrowed`."""
-    count = words.shape[-1] // LANES * width // bits
-    registers = np.zeros((*words.shape[:2], LANES, count), np.uint32)
-    for register, runs in enumerate(digits.narrow(bits, width, count)):
-        for run in runs:
-            field = _shifted(words[..., _places(count * bits // width, run.word)], run.bit - run.position)
-            registers[..., register] |= field & np.uint32(digits.field_mask(run, width))
-    return registers
+    stored = words.shape[-1] // LANES
+    steps, found = digits.widening(bits, width, stored * width // bits, raised=False)
+    values = [words[..., _places(stored, word)] for word in range(stored)]
+    for step in steps:
+        value = _rotated(functools.reduce(np.bitwise_xor, [values[i] for i in step.values]), step.rotation)
+        values.append(value & np.uint32(step.mask) if step.mask else value)
+    return np.stack([values[i] for i in found], -1)
 
 
-def _shifted(words: NumpyArray, distance: int) -> NumpyArray:
-    """Words shifted left, or right where the distance is negative."""
-    return words << np.uint32(distance) if distance >= 0 else words >> np.uint32(-distance)
+def _rotated(words: NumpyArray, distance: int) -> NumpyArray:
+    """Words rotated to the left, or to the right where the distance is negative."""
+    left = distance % 32
+    return words << np.uint32(left) | words >> np.uint32(32 - left) if left else words
 
 
 def _places(count: int, word: int) -> NumpyArray:

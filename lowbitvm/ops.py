@@ -2,9 +2,8 @@
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,12 +13,12 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
-from lowbitvm.runtime import driver
-from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.integer import matmul
-from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Ready, emulated_target, launch, prepare
-from lowbitvm.runtime.linear import LinearCall, linear_call
-from lowbitvm.runtime.quantise import quantize_activations
+from lowbitvm.runtime.launch import emulated_target
+from lowbitvm.runtime.linear import run_linear
+from lowbitvm.runtime.quantise import quantize_activations, token_format
+from lowbitvm.runtime.repeat import Calls, signature
 
 _library = torch.library.Library("lowbitvm", "DEF")
 SCHEMA = (
@@ -34,7 +33,8 @@ _library.define(
     " int out_features, int in_features, str? x_format=None, Tensor[]? gate=None, Tensor? residual=None, *,"
     " str? activation=None, ScalarType? dtype=None) -> Tensor"
 )
-_linear_operator = torch.ops.lowbitvm.linear
+_linear_operator, _integer_operator = torch.ops.lowbitvm.linear.default, torch.ops.lowbitvm.integer_linear.default
+_AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd
 Weight = PackedWeight | PackedDigits
 AnyWeight = TypeVar("AnyWeight", PackedWeight, PackedDigits)
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -74,55 +74,71 @@ def linear(
     Raises DTYPE_MISMATCH, SHAPE_MISMATCH, ARGUMENT_INVALID, FORMAT_UNSUPPORTED, TENSOR_NOT_CONTIGUOUS,
     DEVICE_MISMATCH; a backward pass through it raises GRADIENT_UNSUPPORTED.
     """
-    _check_kinds(x, weight, gate, activation, dtype)
+    if gate is not None or activation is not None or dtype is not None or not _plain(x, weight):
+        _check_kinds(x, weight, gate, activation, dtype)
     gates = None if gate is None else list(gate.arrays.values())
     if isinstance(weight, PackedDigits):
-        stored = (weight.words, weight.sums, weight.scales, weight.zeros, bias, str(weight.format), *weight.shape)
-        options = {"activation": activation, "dtype": dtype}
+        stored = (weight.words, weight.sums, weight.scales, weight.zeros, bias, weight.format_text, *weight.shape)
         of_x = None if x_format is None else str(x_format)
-        product: torch.Tensor = torch.ops.lowbitvm.integer_linear(x, *stored, of_x, gates, residual, **options)
-        return product
+        tensors = (x, *stored[:5], residual, *(gates or ()))
+        options = {"activation": activation, "dtype": dtype}
+        return _dispatched(_integer_operator, tensors, (x, *stored, of_x, gates, residual), options)
     if x_format is not None:
         raise LowbitvmError(
             "ARGUMENT_INVALID",
             f"x_format {x_format} with a weight of {weight.format}",
             "leave it out, or quantise with act",
         )
-    parts = (weight.words, weight.scales, weight.zeros)
-    more = (weight.table, weight.outer, weight.outer_zeros, weight.permutation)
-    epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
-    rest: tuple[Any, ...] = (*more, gates, residual)
-    tensors = (x, *parts, bias, *more, residual, *(gates or ()))
-    if all(one is None for one in rest):  # what is left out costs torch no time
-        rest = ()
-    if activation is None and dtype is None and not batch_invariant:
-        epilogue = {}
-    arguments = (x, *parts, bias, weight.format_text, weight.out_features, weight.in_features, *rest)
+    first = (x, weight.words, weight.scales, weight.zeros, bias)
+    table, outer, outer_zeros, permutation = weight.table, weight.outer, weight.outer_zeros, weight.permutation
+    arguments = (*first, weight.format_text, weight.out_features, weight.in_features)
+    epilogue = {}
+    if activation is not None or dtype is not None or batch_invariant:
+        epilogue = {"activation": activation, "dtype": dtype, "batch_invariant": batch_invariant}
+    optional: tuple[Any, ...] = (table, outer, outer_zeros, permutation, gates, residual)
+    if optional == (None,) * 6:
+        return _dispatched(_linear_operator, first, arguments, epilogue)
+    rest = (table, outer, outer_zeros, permutation)
+    tensors = (*first, *rest, residual, *(gates or ()))
+    return _dispatched(_linear_operator, tensors, (*arguments, *rest, gates, residual), epilogue)
+
+
+def _dispatched(
+    call: Any, tensors: Sequence[torch.Tensor | None], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> torch.Tensor:
+    """The operator's result, by torch's dispatcher."""
     result: torch.Tensor
     if torch.compiler.is_compiling() or _differentiable(tensors):
-        result = _linear_operator(*arguments, **epilogue)
+        result = call(*arguments, **options)
     else:
-        with torch._C._AutoDispatchBelowAutograd():  # torch takes as long to find that out as for all the rest
-            result = _linear_operator(*arguments, **epilogue)
+        with _AutoDispatchBelowAutograd():  # torch takes as long to find that out as for all the rest
+            result = call(*arguments, **options)
     return result
 
 
 def _differentiable(tensors: Sequence[torch.Tensor | None]) -> bool:
     """Whether a backward pass may reach the operator."""
-    return torch.is_grad_enabled() and True in [t.requires_grad for t in tensors if t is not None]
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _x_format(weight: Format, given: str | None) -> Format:
     """What x is rounded to before it is multiplied with a weight of integers."""
-    assert weight.act is not None
-    fmt = Format(weight.act, "channel", scale="f32", digits=weight.digits)
     if given is None:
-        return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+        return token_format(weight)
     fmt = Format.parse(given)
     fmt = replace(fmt, digits=fmt.digits or weight.digits)
     if fmt.act is not None or (fmt.dtype, fmt.digits) != (weight.act, weight.digits):
         raise LowbitvmError("FORMAT_UNSUPPORTED", f"x in {fmt} and a weight of {weight}", f"use codes of {weight.act}")
     return fmt
+
+
+def _plain(x: torch.Tensor, weight: Weight) -> bool:
+    """Whether `_check_kinds` would find nothing, as it does mostly; in a third of the time."""
+    return isinstance(x, torch.Tensor) and type(weight) is PackedWeight and isinstance(weight.words, torch.Tensor)
 
 
 def _check_kinds(
@@ -229,96 +245,56 @@ def _linear(
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
     tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
     key = (
-        *(fmt, out_features, in_features, activation, dtype, batch_invariant),
-        *[None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous()) for t in tensors],
+        *(fmt, out_features, in_features, activation, dtype, batch_invariant, tuned.state()),
+        *signature(tensors),
     )
-    known = _repeated.get(key)
-    if known is not None:
-        y = x.new_empty((*x.shape[:-1], out_features), dtype=known.dtype)
-        if known.run(y, tensors):
-            return y
+    found: list[torch.Tensor] | None = _linear_calls.again(key, tensors)
+    if found is not None:
+        return found[0]
     stored = (words, scales, zeros, Format.parse(fmt), out_features, in_features)
     weight = PackedWeight(*stored, table, outer, outer_zeros, permutation)
     gates = _gate(weight, gate)
     _check(x, weight, bias, gates, residual)
-    dtype = x.dtype if dtype is None else dtype
-    target = driver.device_target(x.device.index) if x.is_cuda else emulated_target()
-    if target is None:
-        return _reference(x, weight, bias, gates, activation, residual, dtype)
-    y = x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
-    rows = x.numel() // in_features if in_features else y.numel() // max(1, out_features)
-    call, arguments = linear_call(
-        x.view(rows, in_features),
-        weight,
-        bias,
-        y.view(rows, out_features),
-        target,
-        gate=gates,
-        activation=activation,
-        residual=None if residual is None else residual.view(rows, out_features),
-        batch_invariant=batch_invariant,
-    )
-    with call.shared(y) as shared:
-        launch(call.kernel, call.grid, arguments | shared)
-        ready = prepare(call.kernel, call.grid, arguments | shared)
-        if ready is not None and not (permutation is not None and gate):  # two permutations were compared by value
-            repeated = Repeated(call, ready, dtype, _slots(weight, gates, call.kernel))
-            _remember(key, repeated, (*tensors, y, *shared.values()))
+    options: dict[str, Any] = {"gate": gates, "activation": activation, "batch_invariant": batch_invariant}
+    call = functools.partial(_computed, x, weight, bias, residual, x.dtype if dtype is None else dtype, **options)
+    if permutation is not None and gate:  # two permutations are compared by value
+        return call()
+    y: torch.Tensor = _linear_calls.first(key, tensors, call, lambda y: [y])
     return y
 
 
-@dataclass(frozen=True)
-class Repeated:
-    """What the operator launches for tensors of shapes, dtypes and devices that it has had before.
-
-    slots: for every pointer of the kernel which tensor it is, of the operator's, y, and what splits of k share.
-    """
-
-    call: LinearCall
-    ready: Ready
-    dtype: torch.dtype
-    slots: tuple[int, ...]
-
-    def run(self, y: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> bool:
-        """Launches, unless an address is not aligned or the launch is no longer usable."""
-        if not self.ready.usable():
-            return False
-        if self.call.partials is None:
-            return self._launch((*tensors, y))
-        with self.call.shared(y) as shared:
-            return self._launch((*tensors, y, *shared.values()))
-
-    def _launch(self, given: Sequence[Any]) -> bool:
-        addresses = self.addresses(given)
-        if addresses is not None:
-            self.ready.launch(addresses)
-        return addresses is not None
-
-    def addresses(self, given: Sequence[Any]) -> list[int] | None:
-        """The kernel's pointers; None where one is not aligned: another kernel is then needed."""
-        found = [given[slot].data_ptr() for slot in self.slots]
-        return None if functools.reduce(operator.or_, found) % ALIGNMENT else found
+_linear_calls, _integer_calls = Calls(), Calls()
 
 
-_repeated: dict[object, Repeated] = {}
-
-
-def _remember(key: object, repeated: Repeated, given: Sequence[Any]) -> None:
-    """Keeps a call, if it was one with aligned addresses."""
-    if repeated.addresses(given) is None:
-        return
-    if len(_repeated) >= KEPT:
-        _repeated.clear()
-    _repeated[key] = repeated
-
-
-def _slots(weight: PackedWeight, gate: PackedWeight | None, kernel: CompiledKernel) -> tuple[int, ...]:
-    own = [("w", part) for part in ("words", "scales", "zeros")]
-    more = [("w", part) for part in ("table", "outer", "outer_zeros")]
-    gates = [] if gate is None else [("gate", part) for part in weight.arrays]
-    rest = [(name, None) for name in ("y", "partials", "arrivals")]
-    names = [("x", None), *own, ("bias", None), *more, ("order", None), ("residual", None), *gates, *rest]
-    return tuple(names.index(part) for part in kernel.array_parts())
+def _computed(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype,
+    *,
+    gate: PackedWeight | None,
+    activation: str | None,
+    batch_invariant: bool,
+) -> torch.Tensor:
+    """The result of arguments that fit each other."""
+    target = driver.device_target(x.device.index) if x.is_cuda else emulated_target()
+    if target is None:
+        return _reference(x, weight, bias, gate, activation, residual, dtype)
+    y = x.new_empty((*x.shape[:-1], weight.out_features), dtype=dtype)
+    rows = math.prod(x.shape[:-1])
+    run_linear(
+        x.view(rows, weight.in_features),
+        weight,
+        bias,
+        y.view(rows, weight.out_features),
+        target,
+        gate=gate,
+        activation=activation,
+        residual=None if residual is None else residual.view(rows, weight.out_features),
+        batch_invariant=batch_invariant,
+    )
+    return y
 
 
 def _gate(weight: AnyWeight, tensors: list[torch.Tensor] | None) -> AnyWeight | None:
@@ -347,24 +323,33 @@ def _integer_linear(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The operator of weights that are multiplied with integers, on CPU and CUDA tensors alike."""
+    tensors = (x, words, sums, scales, zeros, bias, residual, *(gate or ()))
+    key = (fmt, out_features, in_features, x_format, activation, dtype, *signature(tensors))
+    found: list[torch.Tensor] | None = _integer_calls.again(key, tensors)
+    if found is not None:
+        return found[0]
     weight = PackedDigits(words, sums, Format.parse(fmt), out_features, in_features, scales, zeros)
     gates = _gate(weight, gate)
     _check(x, weight, bias, gates, residual)
-    shape = (*x.shape[:-1], out_features)
-    rows = math.prod(x.shape[:-1])
-    fmt_x = _x_format(weight.format, x_format)
-    groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
-    codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
-    y: torch.Tensor = matmul(
-        codes,
-        weight,
-        x.dtype if dtype is None else dtype,
-        bias=bias,
-        gate=gates,
-        activation=activation,
-        residual=None if residual is None else residual.view(rows, out_features),
-    )
-    return y.view(shape)
+
+    def computed() -> torch.Tensor:
+        rows = math.prod(x.shape[:-1])
+        fmt_x = _x_format(weight.format, x_format)
+        groups = [fmt.group for fmt in (weight.format, fmt_x) if isinstance(fmt.group, int)]
+        codes = quantize_activations(x.view(rows, in_features), fmt_x, sums=min(groups, default=None))
+        y: torch.Tensor = matmul(
+            codes,
+            weight,
+            x.dtype if dtype is None else dtype,
+            bias=bias,
+            gate=gates,
+            activation=activation,
+            residual=None if residual is None else residual.view(rows, out_features),
+        )
+        return y.view(*x.shape[:-1], out_features)
+
+    y: torch.Tensor = _integer_calls.first(key, tensors, computed, lambda y: [y])
+    return y
 
 
 def _integer_linear_fake(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lowbitvm.chunk import INDEX_BITS, ROW_BYTES, TABLE_ROOM, blocks
-from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded
+from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, longest_folded, widens_once
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import format_digits
@@ -45,6 +45,7 @@ SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if 
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
 SHORTEST_STREAM = 2 * SPLIT_K  # the same of few rows, whose partial sums are small
 LITTLE = 0.05  # of a layer's time: more splits must gain more than that
+SHORTEST_HELD = 64  # groups whose weights warps may hold: the sums of shorter ones take those registers
 SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
 NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
@@ -133,11 +134,16 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     return tile if stages == 2 else replace(tile, stages=_stages(tile, fmt))
 
 
-def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
-    """Whether the kernel decodes each weight once per block, into shared memory: for large tiles, where that has room.
+def may_be_held(fmt: Format) -> bool:
+    """Whether large tiles have registers for all weights that a warp multiplies in a unit, and need no look-ups."""
+    return fmt.code.kind != "table" and (isinstance(fmt.group, str) or fmt.group >= SHORTEST_HELD)
 
-    There are then its stages, and two buffers of 16-bit weights. Without a target: whether all that copy asynchronously
-    have room.
+
+def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether several warps of the kernel multiply the same weights: in large tiles, where shared memory has room.
+
+    There are then its stages, and two buffers of 16-bit weights unless they may be held in registers. Without a target:
+    whether all that copy asynchronously have room.
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
@@ -149,7 +155,8 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     tables = TABLE_BYTES * (fmt.code.kind == "table")
     segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
-    return _staged_bytes(tile, fmt) + tables + sums + 2 * 2 * tile.bn * tile.bk <= room
+    buffers = 0 if may_be_held(fmt) else 2 * 2 * tile.bn * tile.bk
+    return _staged_bytes(tile, fmt) + tables + sums + buffers <= room
 
 
 def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> Tile:
@@ -372,6 +379,8 @@ PAIRS = 32  # row tiles x n8 tiles x planes of weights of a warp: 4 accumulators
 LOADED = 72  # registers that a warp's own loads of one step may take
 ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
 MOST_WARPS = 8  # that share out k
+LARGE_DIGITS = 128  # features of a tile whose weights are widened once for two rows of warps and more
+FEW_PAIRS = 8  # row tiles x n8 tiles x planes of weights of a warp that multiplies groups for other ones
 KEPT_SUMS = 96  # of a thread, beside those of the loop that runs
 
 
@@ -405,6 +414,9 @@ def digit_plan(
     Where there are fewer tiles than SMs, each block takes a part of k, in shorter steps if that makes more of them.
     """
     tile = digit_tile(m, k, activations, weights, target, products)
+    large = tile.bn == LARGE_DIGITS and tile.warps > LARGE_DIGITS // 32
+    if large and -(-m // tile.bm) * -(-n // tile.bn) < target.gpu.sms:
+        tile = digit_tile(tile.bm // 2, k, activations, weights, target, products)
     each = min(MOST_SPLITS, target.gpu.sms // max(1, -(-m // tile.bm) * -(-n // tile.bn)))
     direct, least = tile.part < tile.bk, BASES[activations.digits or "s8"].activation_k
     while direct and k // tile.bk < each and (tile.warps > 2 * tile.bn // 16 or tile.part > least):
@@ -416,7 +428,8 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
     """The tile for m rows of k integer activations, and one weight or, for two products, a gate as well.
 
     For few rows every warp loads its own weights and activations, as many as registers hold, and the warps share out k.
-    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES.
+    For more rows the tiles go through shared memory, in as many stages as fit STAGED_BYTES. Codes that share fields
+    have tiles of twice as many rows, whose weights are widened once for all warps, for more rows than others have.
     """
     assert activations.digits is not None and weights.digits is not None
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
@@ -435,6 +448,11 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
         return DigitTile(bm, 16 * rows, part * warps, 2, warps, folded)
     rows = min(2, _power_to(pairs // (columns * planes)))
     most, stored = 4 if target.has_async_copies else 2, products * weights.bits
+    large = DigitTile(2 * bm, LARGE_DIGITS, step, 3, 8, folded)
+    if m > bm and products == 1 and most > 2 and widens_once(weights.code, base.name, 2 * columns):
+        staged = 3 * step * (LARGE_DIGITS * stored + 2 * columns * COLUMNS * base.bits) // 8
+        if staged + 2 * LARGE_DIGITS * step * base.bits // 8 <= target.shared_per_block:
+            return large
     even = weights.bits * step // 8 % (32 // rows) == 0  # of a row tile's copies, each thread makes as many
     for warps, deep in ((warps, deep) for warps in (4, 2, 1) for deep in ((step,) if even else (2 * step, step))):
         stages = min(most, STAGED_BYTES // (deep * (16 * rows * warps * stored + columns * COLUMNS * base.bits) // 8))
@@ -446,18 +464,21 @@ def digit_tile(m: int, k: int, activations: Format, weights: Format, target: Tar
 def grouped_tile(
     m: int,
     n: int,
+    k: int,
     activations: Format,
     weights: Format,
     target: Target,
     groups: tuple[int, ...],
     products: int = 1,
 ) -> DigitTile:
-    """The tile for m rows and n features where scales belong to groups of k, which have accumulators in f32.
+    """The tile for m rows, n features and k where scales belong to groups of k, which have accumulators in f32.
 
-    A step is a multiple of all groups. The warps do not share out k: sums are added in its order whatever the tile.
-    Where there are fewer blocks than SMs tiles are narrower, with more stages.
+    A step is a multiple of all groups. For few rows the warps share out its groups. Else, where there are fewer blocks
+    than SMs, tiles are narrower, with more stages.
     """
     assert activations.digits is not None and weights.digits is not None
+    if products == 1 and (few := _few_rows_of_groups(m, n, k, activations, weights, target, groups)):
+        return few
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
     step, stored = max(base.activation_k, *groups), products * weights.bits
@@ -479,6 +500,31 @@ def grouped_tile(
         wide = tile.bn > 16 * tile.warps
         tile = made(columns, 1, tile.warps if wide else tile.warps // 2, 2 * most if most > 2 else most)
     return tile
+
+
+def _few_rows_of_groups(
+    m: int, n: int, k: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...]
+) -> DigitTile | None:
+    """The tile for so few rows that warps load codes to registers, as without groups; None for more.
+
+    Sums go through shared memory then, which takes too long where groups are shorter than 8 times the rows.
+    """
+    base, each = BASES[weights.digits or ""], columns_per_row(activations.code, activations.digits or "")
+    planes, step = len(format_digits(weights).digits), base.activation_k
+    columns, words = _power_from(-(-m * each // COLUMNS)), weights.bits * step // 64
+    blocks = -(-n // 32)  # of 32 features
+    rows = 2 if 2 * columns * planes <= FEW_PAIRS and 4 * blocks >= 3 * target.gpu.sms else 1
+    own, part = rows * words + columns * ACTIVATION_WORDS, max(step, *groups)
+    short = min(groups) < 8 * columns * COLUMNS // each
+    many = own > (1 + ACTIVATION_SHARE) * rows * words or columns * planes > FEW_PAIRS
+    if short or many or own * part // step > LOADED:
+        return None
+    alone = blocks <= 2 * target.gpu.sms  # a block has an SM for itself: it is to load more at once
+    doubled = 2 * own * part // step <= LOADED and part == min(groups)
+    if alone and doubled and k % (2 * MOST_WARPS * part) <= k % (MOST_WARPS * part):  # no step is of fewer groups
+        part *= 2
+    warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
+    return DigitTile(columns * COLUMNS // each, 16 * rows, part * warps, 2, warps)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,20 @@ GPUS: dict[str, tuple[str, Gpu]] = {
 }
 
 
+# What the driver calls GPUs of a row, where their memory and SMs are the row's.
+REPORTED: dict[str, str] = {
+    "Tesla T4": "t4",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA GeForce RTX 3090": "rtx3090",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA GeForce RTX 5090": "rtx5090",
+}
+
+
 def gpu(name: str) -> tuple[Target, Gpu]:
     """The target and the rates of a GPU such as "h100". Raises TARGET_UNKNOWN."""
     if name not in GPUS:

@@ -124,7 +124,7 @@ class Cache:
                 if self._puts % PUTS_PER_LOOK == 0:
                     self.prune()
                 self._puts += 1
-                self._write(key, entry)
+                replace_file(self._file(key), _encode(key, entry))
             except OSError as error:  # another time there may be room again
                 self._warn(f"cannot be written ({error}); this kernel is kept")
 
@@ -139,7 +139,7 @@ class Cache:
                 self._usable = True
                 try:
                     self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    if _others_may_write(self._path):
+                    if others_may_write(self._path):
                         self._memory_only("can be written by others (remedy: chmod 700, as its owner)")
                 except OSError as error:
                     self._memory_only(f"cannot be used ({error})")
@@ -232,16 +232,6 @@ class Cache:
             os.utime(path)
         return entry
 
-    def _write(self, key: str, entry: Entry) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self._path, prefix=f"{key}.", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_encode(key, entry))
-            Path(temporary).replace(self._file(key))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
 
 def _encode(key: str, entry: Entry) -> bytes:
     ptx = entry.ptx.encode()
@@ -265,7 +255,20 @@ def _decode(key: str, data: bytes) -> Entry | None:
     return Entry(ptx.decode(), cubin, header["resources"])
 
 
-def _others_may_write(directory: Path) -> bool:
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file to a temporary name and renames it: readers and other writers see a whole file or none."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def others_may_write(directory: Path) -> bool:
+    """Whether another user could put files there."""
     if os.name == "nt":
         return False  # the user's cache directory is private there, and modes say nothing about it
     status = directory.stat()

@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowbitvm import codegen
+from lowbitvm import codegen, targets
 from lowbitvm.codegen import Ptx
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -122,17 +124,50 @@ class CompiledKernel:
                 yield array.name, part
 
 
+_dependent: ContextVar[bool] = ContextVar("_dependent", default=False)
+
+
+@contextmanager
+def dependent_launches() -> Iterator[None]:
+    """Within it `lb.linear`, `lb.matmul` and `lb.quantize_activations` launch dependent kernels, on sm_90 and later.
+
+    They start while the kernel before them on the stream still runs; see `Kernel.compile`. No kernel shortly before
+    them may write their weights. The setting is that of the thread.
+    """
+    token = _dependent.set(True)
+    try:
+        yield
+    finally:
+        _dependent.reset(token)
+
+
+def wants_dependent(target: str) -> bool:
+    """Whether prebuilt kernels for a target are to be dependent ones now."""
+    return _dependent.get() and targets.get(target).capability >= codegen.DEPENDENT_CAPABILITY
+
+
+def launches_dependent() -> bool:
+    """Whether the thread is within `dependent_launches`."""
+    return _dependent.get()
+
+
 def compile_program(
-    program: Program, target: str, warps: int, started: float | None = None, cache: Cache | None = None
+    program: Program,
+    target: str,
+    warps: int,
+    started: float | None = None,
+    cache: Cache | None = None,
+    *,
+    dependent: bool = False,
 ) -> CompiledKernel:
-    """Lowers a program for a target; `warps` per block is one of WARPS.
+    """Lowers a program for a target; `warps` per block is one of WARPS. dependent: see `Kernel.compile`.
 
     `started` is the time.perf_counter() at which recording began, for `trace_ms`.
     """
     if warps not in WARPS:
         raise LowbitvmError("ARGUMENT_INVALID", f"{warps} warps per block", f"use one of {WARPS}")
     started = time.perf_counter() if started is None else started
-    code = codegen.compile_kernel(program, target, warps)
+    code = codegen.compile_kernel(program, target, warps, dependent)
     return CompiledKernel(program, target, code, 1e3 * (time.perf_counter() - started), cache)
 
 

@@ -9,8 +9,8 @@ import functools
 import importlib
 import struct
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,18 @@ _FIXES = {
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "see nvidia-smi for what else uses the GPU",
     "CUDA_ERROR_INVALID_CONTEXT": "call again with a stream and arrays of one context; kernels are loaded anew",
     "CUDA_ERROR_INVALID_HANDLE": "call again with a stream and arrays of one context; kernels are loaded anew",
+    "CUDA_ERROR_INVALID_CLUSTER_SIZE": "use a smaller cluster, or a kernel with less shared memory and registers",
     "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "end the capture, and look for the call that spoiled it",
     "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT": "launch on the stream that is captured, or make that a non-blocking one",
     "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "call it once before the capture",
 }
 _STALE = ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_INVALID_HANDLE")  # of functions whose context is gone
+_CLUSTER, _DEPENDENT = 4, 6  # CUlaunchAttributeID
+_ATTRIBUTES = {_CLUSTER: "clusters of", _DEPENDENT: "programmatic stream serialization"}
+_ATTRIBUTE = struct.Struct("=I4x64s")  # CUlaunchAttribute
+_RECORD = struct.Struct("=6Q10I")  # what runtime/launcher.c reads
+_OTHER_CONTEXT = -1
+_SINCE = 12000  # of which version the calls are that the launcher makes: the least that cuda.bindings knows
 _WIDTHS = {ctypes.c_void_p: "Q", ctypes.c_uint64: "Q", ctypes.c_int32: "i", ctypes.c_uint32: "I", ctypes.c_float: "f"}
 
 
@@ -87,6 +94,19 @@ def device_target(index: int) -> str:
     return targets.for_capability(major, minor).name
 
 
+@functools.cache
+def device_name(index: int) -> str:
+    """What the driver calls a GPU, such as "NVIDIA A100-SXM4-80GB". Raises DEVICE_UNAVAILABLE."""
+    name: bytes = _call("asking for the name of a GPU", "cuDeviceGetName", 256, _device(index))
+    return name.split(b"\0")[0].decode()  # what stands behind the zero is left over
+
+
+@functools.cache
+def version() -> int:
+    """The newest CUDA that the driver knows: 13000 is 13.0. Raises DEVICE_UNAVAILABLE."""
+    return int(_call("asking for the driver's version", "cuDriverGetVersion"))
+
+
 def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primary: bool = False) -> Function:
     """The entry of a cubin on a device, to be launched with `shared` bytes of dynamic shared memory.
 
@@ -106,10 +126,24 @@ def load(cubin: bytes, entry: str, device_index: int, shared: int = 0, *, primar
 
 
 class Launch:
-    """A kernel with its grid and the places of its parameters, laid out once to be launched many times."""
+    """A kernel with its grid and the kinds of its parameters, packed once to be launched many times.
 
-    def __init__(self, function: Function, grid: Dim3, block: Dim3, kinds: Sequence[Any]) -> None:
-        """kinds: the ctypes type of each of the kernel's parameters, ctypes.c_void_p for pointers.
+    cluster: blocks of a cluster along each axis, on GPUs of capability 9.0 and more. dependent: blocks may start while
+    those of the kernel before it on the stream still run, which the kernel waits for itself (`griddepcontrol.wait`).
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        grid: Dim3,
+        block: Dim3,
+        kinds: str,
+        *,
+        cluster: Dim3 | None = None,
+        dependent: bool = False,
+    ) -> None:
+        """kinds: a letter for each of the kernel's parameters, as of the struct module: "Q" for an address, "A" for one
+        that is a multiple of 16, "i", "I" or "f".
 
         Raises GRID_TOO_LARGE.
         """
@@ -119,52 +153,58 @@ class Launch:
                 f"{function.entry} was launched with grid {grid}, the hardware takes {Target.max_grid}",
                 "split the problem, or let each block do more",
             )
-        codes = "".join(_WIDTHS[kind] for kind in kinds)
-        places = [struct.calcsize(codes[: at + 1]) - struct.calcsize(code) for at, code in enumerate(codes)]
         self.function, self.grid, self.block = function, grid, block
-        self._pack = struct.Struct(codes).pack_into
-        self._values = ctypes.create_string_buffer(max(1, struct.calcsize(codes)))
-        start = ctypes.addressof(self._values)
-        self._pointers = (ctypes.c_void_p * len(codes))(*(start + place for place in places))
-        self._sizes = (*grid, *block, function.shared)
-        self._address = ctypes.addressof(self._pointers)
-        self._lock = threading.Lock()  # of the values, from their packing until the driver has copied them
-        self._bound = _driver().cuLaunchKernel, _driver().cuCtxGetCurrent, _driver().CUresult.CUDA_SUCCESS
+        self._attributes = {
+            name: value for name, value in ((_CLUSTER, cluster), (_DEPENDENT, (1,) if dependent else None)) if value
+        }
+        attributes = [_ATTRIBUTE.pack(number, struct.pack(f"={len(v)}I", *v)) for number, v in self._attributes.items()]
+        launcher, calls = _launcher()
+        sizes = (*grid, *block, function.shared, len(kinds), len(attributes), 0)
+        handles = (int(function.handle), function.context)
+        record = _RECORD.pack(*calls, *handles, *sizes) + b"".join(attributes) + kinds.encode()
+        self._run, self._wait = functools.partial(launcher.run, record), functools.partial(launcher.wait, record)
+        self._empty = 0 in grid
 
-    def __call__(self, values: Sequence[Any], stream: int) -> None:
+    def __call__(self, values: list[Any], stream: int) -> bool:
         """Launches asynchronously on a stream (CUstream as an integer, 0 is the default stream).
 
-        A grid with a zero launches nothing. Raises LAUNCH_FAILED and CONTEXT_LOST.
+        A grid with a zero launches nothing. Returns False, with nothing launched, where an address is no multiple of 16
+        that must be one. Raises LAUNCH_FAILED and CONTEXT_LOST.
         """
-        if 0 in self.grid:
-            return
-        launch, current, success = self._bound
-        function = self.function
-        with self._lock:
-            self._pack(self._values, 0, *values)
-            if int(current()[1] or 0) == function.context:
-                (status,) = launch(function.handle, *self._sizes, stream, self._address, 0)
-            else:
-                with _current(function.context):
-                    (status,) = launch(function.handle, *self._sizes, stream, self._address, 0)
-        if status != success:
+        if self._empty:
+            return True
+        status = self._run(values, stream)
+        if status == _OTHER_CONTEXT:
+            with _current(self.function.context):
+                status = self._run(values, stream)
+        if status > 0:
+            function, block = self.function, self.block
             doing = f"launching {function.entry} on GPU {function.device_index}"
-            doing += f" with grid {self.grid}, block {self.block}, {function.shared} bytes of dynamic shared memory"
-            raise _failure(doing, "cuLaunchKernel", status, function.context)
+            doing += f" with grid {self.grid}, block {block}, {function.shared} bytes of dynamic shared memory"
+            doing += "".join(f", {_ATTRIBUTES[number]} {value}" for number, value in self._attributes.items())
+            name = "cuLaunchKernelEx" if self._attributes else "cuLaunchKernel"
+            raise _failure(doing, name, _driver().CUresult(status), function.context)
+        return bool(status == 0)
+
+    def wait(self, stream: int) -> None:
+        """Waits for what was launched on a stream. Raises CONTEXT_LOST where a kernel failed."""
+        status = self._wait(stream)
+        if status == _OTHER_CONTEXT:
+            with _current(self.function.context):
+                status = self._wait(stream)
+        if status:
+            result = _driver().CUresult(status)
+            raise _failure("waiting for a stream", "cuStreamSynchronize", result, self.function.context)
 
 
 def launch(function: Function, grid: Dim3, block: Dim3, stream: int, args: Sequence[tuple[Any, Any]]) -> None:
     """Launches once; args: (value, ctypes type) in the order of the kernel's parameters. See Launch."""
-    Launch(function, grid, block, [kind for _, kind in args])([value for value, _ in args], stream)
+    kinds = "".join(_WIDTHS[kind] for _, kind in args)
+    Launch(function, grid, block, kinds)([value for value, _ in args], stream)
 
 
 def synchronize(stream: int, context: int) -> None:
     """Waits for what was launched on a stream of a context. Raises CONTEXT_LOST where a kernel failed."""
-    driver = _driver()
-    if int(driver.cuCtxGetCurrent()[1] or 0) == context:  # what `_current` finds too, in a tenth of the time
-        (status,) = driver.cuStreamSynchronize(stream)
-        if status == driver.CUresult.CUDA_SUCCESS:
-            return
     with _current(context):
         _call("waiting for a stream", "cuStreamSynchronize", stream, context=context)
 
@@ -184,9 +224,28 @@ def clear(address: int, count: int, stream: int, context: int) -> None:
         _call("clearing memory", "cuMemsetD8Async", address, 0, count, stream, context=context)
 
 
-def allocate(size: int) -> int:
-    """The address of `size` bytes of new memory in the current context, which stay allocated."""
-    return int(_call(f"allocating {size} bytes", "cuMemAlloc", size))
+def allocate(size: int, context: int | None = None) -> int:
+    """The address of `size` bytes of new memory in a context, by default the current one."""
+    with _current(context):
+        return int(_call(f"allocating {size} bytes", "cuMemAlloc", size, context=context))
+
+
+def free(address: int, context: int) -> None:
+    """Gives back what `allocate` returned, once the GPU has done with it."""
+    with _current(context):
+        _call("freeing memory", "cuMemFree", address, context=context)
+
+
+def copy_in(address: int, source: int, count: int, context: int) -> None:
+    """Copies `count` bytes from an address of the CPU to one of device memory."""
+    with _current(context):
+        _call("copying to the GPU", "cuMemcpyHtoD", address, source, count, context=context)
+
+
+def copy_out(target: int, address: int, count: int, context: int) -> None:
+    """Copies `count` bytes of device memory to an address of the CPU, after what runs on the default stream."""
+    with _current(context):
+        _call("copying from the GPU", "cuMemcpyDtoH", target, address, count, context=context)
 
 
 def order(stream: int, after: int, context: int) -> None:
@@ -199,6 +258,82 @@ def order(stream: int, after: int, context: int) -> None:
             _call("ordering two streams", "cuStreamWaitEvent", stream, event, 0, context=context)
         finally:
             _call("ordering two streams", "cuEventDestroy", event, context=context)
+
+
+def l2_bytes(index: int) -> int:
+    """The size of a GPU's L2 cache."""
+    attribute = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
+    return int(_call("asking for the size of the L2 cache", "cuDeviceGetAttribute", attribute, _device(index)))
+
+
+@contextmanager
+def new_stream(context: int) -> Iterator[int]:
+    """A stream of a context that waits for no other, while it is used."""
+    with _current(context):
+        stream = int(_call("making a stream", "cuStreamCreate", 1, context=context))
+    try:
+        yield stream
+    finally:
+        _dispose(context, "cuStreamDestroy", stream)
+
+
+@contextmanager
+def timer(stream: int, context: int) -> Iterator[Callable[[Callable[[], object]], float]]:
+    """A function that gives the microseconds on the GPU of what a call of another puts on a stream."""
+    doing = "timing a launch"
+    events: list[Any] = []
+
+    def timed(work: Callable[[], object]) -> float:
+        with _current(context):
+            _call(doing, "cuEventRecord", events[0], stream, context=context)
+            work()
+            _call(doing, "cuEventRecord", events[1], stream, context=context)
+            _call(doing, "cuEventSynchronize", events[1], context=context)
+            return 1e3 * float(_call(doing, "cuEventElapsedTime", *events, context=context))
+
+    try:
+        with _current(context):
+            for _ in range(2):
+                events.append(_call(doing, "cuEventCreate", 0, context=context))
+        yield timed
+    finally:
+        for event in events:
+            _dispose(context, "cuEventDestroy", event)
+
+
+@contextmanager
+def recorded(work: Callable[[], object], stream: int, context: int) -> Iterator[Callable[[], None]]:
+    """A function that puts what `work` launches on a stream there again, as one CUDA graph. Nothing runs before."""
+    doing = "recording a CUDA graph"
+    mode = _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with _current(context):
+        _call(doing, "cuStreamBeginCapture", stream, mode, context=context)
+        try:
+            work()
+        except BaseException:
+            _dispose(context, "cuStreamEndCapture", stream)
+            raise
+        graph = _call(doing, "cuStreamEndCapture", stream, context=context)
+    runs = None
+    try:
+        with _current(context):
+            runs = _call(doing, "cuGraphInstantiate", graph, 0, context=context)
+        yield functools.partial(_run_graph, runs, stream, context)
+    finally:
+        if runs is not None:
+            _dispose(context, "cuGraphExecDestroy", runs)
+        _dispose(context, "cuGraphDestroy", graph)
+
+
+def _run_graph(graph: Any, stream: int, context: int) -> None:
+    with _current(context):
+        _call("launching a CUDA graph", "cuGraphLaunch", graph, stream, context=context)
+
+
+def _dispose(context: int, name: str, handle: Any) -> None:
+    """Gives back what is no longer needed; in a context that is lost it is gone already."""
+    with suppress(LowbitvmError), _current(context):
+        getattr(_driver(), name)(handle)
 
 
 def pointer_device(address: int) -> int:
@@ -251,6 +386,21 @@ def _driver() -> Any:
     if status != driver.CUresult.CUDA_SUCCESS:
         raise _unavailable(f"the CUDA driver found no usable GPU ({_describe(driver, status)})")
     return driver
+
+
+@functools.cache
+def _launcher() -> tuple[Any, list[int]]:
+    """The compiled launcher, and the addresses of the calls that it makes. Raises DEVICE_UNAVAILABLE."""
+    driver, names = _driver(), ("cuLaunchKernel", "cuLaunchKernelEx", "cuCtxGetCurrent", "cuStreamSynchronize")
+    try:
+        module = importlib.import_module("lowbitvm.runtime._launcher")
+    except ImportError as error:
+        raise _unavailable(f"the launcher was not compiled when the package was installed ({error})") from error
+    found = [driver.cuGetProcAddress(name.encode(), _SINCE, 0)[:2] for name in names]
+    missing = [name for name, (status, address) in zip(names, found, strict=True) if int(status) or not address]
+    if missing:
+        raise _unavailable(f"the CUDA driver has no {', '.join(missing)}, of CUDA {_SINCE // 1000}")
+    return module, [int(address) for _, address in found]
 
 
 def _call(doing: str, name: str, *args: Any, context: int | None = None) -> Any:

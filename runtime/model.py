@@ -9,14 +9,14 @@ often.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowbitvm import targets
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime.assemble import assemble, disassemble
 from lowbitvm.runtime.pipes import PIPES, SUB_CORES, cycles, kind_of
+from lowbitvm.runtime.together import Machine, assemble_together
 from lowbitvm.targets import LATENCY_NS, Gpu, Target
 
 if TYPE_CHECKING:
@@ -176,17 +176,35 @@ class Work:
     sectors: int  # of 32 bytes, asked of the L2 cache
     traffic: int  # bytes of memory that are touched, each counted once
     in_flight: float  # bytes that a block has on their way: loads of a turn of its loop, times its stages
+    spills: int = 0  # bytes of a thread
+    exchanged: int = 0  # of traffic, bytes that a block reads soon after another one has written them
+    round_trips: int = 0  # to the L2 cache that follow each other when all else is done
 
 
-def count(report: "Report") -> Work:
+_machines: dict[tuple[str, str], Machine] = {}  # of PTX texts, for a target
+KEPT = 256  # of these: a kernel is counted for several shapes, one after another
+
+
+def machines(texts: Sequence[str], target: str) -> list[Machine]:
+    """The marked machine code of PTX texts with one entry each. Raises what the assembler and nvdisasm raise."""
+    if len(_machines) + len(texts) > KEPT:
+        _machines.clear()
+    new = [text for text in dict.fromkeys(texts) if (text, target) not in _machines]
+    for text, machine in zip(new, assemble_together([mark(text) for text in new], target, annotated=True), strict=True):
+        _machines[text, target] = machine
+    return [_machines[text, target] for text in texts]
+
+
+def count(report: "Report", ptx: str | None = None) -> Work:
     """What a launch in the emulator did, in machine instructions of the target that it was launched for.
 
+    ptx: a text that has the same blocks and other constants, whose machine code is counted in place of the report's.
     Raises what the assembler and nvdisasm raise.
     """
     target = targets.get(report.launch.arch)
-    assembly = assemble(mark(report.ptx), target.name, lines=True)
+    (code,) = machines([report.ptx if ptx is None else ptx], target.name)
+    blocks = list(sass_blocks(code.sass))
     came_from = ptx_blocks(report)
-    blocks = list(sass_blocks(disassemble(assembly.cubin, annotated=True)))
     copies = _copies(blocks, came_from)
     instructions: Counter[str] = Counter()
     waits = 0.0
@@ -200,10 +218,10 @@ def count(report: "Report") -> Work:
     loop = max(came_from.values(), key=lambda b: b.loaded)
     stages = _stages(report) if loop.asynchronous else 1
     return Work(
-        target, x * y * z, width * height * depth, assembly.registers, report.launch.shared, instructions, waits,
+        target, x * y * z, width * height * depth, code.registers, report.launch.shared, instructions, waits,
         report.counters.shared_wavefronts, report.counters.global_sectors,
         sum(array.distinct_read + array.distinct_written for array in report.counters.arrays.values()),
-        stages * loop.loaded / max(1, loop.runs) * warps / (x * y * z),
+        stages * loop.loaded / max(1, loop.runs) * warps / (x * y * z), code.spills,
     )  # fmt: skip
 
 
@@ -228,7 +246,11 @@ def _copies(blocks: list[SassBlock], came_from: dict[int, PtxBlock]) -> dict[int
 # -- how long it takes -------------------------------------------------------------------------------------------------
 
 L2_BYTES = 64  # a clock and SM, between the L2 cache and an SM. Source: NVIDIA A100 whitepaper, 2020
+# Of 261 to 273 cycles on A100, H100 and RTX 4090. Source: Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU
+# Architecture, arXiv 2402.13499, section 4
+L2_LATENCY_NS = 200
 LAUNCH_US = 2.0  # from the end of one kernel to the first instruction of the next on a stream, of any size
+OVERHEAD_US = LAUNCH_US + 2 * LATENCY_NS / 1e3  # and the first load and the last store
 
 
 @dataclass(frozen=True)
@@ -236,7 +258,7 @@ class Prediction:
     """Microseconds of a launch. `limits`: what each resource takes at least; the longest of them binds."""
 
     limits: dict[str, float]
-    overhead: float  # launch, the first load and the last store
+    overhead: float  # launch, the first load and the last store, and what blocks wait for others
 
     @property
     def bound(self) -> str:
@@ -254,7 +276,8 @@ def predict(work: Work, gpu: Gpu | None = None) -> Prediction:
 
     An SM holds as many blocks as fit, the SM with the most of them decides, and each resource is as busy as its counts
     say: issue slots, the pipes of the sub-cores, a warp's own chain of instructions, shared memory, L2, memory. Memory
-    delivers its measured share of the peak, or what is in flight per 800 ns where that is less.
+    delivers its measured share of the peak, or what is in flight per 800 ns where that is less; what blocks exchange
+    is read from the L2 cache where that has room for it.
     """
     target, gpu = work.target, gpu or work.target.gpu
     resident = target.blocks_per_sm(work.threads, work.registers, work.shared)
@@ -278,5 +301,6 @@ def predict(work: Work, gpu: Gpu | None = None) -> Prediction:
     limits = {name: total * share / clock for name, total in busy.items()}
     limits["chain"] = work.waits / warps * -(-most // resident) / clock
     flying = min(most, resident) * work.in_flight * min(gpu.sms, work.blocks) / LATENCY_NS  # GB/s
-    limits["memory"] = work.traffic / (1e3 * min(gpu.dram_gbs * gpu.dram_share, flying))
-    return Prediction(limits, LAUNCH_US + 2 * LATENCY_NS / 1e3)
+    traffic = work.traffic - (work.exchanged if work.exchanged <= 1e6 * gpu.l2_mb else 0)
+    limits["memory"] = traffic / (1e3 * min(gpu.dram_gbs * gpu.dram_share, flying))
+    return Prediction(limits, OVERHEAD_US + work.round_trips * L2_LATENCY_NS / 1e3)

@@ -10,6 +10,7 @@ data-centre Blackwell no share is published, and it takes at least as long as is
 published number: PRMT, MOV, SEL and the packing conversions F2FP and I2FP run at the rate of integer logic.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ _SHAPES = {"1688": (16, 8, 8), "16816": (16, 8, 16), "16832": (16, 8, 32), "1686
 _GROUP_SHAPE = re.compile(r"\w+\.64x(\d+)x(\d+)")
 
 
+@functools.cache
 def kind_of(name: str) -> Kind | None:
     """The table's row for a mnemonic with its modifiers; None where the table has none."""
     return next((kind for pattern, kind in _COMPILED if pattern.fullmatch(name)), None)

@@ -42,14 +42,41 @@ def test_planes_of_twos_complement_need_no_offset_and_those_of_bipolar_codes_cou
     assert digits.of_activations(dtypes.CODE_TYPES["bp7"], "s8").offset == 0  # -127 to 127 fit a byte
 
 
-@pytest.mark.parametrize(("bits", "width"), [(bits, width) for width in (1, 4, 8) for bits in range(1, width + 1)])
+WIDTHS = [(bits, width) for width in (1, 4, 8) for bits in range(1, width + 1)]
+
+
+@pytest.mark.parametrize(("bits", "width"), WIDTHS)
 def test_narrow_registers_use_every_bit_of_their_words_once_and_fill_every_code(bits: int, width: int) -> None:
     found = digits.narrow(bits, width, 8)
     runs = [run for register in found for run in register]
     stored = sorted((run.word, run.position + i) for run in runs for i in range(run.length))
     assert stored == [(word, bit) for word in range(bits * 8 // width) for bit in range(width)]
-    for register in found:
-        assert sorted(run.bit + i for run in register for i in range(run.length)) == list(range(bits))
+    for number, register in enumerate(found):
+        first = digits.raised_by(bits, width) * (number % 2)
+        assert sorted(run.place + i for run in register for i in range(run.length)) == list(range(first, first + bits))
+
+
+@pytest.mark.parametrize(("bits", "width"), WIDTHS)
+def test_raised_registers_are_those_of_the_unpacked_codes_times_a_power_of_two(bits: int, width: int) -> None:
+    count = 8
+    rng = np.random.default_rng(0)
+    words = [int(word) for word in rng.integers(0, 1 << 32, bits * count // width)]
+
+    def registers(raised: bool) -> list[int]:
+        steps, found = digits.widening(bits, width, count, raised)
+        values = list(words)
+        for step in steps:
+            assert len(step.values) <= (1 if step.rotation else 2 if step.mask else 3)
+            value = 0
+            for i in step.values:
+                value ^= values[i]
+            value = (value << step.rotation | value >> (32 - step.rotation)) & 0xFFFFFFFF
+            values.append(value & step.mask if step.mask else value)
+        return [values[i] for i in found]
+
+    by = digits.raised_by(bits, width)
+    plain, raised = registers(raised=False), registers(raised=True)
+    assert raised == [value << by * (number % 2) for number, value in enumerate(plain)]
 
 
 @given(

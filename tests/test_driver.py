@@ -21,6 +21,11 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
 
 
+LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3)
+GET = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p))
+FUNCTION = 555  # a CUfunction
+
+
 class FakeDriver:
     """Two GPUs; records every call, fails those named in `failures`. Context 100 + i is the primary one of GPU i."""
 
@@ -41,6 +46,15 @@ class FakeDriver:
         self.static_shared = 0
         self.parameter_types: list[Any] = []
         self.launched: list[Any] = []
+        # what the compiled launcher calls by its address
+        self.compiled = {
+            "cuLaunchKernel": LAUNCH(lambda *args: int(self.cuLaunchKernel(*args)[0])),
+            "cuCtxGetCurrent": GET(self.current),
+        }
+
+    def current(self, context: Any) -> int:
+        context[0] = self.contexts[-1][0]
+        return 0
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         def call(*args: Any) -> tuple[Any, ...]:
@@ -54,6 +68,8 @@ class FakeDriver:
     def values(self, name: str, args: tuple[Any, ...]) -> list[Any]:
         if name == "cuCtxPushCurrent":
             self.contexts.append((args[0], args[0] - 100))
+        elif name == "cuCtxSetCurrent":
+            self.contexts[-1] = (args[0], args[0] - 100)
         elif name == "cuCtxPopCurrent":
             self.contexts.pop()
         elif name == "cuLaunchKernel":
@@ -69,7 +85,8 @@ class FakeDriver:
             "cuCtxGetDevice": self.contexts[-1][1],
             "cuDevicePrimaryCtxRetain": 100 + args[0] if args and isinstance(args[0], int) else None,
             "cuModuleLoadData": "module",
-            "cuModuleGetFunction": "function",
+            "cuModuleGetFunction": FUNCTION,
+            "cuGetProcAddress": ctypes.cast(self.compiled.get(name_of(args), LAUNCH()), ctypes.c_void_p).value or 1,
             "cuFuncGetAttribute": self.static_shared,
             "cuCtxPopCurrent": None,
             "cuThreadExchangeStreamCaptureMode": 0,
@@ -82,12 +99,17 @@ class FakeDriver:
         return [call[1:] for call in self.calls if call[0] == name]
 
 
+def name_of(args: tuple[Any, ...]) -> str:
+    """The function that a call asks for, if it does."""
+    return args[0].decode() if args and isinstance(args[0], bytes) else ""
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     fake = FakeDriver()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", fake)
     monkeypatch.setattr(driver, "_functions", {})
-    caches = (driver._driver, driver.primary_context, driver.device_target)
+    caches = (driver._driver, driver._launcher, driver.primary_context, driver.device_target)
     for cache in caches:
         cache.cache_clear()
     yield fake
@@ -175,7 +197,7 @@ def test_shared_memory_is_opted_in_only_above_48_kib(
 ) -> None:
     fake.static_shared = static
     driver.load(b"cubin", "entry", 0, dynamic)
-    assert fake.called("cuFuncSetAttribute") == ([("function", "dynamic", dynamic)] if opted_in else [])
+    assert fake.called("cuFuncSetAttribute") == ([(FUNCTION, "dynamic", dynamic)] if opted_in else [])
 
 
 def test_a_current_context_of_the_device_is_used_as_it_is(fake: FakeDriver) -> None:
@@ -202,7 +224,7 @@ def test_a_launch_passes_sizes_stream_and_every_argument_in_order(fake: FakeDriv
     values = [0x7F00_1234_5678_9ABC, -5, 2**63 + 1, 0.5]
     driver.launch(function, (4, 5, 6), (128, 2, 1), 0xBEEF, list(zip(values, fake.parameter_types, strict=True)))
     (call,) = fake.called("cuLaunchKernel")
-    assert call[:9] == ("function", 4, 5, 6, 128, 2, 1, 4096, 0xBEEF) and call[-1] == 0
+    assert call[:9] == (FUNCTION, 4, 5, 6, 128, 2, 1, 4096, 0xBEEF) and call[-1] is None
     assert fake.launched == values
 
 
@@ -252,7 +274,7 @@ def test_a_refused_cubin_is_launch_failed_and_is_not_remembered(
         driver.load(b"cubin", "matmul", 0, shared=64 * 1024)
     assert code_of(error) == "LAUNCH_FAILED" and "matmul" in error.value.problem and fix in error.value.fix
     fake.failures.clear()
-    assert driver.load(b"cubin", "matmul", 0, shared=64 * 1024).handle == "function"
+    assert driver.load(b"cubin", "matmul", 0, shared=64 * 1024).handle == FUNCTION
 
 
 def test_an_error_without_a_name_is_reported_by_its_number(fake: FakeDriver) -> None:

@@ -47,8 +47,9 @@ def test_named_formats_are_those_of_their_standards() -> None:
     assert str(NAMED["nvint4"]) == "i4,group=16,zero=none,scale=e4m3,outer=tensor"
 
 
-def test_f8e4m3_is_another_name_for_e4m3() -> None:
+def test_floats_go_by_the_field_s_other_names_too() -> None:
     assert Format("f8e4m3") == Format("e4m3") and Format("f8e5m2", 32).dtype == "e5m2"
+    assert Format("e2m1") == Format("f4e2m1") and Format.parse("e3m2,group=32").dtype == "f6e3m2"
 
 
 def test_text_is_the_documented_one() -> None:
@@ -173,13 +174,13 @@ def test_groups_tile_in_features_or_the_error_names_both_numbers(fmt: Format, n:
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("u9", "u8"), ("i1", "bp1"), ("int4", "i4"), ("UINT2", "u2"), ("fp4", "mxfp4"), ("fp8", "e4m3"),
-     ("e2m1", "f4e2m1"), ("f8e4m3fn", "e4m3"), ("mxfp", "mxfp4"), ("c9", "c8"), ("nf3", "nf4")],
+     ("mxfp8", "mxfp8e4m3"), ("f8e4m3fn", "e4m3"), ("mxfp", "mxfp4"), ("c9", "c8"), ("nf3", "nf4")],
 )  # fmt: skip
 def test_an_unknown_dtype_is_answered_with_the_nearest_and_what_there_is(name: str, meant: str) -> None:
     with pytest.raises(LowbitvmError) as caught:
         Format(name)
     assert caught.value.code == "FORMAT_INVALID" and f"use {meant!r}, the nearest of u1..u8, " in caught.value.fix
-    assert meant in (*dtypes.CODE_TYPES, "mxfp4")
+    assert meant in (*dtypes.CODE_TYPES, "mxfp4", "mxfp8e4m3")
 
 
 @pytest.mark.parametrize("name", ["potato", "fp16", "q4_0"])

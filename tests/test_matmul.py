@@ -298,6 +298,36 @@ def test_scaled_torch_tensors_give_torch_dtypes() -> None:
     assert ((y.double() - exact).abs() <= bound + 2.0**-8 * (exact.abs() + bound)).all()
 
 
+@pytest.mark.parametrize(
+    ("weight", "act", "base", "m", "n", "k", "target"),
+    [
+        ("i6", "i6", "s8", 300, 130, 200, "sm_80"),
+        ("u3", "i8", "s8", 260, 100, 64, "sm_90a"),
+        ("bp5", "u8", "s8", 257, 20, 700, "sm_120f"),
+        ("u7", "bp3", "s8", 258, 300, 128, "sm_89"),
+        ("i3", "i8", "s4", 140, 60, 500, "sm_80"),
+        ("u3", "u4", "s4", 300, 129, 384, "sm_89"),
+    ],
+)
+def test_weights_that_are_widened_once_per_block_give_the_exact_product(
+    weight: str, act: str, base: str, m: int, n: int, k: int, target: str
+) -> None:
+    a, w = sides(weight, act, base, m, n, k)
+    tile = digit_tile(m, k, a.format, w.format, targets.get(target))
+    assert (tile.bn, tile.warps) == (128, 8) and m > tile.bm // 2
+    for seed in (0, 1):
+        y = np.full((m, n), -1, np.int32)
+        run_matmul(a, w, y, target, tile=tile, checks="all", on_finding="raise", seed=seed)
+        assert np.array_equal(y, exact(a, w))
+
+
+def test_tiles_that_widen_weights_once_are_for_layers_that_have_one_for_every_multiprocessor() -> None:
+    fmt, act, target = lb.Format("i6", act="i6"), lb.Format("i6", digits="s8"), targets.get("sm_80")
+    assert digit_plan(4096, 4096, 4096, act, fmt, target).bm == 256
+    assert digit_plan(300, 4096, 4096, act, fmt, target).bm == digit_plan(128, 4096, 4096, act, fmt, target).bm == 128
+    assert digit_tile(4096, 4096, act, fmt, targets.get("sm_75")).bm == 128  # without asynchronous copies
+
+
 @settings(max_examples=10)
 @given(
     pair=st.tuples(st.sampled_from(CODES), st.sampled_from(CODES)),

@@ -53,7 +53,10 @@ def test_few_rows_take_few_instructions_per_weight(
         ("i8", "i8", "s8", 2600),
         ("i4", "i8", "s4", 2600),
         ("i4", "i8", "s8", 2250),
-        ("i3", "i8", "s8", 0.85 * 2300),
+        ("i3", "i8", "s8", 0.85 * 2657),
+        ("i3", "i8", "s4", 0.85 * 2657),
+        ("i6", "i6", "s8", 0.85 * 2657),
+        ("i6", "i8", "s8", 0.85 * 2657),
         ("i4", "i4", "s4", 5200),
         ("i2", "i4", "s4", 4000),
     ],
@@ -81,7 +84,7 @@ def test_groups_take_few_instructions_and_no_spills(weights: str, act: str, m: i
     if target == "sm_75":
         return  # its instructions are of half the k and half the rows
     sides = (side.group for side in (activations, fmt) if isinstance(side.group, int))
-    tile = grouped_tile(m, 4096, activations, fmt, targets.get(target), tuple(sides))
+    tile = grouped_tile(m, 4096, 4096, activations, fmt, targets.get(target), tuple(sides))
     nest = main_nest(read_sass(kernel.sass()))
     of_warp = nest.matrix / (tile.bm // COLUMNS) * 16 * BASES["s8"].step_k
     assert len(nest.levels[0]) / (of_warp / 32) <= most

@@ -59,7 +59,7 @@ def test_interpreter_and_emulator_agree_on_every_family_of_targets(name, target)
     st.integers(1, 140),
     st.integers(1, 140),
     st.sampled_from(["normal", "outlier", "not finite"]),
-    st.sampled_from(["sm_80", "sm_89"]),
+    st.sampled_from(["sm_80", "sm_89", "sm_90a"]),
 )
 def test_any_sizes_agree_with_float64(name, group, zero, scale, act, groups, m, n, kind, target):
     code = CODE_TYPES[name]
@@ -115,10 +115,11 @@ def test_weights_and_scales_are_read_once_per_block_without_bank_conflicts(zero)
 
 
 @pytest.mark.parametrize("stages", [3, 4, 5])
-@pytest.mark.parametrize("k", [64, 128, 192, 256, 320, 704])
+@pytest.mark.parametrize("k", [64, 128, 192, 320, 704])
 def test_any_number_of_units_meets_any_number_of_stages(stages, k):
-    run(lb.Format("u3", group=64, zero="int"), "f16", 9, 128, k, stages=stages)
-    run(lb.Format("u3", group="channel", zero="float"), "f16", 9, 128, k + 8, stages=stages)
+    for target in ("sm_80", "sm_90a"):  # weights in shared memory, and held in registers
+        run(lb.Format("u3", group=64, zero="int"), "f16", 9, 128, k, target, stages=stages)
+        run(lb.Format("u3", group="channel", zero="float"), "f16", 9, 128, k + 8, target, stages=stages)
 
 
 @pytest.mark.parametrize("act", ["f16", "bf16"])
@@ -146,6 +147,17 @@ def test_codebooks_are_looked_up_once_per_block(fmt, act):
     report = lb.launch(kernel, launch_grid(y.shape, (ROWS, 128)), {"x": x, "w": weight, "y": y})
     assert report.findings == [] and kernel.spills == 0
     assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [("sm_80", "u8"), ("sm_90a", "u2"), ("sm_90a", "u4"), ("sm_90a", "f6e3m2")]
+)
+def test_shared_memory_keeps_up_with_the_tensor_cores(target, name):
+    kernel, report, _ = run(lb.Format(name, group=128), "f16", ROWS, 128, 2048, target)
+    gpu = targets.get(target).gpu
+    clocks = 2 * ROWS * 128 * 2048 / (gpu.f16 * (gpu.sync_share or 1))
+    assert report.counters.shared_wavefronts <= clocks
+    assert report.counters.bank_conflicts == 0 and kernel.spills == 0
 
 
 def test_integer_zero_points_need_no_row_sums():
@@ -181,5 +193,6 @@ def test_nothing_spills_where_the_plan_takes_it(target, zero):
 
 def test_small_targets_keep_64_rows():
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_75")).bm == 64
-    assert linear_tile(4096, lb.Format("u8"), targets.get("sm_89")).bm == 64
+    assert linear_tile(4096, lb.Format("u8", group=32), targets.get("sm_89")).bm == 64
+    assert linear_tile(4096, lb.Format("u8"), targets.get("sm_89")).bm == ROWS  # held in registers
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_89")).bm == ROWS

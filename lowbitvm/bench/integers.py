@@ -11,7 +11,6 @@ import numpy as np
 from lowbitvm import targets
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
 from lowbitvm.bench.ours import Run, ahead, build_by, kernel_of
-from lowbitvm.bench.together import Machine
 from lowbitvm.digitplan import cheapest_digits
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
@@ -22,8 +21,10 @@ from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
 from lowbitvm.runtime.integer import compile_matmul, rank_one
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.loops import main_nest, read_sass
+from lowbitvm.runtime.together import Machine
 
-TILES = {"1": 1, "8": 8, "64x128": 64, "128x128": 128}  # rows of activations; the plan chooses the rest
+# Rows of activations; the plan chooses the rest.
+TILES = {"1": 1, "8": 8, "64x128": 64, "128x128": 128, "256x128": 256}
 LAYER = 8192  # in_features and out_features of the layer that the digits are chosen for
 ACTS = tuple(name for name, code in CODE_TYPES.items() if code.is_linear)
 PAIRS = (  # weights, activations: what stands in the table unless told otherwise

@@ -24,7 +24,7 @@ enum {
     INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, INVALID_HANDLE = 400, NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700, LAUNCH_OUT_OF_RESOURCES = 701, CONTEXT_IS_DESTROYED = 709, LAUNCH_FAILED = 719,
     STREAM_CAPTURE_UNSUPPORTED = 900, STREAM_CAPTURE_INVALIDATED = 901, STREAM_CAPTURE_UNMATCHED = 903,
-    STREAM_CAPTURE_IMPLICIT = 906,
+    STREAM_CAPTURE_IMPLICIT = 906, INVALID_CLUSTER_SIZE = 912,
 };
 static const struct { Result number; const char *name, *text; } RESULTS[] = {
     {SUCCESS, "CUDA_SUCCESS", "no error"},
@@ -53,6 +53,7 @@ static const struct { Result number; const char *name, *text; } RESULTS[] = {
     {STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "the capture was not initiated in this stream"},
     {STREAM_CAPTURE_IMPLICIT, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
      "operation would result in a merge of separate capture sequences, or an implicit one with the legacy stream"},
+    {INVALID_CLUSTER_SIZE, "CUDA_ERROR_INVALID_CLUSTER_SIZE", "the cluster size is not supported or misconfigured"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 static const Result STICKY[] = {214, ILLEGAL_ADDRESS, 702, CONTEXT_IS_DESTROYED, 716, LAUNCH_FAILED, 999};
@@ -62,6 +63,7 @@ enum Kind { FREE, CONTEXT, STREAM, MODULE, FUNCTION, EVENT, GRAPH, MEMORY };
 typedef struct {  /* a launch, or a memset where `function` is NULL */
     struct Slot *function;
     unsigned size[6], shared, bytes;
+    unsigned attributes[4]; /* cluster, 0 for none; whether it may start before what is before it has ended */
     uint8_t parameters[PARAMETER_BYTES];
     uint64_t address, count;
     uint8_t value;
@@ -101,6 +103,7 @@ static __thread int depth, thread_mode;
 static struct { int devices, major, minor, pageable, initialised; } machine;
 static struct { char name[64]; Result result; int skip, times; } faults[FAULTS];
 static int fault_count, captures;
+static double scripted = -1; /* milliseconds that events take for the time; below 0: the time that it is */
 static Launcher *launcher;
 
 /* What a test calls. */
@@ -120,9 +123,11 @@ EXPORT void standin_reset(int devices, int major, int minor, int pageable) {
     machine.devices = devices, machine.major = major, machine.minor = minor, machine.pageable = pageable;
     machine.initialised = 0;
     fault_count = captures = depth = thread_mode = 0;
-    launcher = NULL;
+    launcher = NULL, scripted = -1;
     UNLOCK;
 }
+
+EXPORT void standin_clock(double milliseconds) { scripted = milliseconds; }
 
 EXPORT void standin_launcher(Launcher *function) { launcher = function; }
 
@@ -148,6 +153,10 @@ EXPORT int standin_find(uint64_t address, int device, uint64_t *start, uint64_t 
     }
     return 0;
 }
+
+/* Of the thread's last launch: the cluster, zeros without one, and whether it is a dependent one. */
+static __thread unsigned attributes_of_last[4];
+EXPORT void standin_attributes(unsigned *to) { memcpy(to, attributes_of_last, sizeof attributes_of_last); }
 
 EXPORT uint64_t standin_calls(void) { return calls; }
 
@@ -256,6 +265,7 @@ EXPORT Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
     if (device < 0 || device >= machine.devices) return INVALID_DEVICE;
     switch (attribute) {
+        case 38: *value = 1 << 16; break; /* bytes of L2: few buffers are beyond it */
         case 75: *value = machine.major; break;
         case 76: *value = machine.minor; break;
         case 88: *value = machine.pageable; break;
@@ -412,6 +422,30 @@ EXPORT Result cuMemFree(uint64_t address) {
     if (!s || s->device < 0) return INVALID_VALUE;
     s->kind = FREE;
     free((void *)address);
+    return SUCCESS;
+}
+
+/* Where `bytes` of device memory begin; NULL where they are not all of one allocation of the current context's device. */
+static void *device_memory(uint64_t address, size_t bytes) {
+    Slot *s = allocation(address, 1);
+    return s && s->device >= 0 && address + bytes <= s->address + s->bytes ? (void *)address : NULL;
+}
+
+EXPORT Result cuMemcpyHtoD(uint64_t to, const void *from, size_t bytes) {
+    ENTER;
+    CHECK(usable());
+    CHECK(may_block());
+    if (!device_memory(to, bytes)) return INVALID_VALUE;
+    memcpy((void *)to, from, bytes);
+    return SUCCESS;
+}
+
+EXPORT Result cuMemcpyDtoH(void *to, uint64_t from, size_t bytes) {
+    ENTER;
+    CHECK(usable());
+    CHECK(may_block());
+    if (!device_memory(from, bytes)) return INVALID_VALUE;
+    memcpy(to, (void *)from, bytes);
     return SUCCESS;
 }
 
@@ -587,7 +621,7 @@ EXPORT Result cuEventRecord(Slot *event, Slot *stream) {
     CHECK(stream_context(stream, &context));
     if (context != event->context) return INVALID_HANDLE;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    event->time = 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+    event->time = scripted < 0 ? 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec : scripted;
     return SUCCESS;
 }
 
@@ -733,6 +767,7 @@ static Result run(Node *node, Slot *stream) {
         return SUCCESS;
     }
     Slot *function = node->function, *module = function->module;
+    memcpy(attributes_of_last, node->attributes, sizeof attributes_of_last);
     if (!launcher) return SUCCESS;
     Result result = launcher(module->image, module->bytes, function->name, function->context->device, node->size,
                              node->shared, node->parameters, node->bytes, (uint64_t)stream);
@@ -743,7 +778,8 @@ static Result run(Node *node, Slot *stream) {
     return result;
 }
 
-static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot *stream, void **parameters) {
+static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot *stream, void **parameters,
+                     const unsigned *attributes) {
     Node own, *node;
     CHECK(usable());
     if (!is(function, FUNCTION) || function->context != current()) return INVALID_HANDLE;
@@ -755,6 +791,7 @@ static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot
     Node *into = node ? node : &own;
     into->function = function, into->shared = shared, into->bytes = function->total;
     memcpy(into->size, size, sizeof into->size);
+    memcpy(into->attributes, attributes, sizeof into->attributes);
     for (int i = 0; i < function->parameter_count; i++)
         memcpy(into->parameters + function->offsets[i], parameters[i], function->widths[i]);
     return node ? SUCCESS : run(&own, stream);
@@ -762,23 +799,35 @@ static Result launch(Slot *function, const unsigned *size, unsigned shared, Slot
 
 EXPORT Result cuLaunchKernel(Slot *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                              unsigned bz, unsigned shared, Slot *stream, void **parameters, void **extra) {
-    unsigned size[6] = {gx, gy, gz, bx, by, bz};
+    unsigned size[6] = {gx, gy, gz, bx, by, bz}, none[4] = {0};
     ENTER;
     if (extra) return INVALID_VALUE;
-    return launch(function, size, shared, stream, parameters);
+    return launch(function, size, shared, stream, parameters, none);
 }
 
+typedef struct { unsigned id, unused, value[16]; } Attribute;
 typedef struct {
     unsigned size[6], shared;
     Slot *stream;
-    void *attributes;
+    const Attribute *attributes;
     unsigned count;
 } LaunchConfig;
 
 EXPORT Result cuLaunchKernelEx(const LaunchConfig *config, Slot *function, void **parameters, void **extra) {
+    unsigned found[4] = {0};
     ENTER;
+    for (unsigned i = 0; i < config->count; i++) {
+        const Attribute *attribute = &config->attributes[i];
+        if (machine.major < 9) return INVALID_VALUE;
+        if (attribute->id == 4) memcpy(found, attribute->value, 3 * sizeof *found); /* CLUSTER_DIMENSION */
+        else if (attribute->id == 6) found[3] = attribute->value[0]; /* PROGRAMMATIC_STREAM_SERIALIZATION */
+        else return INVALID_VALUE;
+    }
+    if (found[0] * found[1] * found[2] > 8) return INVALID_CLUSTER_SIZE;
+    for (int i = 0; i < 3; i++)
+        if (found[i] && config->size[i] % found[i]) return INVALID_CLUSTER_SIZE;
     if (extra) return INVALID_VALUE;
-    return launch(function, config->size, config->shared, config->stream, parameters);
+    return launch(function, config->size, config->shared, config->stream, parameters, found);
 }
 
 EXPORT Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t count, Slot *stream) {
@@ -825,7 +874,8 @@ EXPORT Result cuGetProcAddress_v2(const char *name, void **function, int version
         CALL(cuDeviceGet), CALL(cuDeviceGetName), CALL(cuDeviceGetAttribute), CALL(cuCtxGetCurrent),
         CALL(cuCtxGetDevice), CALL(cuCtxPushCurrent), CALL(cuCtxPopCurrent), CALL(cuCtxSetCurrent), CALL(cuCtxCreate),
         CALL(cuCtxDestroy), CALL(cuCtxSynchronize), CALL(cuDevicePrimaryCtxRetain), CALL(cuDevicePrimaryCtxReset),
-        CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemHostRegister), CALL(cuMemHostUnregister),
+        CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemcpyHtoD), CALL(cuMemcpyDtoH), CALL(cuMemHostRegister),
+        CALL(cuMemHostUnregister),
         CALL(cuPointerGetAttribute), CALL(cuStreamCreate), CALL(cuStreamDestroy), CALL(cuStreamGetCtx),
         CALL(cuStreamSynchronize), CALL(cuStreamIsCapturing), CALL(cuThreadExchangeStreamCaptureMode),
         CALL(cuStreamBeginCapture), CALL(cuStreamEndCapture), {"cuGraphInstantiateWithFlags", (void *)cuGraphInstantiate}, CALL(cuGraphDestroy),

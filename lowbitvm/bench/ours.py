@@ -9,7 +9,6 @@ import numpy as np
 
 from lowbitvm import dtypes, targets
 from lowbitvm.bench.measure import EMULATED_K, Kernel, main_loop_conflicts
-from lowbitvm.bench.together import Machine, assemble_together
 from lowbitvm.codegen.stream import LOAD
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
@@ -20,6 +19,8 @@ from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.loops import main_nest, read_ptx
+from lowbitvm.runtime.together import Machine, assemble_together
+from lowbitvm.runtime.work import some_table
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers
@@ -252,11 +253,3 @@ def ahead(ptx: str, matrix_k: float) -> int:
         if inside:
             return round(products * matrix_k * before / inside)
     return 0
-
-
-def some_table(fmt: Format, out_features: int, in_features: int) -> Any:
-    """Some codebook for a format that has one: which, the code does not depend on."""
-    if fmt.table is None:
-        return None
-    shape = fmt.table_shape(out_features, in_features)
-    return np.broadcast_to(np.linspace(-1, 1, shape[-1]).astype(np.float16), shape).copy()

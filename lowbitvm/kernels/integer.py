@@ -199,8 +199,9 @@ def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Valu
     totals, most = [dsl.zeros((a.rows, w.rows)) for w in weights], math.prod(side.largest for side in (a, weights[0]))
     for k in dsl.record_range(0, a.codes.shape[1], bk, stages=stages):
         tiles = [dsl.load(side.codes, (side.first, k), (side.rows, bk)) for side in sides]
-        for part in range(0, bk, group):
-            of_a, *others = (numbers(k, part, *side) for side in zip(sides, fixed, strict=True))
+        places = range(0, bk, group)
+        of_parts = [[numbers(k, part, *side) for side in zip(sides, fixed, strict=True)] for part in places]
+        for part, (of_a, *others) in zip(places, of_parts, strict=True):
             for total, of_w, codes in zip(totals, others, tiles[1:], strict=True):
                 product = dsl.dot(tiles[0], codes.T, k=(part, group))
                 exact = _to_float(product, of_a, of_w, group, group * most)
@@ -234,8 +235,7 @@ def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Valu
     if most >= 1 << 22 or w.factor > 1:
         return corrected(product, a, w, k).to(f32)
     start = dsl.full(product.shape, PATTERN, i32) + _correction(a, w, k)
-    start += product
-    return dsl.bitcast(start, f32) - 1.5 * 2**23
+    return dsl.bitcast(start + product, f32) - 1.5 * 2**23
 
 
 def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:

@@ -29,8 +29,8 @@ class Machine:
     assemble_ms: float
 
 
-def assemble_together(texts: Sequence[str], target: str) -> list[Machine]:
-    """The machine code of PTX texts with one entry each, in their order.
+def assemble_together(texts: Sequence[str], target: str, annotated: bool = False) -> list[Machine]:
+    """The machine code of PTX texts with one entry each, in their order; annotated: as `disassemble` takes it.
 
     Raises TARGET_UNKNOWN, ASSEMBLER_MISSING, ASSEMBLER_FAILED and TOOL_MISSING as `assemble` and `disassemble` do.
     """
@@ -39,7 +39,7 @@ def assemble_together(texts: Sequence[str], target: str) -> list[Machine]:
         modules.setdefault(text[: text.index(_ENTRY)], []).append(number)
     found: dict[str, Machine] = {}
     for header, numbers in modules.items():
-        found |= _machines(header + "\n".join(_renamed(texts[number], number) for number in numbers), target)
+        found |= _machines(header + "\n".join(_renamed(texts[number], number) for number in numbers), target, annotated)
     return [found[_name(number)] for number in range(len(texts))]
 
 
@@ -52,10 +52,10 @@ def _renamed(text: str, number: int) -> str:
     return re.sub(r"(\.entry )\w+", rf"\g<1>{_name(number)}", text[text.index(_ENTRY) :], count=1)
 
 
-def _machines(module: str, target: str) -> dict[str, Machine]:
+def _machines(module: str, target: str, annotated: bool) -> dict[str, Machine]:
     """The machine code of each entry by name."""
-    assembly = assemble(module, target)
-    _, *sections = _SECTION.split(disassemble(assembly.cubin))
+    assembly = assemble(module, target, lines=annotated)
+    _, *sections = _SECTION.split(disassemble(assembly.cubin, annotated))
     code = dict(zip(sections[::2], sections[1::2], strict=True))
     return {
         one["entry"]: Machine(
