@@ -9,15 +9,8 @@ from lowbitvm.codegen import exchange, packing
 from lowbitvm.codegen.access import REGISTER_KIND, Access, immediate, turned_layout, unordered_arrays
 from lowbitvm.codegen.assign import AXES, index_layout, operand_layout, packing_layout, reduced_layout, staged_tiles
 from lowbitvm.codegen.dense_dot import DenseDot, build_dense_pipeline, multiplies_dense
-from lowbitvm.codegen.digits import (
-    DigitDot,
-    DirectPipeline,
-    GroupDot,
-    GroupedPipeline,
-    SharedDigitDot,
-    build_digit_pipeline,
-    multiplies_digits,
-)
+from lowbitvm.codegen.digit_loops import DirectPipeline, GroupedPipeline, build_digit_pipeline
+from lowbitvm.codegen.digits import DigitDot, GroupDot, SharedDigitDot, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.held_dot import HeldDot
 from lowbitvm.codegen.kept_dot import KEEPERS, KeptDot
@@ -60,6 +53,8 @@ class Lowering:
         found = list(accumulations(state.program.body, state.uses))
         self.accumulated = {assign: dot for assign, _, dot in found}
         self.absorbed = {op for _, *ops in found for op in ops}  # emitted by the `assign`
+        self.begun = dict(beginnings(state.program.body, state.uses, self.absorbed))
+        self.absorbed |= set(self.begun.values())
         self.rounded = {cast for cast, store in stored_casts(state.program.body, state.uses) if self._rounds(store)}
 
     def block(self, ops: Sequence[Op]) -> None:
@@ -121,9 +116,15 @@ class Lowering:
     def binary(self, op: Op) -> None:
         if op in self.absorbed:
             return
+        if op in self.begun:
+            dot, (begin,) = self.dots[self.begun[op]], (x for x in op.operands if x is not self.begun[op])
+            assert isinstance(dot, DigitDot)
+            self.state.values[op] = self._owned(op, [*dot.added_to(self.state.values[begin])])
+            return
         a, b = (self.state.values[operand] for operand in op.operands)
         if op.dtype == dtypes.i32:
-            result = [self.state.scalar(op.kind, x, y) for x, y in zip(a, b, strict=True)]
+            found = {pair: self.state.scalar(op.kind, *pair) for pair in dict.fromkeys(zip(a, b, strict=True))}
+            result = [found[pair] for pair in zip(a, b, strict=True)]
         else:
             name = FLOAT_INSTRUCTIONS[op.kind]
             result = [self.state.builder.op(name, "f", x, y) for x, y in zip(a, b, strict=True)]
@@ -502,7 +503,7 @@ class Lowering:
             if _tile(op) not in self.state.layouts or op in self.columns:
                 continue
             last, column = starts[-1], op.kind == "load" and len(op.shape) == 2 and op.shape[1] == 1
-            rows = (op.array, op.shape, self.state.layouts[op], *starts[:-1], *steps, *op.attributes.items())
+            rows = (op.array, op.shape, self.state.layouts[_tile(op)], *starts[:-1], *steps, *op.attributes.items())
             if column and isinstance(last, int) and rows in first:
                 access, start = first[rows]
                 self.accesses[op] = access.beside(last - start)
@@ -547,6 +548,16 @@ def accumulations(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple
         dots = [x for x in total.operands if x.kind == "dot" and uses[x] == 1 and x in block[:start]]
         if dots and not any(x.kind == "assign" and x.operands[0] is target for x in walk(list(block[start:at]))):
             yield op, total, dots[0]
+
+
+def beginnings(block: Sequence[Op], uses: Mapping[Op, int], absorbed: set[Op]) -> Iterator[tuple[Op, Op]]:
+    """(add, dot) of every other sum of a tile and a dot of codes that nothing else uses: its sums begin at the tile."""
+    for op in block:
+        yield from beginnings(op.body, uses, absorbed)
+        if op.kind == "add" and op not in absorbed:
+            dots = [x for x in op.operands if multiplies_digits(x) and uses[x] == 1 and x in block]
+            if len(dots) == 1 and op.operands[0].shape == op.operands[1].shape:
+                yield op, dots[0]
 
 
 def stored_casts(block: Sequence[Op], uses: Mapping[Op, int]) -> Iterator[tuple[Op, Op]]:

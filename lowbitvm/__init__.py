@@ -52,6 +52,7 @@ from lowbitvm.pack import PackedWeight, pack
 from lowbitvm.quantize import quantize, quantize_weights
 
 if TYPE_CHECKING:
+    from lowbitvm.autotuning import autotune as autotune
     from lowbitvm.candidates import best_digits as best_digits
     from lowbitvm.candidates import plan_digits as plan_digits
     from lowbitvm.codegen.convert import explain_decode as explain_decode
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from lowbitvm.ops import linear as linear
     from lowbitvm.runtime.compiled import CompiledKernel as CompiledKernel
     from lowbitvm.runtime.compiled import compile_many as compile_many
+    from lowbitvm.runtime.compiled import dependent_launches as dependent_launches
     from lowbitvm.runtime.integer import compile_matmul as compile_matmul
     from lowbitvm.runtime.integer import matmul as matmul
     from lowbitvm.runtime.launch import launch as launch
@@ -74,9 +76,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 # imported when they are first used: the compiler, which takes most of the time, and what is rarely needed
 LATER = {
+    "autotune": "lowbitvm.autotuning",
     "explain_decode": "lowbitvm.codegen.convert",
     "CompiledKernel": "lowbitvm.runtime.compiled",
     "compile_many": "lowbitvm.runtime.compiled",
+    "dependent_launches": "lowbitvm.runtime.compiled",
     "compile_matmul": "lowbitvm.runtime.integer",
     "matmul": "lowbitvm.runtime.integer",
     "launch": "lowbitvm.runtime.launch",
@@ -123,6 +127,7 @@ __all__ = [
     "Tensor",
     "Value",
     "atomic_add",
+    "autotune",
     "best_digits",
     "bf16",
     "bitcast",
@@ -131,6 +136,7 @@ __all__ = [
     "compile_many",
     "compile_matmul",
     "complex_matmul",
+    "dependent_launches",
     "dequant",
     "dot",
     "exp",

@@ -1,33 +1,30 @@
 """The `lowbitvm` command."""
 
-import importlib.metadata
 import importlib.util
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import emulate
-from lowbitvm.bench import compiling, integers, launching, modelled, ours, static, validation
+from lowbitvm.bench import modelled
+from lowbitvm.cli_bench import bench_group
+from lowbitvm.cli_selftest import selftest_command
 from lowbitvm.cli_tune import tune_command
 from lowbitvm.digits import BASES
+from lowbitvm.doctor import states
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.explanation import explain
 from lowbitvm.formats import SCALES, Format
-from lowbitvm.interpret import interpret
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.plan import chosen_tile
-from lowbitvm.quantize import quantize
-from lowbitvm.runtime import assemble, driver, emulator
 from lowbitvm.runtime.cache import default_size
 from lowbitvm.runtime.emulator.report import CHECKS
 from lowbitvm.runtime.linear import INPUTS, OUTPUTS, compile_linear, disk_cache
@@ -52,6 +49,9 @@ def main() -> None:
     """Low-bit matrix multiplication kernels for NVIDIA GPUs, compiled and run with or without one."""
 
 
+main.add_command(bench_group)
+
+
 def _extent(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     """Up to three positive numbers with commas."""
     parts = value.split(",")
@@ -69,14 +69,6 @@ def _checks(ctx: click.Context, param: click.Parameter, value: str) -> str | set
         message = f"there is no check {', '.join(sorted(unknown))}; use all, none or {', '.join(CHECKS)}"
         raise click.BadParameter(message, ctx, param)
     return names
-
-
-def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of code types, or formats."""
-    for name in value:
-        if name not in ours.WEIGHTS:
-            Format.parse(name)
-    return value
 
 
 def _shape(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int, int]:
@@ -224,60 +216,6 @@ def emulate_command(
     raise SystemExit(emulate.run(file, entry, arguments, options, report_file, json_file, quiet))
 
 
-@main.command("bench")
-@click.option("--static", "measure_static", is_flag=True, help="Count instructions of main loops; needs no GPU.")
-@click.option("--model", "model_layers", is_flag=True, help="Model layers of language models; needs no GPU.")
-@click.option("--validate", is_flag=True, help="Model kernels of Humming beside their published times; minutes.")
-@click.option("--launch", "measure_launch", is_flag=True, help="Time calls in Python on a driver that does nothing.")
-@click.option("--compile", "measure_compile", is_flag=True, help="Time compilation, beside the other tools.")
-@click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
-@click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
-@click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
-@click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
-@click.option("--act", "acts", multiple=True, type=click.Choice((*INPUTS, *integers.ACTS)), help="Floats or codes.")
-@click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
-@click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
-@click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
-def bench_command(
-    measure_static: bool,
-    model_layers: bool,
-    validate: bool,
-    measure_launch: bool,
-    measure_compile: bool,
-    json_file: Path | None,
-    **chosen: Any,
-) -> None:
-    """Measures kernels, ours and those of the other tools that are installed; docs/bench.md explains the columns."""
-    if not (measure_static or model_layers or validate or measure_launch or measure_compile):
-        raise click.UsageError("say what to measure: --static, --model, --validate, --launch, --compile")
-    found: dict[str, Any] = {}
-    if measure_static:
-        group = chosen["group"]
-        rows, versions, refused = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
-        static.show(rows, versions, refused, Console(width=static.WIDTH))
-        found |= static.as_json(rows, versions, refused)
-    if model_layers:
-        layers = modelled.collect(weights=chosen["weights"])
-        modelled.show(layers, Console())
-        found |= modelled.as_json(layers)
-    if validate:
-        points = validation.collect()
-        validation.show(points, Console())
-        found |= validation.as_json(points)
-    if measure_launch:
-        found["launch"] = launching.collect()
-        launching.show(found["launch"], Console())
-    if measure_compile:
-        found["compile"] = compiling.collect(chosen["peers"], Console(stderr=True))
-        compiling.show(found["compile"], Console())
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(found, indent=1) + "\n")
-        except OSError as error:
-            raise click.ClickException(f"{json_file} cannot be written: {error}") from error
-
-
 @main.command("model")
 @click.argument("weights")
 @click.option("--gpu", default="a100", show_default=True, type=click.Choice(list(GPUS)))
@@ -383,43 +321,9 @@ def cache_import(archive: Path) -> None:
 def doctor() -> None:
     """Says what is installed, which GPUs there are, and which executors work."""
     table = Table("part", "state", title="lowbitvm doctor")
-    for package in ("numpy", "torch", "cuda-bindings", "nvidia-nvjitlink", "nvidia-cuda-nvdisasm", "gguf"):
-        table.add_row(package, _version(package))
-    table.add_row("executor: interpreter", _state(_interpreter))
-    table.add_row("executor: emulator", _state(_emulator))
-    table.add_row("assembler", _state(assemble.assembler_version))
-    table.add_row("executor: GPU", _state(_gpus))
+    for part, state in states().items():
+        table.add_row(part, state)
     Console().print(table)
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _state(check: Callable[[], str]) -> str:
-    try:
-        return check()
-    except LowbitvmError as error:
-        return str(error)
-
-
-def _interpreter() -> str:
-    weight = quantize(np.ones((16, 64), np.float32), Format("i4", "channel"))
-    x, y = np.ones((1, 64), np.float16), np.zeros((1, 16), np.float16)
-    program = compile_linear(weight.format, cache=False).program
-    interpret(program, (1, 1), {"x": x, "w": weight, "y": y})
-    return "works" if (y == 64).all() else "gives wrong results"
-
-
-def _emulator() -> str:
-    emulator.load(".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry nothing() { ret; }").launch(
-        "nothing", grid=(1, 1, 1), block=(32, 1, 1), args=[]
-    )
-    return "works"
-
-
-def _gpus() -> str:
-    return ", ".join(f"GPU {index}: {driver.device_target(index)}" for index in range(driver.device_count()))
+main.add_command(selftest_command)

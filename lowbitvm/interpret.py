@@ -7,7 +7,7 @@ adds neighbours, then neighbouring pairs, and so on.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -27,16 +27,29 @@ NumpyArray = np.ndarray[Any, Any]
 Argument = NumpyArray | PackedWeight | PackedDigits
 
 
-def interpret(program: Program, grid: Sequence[int], arguments: Mapping[str, Argument]) -> None:
+def interpret(
+    program: Program,
+    grid: Sequence[int],
+    arguments: Mapping[str, Argument],
+    *,
+    blocks: Iterable[tuple[int, ...]] | None = None,
+    weights: Mapping[str, NumpyArray] | None = None,
+) -> None:
     """Runs every block of the grid, one after another; arrays that the program stores to are changed in place.
 
-    `arguments` has a numpy array, or PackedWeight of numpy arrays, per array of the program. Raises SHAPE_MISMATCH and
-    DTYPE_MISMATCH where they do not fit its declaration.
+    `arguments` has a numpy array, or PackedWeight of numpy arrays, per array of the program. blocks: those to run,
+    where it is not all. weights: what `decoded` made of the arguments, which takes a while. Raises SHAPE_MISMATCH and
+    DTYPE_MISMATCH where the arguments do not fit their declaration.
     """
     sizes = bind_sizes(program, arguments)
-    weights = {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight | PackedDigits)}
-    for block in product(*(range(count) for count in grid)):
+    weights = decoded(arguments) if weights is None else weights
+    for block in product(*(range(count) for count in grid)) if blocks is None else blocks:
         _Block(arguments, weights, sizes, block).run(program.body)
+
+
+def decoded(arguments: Mapping[str, Argument]) -> dict[str, NumpyArray]:
+    """The packed matrices among arguments, in float64."""
+    return {name: _dense(w) for name, w in arguments.items() if isinstance(w, PackedWeight | PackedDigits)}
 
 
 def bind_sizes(program: Program, arguments: Mapping[str, Any]) -> dict[str, int]:

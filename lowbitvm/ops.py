@@ -13,11 +13,11 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
-from lowbitvm.runtime import driver
+from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import emulated_target
 from lowbitvm.runtime.linear import run_linear
-from lowbitvm.runtime.quantise import quantize_activations
+from lowbitvm.runtime.quantise import quantize_activations, token_format
 from lowbitvm.runtime.repeat import Calls, signature
 
 _library = torch.library.Library("lowbitvm", "DEF")
@@ -127,10 +127,8 @@ def _differentiable(tensors: Sequence[torch.Tensor | None]) -> bool:
 
 def _x_format(weight: Format, given: str | None) -> Format:
     """What x is rounded to before it is multiplied with a weight of integers."""
-    assert weight.act is not None
-    fmt = Format(weight.act, "channel", scale="f32", digits=weight.digits)
     if given is None:
-        return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+        return token_format(weight)
     fmt = Format.parse(given)
     fmt = replace(fmt, digits=fmt.digits or weight.digits)
     if fmt.act is not None or (fmt.dtype, fmt.digits) != (weight.act, weight.digits):
@@ -247,7 +245,7 @@ def _linear(
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
     tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
     key = (
-        *(fmt, out_features, in_features, activation, dtype, batch_invariant),
+        *(fmt, out_features, in_features, activation, dtype, batch_invariant, tuned.state()),
         *signature(tensors),
     )
     found: list[torch.Tensor] | None = _linear_calls.again(key, tensors)

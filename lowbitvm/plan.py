@@ -405,8 +405,7 @@ LOADED = 72  # registers that a warp's own loads of one step may take
 ACTIVATION_SHARE = 2  # times the bytes of weights: more activations than that go through shared memory, once per block
 MOST_WARPS = 8  # that share out k
 LARGE_DIGITS = 128  # features of a tile whose weights are widened once for two rows of warps and more
-FEW_PAIRS = 4  # row tiles x n8 tiles x planes of weights of a warp that multiplies groups for other ones
-FEW_GROUPS = 2  # that such a warp multiplies in a step
+FEW_PAIRS = 8  # row tiles x n8 tiles x planes of weights of a warp that multiplies groups for other ones
 KEPT_SUMS = 96  # of a thread, beside those of the loop that runs
 
 
@@ -531,18 +530,23 @@ def grouped_tile(
 def _few_rows_of_groups(
     m: int, n: int, k: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...]
 ) -> DigitTile | None:
-    """The tile for so few rows that warps load codes to registers, as without groups; None for more."""
+    """The tile for so few rows that warps load codes to registers, as without groups; None for more.
+
+    Sums go through shared memory then, which takes too long where groups are shorter than 8 times the rows.
+    """
     base, each = BASES[weights.digits or ""], columns_per_row(activations.code, activations.digits or "")
     planes, step = len(format_digits(weights).digits), base.activation_k
     columns, words = _power_from(-(-m * each // COLUMNS)), weights.bits * step // 64
-    rows = 2 if 2 * columns * planes <= FEW_PAIRS and -(-n // 32) >= target.gpu.sms else 1
+    blocks = -(-n // 32)  # of 32 features
+    rows = 2 if 2 * columns * planes <= FEW_PAIRS and 4 * blocks >= 3 * target.gpu.sms else 1
     own, part = rows * words + columns * ACTIVATION_WORDS, max(step, *groups)
-    if columns * planes * rows > FEW_PAIRS or own > (1 + ACTIVATION_SHARE) * rows * words:
+    short = min(groups) < 8 * columns * COLUMNS // each
+    many = own > (1 + ACTIVATION_SHARE) * rows * words or columns * planes > FEW_PAIRS
+    if short or many or own * part // step > LOADED:
         return None
-    if own * part // step > LOADED:
-        return None
-    doubled = 2 * own * part // step <= LOADED and 2 * part <= FEW_GROUPS * min(groups)
-    if doubled and k % (2 * MOST_WARPS * part) <= k % (MOST_WARPS * part):  # no step is of fewer groups
+    alone = blocks <= 2 * target.gpu.sms  # a block has an SM for itself: it is to load more at once
+    doubled = 2 * own * part // step <= LOADED and part == min(groups)
+    if alone and doubled and k % (2 * MOST_WARPS * part) <= k % (MOST_WARPS * part):  # no step is of fewer groups
         part *= 2
     warps = min(MOST_WARPS, max(2 * rows, _power_to(max(1, k // part))))
     return DigitTile(columns * COLUMNS // each, 16 * rows, part * warps, 2, warps)

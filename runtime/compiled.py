@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowbitvm import codegen
+from lowbitvm import codegen, targets
 from lowbitvm.codegen import Ptx
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -120,6 +122,33 @@ class CompiledKernel:
         for array in self.program.arrays:
             for part in array.element.parts if isinstance(array.element, Format) else (None,):
                 yield array.name, part
+
+
+_dependent: ContextVar[bool] = ContextVar("_dependent", default=False)
+
+
+@contextmanager
+def dependent_launches() -> Iterator[None]:
+    """Within it `lb.linear`, `lb.matmul` and `lb.quantize_activations` launch dependent kernels, on sm_90 and later.
+
+    They start while the kernel before them on the stream still runs; see `Kernel.compile`. No kernel shortly before
+    them may write their weights. The setting is that of the thread.
+    """
+    token = _dependent.set(True)
+    try:
+        yield
+    finally:
+        _dependent.reset(token)
+
+
+def wants_dependent(target: str) -> bool:
+    """Whether prebuilt kernels for a target are to be dependent ones now."""
+    return _dependent.get() and targets.get(target).capability >= codegen.DEPENDENT_CAPABILITY
+
+
+def launches_dependent() -> bool:
+    """Whether the thread is within `dependent_launches`."""
+    return _dependent.get()
 
 
 def compile_program(

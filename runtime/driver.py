@@ -9,8 +9,8 @@ import functools
 import importlib
 import struct
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ def device_target(index: int) -> str:
 def device_name(index: int) -> str:
     """What the driver calls a GPU, such as "NVIDIA A100-SXM4-80GB". Raises DEVICE_UNAVAILABLE."""
     name: bytes = _call("asking for the name of a GPU", "cuDeviceGetName", 256, _device(index))
-    return name.decode().rstrip("\0")
+    return name.split(b"\0")[0].decode()  # what stands behind the zero is left over
 
 
 @functools.cache
@@ -203,6 +203,12 @@ def launch(function: Function, grid: Dim3, block: Dim3, stream: int, args: Seque
     Launch(function, grid, block, kinds)([value for value, _ in args], stream)
 
 
+def synchronize(stream: int, context: int) -> None:
+    """Waits for what was launched on a stream of a context. Raises CONTEXT_LOST where a kernel failed."""
+    with _current(context):
+        _call("waiting for a stream", "cuStreamSynchronize", stream, context=context)
+
+
 def is_capturing(stream: int, context: int | None = None) -> bool:
     """Whether launches on a stream become nodes of a CUDA graph; in the current context where none is given."""
     if stream == 0:
@@ -218,9 +224,28 @@ def clear(address: int, count: int, stream: int, context: int) -> None:
         _call("clearing memory", "cuMemsetD8Async", address, 0, count, stream, context=context)
 
 
-def allocate(size: int) -> int:
-    """The address of `size` bytes of new memory in the current context, which stay allocated."""
-    return int(_call(f"allocating {size} bytes", "cuMemAlloc", size))
+def allocate(size: int, context: int | None = None) -> int:
+    """The address of `size` bytes of new memory in a context, by default the current one."""
+    with _current(context):
+        return int(_call(f"allocating {size} bytes", "cuMemAlloc", size, context=context))
+
+
+def free(address: int, context: int) -> None:
+    """Gives back what `allocate` returned, once the GPU has done with it."""
+    with _current(context):
+        _call("freeing memory", "cuMemFree", address, context=context)
+
+
+def copy_in(address: int, source: int, count: int, context: int) -> None:
+    """Copies `count` bytes from an address of the CPU to one of device memory."""
+    with _current(context):
+        _call("copying to the GPU", "cuMemcpyHtoD", address, source, count, context=context)
+
+
+def copy_out(target: int, address: int, count: int, context: int) -> None:
+    """Copies `count` bytes of device memory to an address of the CPU, after what runs on the default stream."""
+    with _current(context):
+        _call("copying from the GPU", "cuMemcpyDtoH", target, address, count, context=context)
 
 
 def order(stream: int, after: int, context: int) -> None:
@@ -233,6 +258,82 @@ def order(stream: int, after: int, context: int) -> None:
             _call("ordering two streams", "cuStreamWaitEvent", stream, event, 0, context=context)
         finally:
             _call("ordering two streams", "cuEventDestroy", event, context=context)
+
+
+def l2_bytes(index: int) -> int:
+    """The size of a GPU's L2 cache."""
+    attribute = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
+    return int(_call("asking for the size of the L2 cache", "cuDeviceGetAttribute", attribute, _device(index)))
+
+
+@contextmanager
+def new_stream(context: int) -> Iterator[int]:
+    """A stream of a context that waits for no other, while it is used."""
+    with _current(context):
+        stream = int(_call("making a stream", "cuStreamCreate", 1, context=context))
+    try:
+        yield stream
+    finally:
+        _dispose(context, "cuStreamDestroy", stream)
+
+
+@contextmanager
+def timer(stream: int, context: int) -> Iterator[Callable[[Callable[[], object]], float]]:
+    """A function that gives the microseconds on the GPU of what a call of another puts on a stream."""
+    doing = "timing a launch"
+    events: list[Any] = []
+
+    def timed(work: Callable[[], object]) -> float:
+        with _current(context):
+            _call(doing, "cuEventRecord", events[0], stream, context=context)
+            work()
+            _call(doing, "cuEventRecord", events[1], stream, context=context)
+            _call(doing, "cuEventSynchronize", events[1], context=context)
+            return 1e3 * float(_call(doing, "cuEventElapsedTime", *events, context=context))
+
+    try:
+        with _current(context):
+            for _ in range(2):
+                events.append(_call(doing, "cuEventCreate", 0, context=context))
+        yield timed
+    finally:
+        for event in events:
+            _dispose(context, "cuEventDestroy", event)
+
+
+@contextmanager
+def recorded(work: Callable[[], object], stream: int, context: int) -> Iterator[Callable[[], None]]:
+    """A function that puts what `work` launches on a stream there again, as one CUDA graph. Nothing runs before."""
+    doing = "recording a CUDA graph"
+    mode = _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with _current(context):
+        _call(doing, "cuStreamBeginCapture", stream, mode, context=context)
+        try:
+            work()
+        except BaseException:
+            _dispose(context, "cuStreamEndCapture", stream)
+            raise
+        graph = _call(doing, "cuStreamEndCapture", stream, context=context)
+    runs = None
+    try:
+        with _current(context):
+            runs = _call(doing, "cuGraphInstantiate", graph, 0, context=context)
+        yield functools.partial(_run_graph, runs, stream, context)
+    finally:
+        if runs is not None:
+            _dispose(context, "cuGraphExecDestroy", runs)
+        _dispose(context, "cuGraphDestroy", graph)
+
+
+def _run_graph(graph: Any, stream: int, context: int) -> None:
+    with _current(context):
+        _call("launching a CUDA graph", "cuGraphLaunch", graph, stream, context=context)
+
+
+def _dispose(context: int, name: str, handle: Any) -> None:
+    """Gives back what is no longer needed; in a context that is lost it is gone already."""
+    with suppress(LowbitvmError), _current(context):
+        getattr(_driver(), name)(handle)
 
 
 def pointer_device(address: int) -> int:

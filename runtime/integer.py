@@ -21,10 +21,11 @@ from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
-from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid
+from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.reference import NOTHING, After, Requantize, numpy_product
+from lowbitvm.runtime.repeat import Calls, all_tensors, signature
 from lowbitvm.runtime.workspace import workspace
 from lowbitvm.targets import Target
 
@@ -160,14 +161,14 @@ def compile_matmul(
     sides = (activations or (of_token if scaled else Format(fmt.act, digits=fmt.digits)), fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
-    tile = replace(_tile((m, n, k), sides, targets.get(target), groups), **parts)
+    tile = replace(tile_for((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
         *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
     )
     return _compiled(variant, target, disk_cache() if cache else None, dependent)
 
 
-def _tile(
+def tile_for(
     sizes: tuple[int, int | None, int],
     sides: tuple[Format, Format],
     target: Target,
@@ -215,10 +216,27 @@ def matmul(
     DEVICE_MISMATCH.
     """
     after = After(bias, gate, activation, residual, requantize)
+    sides = [a, w] if gate is None else [a, w, gate]
+    if requantize is not None or not all(type(side) is PackedDigits for side in sides):
+        return _matmul(a, w, dtype, after)
+    tensors = [part for side in sides for part in (side.words, side.sums, side.scales, side.zeros)]
+    tensors += [bias, residual]
+    if not all_tensors(tensors):
+        return _matmul(a, w, dtype, after)
+    key = (dtype, activation, *[(side.format, side.shape) for side in sides], *signature(tensors))
+    found = _calls.again(key, tensors)
+    return _calls.first(key, tensors, lambda: _matmul(a, w, dtype, after), lambda y: [y]) if found is None else found[0]
+
+
+_calls = Calls()
+
+
+def _matmul(a: PackedDigits, w: PackedDigits, dtype: Any, after: After) -> Array:
+    """The product that `matmul` says, of anything."""
     check_sides(a, w)
     check_after(a, w, after)
     target = _device_target(a, w, after)
-    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype, requantize))
+    y = arrays.zeros(a.words, (a.rows, w.rows), _output(a, w, dtype, after.requantize))
     if target is not None:
         run_matmul(a, w, y, target, after=after)
         return y
@@ -275,9 +293,10 @@ def run_matmul(
     (m, k), n = a.shape, w.rows
     groups = tuple(side.group for side in (a, w) if side.group is not None)
     if tile is None:
-        tile = _tile((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
+        tile = tile_for((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
-    whole = k % (tile.bk if groups else tile.part) == 0 and not (groups and any(address(array) % ALIGNMENT for array in numbers.values()))
+    unaligned = groups and any(address(array) % ALIGNMENT for array in numbers.values())
+    whole = k % (tile.bk if groups else tile.part) == 0 and not unaligned
     variant = Variant(
         a.format,
         w.format,
@@ -297,7 +316,8 @@ def run_matmul(
     if wanted is not None:
         arguments |= {name: _by_feature(part, y, n) for name, part in wanted.arrays.items()}
     arguments |= {name: numbers[name] for name in variant.rank_one}
-    compiled, (tiles_m, tiles_n) = _compiled(variant, target, disk_cache()), launch_grid((m, n), (tile.bm, tile.bn))
+    compiled = _compiled(variant, target, disk_cache(), wants_dependent(target))
+    tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))
     if tile.splits == 1:
         return launch(compiled, (tiles_m, tiles_n), arguments, **options)
     rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm

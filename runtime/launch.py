@@ -18,7 +18,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
-from lowbitvm.runtime import driver
+from lowbitvm.runtime import copying, driver
 from lowbitvm.runtime.arguments import KINDS, LEGACY_STREAM, DeviceArray, address, adopt, device_of, is_contiguous
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.targets import Target, get
@@ -45,12 +45,12 @@ def launch(
 
     `arguments` has a contiguous array or packed weight per array of the kernel; what is stored to may overlap nothing
     else. CPU arrays (numpy's and torch's) run on the emulator, which takes `options` (checks, on_finding, seed) and
-    returns its report, or with LOWBITVM_DEVICE=cuda:0 on a GPU that can use the memory of the CPU, to the end. CUDA
-    tensors run on their GPU, on torch's current stream; arrays of other libraries (`__cuda_array_interface__`, DLPack)
-    on the stream that they name. `stream` (a CUstream as an integer) takes the place of these. A grid with a zero
-    launches nothing. `cluster`: blocks of a cluster, which run at the same time on neighbouring SMs, for each dimension
-    of the grid, on sm_90 and later. A kernel that was compiled with `dependent` starts while the one before it on the
-    stream still runs.
+    returns its report, or with LOWBITVM_DEVICE=cuda:0 on a GPU that can use the memory of the CPU, to the end, or with
+    LOWBITVM_DEVICE=copy:0 on any GPU, to whose memory they are copied and back. CUDA tensors run on their GPU, on
+    torch's current stream; arrays of other libraries (`__cuda_array_interface__`, DLPack) on the stream that they name.
+    `stream` (a CUstream as an integer) takes the place of these. A grid with a zero launches nothing. `cluster`: blocks
+    of a cluster, which run at the same time on neighbouring SMs, for each dimension of the grid, on sm_90 and later. A
+    kernel that was compiled with `dependent` starts while the one before it on the stream still runs.
     Raises SHAPE_MISMATCH, DTYPE_MISMATCH, TENSOR_NOT_CONTIGUOUS, DEVICE_MISMATCH, GRID_TOO_LARGE, CLUSTER_INVALID,
     LAUNCH_FAILED, CONTEXT_LOST.
     """
@@ -62,8 +62,16 @@ def launch(
         if record is not None:
             record.append(Launched(ready, given))
         return None
-    blocks = _grid(kernel, grid)
-    return None if 0 in blocks else _emulate(kernel, blocks, kernel.parameters(given), options)
+    blocks, index = _grid(kernel, grid), copying_gpu()
+    if 0 in blocks:
+        return None
+    if index is not None:
+        values = kernel.parameters(given)
+        together = None if cluster is None else _cluster(kernel, blocks, cluster)
+        ready = Ready(kernel, blocks, values, Place(index, "copied"), together)
+        copying.run(ready, [_as_numpy(value) for value in values if not isinstance(value, int)])
+        return None
+    return emulate(kernel, blocks, kernel.parameters(given), options)
 
 
 class Launched(NamedTuple):
@@ -115,7 +123,10 @@ def prepare(
     return ready
 
 
-def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any]) -> "Report":
+def emulate(
+    kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any] | None = None
+) -> "Report":
+    """Runs a kernel in the emulator, with the parameters of `CompiledKernel.parameters` on the CPU."""
     return kernel.emulated.launch(
         kernel.code.entry,
         grid=blocks,
@@ -123,16 +134,21 @@ def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], option
         args=[value if isinstance(value, int) else _as_numpy(value) for value in values],
         shared=kernel.code.shared,
         arch=kernel.target,
-        **options,
+        **(options or {}),
     )
 
 
 @dataclass(frozen=True)
 class Place:
-    """A GPU to launch on. `arrays`: whose they are, "torch", "host" for memory of the CPU, or "other"."""
+    """A GPU to launch on. `arrays`: whose they are, "torch", "host" for memory of the CPU, "copied", or "other"."""
 
     index: int
     arrays: str
+
+    @property
+    def context(self) -> int:
+        """The context that it launches in."""
+        return driver.current_context(self.index) if self.arrays == "other" else driver.primary_context(self.index)
 
 
 def place_of(arrays: Sequence[Any]) -> Place | None:
@@ -218,29 +234,43 @@ def emulated_target() -> str | None:
         return None
     if device.startswith("emulator:"):
         return get(device.removeprefix("emulator:")).name
-    index = _host_gpu()
+    copied_to = copying_gpu()
+    index = _host_gpu() if copied_to is None else copied_to
     assert index is not None
     return driver.device_target(index)
 
 
 def _host_gpu() -> int | None:
-    """The GPU that CPU arrays go to, None for the emulator."""
+    """The GPU that CPU arrays go to as they are, None for none."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
-    return None if not device or device.startswith("emulator:") else _sharing_gpu(device)
+    return None if not device or device.startswith(("emulator:", "copy:")) else _sharing_gpu(device)
+
+
+def copying_gpu() -> int | None:
+    """The GPU that CPU arrays are copied to for each launch, None for none."""
+    device = os.environ.get("LOWBITVM_DEVICE", "")
+    return _gpu_number(device, "copy:") if device.startswith("copy:") else None
 
 
 @functools.cache
 def _sharing_gpu(device: str) -> int:
-    number = device.removeprefix("cuda:")
-    if not number.isdecimal() or not device.startswith("cuda:"):
-        raise LowbitvmError(
-            "DEVICE_UNAVAILABLE", f"LOWBITVM_DEVICE is {device!r}", "set it to emulator:sm_80 or cuda:0, or unset it"
-        )
-    if not driver.reads_host_memory(int(number)):
+    number = _gpu_number(device, "cuda:")
+    if not driver.reads_host_memory(number):
         raise LowbitvmError(
             "DEVICE_UNAVAILABLE",
             f"LOWBITVM_DEVICE is {device!r}, a GPU that cannot use memory of the CPU",
-            "unset it, and move the arrays to the GPU",
+            "move the arrays to the GPU, or have them copied for each launch by LOWBITVM_DEVICE=copy:0",
+        )
+    return number
+
+
+def _gpu_number(device: str, prefix: str) -> int:
+    number = device.removeprefix(prefix)
+    if not number.isdecimal() or not device.startswith(prefix):
+        raise LowbitvmError(
+            "DEVICE_UNAVAILABLE",
+            f"LOWBITVM_DEVICE is {device!r}",
+            "set it to emulator:sm_80, cuda:0 or copy:0, or unset it",
         )
     return int(number)
 

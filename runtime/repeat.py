@@ -12,13 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowbitvm import dtypes
 from lowbitvm.ir import walk
-from lowbitvm.runtime.compiled import CompiledKernel
+from lowbitvm.runtime.compiled import CompiledKernel, launches_dependent
 from lowbitvm.runtime.launch import ALIGNMENT, KEPT, Launched, Ready, recorded, recording
 from lowbitvm.runtime.workspace import workspace
 
 APART = 256  # bytes: what the parts of the shared allocation are aligned to, as allocations of a GPU are
 SPLIT = ("partials", "arrivals")  # arrays of the workspace
+
+
+def all_tensors(arrays: Sequence[Any]) -> bool:
+    """Whether arrays are torch's, those that there are."""
+    return all(array is None or dtypes.is_tensor(array) for array in arrays)
 
 
 def signature(tensors: Sequence[Any]) -> list[object]:
@@ -46,9 +52,7 @@ class Repeated:
             if not ready.usable():
                 return None
         new = tensors[0].new_empty
-        made = [
-            new(*shape, **options) for shape, options in self.made
-        ]  # torch takes sizes as a tuple in twice the time
+        made = [new(*shape, **options) for shape, options in self.made]  # a tuple of sizes takes torch twice the time
         if self.split is None:
             done = self._launch((*tensors, *made))
         else:
@@ -67,14 +71,14 @@ class Calls:
     """The calls of a function that are remembered."""
 
     def __init__(self) -> None:
-        self.known: dict[object, Repeated] = {}
+        self.known: dict[bool, dict[object, Repeated]] = {False: {}, True: {}}  # by whether launches are dependent
 
     def again(self, key: object, tensors: Sequence[Any]) -> list[Any] | None:
         """The results of a call that is known by its key; None for one that must be made as if for the first time.
 
         The first of the tensors makes the new ones.
         """
-        known = self.known.get(key)
+        known = self.known[launches_dependent()].get(key)
         return None if known is None or recording() else known.run(tensors)
 
     def first(self, key: object, tensors: Sequence[Any], call: Callable[[], Any], results: Callable[[Any], Any]) -> Any:
@@ -84,10 +88,11 @@ class Calls:
         with recorded() as launched:
             returned = call()
         repeated = _repeated(launched, tensors, results(returned)) if launched else None
+        known = self.known[launches_dependent()]
         if repeated is not None:
-            if len(self.known) >= KEPT:
-                self.known.clear()
-            self.known[key] = repeated
+            if len(known) >= KEPT:
+                known.clear()
+            known[key] = repeated
         return returned
 
 

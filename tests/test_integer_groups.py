@@ -9,6 +9,7 @@ import lowbitvm as lb
 from lowbitvm import digits, dtypes, targets
 from lowbitvm.arrays import fma
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.plan import grouped_tile
 from lowbitvm.runtime.integer import run_matmul
 from tests.test_digits import CODES, drawn
 from tests.test_matmul import NATIVE
@@ -88,6 +89,32 @@ def test_groups_on_either_side_have_the_same_bits_by_numpy_and_by_the_emulator(
         w = side(weight, 37, 768, groups[1], "f16", act, base, 5, sums)
         assert np.array_equal(lb.matmul(a, w, "f32"), expected(a, w))
         assert np.array_equal(emulated(a, w, target), expected(a, w))
+
+
+@pytest.mark.parametrize(
+    ("weight", "act", "base", "groups", "m", "k", "target"),
+    [
+        ("i4", "i8", "s8", (None, 128), 1, 4096, "sm_80"),  # whole steps of 8 warps
+        ("u4", "i8", "s8", (None, 128), 9, 2560, "sm_90a"),  # the last step is of fewer groups
+        ("i6", "u8", "s8", (128, 256), 3, 768, "sm_120f"),
+        ("u4", "i8", "s4", (None, 128), 5, 1408, "sm_89"),
+        ("u2", "i8", "b1", (None, 256), 1, 2304, "sm_80"),
+        ("bp3", "u5", "b1", (256, None), 2, 1024, "sm_75"),
+    ],
+)
+def test_warps_that_share_out_groups_add_them_in_their_order(
+    weight: str, act: str, base: str, groups: tuple[int | None, int | None], m: int, k: int, target: str
+) -> None:
+    known = tuple(filter(None, groups))
+    a = side(act, m, k, groups[0], "f32", None, base, 3, min(known))
+    w = side(weight, 37, k, groups[1], "f16", act, base, 4, min(known))
+    tile = grouped_tile(m, 37, k, a.format, w.format, targets.get(target), known)
+    assert tile.part < tile.bk
+    for seed in (0, 1):
+        y = np.full((m, 37), np.nan, np.float32)
+        report = run_matmul(a, w, y, target, checks="all", on_finding="raise", seed=seed)
+        assert report is not None and not report.findings
+        assert np.array_equal(y, expected(a, w))
 
 
 @settings(max_examples=12)

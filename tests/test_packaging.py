@@ -67,7 +67,7 @@ def test_the_symlinks_are_relative_and_lead_to_the_folders_that_packaging_maps(n
 
 def test_the_package_says_that_it_is_typed_and_brings_the_driver_of_its_benchmarks() -> None:
     data = PYPROJECT["tool"]["setuptools"]["package-data"]
-    assert data == {"lowbitvm": ["py.typed", "data/tuned/*.json"], "lowbitvm.bench": ["libcuda.c"]}
+    assert data == {"lowbitvm": ["py.typed", "data/tuned/*.json"], "lowbitvm.bench": ["cutlass_gemm.cu", "libcuda.c"]}
     assert (ROOT / "lowbitvm" / "py.typed").is_file() and (ROOT / "lowbitvm" / "bench" / "libcuda.c").is_file()
 
 
@@ -108,7 +108,7 @@ def test_the_emulator_imports_nothing_of_lowbitvm_but_the_errors() -> None:
 
 def test_declared_dependencies_are_exactly_the_imported_ones() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    used_by_extras = import_names(extras["torch"] + extras["load"] + extras["bench"])
+    used_by_extras = import_names(extras["torch"] + extras["load"] + extras["bench"] + extras["plot"])
     required = import_names(PYPROJECT["project"]["dependencies"])
     assert third_party(sources()) == required | used_by_extras
 

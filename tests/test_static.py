@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench import measure, ours, static
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.ours import Variant
 from lowbitvm.cli import main
 from lowbitvm.dtypes import CODE_TYPES
@@ -473,8 +474,8 @@ def test_tools_that_are_not_installed_are_said_to_be_so(monkeypatch):
 def test_an_error_in_one_of_several_processes_is_that_of_the_command():
     jobs = [partial(lb.Format.parse, text) for text in ("u4", "u4,group=33", "u8")]
     with pytest.raises(LowbitvmError, match=r"^FORMAT_INVALID: Format group 33"):
-        static.run_all(jobs)
-    assert static.run_all(jobs[::2]) == [lb.Format("u4"), lb.Format("u8")]
+        run_all(jobs, "parsing")
+    assert run_all(jobs[::2], "parsing") == [lb.Format("u4"), lb.Format("u8")]
 
 
 def test_mistakes_of_usage_are_explained(tmp_path):

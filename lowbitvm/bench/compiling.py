@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from lowbitvm.bench.jobs import progress_bar
 from lowbitvm.formats import Format
 from lowbitvm.runtime import cache
 from lowbitvm.runtime.assemble import assemble, assembler_version
@@ -31,14 +31,14 @@ FIRST = "import lowbitvm as lb; lb.compile_linear('u4').cubin"  # what a fresh p
 RUNS = 3
 
 
-def collect(peers: bool, console: Console) -> dict[str, Any]:
+def collect(peers: bool) -> dict[str, Any]:
     """Milliseconds by what was measured: medians over the configurations, and each of those that peers have too."""
     found: dict[str, Any] = {}
     _timed(lambda: _compile(FORMATS[0], TILES[0]))  # the first loads the assembler
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar() as progress:
         configurations = [(fmt, tile) for fmt in FORMATS for tile in TILES]
         ours, alone = [], []
-        for fmt, tile in progress.track(configurations, description="u4 kernels"):
+        for fmt, tile in progress.track(configurations, description="compile: u4 kernels"):
             milliseconds, kernel = _timed(partial(_compile, fmt, tile))
             text = without_lines(kernel.ptx)
             ours.append(milliseconds)
@@ -47,7 +47,7 @@ def collect(peers: bool, console: Console) -> dict[str, Any]:
         found["nvJitLink alone"] = _summary(alone)
         for tool, compile_tile in _peers().items() if peers else ():
             times = {}
-            for name in progress.track(PEER_TILES, description=tool):
+            for name in progress.track(PEER_TILES, description=f"compile: {tool}"):
                 shape = (*map(int, name.split("x")),)
                 own = [_timed(partial(_compile, FORMATS[0], shape))[0] for _ in range(RUNS)]
                 theirs = [_timed(partial(compile_tile, name))[0] for _ in range(RUNS)]

@@ -11,6 +11,7 @@ from lowbitvm.bench.launching import measure
 from lowbitvm.runtime import driver
 
 FORMAT = "u4,group=128,zero=int"
+TOKENS = lb.Format("i8", "channel", scale="f32", digits="s8")
 M, N, K = 16, 256, 512
 
 
@@ -46,9 +47,15 @@ def main(library: str) -> dict[str, Any]:
     arrays = {"x": OnGpu(1024), "y": OnGpu(1024)}
     matmul = lb.compile_linear(FORMAT, bm=16, bn=64, bk=64, out="f16")
     layer = {"x": x, "w": weight, "y": y}
+    digits = lb.quantize(torch.randn(N, K), lb.Format("i4", "channel", act="i8"))
+    assert isinstance(digits, lb.PackedDigits)
+    codes = lb.quantize_activations(x, TOKENS)
     return {
         "an empty torch operator": measure(lambda: operator(x, *parts)),
         "lb.linear": measure(lambda: lb.linear(x, weight, bias)),
+        "lb.linear of integers": measure(lambda: lb.linear(x, digits)),
+        "lb.quantize_activations": measure(lambda: lb.quantize_activations(x, TOKENS)),
+        "lb.matmul": measure(lambda: lb.matmul(codes, digits)),
         "lb.launch of 2 arrays": measure(lambda: lb.launch(kernel, (8,), arrays)),
         "lb.launch of 2 tensors": measure(lambda: lb.launch(kernel, (8,), tensors)),
         "lb.launch of u4 weights": measure(lambda: lb.launch(matmul, (1, 4), layer)),

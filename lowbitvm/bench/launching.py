@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lowbitvm.bench.jobs import progress_bar
 from lowbitvm.errors import LowbitvmError
 
 SOURCE = Path(__file__).parent / "libcuda.c"
@@ -52,21 +53,25 @@ def measure(call: Callable[[], object]) -> dict[str, float]:
 def collect() -> dict[str, Any]:
     """By tool, what each kind of call costs; a text in its place for a tool that cannot be measured."""
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="lowbitvm-") as directory:
+    with tempfile.TemporaryDirectory(prefix="lowbitvm-") as directory, progress_bar() as progress:
         library = build_driver(Path(directory))
-        for tool, module in MODULES.items():
-            if importlib.util.find_spec(tool) is None:
-                found[tool] = "not installed"
-                continue
-            environment = {**os.environ, "TRITON_LIBCUDA_PATH": directory, "TRITON_CACHE_DIR": f"{directory}/triton"}
-            environment |= {"LOWBITVM_DEVICE": "cuda:0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            command = [sys.executable, "-m", module, str(library)]
-            made = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-            )
-            failure = made.stderr.strip().splitlines() or ["no output"]
-            found[tool] = json.loads(made.stdout) if made.returncode == 0 else f"failed: {failure[-1]}"
+        for tool in progress.track(MODULES, description="launch: calling"):
+            installed = importlib.util.find_spec(tool) is not None
+            found[tool] = _calls(tool, library) if installed else "not installed"
     return found
+
+
+def _calls(tool: str, library: Path) -> dict[str, Any] | str:
+    """What the tool's process prints, or how it failed."""
+    directory = str(library.parent)
+    environment = {**os.environ, "TRITON_LIBCUDA_PATH": directory, "TRITON_CACHE_DIR": f"{directory}/triton"}
+    environment |= {"LOWBITVM_DEVICE": "cuda:0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", MODULES[tool], str(library)]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    if made.returncode != 0:
+        return f"failed: {(made.stderr.strip().splitlines() or ['no output'])[-1]}"
+    calls: dict[str, Any] = json.loads(made.stdout)
+    return calls
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -103,6 +103,7 @@ static __thread int depth, thread_mode;
 static struct { int devices, major, minor, pageable, initialised; } machine;
 static struct { char name[64]; Result result; int skip, times; } faults[FAULTS];
 static int fault_count, captures;
+static double scripted = -1; /* milliseconds that events take for the time; below 0: the time that it is */
 static Launcher *launcher;
 
 /* What a test calls. */
@@ -122,9 +123,11 @@ EXPORT void standin_reset(int devices, int major, int minor, int pageable) {
     machine.devices = devices, machine.major = major, machine.minor = minor, machine.pageable = pageable;
     machine.initialised = 0;
     fault_count = captures = depth = thread_mode = 0;
-    launcher = NULL;
+    launcher = NULL, scripted = -1;
     UNLOCK;
 }
+
+EXPORT void standin_clock(double milliseconds) { scripted = milliseconds; }
 
 EXPORT void standin_launcher(Launcher *function) { launcher = function; }
 
@@ -262,6 +265,7 @@ EXPORT Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
     if (device < 0 || device >= machine.devices) return INVALID_DEVICE;
     switch (attribute) {
+        case 38: *value = 1 << 16; break; /* bytes of L2: few buffers are beyond it */
         case 75: *value = machine.major; break;
         case 76: *value = machine.minor; break;
         case 88: *value = machine.pageable; break;
@@ -418,6 +422,30 @@ EXPORT Result cuMemFree(uint64_t address) {
     if (!s || s->device < 0) return INVALID_VALUE;
     s->kind = FREE;
     free((void *)address);
+    return SUCCESS;
+}
+
+/* Where `bytes` of device memory begin; NULL where they are not all of one allocation of the current context's device. */
+static void *device_memory(uint64_t address, size_t bytes) {
+    Slot *s = allocation(address, 1);
+    return s && s->device >= 0 && address + bytes <= s->address + s->bytes ? (void *)address : NULL;
+}
+
+EXPORT Result cuMemcpyHtoD(uint64_t to, const void *from, size_t bytes) {
+    ENTER;
+    CHECK(usable());
+    CHECK(may_block());
+    if (!device_memory(to, bytes)) return INVALID_VALUE;
+    memcpy((void *)to, from, bytes);
+    return SUCCESS;
+}
+
+EXPORT Result cuMemcpyDtoH(void *to, uint64_t from, size_t bytes) {
+    ENTER;
+    CHECK(usable());
+    CHECK(may_block());
+    if (!device_memory(from, bytes)) return INVALID_VALUE;
+    memcpy(to, (void *)from, bytes);
     return SUCCESS;
 }
 
@@ -593,7 +621,7 @@ EXPORT Result cuEventRecord(Slot *event, Slot *stream) {
     CHECK(stream_context(stream, &context));
     if (context != event->context) return INVALID_HANDLE;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    event->time = 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+    event->time = scripted < 0 ? 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec : scripted;
     return SUCCESS;
 }
 
@@ -846,7 +874,8 @@ EXPORT Result cuGetProcAddress_v2(const char *name, void **function, int version
         CALL(cuDeviceGet), CALL(cuDeviceGetName), CALL(cuDeviceGetAttribute), CALL(cuCtxGetCurrent),
         CALL(cuCtxGetDevice), CALL(cuCtxPushCurrent), CALL(cuCtxPopCurrent), CALL(cuCtxSetCurrent), CALL(cuCtxCreate),
         CALL(cuCtxDestroy), CALL(cuCtxSynchronize), CALL(cuDevicePrimaryCtxRetain), CALL(cuDevicePrimaryCtxReset),
-        CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemHostRegister), CALL(cuMemHostUnregister),
+        CALL(cuMemAlloc), CALL(cuMemFree), CALL(cuMemcpyHtoD), CALL(cuMemcpyDtoH), CALL(cuMemHostRegister),
+        CALL(cuMemHostUnregister),
         CALL(cuPointerGetAttribute), CALL(cuStreamCreate), CALL(cuStreamDestroy), CALL(cuStreamGetCtx),
         CALL(cuStreamSynchronize), CALL(cuStreamIsCapturing), CALL(cuThreadExchangeStreamCaptureMode),
         CALL(cuStreamBeginCapture), CALL(cuStreamEndCapture), {"cuGraphInstantiateWithFlags", (void *)cuGraphInstantiate}, CALL(cuGraphDestroy),

@@ -4,22 +4,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, groupby
-from multiprocessing import get_context
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from lowbitvm import targets
 from lowbitvm.bench.integers import TILES as INTEGER_TILES
 from lowbitvm.bench.integers import IntegerVariant, integer_variants
 from lowbitvm.bench.integers import build as build_integers
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.measure import MEMORY, Kernel, Row, bytes_needed, measure
 from lowbitvm.bench.ours import TILES, WEIGHTS, Variant, build, variants
 from lowbitvm.errors import LowbitvmError
@@ -78,25 +76,12 @@ def collect(
         wanted += integer_variants(target_names, weights, codes, [t for t in tiles if t in INTEGER_TILES])
     versions, peer_jobs = peer_rows(target_names, weights, floats, tiles) if peers else ({}, [])
     jobs = [partial(our_rows, some) for some in _batches(wanted)]
-    made = run_all([*peer_jobs, *jobs])  # the longest first
+    made = run_all([*peer_jobs, *jobs], "static: compiling")  # the longest first
     others = [row for rows in made[: len(peer_jobs)] for row in rows]
     ours = {variant: found for rows in made[len(peer_jobs) :] for variant, found in rows.items()}
     rows = [ours[variant] for variant in wanted if isinstance(ours[variant], Row)]
     refused = {str(variant): ours[variant] for variant in wanted if isinstance(ours[variant], str)}
     return [*rows, *others], versions, refused
-
-
-def run_all(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of all jobs, each of them run in one of as many processes as there are cores."""
-    with Progress(transient=True) as progress:
-        if len(jobs) == 1:
-            return [job() for job in progress.track(jobs)]
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            running = [pool.submit(job) for job in jobs]
-            for done in progress.track(as_completed(running), total=len(jobs), description="compiling"):
-                if done.exception() is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-            return [future.result() for future in running]
 
 
 def _batches(wanted: Sequence[Variant | IntegerVariant]) -> list[list[Variant | IntegerVariant]]:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from lowbitvm import targets
 from lowbitvm.bench.humming_source import GROUP, SIZE
-from lowbitvm.bench.static import run_all
+from lowbitvm.bench.jobs import run_all
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime import emulator, model
 from lowbitvm.runtime.model import Work
@@ -115,7 +115,8 @@ def points(works: dict[tuple[str, int], Work]) -> list[Point]:
 def collect() -> list[Point]:
     """Compiles, emulates and predicts all of them; some minutes. The H200 runs the H100's kernels."""
     wanted = [(gpu, bits) for gpu in PUBLISHED if gpu != "h200" for bits in WIDTHS]
-    works = dict(zip(wanted, run_all([partial(humming_work, *pair) for pair in wanted]), strict=True))
+    jobs = [partial(humming_work, *pair) for pair in wanted]
+    works = dict(zip(wanted, run_all(jobs, "validate: emulating"), strict=True))
     return points(works | {("h200", bits): works["h100", bits] for bits in WIDTHS})
 
 

@@ -235,8 +235,7 @@ def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Valu
     if most >= 1 << 22 or w.factor > 1:
         return corrected(product, a, w, k).to(f32)
     start = dsl.full(product.shape, PATTERN, i32) + _correction(a, w, k)
-    start += product
-    return dsl.bitcast(start, f32) - 1.5 * 2**23
+    return dsl.bitcast(start + product, f32) - 1.5 * 2**23
 
 
 def _scaled(value: Value, scales: Sequence[Value | None]) -> Value:

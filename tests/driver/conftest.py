@@ -4,19 +4,15 @@ import pytest
 import torch
 
 import lowbitvm as lb
-from lowbitvm.runtime import driver, integer, launch, linear, workspace
+from lowbitvm.runtime import driver, integer, launch, linear, mixture, quantise, workspace
 from tests.driver.standin import Standin, remembering
 
 CACHES = (
-    *(
-        driver._driver,
-        driver._launcher,
-        driver._pointer_call,
-        driver.primary_context,
-        driver.device_target,
-        launch._sharing_gpu,
-    ),
-    *(linear.disk_cache, linear._compiled, integer._compiled),  # so that the stand-in sees every kernel's PTX
+    *(driver._driver, driver._launcher, driver._pointer_call, driver.primary_context, driver.device_target),
+    *(driver.device_name, launch._sharing_gpu),
+    # so that the stand-in sees every kernel's PTX
+    *(linear.disk_cache, linear._compiled, integer._compiled, quantise._compiled),
+    *(mixture._compiled, mixture._compiled_complex),
 )
 
 

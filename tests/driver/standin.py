@@ -28,6 +28,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     loaded.standin_find.argtypes = [ctypes.c_uint64, ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 2]
     loaded.standin_calls.restype = ctypes.c_uint64
+    loaded.standin_clock.argtypes = [ctypes.c_double]
     return loaded
 
 
@@ -46,7 +47,11 @@ class Launched:
 
 
 class Standin:
-    """GPUs of one capability. `launched`: what ran on them; `findings`: what the emulator had against it."""
+    """GPUs of one capability. `launched`: what ran on them; `problems`: what the emulator had against it.
+
+    damage: what a faulty GPU does after a launch, to the memory from each parameter's address on, by its name.
+    cost: the microseconds that a launch takes by the clock of events; None: as long as it takes.
+    """
 
     def __init__(self, devices: int = 2, capability: tuple[int, int] = (8, 0), pageable: bool = False) -> None:
         self.library = library()
@@ -54,7 +59,11 @@ class Standin:
         self.launched: list[Launched] = []
         self.problems: list[BaseException] = []
         self.texts: dict[bytes, str] = {}
+        self.cost: Callable[[Launched], float] | None = None
+        self.clock = 0.0  # microseconds
         self.pageable = pageable
+        self.checks = "all"
+        self.damage: Callable[[Launched, dict[str, np.ndarray[Any, Any]]], None] | None = None
         self._modules: dict[str, emulator.Module] = {}
         self._callback = _Launcher(self._launch)
         self.library.standin_launcher(self._callback)
@@ -88,8 +97,15 @@ class Standin:
             self.launched.append(
                 Launched(name, device, grid, block, shared, stream, cluster if any(cluster) else None, dependent)
             )
+            if self.cost is not None:
+                self.clock += self.cost(self.launched[-1])
+                self.library.standin_clock(self.clock / 1e3)
             values = self._values(module, name, ctypes.string_at(parameters, count), device)
-            module.launch(name, grid, block, values, shared=shared)
+            module.launch(name, grid, block, values, shared=shared, checks=self.checks)
+            if self.damage is not None:
+                names = [variable.name for variable, _ in module.programs[name].params]
+                pointers = [pair for pair in zip(names, values, strict=True) if not isinstance(pair[1], int)]
+                self.damage(self.launched[-1], {each: value.target[value.offset :] for each, value in pointers})
         except _NotMapped:
             return ILLEGAL_ADDRESS
         except emulator.EmulatorError as problem:

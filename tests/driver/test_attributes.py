@@ -93,6 +93,20 @@ def test_a_dependent_layer_equals_the_plain_one(hopper: Standin) -> None:
     assert torch.equal(*results) and results[0].any() and hopper.problems == []
 
 
+def test_prebuilt_kernels_are_dependent_where_that_is_asked_for(hopper: Standin) -> None:
+    x, weight, bias = layer(3)
+    integers = lb.quantize(torch.randn(72, 256), lb.Format("i4", "channel", act="i8"))
+    plain = lb.linear(x, weight, bias), lb.linear(x, integers)
+    for _ in range(2):  # the second time by the launches that were recorded
+        with lb.dependent_launches():
+            asked = lb.linear(x, weight, bias), lb.linear(x, integers)
+        again = lb.linear(x, weight, bias), lb.linear(x, integers)
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain, asked, again, strict=True))
+        assert [one.dependent for one in hopper.launched[-6:]] == [True] * 3 + [False] * 3
+    assert [one.entry for one in hopper.launched[-6:]] == ["linear", "quantise", "matmul"] * 2
+    assert hopper.problems == []
+
+
 def test_a_driver_without_the_calls_is_named(hopper: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = driver._driver()
     monkeypatch.setattr(cuda, "cuGetProcAddress", lambda name, *_: (cuda.CUresult(0), 0, 1))

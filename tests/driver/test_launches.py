@@ -40,6 +40,32 @@ def test_a_gpu_that_does_not_share_the_cpus_memory_is_refused(gpus: Standin, mon
     assert error.value.code == "DEVICE_UNAVAILABLE"
 
 
+@pytest.mark.parametrize("rows", [1, 17])
+def test_a_linear_layer_whose_arrays_are_copied_to_a_gpu_and_back_equals_the_emulator(
+    gpus: Standin, emulated: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    gpus.library.standin_reset(2, 8, 0, 0)  # which cannot use memory of the CPU
+    gpus.pageable = False
+    gpus.library.standin_launcher(gpus._callback)
+    x, weight, bias = layer(rows)
+    expected = emulated(x, weight, bias)
+    monkeypatch.setenv("LOWBITVM_DEVICE", "copy:1")
+    for _ in range(2):
+        assert torch.equal(lb.linear(x, weight, bias), expected)
+    assert [(launch.entry, launch.device) for launch in gpus.launched] == [("linear", 1)] * 2
+    assert gpus.problems == []
+
+
+def test_a_store_beside_the_arrays_that_were_copied_is_found(gpus: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWBITVM_DEVICE", "copy:0")
+    kernel, given = doubling(), {"x": NUMBERS, "y": np.zeros(300, np.float32)}
+    lb.launch(kernel, (3,), given)
+    assert np.array_equal(given["y"], 2 * NUMBERS)
+    gpus.damage = lambda launched, memory: memory["x"].__setitem__(1712, 0)  # behind its 1200 bytes
+    with pytest.raises(LowbitvmError, match=r"LAUNCH_FAILED: doubled changed byte 2224 of 4608, outside"):
+        lb.launch(kernel, (3,), given)
+
+
 def test_arrays_of_another_library_are_launched_on_their_own_gpu(gpus: Standin) -> None:
     kernel = doubling()
     for device in (1, 0, 1):
