@@ -241,6 +241,15 @@ def test_an_error_that_has_nothing_to_do_with_the_configuration_is_raised_as_it_
         tunable().best(blocks, given)
 
 
+def test_a_model_without_the_disassembler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> str:
+        raise LowbitvmError("TOOL_MISSING", "nvdisasm was not found", "pip install 'lowbitvm[sass]'")
+
+    monkeypatch.setattr(model, "disassemble", missing)
+    with tuning("tune"), pytest.raises(LowbitvmError, match="TOOL_MISSING: nvdisasm"):
+        tunable().best(blocks, arrays())
+
+
 def test_configurations_that_prune_names_are_not_tried(quick: None, database: tuned.Database) -> None:
     asked = []
 
