@@ -25,8 +25,8 @@ from lowbitvm.runtime.compiled import CompiledKernel, compile_many, compile_prog
 from lowbitvm.runtime.emulator import EmulatorError
 from lowbitvm.runtime.launch import Place, copying_gpu, emulated_target, launch, place_of, torch_stream
 from lowbitvm.runtime.linear import disk_cache
+from lowbitvm.runtime.search import MEASURED, search
 from lowbitvm.runtime.trials import TOLERANCE, Trial, WrongResult
-from lowbitvm.runtime.tune import MEASURED, search
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.targets import Target
 
