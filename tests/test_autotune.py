@@ -13,7 +13,7 @@ import lowbitvm as lb
 from lowbitvm import autotuning, targets
 from lowbitvm.autotuning import Autotuned
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime import model, trials, tuned
+from lowbitvm.runtime import model, together, trials, tuned
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.trials import Sample, mismatch
 from lowbitvm.runtime.tuned import tuning
@@ -245,7 +245,8 @@ def test_a_model_without_the_disassembler_says_what_to_install(monkeypatch: pyte
     def missing(*_: Any, **__: Any) -> str:
         raise LowbitvmError("TOOL_MISSING", "nvdisasm was not found", "pip install 'lowbitvm[sass]'")
 
-    monkeypatch.setattr(model, "disassemble", missing)
+    monkeypatch.setattr(model, "_machines", {})  # what was disassembled before
+    monkeypatch.setattr(together, "disassemble", missing)
     with tuning("tune"), pytest.raises(LowbitvmError, match="TOOL_MISSING: nvdisasm"):
         tunable().best(blocks, arrays())
 
