@@ -2,13 +2,13 @@
 
 import hashlib
 import inspect
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,9 +23,10 @@ from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.arguments import KINDS, LEGACY_STREAM, DeviceArray, adopt
 from lowbitvm.runtime.compiled import CompiledKernel, compile_many, compile_program
 from lowbitvm.runtime.emulator import EmulatorError
-from lowbitvm.runtime.launch import Place, emulated_target, launch, place_of, torch_stream
+from lowbitvm.runtime.launch import Place, copying_gpu, emulated_target, launch, place_of, torch_stream
 from lowbitvm.runtime.linear import disk_cache
 from lowbitvm.runtime.trials import TOLERANCE, Trial, WrongResult
+from lowbitvm.runtime.tune import MEASURED, search
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.targets import Target
 
@@ -37,9 +38,7 @@ Candidate = tuple[Config, CompiledKernel]
 Grid = Sequence[int] | Callable[[Mapping[str, Any]], Sequence[int]]
 Prune = Callable[[Mapping[str, Any], Mapping[str, int], Target], bool]
 DEFAULT_TARGET = "sm_80"  # of CPU arrays, where nothing names another
-LOOK_S, FINAL_S = 0.05, 0.5  # seconds of measuring: of every candidate, and of the fastest once more
-FINALISTS = 3
-OURS = ("target", "divisible", "stream", "warps")  # names that are no constants of a kernel
+LEAST_S, MEASURE_S = 0.01, 0.3  # seconds of measuring a candidate
 
 
 def autotune(
@@ -177,9 +176,8 @@ class Autotuned:
         **constants: Any,
     ) -> "Report | None":
         """Launches the kernel in the configuration that `best` gives, as `lb.launch` does."""
-        found = self.best(grid, arguments, target=target, divisible=divisible, stream=stream, **constants)
-        given = {name: value for name, value in arguments.items() if value is not None}
-        return launch(found.kernel, found.grid, given, stream=stream)
+        given, choice = self._chosen(grid, arguments, target, divisible or {}, stream, constants)
+        return launch(choice.kernel, _blocks(grid, choice.names), given, stream=stream)
 
     def best(
         self,
@@ -200,24 +198,35 @@ class Autotuned:
         Raises TUNING_FAILED where no configuration can be used, what compiling raises where it raises the same for all,
         and what `lb.launch` raises; CONTEXT_LOST where a candidate's launch has ended its context.
         """
-        given = {n: v if type(v) in KINDS else adopt(v, stream) for n, v in arguments.items() if v is not None}
-        signature = (
-            *given,
-            *(KINDS[type(value)].signature(value) for value in given.values()),
-            *(target, stream, *sorted((divisible or {}).items()), os.environ.get("LOWBITVM_DEVICE")),
-            *((name, repr(value)) for name, value in constants.items()),
-        )
-        choice = self._choices.get(signature)
-        if choice is None or choice.state != tuned.state():
-            call = self._call(grid, given, constants, target, divisible or {}, stream)
-            capturing = call.is_capturing
-            choice = self._choose(call, capturing)
-            if not capturing:  # within a capture nothing is tuned, which later calls may do
-                self._choices[signature] = choice
+        _, choice = self._chosen(grid, arguments, target, divisible or {}, stream, constants)
         record, blocks = choice.record, _blocks(grid, choice.names)
         if record is None:
             return Best(choice.config, "first", None, blocks, choice.kernel)
         return Best(choice.config, record.how, record.time_us, blocks, choice.kernel)
+
+    def _chosen(
+        self,
+        grid: Grid,
+        arguments: Mapping[str, Any],
+        target: str | None,
+        divisible: Mapping[str, int],
+        stream: int | None,
+        constants: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], _Choice]:
+        """The arguments as `lb.launch` knows them, without those that are left out, and what was chosen for them."""
+        given = {n: v if type(v) in KINDS else adopt(v, stream) for n, v in arguments.items() if v is not None}
+        signature = (
+            *(target, stream, os.environ.get("LOWBITVM_DEVICE"), repr(constants), *divisible.items(), *given),
+            *[KINDS[type(value)].signature(value) for value in given.values()],
+        )
+        choice = self._choices.get(signature)
+        if choice is None or choice.state != tuned.state():
+            call = self._call(grid, given, constants, target, divisible, stream)
+            capturing = call.is_capturing
+            choice = self._choose(call, capturing)
+            if not capturing:  # within a capture nothing is tuned, which later calls may do
+                self._choices[signature] = choice
+        return given, choice
 
     def _call(
         self,
@@ -232,7 +241,10 @@ class Autotuned:
         if both:
             problem = f"{self.__name__} is called with {sorted(both)}, which are tuned"
             raise LowbitvmError("ARGUMENT_INVALID", problem, "leave them out, or call lb.launch with a compiled kernel")
+        self._check_arguments(given)
         place = place_of([part for value in given.values() for part in _parts(value)])
+        copied_to = copying_gpu() if place is None else None
+        place = place if copied_to is None else Place(copied_to, "host")
         found = emulated_target() if place is None else driver.device_target(place.index)
         sizes: dict[str, int] = {}
         elements: dict[str, Any] = {}
@@ -244,6 +256,12 @@ class Autotuned:
         streams = () if place is None else _streams(given, place, stream)
         named = target or found or DEFAULT_TARGET
         return _Call(given, sizes, elements, constants, divisible, grid, named, place, streams)
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        wanted = self.kernel.specs.keys() - self.kernel.optional
+        if not wanted <= given.keys() <= self.kernel.specs.keys():
+            problem = f"{self.__name__} takes {list(self.kernel.specs)}, got {list(given)}"
+            raise LowbitvmError("ARGUMENT_INVALID", problem, "pass exactly these")
 
     def _choose(self, call: _Call, capturing: bool) -> _Choice:
         state = tuned.state()
@@ -300,22 +318,19 @@ class Autotuned:
         candidates = self._usable(call, failures)
         if any(0 in call.blocks(config) for config, _ in candidates):
             return None
+        left = None if budget_s is None else max(0.0, budget_s - (time.perf_counter() - started))
         reference = None if self._reference is None else self._expected(call)
         trial = Trial(call.given, call.place, streams=call.streams, reference=reference, tolerance=self._tolerance)
-        deadline = math.inf if budget_s is None else started + budget_s
         try:
-            if call.place is None:
-                times = _modelled(trial, call, candidates, failures, deadline)
-            else:
-                times = _measured(trial, call, candidates, failures, deadline)
+            found = _fastest(trial, call, candidates, failures, left)
+        except LowbitvmError as error:
+            if error.code != "TUNING_FAILED":
+                raise
+            raise self._nothing_left(failures) from error
         finally:
             trial.close()
         self.left_out = [(config, str(error)) for config, error in failures]
-        if not times:
-            raise self._nothing_left(failures)
-        at, took = min(times.items(), key=lambda item: item[1])
-        how: tuned.How = "modelled" if call.place is None else "measured"
-        return Record(_plain(candidates[at][0]), took, how, len(times), time.perf_counter() - started)
+        return replace(found, seconds=time.perf_counter() - started)
 
     def _usable(self, call: _Call, failures: list[tuple[Config, Exception]]) -> list[Candidate]:
         """What can be compiled, fits on an SM, and keeps its values in registers if anything does."""
@@ -370,53 +385,50 @@ class Autotuned:
         )
 
 
-def _modelled(
+def _fastest(
     trial: Trial,
     call: _Call,
     candidates: Sequence[Candidate],
     failures: list[tuple[Config, Exception]],
-    deadline: float,
-) -> dict[int, float]:
-    """Microseconds of the candidates by the model, by their places; as many as there is time for, but one."""
-    times: dict[int, float] = {}
-    for at, (config, kernel) in enumerate(candidates):
-        if times and time.perf_counter() > deadline:
-            break
-        try:
-            times[at] = trial.modelled(kernel, call.blocks(config), targets.get(call.target).gpu)
-        except (WrongResult, EmulatorError) as error:
-            failures.append((config, error))
-    return times
+    budget_s: float | None,
+) -> Record:
+    """What `search` finds among candidates; adds those that it refuses to `failures`. Raises what it raises."""
+    by_plain = {repr(_plain(config)): (config, kernel) for config, kernel in candidates}
+    on_gpu, count = call.place is not None, len(candidates)
+    each = MEASURE_S if budget_s is None else min(MEASURE_S, max(LEAST_S, budget_s / max(1, count)))
 
-
-def _measured(
-    trial: Trial,
-    call: _Call,
-    candidates: Sequence[Candidate],
-    failures: list[tuple[Config, Exception]],
-    deadline: float,
-) -> dict[int, float]:
-    """Microseconds of the FINALISTS that were fastest in a first look at all, or of those that there was time for."""
-    looks: dict[int, float] = {}
-    left = deadline - time.perf_counter()
-    each = min(LOOK_S, max(left, LOOK_S / 10) / (2 * max(1, len(candidates))))
-    for at, (config, kernel) in enumerate(candidates):
-        if looks and time.perf_counter() > deadline:
-            break
+    def predict(config: Config, kernel: CompiledKernel) -> float:
+        if on_gpu and count <= MEASURED:
+            return 0.0  # all of them are measured
         try:
-            trial.verify(kernel, call.blocks(config))
-            looks[at] = trial.measured(kernel, call.blocks(config), each).median_us
-        except (WrongResult, LowbitvmError) as error:
-            if isinstance(error, LowbitvmError) and error.code == "CONTEXT_LOST":
+            return trial.modelled(kernel, call.blocks(config), targets.get(call.target).gpu)
+        except LowbitvmError as error:
+            if on_gpu and error.code == "TOOL_MISSING":
+                return 0.0
+            raise
+
+    def measure(config: Config, kernel: CompiledKernel) -> float:
+        trial.verify(kernel, call.blocks(config))
+        return trial.measured(kernel, call.blocks(config), each).median_us
+
+    def asked(how: Callable[[Config, CompiledKernel], float], plain: Config) -> float | None:
+        config, kernel = by_plain[repr(plain)]
+        try:
+            return how(config, kernel)
+        except (WrongResult, EmulatorError, LowbitvmError) as error:
+            if isinstance(error, LowbitvmError) and error.code in ("CONTEXT_LOST", "TOOL_MISSING"):
                 raise
             failures.append((config, error))
-    finals: dict[int, float] = {}
-    for place, at in enumerate(sorted(looks, key=lambda at: looks[at])[:FINALISTS]):
-        left = min(FINAL_S, (deadline - time.perf_counter()) / (FINALISTS - place))
-        if len(looks) > 1 and left > 0:
-            config, kernel = candidates[at]
-            finals[at] = trial.measured(kernel, call.blocks(config), left).median_us
-    return finals or looks
+            return None
+
+    if on_gpu and candidates:
+        trial.reserve(candidates[0][1])
+    return search(
+        [_plain(config) for config, _ in candidates],
+        predict=partial(asked, predict),
+        measure=partial(asked, measure) if on_gpu else None,
+        budget_s=budget_s,
+    )
 
 
 def _blocks(grid: Grid, names: Mapping[str, Any]) -> tuple[int, ...]:

@@ -15,10 +15,11 @@ from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.plan import SMALL_ROWS
 from lowbitvm.runtime import tuned
-from lowbitvm.runtime.tune import linear_problem, model_linear, planned, predicted_us, tile_of
-from lowbitvm.runtime.tuned import LINEAR, Device, Record, database, gpu_device
-from lowbitvm.runtime.work import Layer
+from lowbitvm.runtime.layer import LEAST_ROWS, Layer
+from lowbitvm.runtime.tune import model_linear, predicted_us
+from lowbitvm.runtime.tuned import LINEAR, Device, Record, bucket, database, gpu_device
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -64,17 +65,18 @@ def tune_command(
     names = _shapes(shapes)
     chosen = [*gpus, *(_row_of(name) for name in target_names)] or ["a100"]
     formats = [text.strip().replace("/", ",") for text in weights.split(",")]
+    layers = tuple(dict.fromkeys(shape for name in names for shape in SHAPES[name].values()))
     jobs = [
-        partial(tune_layers, gpu, text, tuple(SHAPES[name].values()), rows or ROWS, budget)
+        partial(tune_layers, gpu, text, layers, some, budget)
         for gpu in dict.fromkeys(chosen)
         for text in formats
-        for name in names
+        for some in _together(rows or ROWS)
     ]
     for gpu in chosen:
         targets.gpu(gpu)
     found: list[Tuned] = [entry for part in run_all(jobs, "tune: modelling") for entry in part]
     for entry in found:
-        database().put(LINEAR, linear_problem(entry.layer), gpu_device(entry.gpu), entry.record)
+        database().put(LINEAR, entry.layer.problem, gpu_device(entry.gpu), entry.record)
     show(found, Console())
     if export_file is not None:
         if len(set(chosen)) > 1:
@@ -97,17 +99,25 @@ def _row_of(target: str) -> str:
     return row
 
 
+def _together(rows: Sequence[int]) -> list[list[int]]:
+    """Rows in lists of those whose layers share kernels, which are assembled and emulated once."""
+    lists: dict[int, list[int]] = {}
+    for m in rows:
+        lists.setdefault(max(LEAST_ROWS, min(2 * SMALL_ROWS, bucket(m))), []).append(m)
+    return list(lists.values())
+
+
 def tune_layers(
     gpu: str, weights: str, shapes: Sequence[tuple[int, int]], rows: Sequence[int], budget: float | None
 ) -> list[Tuned]:
     """Tunes layers of one format on one GPU by the model; shapes are (out_features, in_features)."""
     target, rates = targets.gpu(gpu)
     found = []
-    for m in rows:  # one after another: layers share the kernels of their rows
+    for m in rows:
         for n, k in shapes:
             layer = Layer(Format.parse(grouped(weights, k)), m, n, k, target.name)
             record = model_linear(layer, rates, budget)
-            plan_us = predicted_us(layer, planned(layer), rates)
+            plan_us = predicted_us(layer, layer.plan, rates)
             found.append(Tuned(gpu, layer, record, record.time_us if plan_us is None else plan_us))
     return found
 
@@ -140,14 +150,7 @@ def table_text(device: Device) -> str:
     return f'{json.dumps(about)[:-1]}, "entries": [\n{lines}\n]}}\n'
 
 
-def layer_of(problem: tuned.Problem, target: str) -> Layer:
-    """The layer that a problem of the database was made of."""
-    fmt = Format.parse(str(problem["weights"]))
-    m, n, k = (int(problem[name]) for name in ("m", "n", "k"))
-    return Layer(fmt, m, n, k, target, gate="gate" in problem, permuted="permuted" in problem)
-
-
 def differs(problem: tuned.Problem, target: str, record: Record) -> bool:
     """Whether a record has another tile than the plan."""
-    layer = layer_of(problem, target)
-    return tile_of(record.config, layer) != planned(layer)
+    layer = Layer.of(problem, target)
+    return layer.tile(record.config) != layer.plan

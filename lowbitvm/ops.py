@@ -13,7 +13,7 @@ from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
 from lowbitvm.pack import PackedWeight
-from lowbitvm.runtime import driver
+from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import emulated_target
 from lowbitvm.runtime.linear import run_linear
@@ -245,7 +245,7 @@ def _linear(
     """The operator on CPU and CUDA tensors alike; the gate's tensors are the arrays that its format has, in order."""
     tensors = (x, words, scales, zeros, bias, table, outer, outer_zeros, permutation, residual, *(gate or ()))
     key = (
-        *(fmt, out_features, in_features, activation, dtype, batch_invariant),
+        *(fmt, out_features, in_features, activation, dtype, batch_invariant, tuned.state()),
         *signature(tensors),
     )
     found: list[torch.Tensor] | None = _linear_calls.again(key, tensors)

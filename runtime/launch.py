@@ -64,7 +64,7 @@ def launch(
         return None
     if cluster is not None:
         options["cluster"] = tuple(cluster)
-    blocks, index = _grid(kernel, grid), _copying_gpu()
+    blocks, index = _grid(kernel, grid), copying_gpu()
     if 0 in blocks:
         return None
     if index is not None:
@@ -73,7 +73,7 @@ def launch(
         ready = Ready(kernel, blocks, values, Place(index, "copied"), together)
         copying.run(ready, [_as_numpy(value) for value in values if not isinstance(value, int)])
         return None
-    return _emulate(kernel, blocks, kernel.parameters(given), options)
+    return emulate(kernel, blocks, kernel.parameters(given), options)
 
 
 class Launched(NamedTuple):
@@ -125,7 +125,10 @@ def prepare(
     return ready
 
 
-def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any]) -> "Report":
+def emulate(
+    kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], options: Mapping[str, Any] | None = None
+) -> "Report":
+    """Runs a kernel in the emulator, with the parameters of `CompiledKernel.parameters` on the CPU."""
     return kernel.emulated.launch(
         kernel.code.entry,
         grid=blocks,
@@ -133,7 +136,7 @@ def _emulate(kernel: CompiledKernel, blocks: Grid, values: Sequence[Any], option
         args=[value if isinstance(value, int) else _as_numpy(value) for value in values],
         shared=kernel.code.shared,
         arch=kernel.target,
-        **options,
+        **(options or {}),
     )
 
 
@@ -233,8 +236,8 @@ def emulated_target() -> str | None:
         return None
     if device.startswith("emulator:"):
         return get(device.removeprefix("emulator:")).name
-    copying_gpu = _copying_gpu()
-    index = _host_gpu() if copying_gpu is None else copying_gpu
+    copied_to = copying_gpu()
+    index = _host_gpu() if copied_to is None else copied_to
     assert index is not None
     return driver.device_target(index)
 
@@ -245,8 +248,8 @@ def _host_gpu() -> int | None:
     return None if not device or device.startswith(("emulator:", "copy:")) else _sharing_gpu(device)
 
 
-def _copying_gpu() -> int | None:
-    """The GPU that CPU arrays are copied to, None for none."""
+def copying_gpu() -> int | None:
+    """The GPU that CPU arrays are copied to for each launch, None for none."""
     device = os.environ.get("LOWBITVM_DEVICE", "")
     return _gpu_number(device, "copy:") if device.startswith("copy:") else None
 

@@ -2,8 +2,8 @@
 
 import functools
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,13 @@ from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.linear import linear
 from lowbitvm.pack import PackedWeight, as_format
 from lowbitvm.plan import Tile, chosen_tile, linear_plan
+from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
-from lowbitvm.runtime.launch import ALIGNMENT, launch
+from lowbitvm.runtime.launch import ALIGNMENT, launch, place_of, torch_stream
+from lowbitvm.runtime.layer import Layer
+from lowbitvm.runtime.tuned import Record
 from lowbitvm.runtime.workspace import workspace
 
 if TYPE_CHECKING:
@@ -218,8 +221,9 @@ def linear_call(
     residual: Array | None = None,
     activation: str | None = None,
     batch_invariant: bool = False,
+    tile: Tile | None = None,
 ) -> tuple[LinearCall, dict[str, Any]]:
-    """What `run_linear` launches, and with which arguments."""
+    """What `run_linear` launches, and with which arguments; tile: None for the tuned or planned one."""
     (m, k), n = x.shape, weight.out_features
     if gate is not None and gate.format != weight.format:
         raise LowbitvmError(
@@ -228,9 +232,15 @@ def linear_call(
     if gate is not None:
         gate = _alike(gate, weight)
     permuted, followers = weight.permutation is not None, (y, bias, residual)
+    layer = Layer(weight.format, m, n, k, target, dtypes.of(x).name, gate is not None, permuted)
+    tiles = [layer.plan if tile is None else tile]
+    if batch_invariant:
+        tiles = [linear_plan(m, n, k, weight.format, targets.get(target), True, permuted, gate is not None)]
+    elif tile is None and m and n and k:
+        tiles = [*_tuned(layer, x, weight, gate), *tiles]
     variant = Variant(
         weight.format,
-        linear_plan(m, n, k, weight.format, targets.get(target), batch_invariant, permuted, gate is not None),
+        tiles[0],
         dtypes.of(x).name,
         dtypes.of(y).name,
         None if bias is None else dtypes.of(bias).name,
@@ -241,7 +251,7 @@ def linear_call(
         permuted=permuted,
         aligned=n % VECTOR == 0 and all(address(part) % ALIGNMENT == 0 for part in followers if part is not None),
     )
-    kernel, tile = _compiled(variant, target, True, wants_dependent(target)), variant.tile
+    kernel, tile = _first_compiled(variant, tiles, target)
     tiles_m, tiles_n = launch_grid((m, n), (tile.bm, tile.bn))
     given = {"x": x, "w": weight, "y": y, "gate": gate, "bias": bias, "residual": residual}
     given["order"] = weight.permutation
@@ -251,6 +261,33 @@ def linear_call(
     rows = tile.splits * (1 + variant.gate) * tiles_m * tile.bm
     call = LinearCall(kernel, (tiles_m, tiles_n, tile.splits), (rows, tiles_n * tile.bn), tiles_m * tiles_n)
     return call, arguments
+
+
+def _tuned(layer: Layer, x: Array, weight: PackedWeight, gate: PackedWeight | None) -> list[Tile]:
+    """The tile that tuning has found for a layer, or finds now; none where there is none."""
+    place = place_of([x])
+    device = tuned.device_of(layer.target, None if place is None else place.index)
+
+    def search(budget_s: float | None) -> Record | None:
+        from lowbitvm.runtime import tune  # which compiles linear layers itself
+
+        return tune.tune_linear(replace(layer, m=layer.rows), device, budget_s)
+
+    capturing = False
+    if place is not None and place.arrays == "torch":
+        capturing = driver.is_capturing(torch_stream(place.index), driver.primary_context(place.index))
+    record = tuned.decided(tuned.LINEAR, layer.problem, device, search, capturing=capturing)
+    tile = None if record is None else layer.tile(record.config)
+    return [] if tile is None else [tile]
+
+
+def _first_compiled(variant: Variant, tiles: Sequence[Tile], target: str) -> tuple[CompiledKernel, Tile]:
+    """The kernel of the first tile that there is one for. Of the last one it raises what compiling it raises."""
+    dependent = wants_dependent(target)
+    for tile in tiles[:-1]:  # a record may have been made by another code generator
+        with suppress(LowbitvmError):
+            return _compiled(replace(variant, tile=tile), target, True, dependent), tile
+    return _compiled(replace(variant, tile=tiles[-1]), target, True, dependent), tiles[-1]
 
 
 def _alike(gate: PackedWeight, weight: PackedWeight) -> PackedWeight:

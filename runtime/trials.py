@@ -24,7 +24,7 @@ from lowbitvm.pack import PackedWeight
 from lowbitvm.runtime import driver, model, timing
 from lowbitvm.runtime.arguments import KINDS, DeviceArray
 from lowbitvm.runtime.compiled import CompiledKernel
-from lowbitvm.runtime.launch import Place, Ready, launch
+from lowbitvm.runtime.launch import Place, Ready, emulate
 from lowbitvm.targets import Gpu
 
 if TYPE_CHECKING:
@@ -117,10 +117,15 @@ class Trial:
         """
         sample = Sample.of(kernel.program, grid, everywhere=False)
         outputs = self._outputs(kernel.program)
-        report = launch(kernel, sample.grid, {**self.given, **outputs})
-        assert report is not None
+        report = emulate(kernel, _three(sample.grid), kernel.parameters({**self.given, **outputs}))
         self._check(kernel.program, sample, outputs, grid)
         return scaled_time(report, math.prod(grid) / math.prod(sample.grid), gpu)
+
+    def reserve(self, kernel: CompiledKernel) -> None:
+        """Takes the memory of the GPU that trials of this kernel and its likes need. Raises LAUNCH_FAILED."""
+        assert self.place is not None and self.context is not None
+        parts = [value for value in kernel.parameters(self.given) if not isinstance(value, int)]
+        self._buffers = Buffers(parts, self.place.index, self.context)
 
     def verify(self, kernel: CompiledKernel, grid: Sequence[int]) -> None:
         """Runs a kernel once on the GPU. Raises WrongResult, LAUNCH_FAILED and CONTEXT_LOST."""
@@ -150,12 +155,9 @@ class Trial:
         self, kernel: CompiledKernel, grid: Sequence[int], outputs: Arguments, count: int
     ) -> "tuple[Ready, Buffers]":
         """The launch of a kernel on a grid, and the sets of buffers, of which the first `count` hold the arguments."""
-        assert self.place is not None and self.context is not None
+        assert self.place is not None and self._buffers is not None, "reserve comes first"
         values = kernel.parameters({**self.given, **outputs})
-        parts = [value for value in values if not isinstance(value, int)]
-        if self._buffers is None:
-            self._buffers = Buffers(parts, self.place.index, self.context)
-        self._buffers.fill(count, parts)
+        self._buffers.fill(count, [value for value in values if not isinstance(value, int)])
         return Ready(kernel, _three(grid), values, _resident(self.place), None), self._buffers
 
     def _outputs(self, program: Program) -> dict[str, Any]:

@@ -4,17 +4,18 @@ GPU.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 
 from lowbitvm import targets
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.pack import stored_bytes
-from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, chosen_tile, direct_k, linear_plan
+from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, direct_k
 from lowbitvm.runtime import model
 from lowbitvm.runtime.compiled import CompiledKernel, compile_many
-from lowbitvm.runtime.tuned import Problem, Record, Value, bucket
-from lowbitvm.runtime.work import Layer, assemble_all, linear_work
+from lowbitvm.runtime.layer import LEAST_ROWS, Layer
+from lowbitvm.runtime.tuned import Device, Record, Value
+from lowbitvm.runtime.work import assemble_all, linear_work
 from lowbitvm.targets import Gpu
 
 Config = dict[str, Value]
@@ -116,26 +117,11 @@ STEPS: tuple[dict[str, float], ...] = (  # what a tile's parts are multiplied by
     {"bm": 0.5, "warps": 0.5},
     {"bm": 0.5, "bn": 2},
 )
-LEAST_ROWS = 8  # of a tile: fewer rows take the same one
-
-
-def linear_problem(layer: Layer) -> Problem:
-    """What the database looks a layer up by: the rows of its bucket, the shape and format of the weight."""
-    m = layer.m if layer.m <= 1 else max(LEAST_ROWS, bucket(layer.m))
-    problem: dict[str, int | str] = {"m": m, "n": layer.n, "k": layer.k, "weights": str(layer.format)}
-    problem |= {name: 1 for name in ("gate", "permuted") if getattr(layer, name)}
-    return problem
-
-
-def planned(layer: Layer) -> Tile:
-    """The tile that a layer has without tuning."""
-    target = targets.get(layer.target)
-    return linear_plan(layer.m, layer.n, layer.k, layer.format, target, False, layer.permuted, layer.gate)
 
 
 def linear_tiles(layer: Layer) -> list[Tile]:
     """The planned tile, and those around it that the layer may have."""
-    plan, target = planned(layer), targets.get(layer.target)
+    plan, target = layer.plan, targets.get(layer.target)
     found = [plan, replace(plan, direct=0), *(replace(plan, stages=stages) for stages in _beside(plan.stages))]
     for step in STEPS:
         tile = replace(plan, **{name: int(getattr(plan, name) * times) for name, times in step.items()})
@@ -143,23 +129,13 @@ def linear_tiles(layer: Layer) -> list[Tile]:
             splits = plan.splits * tile.bm * tile.bn // (plan.bm * plan.bn)
             tile = replace(tile, splits=max(1, min(MOST_SPLITS, splits)))
         found.append(replace(tile, direct=direct_k(tile, layer.format, target, 1 + layer.gate)))
-    return [
-        tile for tile in dict.fromkeys(found) if tile.bm <= max(LEAST_ROWS, bucket(layer.m)) and _legal(tile, layer)
-    ]
+    return [tile for tile in dict.fromkeys(found) if tile.bm <= max(LEAST_ROWS, layer.rows) and layer.allows(tile)]
 
 
 def _beside(stages: int) -> Iterator[int]:
     """The next numbers of stages below and above."""
     yield from [number for number in STAGES if number < stages][-1:]
     yield from [number for number in STAGES if number > stages][:1]
-
-
-def _legal(tile: Tile, layer: Layer) -> bool:
-    try:
-        chosen_tile(layer.format, targets.get(layer.target), layer.permuted, 1 + layer.gate, **asdict(tile))
-    except LowbitvmError:
-        return False
-    return True
 
 
 def linear_candidates(layer: Layer, gpu: Gpu) -> list[Tile]:
@@ -186,24 +162,21 @@ def least_us(layer: Layer, gpu: Gpu) -> float:
     return model.OVERHEAD_US + weights / (1e3 * gpu.dram_gbs * gpu.dram_share)
 
 
-def tile_of(config: Config, layer: Layer) -> Tile | None:
-    """The tile of a record; None where it is none that the layer may have."""
-    names = {field.name for field in fields(Tile)}
-    if set(config) != names or not all(type(value) is int for value in config.values()):
-        return None
-    tile = Tile(**config)  # type: ignore[arg-type]  # ints, all of them
-    return tile if _legal(tile, layer) else None
-
-
 def model_linear(layer: Layer, gpu: Gpu, budget_s: float | None = None) -> Record:
     """The best tile of a layer by the model. Raises what `linear_work` raises for the planned one."""
-    plan = planned(layer)
+    plan = layer.plan
     first = predicted_us(layer, plan, gpu)
     candidates = [plan]
     if first is None or least_us(layer, gpu) < (1 - MARGIN) * first:
         candidates = linear_candidates(layer, gpu)
     return search(
         [asdict(tile) for tile in candidates],
-        predict=lambda config: predicted_us(layer, Tile(**config), gpu),  # type: ignore[arg-type]
+        predict=lambda config: predicted_us(layer, layer.tile(config), gpu),  # type: ignore[arg-type]
         budget_s=budget_s,
     )
+
+
+def tune_linear(layer: Layer, device: Device, budget_s: float | None = None) -> Record:
+    """The best tile of a layer on a device."""
+    gpu = targets.GPUS[device.row][1] if device.row is not None else targets.get(device.target).gpu
+    return model_linear(layer, gpu, budget_s)

@@ -22,6 +22,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime import model
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.launch import launch
+from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.model import Work
 
@@ -49,20 +50,6 @@ def _compiled(kernel: _Kernel) -> CompiledKernel:
     parts: dict[str, Any] = asdict(kernel.tile)
     options: dict[str, Any] = {"gate": kernel.gate, "permuted": kernel.permuted, "cache": False}
     return compile_linear(kernel.format, act=kernel.act, target=kernel.target, **parts, **options)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer y (m, n) = x (m, k) w^T on a target, of one weight or of two (with a gate); see `linear_plan`."""
-
-    format: Format
-    m: int
-    n: int
-    k: int
-    target: str
-    act: str = "f16"
-    gate: bool = False
-    permuted: bool = False
 
 
 def linear_work(layer: Layer, tile: Tile) -> Work:

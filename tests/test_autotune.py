@@ -76,7 +76,7 @@ def test_the_configuration_that_takes_least_by_the_model_of_the_whole_grid_is_ch
 
 
 def test_a_call_computes_what_the_kernel_says_and_tuning_changes_no_argument() -> None:
-    kernel, given = tunable(), arrays()
+    kernel, given = tunable(space={"block": [256]}), arrays()
     expected = given["y"] + np.float32(0.25) * given["x"]
     before = {name: array.copy() for name, array in given.items()}
     with tuning("tune"):
@@ -102,6 +102,16 @@ def test_packed_weights_are_tuned_by_their_format_and_target() -> None:
     with tuning("tune"):
         best = kernel.best(lambda c: (-(-96 // c["bn"]),), {"x": x, "w": weight, "y": y}, target="sm_90a")
     assert best.kernel.target == "sm_90a" and best.how == "modelled" and kernel.left_out == [] and not y.any()
+
+
+def test_the_example_of_the_documentation_runs(quick: None) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "tuning.md").read_text().partition("## Kernels of your own")[2]
+    x, y = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float16)
+    names: dict[str, Any] = {"lb": lb, "x": x, "y": y, "out": np.zeros_like(x)}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)  # of which inspect finds no source
+    assert np.array_equal(names["out"], (np.float32(0.5) * x + y.astype(np.float32)).astype(np.float16))
+    best = names["scaled_add"].best(names["grid"], {name: names[name] for name in ("x", "y", "out")}, alpha=0.5)
+    assert best.how == "modelled" and best.config == {"block": 1024, "warps": 4}
 
 
 # -- what is left out --------------------------------------------------------------------------------------------------
@@ -350,6 +360,12 @@ def test_what_is_no_kernel_is_refused() -> None:
 def test_a_call_that_gives_what_is_tuned_is_refused() -> None:
     with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID.*\['block'\], which are tuned"):
         tunable().best(blocks, arrays(), block=256)
+
+
+def test_a_call_without_an_array_is_refused() -> None:
+    for given in ({}, {"x": np.zeros(4, np.float32)}, {**arrays(), "z": np.zeros(4)}):
+        with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID: add_scaled takes \['x', 'y'\]"):
+            tunable().best(blocks, given)
 
 
 def test_a_reference_that_does_not_give_what_is_stored_is_refused() -> None:

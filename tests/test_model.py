@@ -17,7 +17,9 @@ from lowbitvm.cli import main
 from lowbitvm.runtime import emulator, model
 from lowbitvm.runtime.assemble import assemble, disassemble
 from lowbitvm.runtime.compiled import without_lines
+from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.linear import run_linear
+from lowbitvm.runtime.work import linear_work
 
 # Two loops: the first is unrolled by ptxas, the second goes as often as its argument says.
 LOOPS = """.version 7.0
@@ -93,14 +95,16 @@ def test_as_many_matrix_instructions_are_counted_as_the_emulator_ran(m: int, tar
 def test_one_tile_stands_for_all_of_them() -> None:
     shape, fmt = (16, 512, 1024), lb.Format.parse("u4,group=128,zero=int")
     whole = model.count(linear_report(*shape, str(fmt), "sm_80"))
-    part = modelled.linear_work(fmt, *shape, "sm_80")
+    layer = Layer(fmt, *shape, "sm_80")
+    part = linear_work(layer, layer.plan)
     assert part.instructions.total() == pytest.approx(whole.instructions.total(), rel=0.02)
     assert part.blocks == whole.blocks
     assert part.traffic == pytest.approx(whole.traffic, rel=0.02)
 
 
 def test_the_longest_limit_binds_and_more_of_anything_is_not_faster() -> None:
-    work = modelled.linear_work(lb.Format.parse("u4,group=128"), 16, 4096, 4096, "sm_80")
+    layer = Layer(lb.Format.parse("u4,group=128"), 16, 4096, 4096, "sm_80")
+    work = linear_work(layer, layer.plan)
     found = model.predict(work)
     assert found.time == found.overhead + max(found.limits.values())
     assert found.limits[found.bound] == max(found.limits.values())

@@ -17,8 +17,9 @@ from lowbitvm.pack import as_format, stored_bytes
 from lowbitvm.plan import linear_plan
 from lowbitvm.runtime import model
 from lowbitvm.runtime.integer_work import PRODUCT, integer_works
+from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.model import Prediction, Work
-from lowbitvm.runtime.work import Layer, linear_work
+from lowbitvm.runtime.work import linear_work
 
 # (out_features, in_features) of the linear layers of a block, as the models' published configurations have them.
 SHAPES: dict[str, dict[str, tuple[int, int]]] = {

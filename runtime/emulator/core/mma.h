@@ -74,5 +74,6 @@ typedef struct {
 bool fused_step(const Step *s);
 /* mma_columns.c: type, k, registers and fragments count: all of k by sums of 8; false where the operands need another way */
 bool multiply_columns(const Step *s);
+/* mma_codes.c: of `count` instructions, each of which adds to the sums of the one before, how many are done, from the first on */
 u32 multiply_chain(struct Fragments *f, u8 *slots, const Insn *i, u32 count);
 #endif

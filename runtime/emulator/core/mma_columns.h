@@ -1,0 +1,77 @@
+/* What mma_columns.c and mma_codes.c share: sixteen rows in a vector of AVX-512, one column of B after another. */
+#ifndef EMULATOR_MMA_COLUMNS_H
+#define EMULATOR_MMA_COLUMNS_H
+#include "mma.h"
+
+#if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+#define HAS_COLUMNS
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+#pragma GCC optimize("schedule-insns") /* chains of additions take turns: the processor looks ahead less far than they are long */
+
+#define F 24           /* fractional bits of an aligned addend */
+#define GROUP 8        /* products in a sum */
+enum { ROWS = 16, PIECES = 2 };
+#define EXPONENT(e) ((u32)((e) + 127) << 23) /* bits of 2^e in f32 */
+#define ALL(x) _mm512_set1_epi32((i32)(x))
+#define UNROLL _Pragma("GCC unroll 16")
+#define AS_FLOATS(x) _mm512_castsi512_ps(x)
+#define AS_INTS(x) _mm512_castps_si512(x)
+
+/* Lanes 4 row + q of x, which has rows 0 to 7, and of y, which has the others, to lanes row of vectors q. */
+INLINE void transpose(const u32 *x, const u32 *y, __m512i *to) {
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29), two = ALL(2);
+    const __m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16), y0 = _mm512_loadu_si512(y), y1 = _mm512_loadu_si512(y + 16);
+    for (u32 n = 0; n < 2; n++) {
+        const __m512i index = n ? _mm512_add_epi32(first, two) : first;
+        const __m512i low = _mm512_permutex2var_epi32(x0, index, x1), high = _mm512_permutex2var_epi32(y0, index, y1);
+        to[2 * n] = _mm512_shuffle_i64x2(low, high, 0x44), to[2 * n + 1] = _mm512_shuffle_i64x2(low, high, 0xEE);
+    }
+}
+INLINE void transpose_back(const __m512 *from, u32 *x, u32 *y) {
+    const __m512i first = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27), four = ALL(4);
+    const __m512i a = AS_INTS(from[0]), b = AS_INTS(from[1]), c = AS_INTS(from[2]), d = AS_INTS(from[3]);
+    const __m512i x01 = _mm512_shuffle_i64x2(a, b, 0x44), x23 = _mm512_shuffle_i64x2(c, d, 0x44);
+    const __m512i y01 = _mm512_shuffle_i64x2(a, b, 0xEE), y23 = _mm512_shuffle_i64x2(c, d, 0xEE);
+    _mm512_storeu_si512(x, _mm512_permutex2var_epi32(x01, first, x23));
+    _mm512_storeu_si512(x + 16, _mm512_permutex2var_epi32(x01, _mm512_add_epi32(first, four), x23));
+    _mm512_storeu_si512(y, _mm512_permutex2var_epi32(y01, first, y23));
+    _mm512_storeu_si512(y + 16, _mm512_permutex2var_epi32(y01, _mm512_add_epi32(first, four), y23));
+}
+
+INLINE __m512 value(__m256i halves, u32 type) {
+    return type == F16 ? _mm512_cvtph_ps(halves) : AS_FLOATS(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+INLINE __m256i upper(__m512i x) { return _mm512_extracti64x4_epi64(x, 1); }
+INLINE __m256i lower(__m512i x) { return _mm512_castsi512_si256(x); }
+
+/* B's fragment as its registers were when it was converted; most are used again. */
+typedef struct {
+    _Alignas(CACHE_LINE) u32 registers[PIECES][LANES];
+    float value[PIECES][COLUMNS][GROUP];
+    u32 exponent[PIECES][COLUMNS][GROUP / 2]; /* of two k each */
+    u32 scale[PIECES][COLUMNS], limit[PIECES][COLUMNS]; /* exponents, to be added to those of rows */
+    __m512 sums;  /* of magnitudes, in units of the least */
+    __m512i span;
+    u32 type, k;  /* k: 0 where there is nothing */
+    bool fits;    /* the numbers are what these files are for */
+    bool alike;   /* all columns are the same, as those of ones are, by which rows are added up */
+    /* For codes: exponents of the largest of any of four k's numbers; the numbers, in units of codes, but for the one in each
+     * column that is cut first; that one, and where it is. */
+    _Alignas(CACHE_LINE) u8 top[PIECES][2][COLUMNS][16];
+    float rest[PIECES][COLUMNS][GROUP], least[PIECES][COLUMNS];
+    u32 least_at[PIECES][COLUMNS];
+    struct {
+        i32 products, sums; /* exponents: what codes must be multiples of, less C's exponent in `sums`, that no others are cut */
+        float ratio; /* the most that all bits of a row may be in units of their lowest: more may not be added exactly */
+    } needs[PIECES];
+} Columns;
+
+const Columns *columns_of(const Step *s);
+/* A piece of k, of f16, to all columns; false where C is infinite, NaN or next to nothing. */
+bool add_halves(const Step *s, const Columns *b, u32 piece, const __m512 *c, __m512 *d);
+/* mma_codes.c. `numbers`: of each k, by columns of both pieces; `top`: exponents of their largest */
+void prepare_for_codes(const Step *s, const __m512 *numbers, __m512i top, Columns *to);
+#endif
+#endif
