@@ -478,6 +478,7 @@ bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for a
 bool adds_to(const Insn *i, const Insn *before);
 u32 multiply_plainly(Warp *w, const Insn *i, u32 count);
 struct Fragments *new_fragments(void);
+void free_fragments(struct Fragments *f);
 
 /* print.c */
 void text_append(Machine *m, Text *to, const Text *from);

@@ -58,7 +58,7 @@ static void release_machine(Machine *m) {
     traffic_end(m);
     for (u32 n = 0; m->arrays && n < m->array_count; n++) history_end(m->arrays + n);
     free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally), free(m->begun);
-    free(m->finding), free(m->doubtful), free(m->printed.bytes), free(m->fragments);
+    free(m->finding), free(m->doubtful), free(m->printed.bytes), free_fragments(m->fragments);
 }
 
 static void release_run(Run *r) {
