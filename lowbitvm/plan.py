@@ -502,7 +502,7 @@ def grouped_tile(
     than SMs, tiles are narrower, with more stages.
     """
     assert activations.digits is not None and weights.digits is not None
-    if products == 1 and (few := _few_rows_of_groups(m, n, k, activations, weights, target, groups)):
+    if few := _few_rows_of_groups(m, n, k, activations, weights, target, groups, products):
         return few
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
@@ -528,7 +528,14 @@ def grouped_tile(
 
 
 def _few_rows_of_groups(
-    m: int, n: int, k: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...]
+    m: int,
+    n: int,
+    k: int,
+    activations: Format,
+    weights: Format,
+    target: Target,
+    groups: tuple[int, ...],
+    products: int,
 ) -> DigitTile | None:
     """The tile for so few rows that warps load codes to registers, as without groups; None for more.
 
@@ -536,7 +543,7 @@ def _few_rows_of_groups(
     """
     base, each = BASES[weights.digits or ""], columns_per_row(activations.code, activations.digits or "")
     planes, step = len(format_digits(weights).digits), base.activation_k
-    columns, words = _power_from(-(-m * each // COLUMNS)), weights.bits * step // 64
+    columns, words = _power_from(-(-m * each // COLUMNS)), products * weights.bits * step // 64
     blocks = -(-n // 32)  # of 32 features
     rows = 2 if 2 * columns * planes <= FEW_PAIRS and 4 * blocks >= 3 * target.gpu.sms else 1
     own, part = rows * words + columns * ACTIVATION_WORDS, max(step, *groups)
