@@ -196,3 +196,30 @@ def test_small_targets_keep_64_rows():
     assert linear_tile(4096, lb.Format("u8", group=32, zero="offset"), targets.get("sm_89")).bm == 64
     assert linear_tile(4096, lb.Format("u8"), targets.get("sm_89")).bm == ROWS  # held in registers
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_89")).bm == ROWS
+
+
+@lb.kernel(x=("m k", lb.f16), w=lb.packed("n k"), y=("m n", lb.f32))
+def in_turns(x: lb.Tensor, w: lb.Packed, y: lb.Tensor, *, turns: int, one: float) -> None:
+    """y = turns * x w^T, and `one` for each 64 of k and turn: if it is not 0, the loops do more than adding dots."""
+    total = lb.zeros((ROWS, 128))
+    for _ in range(turns):
+        for k in lb.range(0, x.shape[1], 64, stages=4):
+            codes = lb.load(w, (0, k), (128, 64))
+            total += lb.dot(lb.load(x, (0, k), (ROWS, 64)), lb.dequant(codes, w.scales, w.zeros).T)
+            if one:
+                total += one
+    lb.store(y, (0, 0), total)
+
+
+@pytest.mark.parametrize(("turns", "one"), [(1, 0.0), (2, 0.0), (2, 0.5)])
+@pytest.mark.parametrize(("target", "name"), [("sm_80", "u4"), ("sm_80", "u8"), ("sm_90a", "u4")])
+def test_tiles_that_hold_numbers_before_a_loop_or_change_in_it_keep_their_places(target, name, turns, one):
+    rng = np.random.default_rng(0)
+    fmt = lb.Format(name)
+    weight, x = random_weight(rng, fmt, 128, 256), random_activations(rng, "f16", ROWS, 256, "normal")
+    kernel = in_turns.compile(target, warps=8, w=fmt, divisible={"k": 128}, turns=turns, one=one)
+    y = np.zeros((ROWS, 128), np.float32)
+    report = lb.launch(kernel, (1, 1), {"x": x, "w": weight, "y": y})
+    assert report.findings == []
+    added = 4 * turns * one
+    assert (abs(y - added - turns * linear_exact(x, weight)) <= (turns + 1) * linear_bound(x, weight)).all()

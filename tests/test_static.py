@@ -442,13 +442,13 @@ def test_products_of_integers_stand_in_the_table_in_the_digits_that_the_plan_cho
 
 def test_what_has_no_kernel_is_listed_with_the_reason(tmp_path):
     file = tmp_path / "static.json"
-    options = ["--weights", "u8", "--zero", "float", "--tile", "128x128x64", "--act", "f16", "--target", "sm_89"]
-    result = run(*options, "--no-peers", "--json", str(file))
+    options = ["--weights", "u8", "--zero", "float", "--group", "32", "--tile", "128x128x64", "--act", "f16"]
+    result = run(*options, "--target", "sm_89", "--no-peers", "--json", str(file))
     assert result.exit_code == 0, result.output
     refused = json.loads(file.read_text())["refused"]
-    assert list(refused) == ["u8 f16 group=128 zero=float sm_89 128x128x64"]
+    assert list(refused) == ["u8 f16 group=32 zero=float sm_89 128x128x64"]
     assert refused.popitem()[1].startswith("TILE_INVALID: ")
-    assert "no kernel u8 f16 group=128 zero=float sm_89 128x128x64: TILE_INVALID" in result.output
+    assert "no kernel u8 f16 group=32 zero=float sm_89 128x128x64: TILE_INVALID" in result.output
 
 
 @pytest.mark.parametrize("name", [name for name, (package, _) in static.PEERS.items() if find_spec(package)])
