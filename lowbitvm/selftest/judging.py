@@ -58,7 +58,7 @@ def judge(case: Case, device: str, target: str) -> Verdict:
         lost = isinstance(error, LowbitvmError) and error.code == "CONTEXT_LOST"
         text = str(error) if isinstance(error, LowbitvmError) else f"{type(error).__name__}: {error}"
         return Verdict(case.family, case.name, LOST if lost else FAILED, time.perf_counter() - started, bits, text)
-    return Verdict(case.family, case.name, FAILED if why else PASSED, seconds, bits, "; ".join(why))
+    return Verdict(case.family, case.name, FAILED if why else PASSED, round(seconds, 3), bits, "; ".join(why))
 
 
 @contextmanager

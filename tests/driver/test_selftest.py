@@ -47,9 +47,7 @@ def test_tensors_of_torch_have_the_bits_of_the_emulator(
     assert [launched.device for launched in gpus.launched] == [1, 1]
 
 
-def test_the_processes_of_the_selftest_pass() -> None:
-    found = verdicts("kernels")
-    assert [(one.verdict, one.bits) for one in found] == [(PASSED, True)] * 4 and not running.failed(found)
+def test_a_process_whose_torch_has_no_cuda_leaves_its_tensors_out() -> None:
     (left_out,) = verdicts("lb.linear at once")
     assert (left_out.verdict, left_out.why) == (LEFT_OUT, "this torch has no CUDA")
 
