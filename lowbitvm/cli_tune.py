@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,25 +63,23 @@ def tune_command(
 
     docs/tuning.md says how they are used, and how to tune by measuring on a GPU.
     """
-    names = _shapes(shapes)
-    chosen = [*gpus, *(_row_of(name) for name in target_names)] or ["a100"]
+    chosen = list(dict.fromkeys([*gpus, *(_row_of(name) for name in target_names)] or ["a100"]))
+    if export_file is not None and len(chosen) > 1:
+        raise click.UsageError(f"--export writes the table of one GPU, not of {', '.join(chosen)}")
     formats = [text.strip().replace("/", ",") for text in weights.split(",")]
-    layers = tuple(dict.fromkeys(shape for name in names for shape in SHAPES[name].values()))
+    layers = tuple(dict.fromkeys(shape for name in _shapes(shapes) for shape in SHAPES[name].values()))
+    for gpu, text in product(chosen, formats):
+        targets.gpu(gpu)
+        Format.parse(text)
     jobs = [
         partial(tune_layers, gpu, text, layers, some, budget)
-        for gpu in dict.fromkeys(chosen)
-        for text in formats
-        for some in _together(rows or ROWS)
+        for gpu, text, some in product(chosen, formats, _together(rows or ROWS))
     ]
-    for gpu in chosen:
-        targets.gpu(gpu)
     found: list[Tuned] = [entry for part in run_all(jobs, "tune: modelling") for entry in part]
     for entry in found:
         database().put(LINEAR, entry.layer.problem, gpu_device(entry.gpu), entry.record)
     show(found, Console())
     if export_file is not None:
-        if len(set(chosen)) > 1:
-            raise click.UsageError("--export writes the table of one GPU")
         export_file.write_text(table_text(gpu_device(chosen[0])))
 
 

@@ -237,7 +237,7 @@ def linear_call(
     if batch_invariant:
         tiles = [linear_plan(m, n, k, weight.format, targets.get(target), True, permuted, gate is not None)]
     elif tile is None and m and n and k:
-        tiles = [*_tuned(layer, x, weight, gate), *tiles]
+        tiles = [*_tuned(layer, x, weight, gate, y), *tiles]
     variant = Variant(
         weight.format,
         tiles[0],
@@ -263,19 +263,26 @@ def linear_call(
     return call, arguments
 
 
-def _tuned(layer: Layer, x: Array, weight: PackedWeight, gate: PackedWeight | None) -> list[Tile]:
+def _tuned(layer: Layer, x: Array, weight: PackedWeight, gate: PackedWeight | None, y: Array) -> list[Tile]:
     """The tile that tuning has found for a layer, or finds now; none where there is none."""
     place = place_of([x])
     device = tuned.device_of(layer.target, None if place is None else place.index)
 
-    def search(budget_s: float | None) -> Record | None:
-        from lowbitvm.runtime import tune  # which compiles linear layers itself
-
-        return tune.tune_linear(replace(layer, m=layer.rows), device, budget_s)
-
     capturing = False
     if place is not None and place.arrays == "torch":
         capturing = driver.is_capturing(torch_stream(place.index), driver.primary_context(place.index))
+
+    def search(budget_s: float | None) -> Record | None:
+        from lowbitvm.runtime import tune  # which compiles linear layers itself
+
+        whole = replace(layer, m=layer.rows)
+        gpu = targets.GPUS[device.row][1] if device.row is not None else targets.get(device.target).gpu
+        if place is None:
+            return tune.model_linear(whole, gpu, budget_s)
+        if not dtypes.is_tensor(x):  # nothing but torch can copy arrays here
+            return None
+        return tune.measure_linear(whole, tune.Given(x, weight, gate, y), place, gpu, budget_s)
+
     record = tuned.decided(tuned.LINEAR, layer.problem, device, search, capturing=capturing)
     tile = None if record is None else layer.tile(record.config)
     return [] if tile is None else [tile]

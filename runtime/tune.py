@@ -1,103 +1,33 @@
-"""Choosing the best of several configurations of a kernel: by the performance model, and by measuring where there is a
-GPU.
+"""Choosing the tile of a linear layer: by the performance model, and by measuring where there is a GPU.
+
+The tiles around the planned one are ranked by the model. Those that it likes best are then compiled together, checked
+and measured; without a GPU the model has the last word, and its record says so.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from lowbitvm import targets
+from lowbitvm.arrays import host
+from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.pack import stored_bytes
+from lowbitvm.pack import PackedWeight, stored_bytes
 from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, direct_k
-from lowbitvm.runtime import model
-from lowbitvm.runtime.compiled import CompiledKernel, compile_many
+from lowbitvm.runtime import model, timing
+from lowbitvm.runtime.launch import Place, Ready, prepare, recorded
 from lowbitvm.runtime.layer import LEAST_ROWS, Layer
-from lowbitvm.runtime.tuned import Device, Record, Value
+from lowbitvm.runtime.linear import LinearCall, linear_call
+from lowbitvm.runtime.search import MARGIN, MEASURED, MODEL_SHARE, Config, search
+from lowbitvm.runtime.trials import TOLERANCE, mismatch
+from lowbitvm.runtime.tuned import Record
 from lowbitvm.runtime.work import assemble_all, linear_work
 from lowbitvm.targets import Gpu
 
-Config = dict[str, Value]
-MARGIN = 0.03  # of a time, by which the model must prefer another configuration to the first one
-MEASURED = 8  # configurations, those that the model likes best
-MODEL_SHARE = 0.5  # of a budget, that the model may take where configurations are measured
-
-
-def search(
-    candidates: Sequence[Config],
-    *,
-    predict: Callable[[Config], float | None],
-    prepare: Callable[[Config], CompiledKernel] | None = None,
-    measure: Callable[[Config], float | None] | None = None,
-    budget_s: float | None = None,
-) -> Record:
-    """The best configuration of a kernel; the first candidate is what it has without tuning.
-
-    predict: us by the performance model, None for a configuration that is of no use, such as one that spills; one for
-    which it raises a LowbitvmError is left out. prepare: its kernel, to be assembled beside the others. measure: us on
-    the GPU, or None where the result is wrong; without it the record is "modelled", and another configuration than the
-    first one has to be better by over MARGIN. budget_s: seconds for all of it; the first candidate is always tried.
-    Raises TUNING_FAILED where no candidate can be used.
-    """
-    started, asked = time.perf_counter(), 0
-    share = None if budget_s is None else budget_s * (MODEL_SHARE if measure else 1)
-    predicted: list[tuple[float, int]] = []
-    for number, candidate in enumerate(candidates):
-        if number and share is not None and time.perf_counter() - started > share:
-            break
-        asked += 1
-        us = _tried(partial(predict, candidate))
-        if us is not None:
-            predicted.append((us, number))
-    if not predicted:
-        raise LowbitvmError("TUNING_FAILED", f"none of {asked} configurations can be used", "look at one by itself")
-    us, best = min(predicted)
-    if measure is None:
-        first = next((time for time, number in predicted if number == 0), None)
-        if first is not None and us > (1 - MARGIN) * first:
-            us, best = first, 0
-        return Record(dict(candidates[best]), us, "modelled", asked, time.perf_counter() - started)
-    ranked = [number for _, number in sorted(predicted)]
-    chosen = [candidates[number] for number in dict.fromkeys([ranked[0], 0, *ranked[:MEASURED]]) if number in ranked]
-    return _measured(chosen, prepare, measure, budget_s, started)
-
-
-def _measured(
-    chosen: Sequence[Config],
-    prepare: Callable[[Config], CompiledKernel] | None,
-    measure: Callable[[Config], float | None],
-    budget_s: float | None,
-    started: float,
-) -> Record:
-    if prepare is not None:
-        compile_many([prepare(candidate) for candidate in chosen], progress=False)
-    times: list[tuple[float, int]] = []
-    for number, candidate in enumerate(chosen):
-        if times and budget_s is not None and time.perf_counter() - started > budget_s:
-            break
-        us = _tried(partial(measure, candidate))
-        if us is not None:
-            times.append((us, number))
-    if not times:
-        problem = f"{len(chosen)} configurations gave wrong results, or none"
-        raise LowbitvmError("TUNING_FAILED", problem, "run one on the emulator, which says what is wrong")
-    us, best = min(times)
-    return Record(dict(chosen[best]), us, "measured", len(times), time.perf_counter() - started)
-
-
-def _tried(ask: Callable[[], float | None]) -> float | None:
-    """None where a configuration is refused."""
-    try:
-        return ask()
-    except LowbitvmError as error:
-        if error.code == "CONTEXT_LOST":
-            raise
-        return None
-
-
-# -- linear layers -----------------------------------------------------------------------------------------------------
-
+LONGEST_S = 0.5  # of measuring one tile
+MISSING = ("ASSEMBLER_MISSING", "TOOL_MISSING", "FORMAT_UNSUPPORTED")  # without which there is no model
 SPLITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 STAGES = (2, 3, 4, 6, 8)
 WIDENED = 3  # tiles that are tried with all splits
@@ -119,17 +49,46 @@ STEPS: tuple[dict[str, float], ...] = (  # what a tile's parts are multiplied by
 )
 
 
+def candidates(layer: Layer, gpu: Gpu, deadline: float = math.inf) -> dict[Tile, float | None]:
+    """The planned tile and those that are worth a try, as many as there is time for, with `predicted_us` of each.
+
+    Where the planned tile is about as fast as the memory is, it is the only one.
+    """
+    plan = layer.plan
+    assemble_all(layer, [plan])
+    first = predicted_us(layer, plan, gpu)
+    times = {plan: first}
+    if first is not None and least_us(layer, gpu) >= (1 - MARGIN) * first:
+        return times
+    around = linear_tiles(layer)
+    assemble_all(layer, around)
+    times |= {tile: predicted_us(layer, tile, gpu) for tile in _until(deadline, around)}
+    known = sorted((us, number) for number, us in enumerate(times.values()) if us is not None)
+    shares = [splits for splits in SPLITS if splits == 1 or layer.k // splits >= SHORTEST_STREAM]
+    wide = [replace(around[number], splits=splits) for _, number in known[:WIDENED] for splits in shares]
+    assemble_all(layer, wide)
+    return times | {tile: predicted_us(layer, tile, gpu) for tile in _until(deadline, wide)}
+
+
+def _until(deadline: float, tiles: Sequence[Tile]) -> Iterator[Tile]:
+    for tile in tiles:
+        if time.perf_counter() > deadline:
+            return
+        yield tile
+
+
 def linear_tiles(layer: Layer) -> list[Tile]:
-    """The planned tile, and those around it that the layer may have."""
+    """The planned tile, and those around it that the layer may have, for as many blocks."""
     plan, target = layer.plan, targets.get(layer.target)
     found = [plan, replace(plan, direct=0), *(replace(plan, stages=stages) for stages in _beside(plan.stages))]
     for step in STEPS:
         tile = replace(plan, **{name: int(getattr(plan, name) * times) for name, times in step.items()})
-        if plan.splits > 1:  # as many blocks as before
+        if plan.splits > 1:
             splits = plan.splits * tile.bm * tile.bn // (plan.bm * plan.bn)
             tile = replace(tile, splits=max(1, min(MOST_SPLITS, splits)))
         found.append(replace(tile, direct=direct_k(tile, layer.format, target, 1 + layer.gate)))
-    return [tile for tile in dict.fromkeys(found) if tile.bm <= max(LEAST_ROWS, layer.rows) and layer.allows(tile)]
+    most = max(LEAST_ROWS, layer.rows)
+    return [tile for tile in dict.fromkeys(found) if tile.bm <= most and layer.allows(tile)]
 
 
 def _beside(stages: int) -> Iterator[int]:
@@ -138,21 +97,14 @@ def _beside(stages: int) -> Iterator[int]:
     yield from [number for number in STAGES if number > stages][:1]
 
 
-def linear_candidates(layer: Layer, gpu: Gpu) -> list[Tile]:
-    """The planned tile; then those around it that the model likes best, with all numbers of blocks that share out k."""
-    tiles = linear_tiles(layer)
-    assemble_all(layer, tiles)
-    times = {tile: _tried(partial(predicted_us, layer, tile, gpu)) for tile in tiles}
-    best = sorted((us, number) for number, us in enumerate(times.values()) if us is not None)[:WIDENED]
-    shares = [splits for splits in SPLITS if splits == 1 or layer.k // splits >= SHORTEST_STREAM]
-    others = [replace(tiles[number], splits=splits) for _, number in best for splits in shares]
-    assemble_all(layer, others)
-    return list(dict.fromkeys([tiles[0], *others]))
-
-
 def predicted_us(layer: Layer, tile: Tile, gpu: Gpu) -> float | None:
-    """How long a layer takes by the model; None for a kernel that spills."""
-    work = linear_work(layer, tile)
+    """How long a layer takes by the model; None where the kernel spills, gives wrong results or cannot be compiled."""
+    try:
+        work = linear_work(layer, tile)
+    except LowbitvmError as error:
+        if error.code in MISSING:
+            raise
+        return None
     return None if work.spills else model.predict(work, gpu).time
 
 
@@ -163,20 +115,120 @@ def least_us(layer: Layer, gpu: Gpu) -> float:
 
 
 def model_linear(layer: Layer, gpu: Gpu, budget_s: float | None = None) -> Record:
-    """The best tile of a layer by the model. Raises what `linear_work` raises for the planned one."""
-    plan = layer.plan
-    first = predicted_us(layer, plan, gpu)
-    candidates = [plan]
-    if first is None or least_us(layer, gpu) < (1 - MARGIN) * first:
-        candidates = linear_candidates(layer, gpu)
-    return search(
-        [asdict(tile) for tile in candidates],
-        predict=lambda config: predicted_us(layer, layer.tile(config), gpu),  # type: ignore[arg-type]
-        budget_s=budget_s,
-    )
+    """The best tile of a layer by the model; another one than the planned tile has to be better by over MARGIN.
+
+    budget_s: seconds, after which no other tile is looked at. Raises TUNING_FAILED, FORMAT_UNSUPPORTED for weights that
+    are multiplied with integers, and TOOL_MISSING without the extra `sass`.
+    """
+    started = time.perf_counter()
+    times = candidates(layer, gpu, math.inf if budget_s is None else started + budget_s)
+    found = search([asdict(tile) for tile in times], predict=lambda config: times[_tile(config)])
+    return replace(found, seconds=time.perf_counter() - started)
 
 
-def tune_linear(layer: Layer, device: Device, budget_s: float | None = None) -> Record:
-    """The best tile of a layer on a device."""
-    gpu = targets.GPUS[device.row][1] if device.row is not None else targets.get(device.target).gpu
-    return model_linear(layer, gpu, budget_s)
+def _tile(config: Config) -> Tile:
+    return Tile(**{name: int(value) for name, value in config.items()})
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a layer is measured with: x (m, k), torch's, as are the weights; the dtype of y is that of `y`."""
+
+    x: Array
+    weight: PackedWeight
+    gate: PackedWeight | None
+    y: Array
+
+    def rows(self, m: int) -> "Given":
+        """With m rows of x, which repeat its own."""
+        times = -(-m // self.x.shape[0])
+        return replace(self, x=self.x.repeat(times, 1)[:m].contiguous(), y=self.y.new_empty((m, self.y.shape[1])))
+
+    def copy(self) -> "Given":
+        """The same at other addresses."""
+        gate = None if self.gate is None else _cloned(self.gate)
+        return Given(self.x.clone(), _cloned(self.weight), gate, self.y.clone())
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        weights = [part for weight in (self.weight, self.gate) if weight is not None for part in weight.arrays.values()]
+        return sum(int(array.nbytes) for array in (self.x, self.y, *weights) if array is not None)
+
+    def call(self, target: str, tile: Tile) -> tuple[LinearCall, dict[str, Any]]:
+        """The launch of a tile."""
+        return linear_call(self.x, self.weight, None, self.y, target, gate=self.gate, tile=tile)
+
+
+def _cloned(weight: PackedWeight) -> PackedWeight:
+    return replace(weight, **{name: part.clone() for name, part in weight.arrays.items() if part is not None})
+
+
+def measure_linear(layer: Layer, given: Given, place: Place, gpu: Gpu, budget_s: float | None = None) -> Record:
+    """The fastest tile of a layer on a GPU, of those that the model likes best and the planned one.
+
+    A tile whose y differs from the planned tile's by more than `lowbitvm.runtime.trials.TOLERANCE` of its largest
+    element and two roundings is left out. Raises as `model_linear` does, and CONTEXT_LOST.
+    """
+    started = time.perf_counter()
+    times = candidates(layer, gpu, math.inf if budget_s is None else started + MODEL_SHARE * budget_s)
+    own = given.rows(layer.m)
+    sets = [own, *(own.copy() for _ in range(timing.sets(own.size, place.index) - 1))]
+    left = None if budget_s is None else max(0.0, started + budget_s - time.perf_counter())
+    each = LONGEST_S if left is None else min(LONGEST_S, max(left, LONGEST_S) / MEASURED)
+
+    def measured(config: Config) -> float | None:
+        launches = _launches(layer, _tile(config), sets)
+        if mismatch(_result(launches, own), expected, None, TOLERANCE) is not None:
+            return None
+        return _measured(launches, place, each)
+
+    with recorded():  # these launches are nobody's calls
+        expected = _result(_launches(layer, layer.plan, sets[:1]), own)
+        found = search(
+            [asdict(tile) for tile in times],
+            predict=lambda config: times[_tile(config)],
+            prepare=lambda config: own.call(layer.target, _tile(config))[0].kernel,
+            measure=measured,
+            budget_s=left,
+        )
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+Launches = list[tuple[Ready, list[int]]]
+
+
+def _launches(layer: Layer, tile: Tile, sets: Sequence[Given]) -> Launches:
+    """A tile's launch on each set of buffers, with its addresses. What splits of k share they take turns with."""
+    found = []
+    for given in sets:
+        call, arguments = given.call(layer.target, tile)
+        with call.shared(given.y) as shared:
+            everything = arguments | shared
+            ready = prepare(call.kernel, call.grid, everything)
+            assert ready is not None
+            parts = [
+                everything[name] if part is None else getattr(everything[name], part)
+                for name, part in call.kernel.array_parts()
+            ]
+            found.append((ready, [int(part.data_ptr()) for part in parts]))
+    return found
+
+
+def _result(launches: Launches, given: Given) -> Any:
+    """y of the first set of buffers, on the CPU, which all that was done to the buffers has ended for."""
+    (ready, addresses), *_ = launches
+    given.y.zero_()
+    ready.launch(addresses)
+    return host(given.y.cpu()).copy()  # where y is the CPU's, the next tile stores to it
+
+
+def _measured(launches: Launches, place: Place, budget_s: float) -> float:
+    def launch(which: int, stream: int) -> None:
+        ready, addresses = launches[which]
+        ready.launch(addresses, stream)
+
+    return timing.measure(launch, place.context, rotate=len(launches), budget_s=budget_s).median_us

@@ -61,7 +61,7 @@ def linear_work(layer: Layer, tile: Tile) -> Work:
     work = _tile_work(_kernel(layer, tile), min(m, tile.bm), tile.splits, k)
     tiles, size = -(-m // tile.bm) * -(-n // tile.bn), get(layer.act).bits // 8
     weights = (1 + layer.gate) * sum(stored_bytes(layer.format, n, k).values()) + (4 * k if layer.permuted else 0)
-    partials = 4 * (1 + layer.gate) * tile.splits * m * n if tile.splits > 1 else 0
+    partials = 4 * (1 + layer.gate) * tile.splits * tiles * tile.bm * tile.bn if tile.splits > 1 else 0
     return replace(
         _combined((tiles, work)),
         blocks=tiles * tile.splits,
@@ -136,7 +136,7 @@ def _right(x: Any, y: Any) -> bool:
     sums, found = x.astype(np.float64).sum(axis=1), y.astype(np.float64)
     value = found[:, 0] @ sums / max(1.0, sums @ sums)
     close = np.abs(found - value * sums[:, None]) <= 2**-8 * abs(value) * np.maximum(1, np.abs(sums))[:, None]
-    return bool(close.all()) and (0.5 < value < 2 or not sums.any())
+    return bool(close.all() and (0.5 < value < 2 or not sums.any()))
 
 
 def _combined(*parts: tuple[float, Work]) -> Work:

@@ -14,7 +14,7 @@ import lowbitvm as lb
 from lowbitvm import autotuning
 from lowbitvm.autotuning import Autotuned
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime import driver, trials, tune, tuned
+from lowbitvm.runtime import driver, search, trials, tuned
 from lowbitvm.runtime.tuned import tuning
 from tests.driver.memory import Interface, create_stream, to_gpu, weight_to_gpu
 from tests.driver.standin import ILLEGAL_ADDRESS, Launched, Standin
@@ -227,7 +227,7 @@ def test_of_many_candidates_those_are_measured_that_the_model_likes_best(
     gpu: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autotuning, "MEASURED", 2)
-    monkeypatch.setattr(tune, "MEASURED", 2)
+    monkeypatch.setattr(search, "MEASURED", 2)
     monkeypatch.setattr(trials.Trial, "modelled", lambda self, kernel, grid, rates: float(BLOCKS[grid[0]] != 512))
     with tuning("tune"):
         assert tunable(space={"block": [128, 256, 512]}).best(blocks, on_gpu(), alpha=0.5).config == {"block": 512}

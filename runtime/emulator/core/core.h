@@ -293,7 +293,7 @@ struct Machine {
     const u32 *initial_undefined;
     const i32 *specials; /* pairs (special register, slot) */
     u32 special_count;
-    u32 grid[3], block[3], threads, warps, blocks;
+    u32 grid[3], block[3], cluster[3], threads, warps, blocks;
     Array *arrays;
     u32 array_count;
     u32 shared_end; /* one past the last address */
