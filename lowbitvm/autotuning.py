@@ -421,7 +421,7 @@ def _fastest(
         try:
             return how(config, kernel)
         except (WrongResult, EmulatorError, LowbitvmError) as error:
-            if isinstance(error, LowbitvmError) and error.code in ("CONTEXT_LOST", "TOOL_MISSING"):
+            if isinstance(error, LowbitvmError) and error.code == "CONTEXT_LOST":
                 raise
             failures.append((config, error))
             return None

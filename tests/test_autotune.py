@@ -13,7 +13,7 @@ import lowbitvm as lb
 from lowbitvm import autotuning, targets
 from lowbitvm.autotuning import Autotuned
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.runtime import model, trials, tuned
+from lowbitvm.runtime import model, together, trials, tuned
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.trials import Sample, mismatch
 from lowbitvm.runtime.tuned import tuning
@@ -239,6 +239,16 @@ def test_an_error_that_has_nothing_to_do_with_the_configuration_is_raised_as_it_
     given["y"] = given["y"][:-1].copy()
     with tuning("tune"), pytest.raises(LowbitvmError, match="SHAPE_MISMATCH"):
         tunable().best(blocks, given)
+
+
+def test_a_model_without_the_disassembler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> str:
+        raise LowbitvmError("TOOL_MISSING", "nvdisasm was not found", "pip install 'lowbitvm[sass]'")
+
+    monkeypatch.setattr(model, "_machines", {})  # what was disassembled before
+    monkeypatch.setattr(together, "disassemble", missing)
+    with tuning("tune"), pytest.raises(LowbitvmError, match="TOOL_MISSING: nvdisasm"):
+        tunable().best(blocks, arrays())
 
 
 def test_configurations_that_prune_names_are_not_tried(quick: None, database: tuned.Database) -> None:

@@ -3,6 +3,7 @@
 Text stays text. The colours of text, grid and background stand for those of a page, so that plots follow a dark one.
 """
 
+import importlib
 import importlib.util
 import io
 import re
@@ -63,8 +64,7 @@ def check() -> None:
 def draw(found: dict[str, Any]) -> dict[str, Plot]:
     """By name, the plots of all sections of a run. Raises TOOL_MISSING without matplotlib."""
     check()
-    import matplotlib  # an extra, and slow to import
-
+    matplotlib: Any = importlib.import_module("matplotlib")  # an extra, and slow to import
     plots = {}
     with matplotlib.rc_context(STYLE | {"axes.prop_cycle": matplotlib.cycler(color=PALETTE)}):
         for section, drawn in drawings.SECTIONS.items():

@@ -70,10 +70,11 @@ class Module:
         `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param;
         `pointer` and `struct` give addresses inside arrays and structs.
         `shared`: bytes of dynamic shared memory. `cluster`: the blocks of a cluster, by default one; for kernels that
-        look at their place in it at most, as blocks do not meet. `arch` ("sm_80") picks the tensor cores' arithmetic, by
-        default the PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
-        (bit for bit), "bound" (sums in double, rounded once; the report says by line how far the hardware may be from
-        them and how far it was), or "permute" (the hardware's, with k in random order within an instruction).
+        look at their place in it at most, as blocks do not meet. `arch` ("sm_80") picks the tensor cores' arithmetic,
+        by default the PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of
+        float mma: "hw" (bit for bit), "bound" (sums in double, rounded once; the report says by line how far the
+        hardware may be from them and how far it was), or "permute" (the hardware's, with k in random order within an
+        instruction).
         `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (an instruction each in turn)
         or "adversarial" (seeded; orders that break code which relies on luck). `copies`: when a cp.async lands, as
         "late" or "early" as the program allows, or "random". `workers`: host threads, by default one per core; blocks
