@@ -323,7 +323,7 @@ void settle(Machine *m) {
 }
 
 void run_warp(Machine *m, Warp *w, u64 budget) {
-    const bool track = m->checks & (CHECK_UNDEFINED | CHECK_SHIFT);
+    const bool track = tracks(m);
     u64 left;
     if (w->paths > 1) {
         choose(w, w->yields);

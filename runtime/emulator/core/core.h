@@ -345,6 +345,8 @@ struct Machine {
         for (u32 l = 0; l < LANES; l++) { __VA_ARGS__ }            \
     } else EACH(mask, l) { __VA_ARGS__ }
 
+/* Whether `undefined` is kept of what instructions compute. */
+static inline bool tracks(const Machine *m) { return m->checks & (CHECK_UNDEFINED | CHECK_SHIFT); }
 static inline void set_undefined(Warp *w, u32 slot, u32 active, u32 undefined) {
     w->undefined[slot] = (w->undefined[slot] & ~active) | (undefined & active);
 }

@@ -304,7 +304,7 @@ static void store(Warp *w, const Insn *i, u32 active) {
     Access a;
     u8 data[LANES][32];
     u32 undefined = 0;
-    for (u32 c = 0; c < count; c++) undefined |= w->undefined[i->operand[1 + c]] & active;
+    for (u32 c = 0; c < count && tracks(w->m); c++) undefined |= w->undefined[i->operand[1 + c]] & active;
     for (u32 c = 0; c < count; c++) EACH(active, l) {
         const u64 value = get_lane(w, i, 1 + c, l);
         memcpy(data[l] + bytes * c, &value, bytes);

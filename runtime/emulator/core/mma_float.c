@@ -420,7 +420,7 @@ u32 multiply_plainly(Warp *w, const Insn *i, u32 count) {
         for (u32 n = i->dsts; n < (u32)i->dsts + i->srcs; n++) any |= undefined[i->operand[n]];
         if (any) return 0;
     }
-    if (type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
+    if (count > 1 && type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
     s.type = type, s.k = pieces, s.fragments = w->m->fragments, s.a_slot = a[0], s.b_slot = b[0];
     for (u32 r = 0; r < 2 * pieces; r++) s.a[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * a[r]);
     for (u32 r = 0; r < pieces; r++) s.b[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * b[r]);

@@ -23,7 +23,7 @@ static void shfl(Warp *w, const Insn *i, u32 active) {
     u32 *d = SLOT(0), from[LANES], result[LANES];
     const u32 *u = w->undefined, in_range = shuffle_sources(i->mod[0], b, c, a, from, result), data = u[i->operand[s]];
     u32 undefined = u[i->operand[s + 1]] | u[i->operand[s + 2]];
-    if (active != FULL || data) EACH(active, l) {
+    if (active != FULL || (data && tracks(w->m))) EACH(active, l) {
         if (!(active >> from[l] & 1)) report(w, i, F_SHUFFLE_SOURCE, l, from[l], 0, active);
         if (data >> from[l] & 1 || !(active >> from[l] & 1)) undefined |= 1u << l;
     }
