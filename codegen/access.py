@@ -29,8 +29,9 @@ class Access:
 
     def __init__(self, state: State, op: Op, shape: tuple[int, ...], layout: Layout, offsets: list[Operand]) -> None:
         assert op.array is not None and isinstance(op.array.element, dtypes.DType)
-        turned = turned_layout(state, op, layout)
-        layout = turned or layout
+        turned, worded = turned_layout(state, op, layout), worded_layout(state, op, layout)
+        self.word = ByteWords(state, layout) if worded else None
+        layout = turned or worded or layout
         self.state, self.op, self.array, self.layout, self.turned = state, op, op.array, layout, turned is not None
         self.dtype = op.array.element
         if self.dtype.name not in REGISTER_KIND:
@@ -48,7 +49,7 @@ class Access:
             inside = state.linear(state.tid, [image[axis] for image in thread_images])
             self.starts.append(state.scalar("add", offset, inside))
         self.owner = owner_predicate(state, layout) if op.kind == "store" else None
-        self.width = vector_width(state, op, layout)
+        self.width = 4 if worded else vector_width(state, op, layout)
         self.pitches = self._pitches()
         address: str = state.pointer(self.array)
         for start, pitch in zip(self.starts, self.pitches, strict=True):
@@ -122,6 +123,9 @@ class Access:
         for piece, (pointer, offset, mask) in enumerate(self._pieces()):
             own = values[piece * self.width : (piece + 1) * self.width]
             registers = [in_register(self.state, value, "f" if rounds else kind) for value in own]
+            if self.word is not None:
+                b.do("st.global.b32", memory(pointer, offset), self.word.of(registers), when=mask)
+                continue
             if packed:
                 pairs = zip(registers[::2], registers[1::2], strict=True)
                 registers = [self._pair(low, high, rounds) for low, high in pairs]
@@ -227,6 +231,61 @@ def turned_layout(state: State, op: Op, layout: Layout) -> Layout | None:
     (first, *others), (a, b, c, d, e) = layout.bases["register"], layout.bases["lane"]
     turned = Layout({**layout.bases, "register": [c, *others], "lane": [d, e, first, a, b]}, layout.outs)
     return turned if vector_width(state, op, turned) > vector_width(state, op, layout) else None
+
+
+def worded_layout(state: State, op: Op, layout: Layout) -> Layout | None:
+    """The layout in which a store of bytes takes words of four neighbours, made by `ByteWords`; None for others.
+
+    Lanes have neighbours along the last axis, and at least four registers each:
+    (register: a b ..., lane: ... j0 j1 ...) -> (register: j0 j1 ..., lane: ... a b ...).
+    """
+    assert op.array is not None and isinstance(op.array.element, dtypes.DType)
+    lanes, registers = neighbour_lanes(layout), layout.bases["register"]
+    divides = math.gcd(state.program.divisor(op.array.dims[-1]), divisor(op.operands[-1])) % 4 == 0
+    alone = sum(x.array is op.array and x.kind in ACCESSES for x in walk(state.program.body)) == 1
+    if op.array.element.bits != 8 or op.kind != "store" or not (divides and alone and lanes) or len(registers) < 2:
+        return None
+    images = list(layout.bases["lane"])
+    neighbours = [images[lane] for lane in lanes]
+    for lane, image in zip(lanes, registers, strict=False):
+        images[lane] = image
+    return Layout({**layout.bases, "register": [*neighbours, *registers[2:]], "lane": images}, layout.outs)
+
+
+def neighbour_lanes(layout: Layout) -> list[int]:
+    """The two bits of the lane that are the lowest ones of the last axis; none where these are no such bits."""
+    axis = AXES[len(layout.outs) - 1]
+    places = [
+        i
+        for step in (1, 2)
+        for i, image in enumerate(layout.bases["lane"])
+        if {out: part for out, part in image.items() if part} == {axis: step}
+    ]
+    return places if len(places) == 2 else []
+
+
+class ByteWords:
+    """Transposes 4 x 4 bytes among lanes: four registers of four lanes become a word of four neighbours for each."""
+
+    SELECTORS = ((0x6240, 0x3715), (0x5410, 0x3276))  # of prmt, for either value of the lane's bit
+
+    def __init__(self, state: State, layout: Layout) -> None:
+        self.state, self.lanes = state, neighbour_lanes(layout)
+        b = state.builder
+        self.selectors = []
+        for lane, (zero, one) in zip(self.lanes, self.SELECTORS, strict=True):
+            bit = b.op("setp.ne.s32", "p", b.op("and.b32", "r", state.tid, 1 << lane), 0)
+            self.selectors.append(b.op("selp.b32", "r", one, zero, bit))
+
+    def of(self, registers: list[str]) -> str:
+        """Emits the word of a lane of four registers of 16 bits."""
+        b = self.state.builder
+        pairs = [b.op("mov.b32", "r", vector(registers[i : i + 2])) for i in (0, 2)]
+        word = b.op("prmt.b32", "r", *pairs, 0x6420)  # the lower bytes
+        for lane, selector in zip(self.lanes, self.selectors, strict=True):
+            other = b.op("shfl.sync.bfly.b32", "r", word, 1 << lane, 31, 0xFFFFFFFF)
+            word = b.op("prmt.b32", "r", word, other, selector)
+        return word
 
 
 def transposed(state: State, register: str) -> str:

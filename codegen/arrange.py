@@ -8,7 +8,7 @@ from lowbitvm.codegen.fused import shared_fused
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
-from lowbitvm.plan import TABLE_BYTES, decoded_scale_bits, may_be_held
+from lowbitvm.plan import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_short_groups
 from lowbitvm.targets import Target
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
@@ -49,7 +49,7 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
         return Arrangement()
     fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
     if all(_may_be_held(dot) for dot in dots):
-        if fits and not any(_outrun(dot, target, warps, shared.warps_m) for dot in dots):
+        if fits and not any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots):
             return shared
         fits = all(_shared_bytes(loop, held=True) <= target.shared_per_block for loop in loops)
         return held if fits else Arrangement()
@@ -61,6 +61,11 @@ def _may_be_held(dot: Op) -> bool:
     fmt, act = _format(dot), dot.operands[0].dtype
     assert fmt is not None and act is not None
     return may_be_held(fmt) or shared_fused(fmt, act.name) is not None
+
+
+def _crowded(dot: Op) -> bool:
+    fmt = _format(dot)
+    return fmt is not None and sums_short_groups(fmt)
 
 
 def _outrun(dot: Op, target: Target, warps: int, warps_m: int) -> bool:

@@ -11,6 +11,8 @@ from lowbitvm.codegen.state import State
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.ir import Op
 
+PART = 4  # n8 tiles of short segments whose products are in registers together
+
 
 class HeldDot(SharedDot):
     """A `SharedDot` whose fragments stay in registers."""
@@ -46,9 +48,25 @@ class HeldDot(SharedDot):
             for t, chunks in enumerate(self.held)
         ]
         self._hold(number + 1)
-        for k in range(0, unit.k, self.atom.k):
-            self._step(accumulators, k)
+        if self.segment < unit.k:
+            self._by_parts(accumulators)
+        else:
+            for k in range(0, unit.k, self.atom.k):
+                self._step(accumulators, k)
         self._sum_rows(number + 1)
+
+    def _by_parts(self, accumulators: list[str]) -> None:
+        """Emits the products of the current unit, some n8 tiles at a time: numbers of short segments take registers."""
+        number = self.pipeline.number
+        for start in range(0, self.pipeline.unit.k, self.segment):
+            self.scales = self._loaded_scales(start)
+            for first in range(0, self.columns, PART):
+                columns = range(first, first + PART)
+                if not self.sums:  # `Dot.emit` says why; with row sums ptxas does better without
+                    self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
+                for k in range(start, start + self.segment, self.atom.k):
+                    self._multiply_by(number, k, columns)
+                self._flush(accumulators, number, start // self.segment, columns)
 
     def _begin_period(self) -> None:
         """Emits the loads of a period's scales that codes are multiplied with: their slot is filled anew in it."""

@@ -5,8 +5,17 @@ so which registers the sums of a row tile are in depends on the warp; the sums c
 """
 
 from lowbitvm.codegen.shared_dot import SharedDot
+from lowbitvm.codegen.weights import CHUNK_K, packed_array
+from lowbitvm.ir import Op
+from lowbitvm.plan import CONVERTED_BITS
 
 KEEPERS = 2  # warps that multiply the same weights
+
+
+def has_registers(dot: Op) -> bool:
+    """Whether there are registers to keep weights in: the numbers of several groups of a unit leave none."""
+    fmt = packed_array(dot.operands[1].operands[0].operands[0])[1]
+    return isinstance(fmt.group, str) or fmt.group >= CHUNK_K or fmt.scale_dtype.bits == CONVERTED_BITS
 
 
 class KeptDot(SharedDot):

@@ -13,7 +13,7 @@ from lowbitvm.codegen.digit_loops import DirectPipeline, GroupedPipeline, build_
 from lowbitvm.codegen.digits import DigitDot, GroupDot, SharedDigitDot, multiplies_digits
 from lowbitvm.codegen.exchange import BITS
 from lowbitvm.codegen.held_dot import HeldDot
-from lowbitvm.codegen.kept_dot import KEEPERS, KeptDot
+from lowbitvm.codegen.kept_dot import KEEPERS, KeptDot, has_registers
 from lowbitvm.codegen.mma import Dot
 from lowbitvm.codegen.numbers import NumberColumns
 from lowbitvm.codegen.pipeline import Pipeline, build_pipeline
@@ -404,7 +404,7 @@ class Lowering:
             return (SharedDigitDot if pipeline.unit.lead else DigitDot)(self.state, pipeline, op)
         if multiplies_dense(op):
             return DenseDot(self.state, pipeline, op)
-        kept = alone and self.state.warps_m == KEEPERS
+        kept = alone and self.state.warps_m == KEEPERS and has_registers(op)
         shared = HeldDot if self.state.held else KeptDot if kept else SharedDot
         kind = shared if pipeline.unit.lead else Dot
         dot = kind(self.state, pipeline, op)

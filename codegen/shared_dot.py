@@ -8,7 +8,7 @@ Row sums of the activations, where zero points need them, are made ahead in the 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import or_
 
 from lowbitvm.codegen.mma import LDMATRIX_K, Dot
@@ -86,17 +86,17 @@ class SharedDot(Dot):
         place = number % self.pipeline.unit.period * self.pipeline.unit.k + k  # in the period
         if place % self.segment == 0:  # now: the slot is filled anew before a period's last unit is multiplied
             self.scales = self._loaded_scales(place)
-        self._multiply_by(number, k)
+        self._multiply_by(number, k, range(self.columns))
         if (place + self.atom.k) % self.segment == 0:
-            self._flush(accumulators, number, place // self.segment)
+            self._flush(accumulators, number, place // self.segment, range(self.columns))
 
-    def _multiply_by(self, number: int, k: int) -> None:
-        """Emits the products of one k16 step: those of a segment's first with zero added."""
-        pairs = [self._matrices(self.lane, self.pipeline.slot, j, k) for j in range(0, self.columns, 2)]
+    def _multiply_by(self, number: int, k: int, columns: Sequence[int]) -> None:
+        """Emits the products of one k16 step with some n8 tiles: those of a segment's first with zero added."""
+        pairs = [self._matrices(self.lane, self.pipeline.slot, j, k) for j in columns[::2]]
         activations = [half for pair in pairs for half in (pair[:2], pair[2:])]
         for t in range(self.row_tiles):
             fragment = self._fragment(number, t, k)
-            for j, half in enumerate(activations):
+            for j, half in zip(columns, activations, strict=True):
                 self.products[t, j] = self._mma(fragment, half, self.products.get((t, j)))
 
     def _fragment(self, number: int, t: int, k: int) -> list[str]:
@@ -113,13 +113,13 @@ class SharedDot(Dot):
         loaded = [rows.load(self.pipeline.slot, k) for rows in self.groups]
         return [functools.reduce(or_, parts) for parts in zip(*loaded, strict=True)]
 
-    def _flush(self, accumulators: list[str], number: int, segment: int) -> None:
-        """Emits the addition of the scaled products of a segment to the accumulators."""
+    def _flush(self, accumulators: list[str], number: int, segment: int, columns: Sequence[int]) -> None:
+        """Emits the addition of the scaled products of a segment and some n8 tiles to the accumulators."""
         if self.fused is not None:
             scalings = [self._fused_scaling(self.fused, 0, t, loaded) for t, loaded in enumerate(self.scales)]
         else:
             scalings = [self._scaling(loaded) for loaded in self.scales]
-        for j in range(self.columns):
+        for j in columns:
             sums = self._sums(number, segment, j) if self.sums else None
             for t, scaling in enumerate(scalings):
                 first = 4 * (j + self.columns * t)

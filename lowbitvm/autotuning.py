@@ -65,8 +65,8 @@ def autotune(
         the arguments of the first call with its key.
     prune: a function of a configuration, the sizes and the Target, that is true where it need not be tried.
     reference: a function of the kernel's arguments and constants by name that returns what it shall store: an array, or
-        arrays by name. It gets numpy arrays and packed matrices of such, for their shapes and contents as they were. By
-        default the interpreter says what blocks in the corners of the grid store.
+        arrays by name. It gets numpy arrays and packed matrices of such, with any numbers in what is stored to and not
+        read. By default the interpreter says what blocks in the corners of the grid store.
     tolerance: how far a float may be from it, relative to the largest of its array, beside one rounding.
     Raises ARGUMENT_INVALID for names that the kernel does not have, and an empty space.
     """
@@ -333,13 +333,18 @@ class Autotuned:
         return replace(found, seconds=time.perf_counter() - started)
 
     def _usable(self, call: _Call, failures: list[tuple[Config, Exception]]) -> list[Candidate]:
-        """What can be compiled, fits on an SM, and keeps its values in registers if anything does."""
-        compiled: list[Candidate] = []
+        """The different kernels that can be compiled, fit on an SM, and do not spill unless all do."""
+        different: dict[object, Candidate] = {}
         for config in self._kept(call):
             try:
-                compiled.append((config, self._compile(call, config)))
-            except LowbitvmError as error:
+                kernel = self._compile(call, config)
+                launched = (kernel.ptx, kernel.code.threads, kernel.shared, call.blocks(config))
+                first, _ = different.setdefault(launched, (config, kernel))
+                if first is not config:
+                    raise _Unusable(f"it is the same kernel as {_text(first)}")
+            except (LowbitvmError, _Unusable) as error:
                 failures.append((config, error))
+        compiled = list(different.values())
         with suppress(LowbitvmError):  # found again below, with its configuration
             compile_many([kernel for _, kernel in compiled], progress=sys.stderr.isatty())
         target, fitting = targets.get(call.target), []

@@ -166,9 +166,10 @@ def report_command(results: Path, plot_folder: Path | None, html_file: Path | No
 @click.argument("after", type=_RESULTS)
 @click.option("--threshold", type=click.FloatRange(0), default=2, show_default=True, help="Per cent that count.")
 @click.option("--fail", is_flag=True, help="Exit with status 1 if a number got worse by more than that.")
-def diff_command(before: Path, after: Path, threshold: float, fail: bool) -> None:
+@click.option("--counts", is_flag=True, help="Leave out what was timed on a machine.")
+def diff_command(before: Path, after: Path, threshold: float, fail: bool, counts: bool) -> None:
     """Says what changed from BEFORE to AFTER, two files that --json wrote."""
-    found = diff.compare(diff.read(before), diff.read(after), threshold / 100)
+    found = diff.compare(diff.read(before), diff.read(after), threshold / 100, timed=not counts)
     diff.show(found, Console())
     raise SystemExit(1 if fail and found.worse else 0)
 

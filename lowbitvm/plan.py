@@ -45,7 +45,7 @@ SMALLEST_SHARED = min(target.shared_per_block for target in TARGETS.values() if 
 SHORTEST_SPLIT = 4 * SPLIT_K  # of k: less does not pay for the partial sums' way through memory
 SHORTEST_STREAM = 2 * SPLIT_K  # the same of few rows, whose partial sums are small
 LITTLE = 0.05  # of a layer's time: more splits must gain more than that
-SHORTEST_HELD = 64  # groups whose weights warps may hold: the sums of shorter ones take those registers
+SHORTEST_LONG = 64  # groups: of shorter ones a unit has several
 SMALL_ROWS = 64  # the largest bm whose weights stay in the registers of the warps that decode them
 NARROW = 128  # bn, but for permuted weights with few rows and codes of few bits
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
@@ -125,7 +125,8 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
-    many = many or (bm == SMALL_ROWS and unit_k(Tile(bm, NARROW, 64, stages, 8), fmt) == UNIT_K)
+    long = Tile(bm, NARROW, 64, stages, 8)
+    many = many or (bm == SMALL_ROWS and unit_k(long, fmt) == UNIT_K and _joins(long, fmt, target))
     tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
     if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
@@ -135,8 +136,22 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 
 
 def may_be_held(fmt: Format) -> bool:
-    """Whether large tiles have registers for all weights that a warp multiplies in a unit, and need no look-ups."""
-    return fmt.code.kind != "table" and (isinstance(fmt.group, str) or fmt.group >= SHORTEST_HELD)
+    """Whether large tiles have registers for all weights that a warp multiplies in a unit, and need no look-ups.
+
+    Short groups leave few beside their numbers: none where those are f32, or row sums come on top of codes of 8 bits.
+    """
+    if fmt.code.kind == "table":
+        return False
+    if isinstance(fmt.group, str) or fmt.group >= SHORTEST_LONG:
+        return True
+    summed = fmt.zero in ("float", "offset")
+    return fmt.scale_dtype.bits > CONVERTED_BITS and (not summed or (fmt.group == 32 and fmt.bits < 8))
+
+
+def sums_short_groups(fmt: Format) -> bool:
+    """Whether large tiles have no registers for the row sums and numbers of groups beside decoded weights to share."""
+    four = fmt.group == 16 and fmt.zero == "offset" and fmt.scale == "i8"  # segments of a unit, converted
+    return four or (fmt.group == 32 and fmt.zero in ("float", "offset"))
 
 
 def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
@@ -147,15 +162,14 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
-    crowded = fmt.group == 32 and fmt.zero in ("float", "offset")  # row sums and scales of two segments
-    crowded = crowded or (fmt.group == 16 and fmt.zero == "offset" and fmt.scale == "i8")  # of four, converted
-    if crowded or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
+    held = may_be_held(fmt)
+    if (sums_short_groups(fmt) and not held) or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
     segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
-    buffers = 0 if may_be_held(fmt) else 2 * 2 * tile.bn * tile.bk
+    buffers = 0 if held else 2 * 2 * tile.bn * tile.bk
     return _staged_bytes(tile, fmt) + tables + sums + buffers <= room
 
 
@@ -180,12 +194,23 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
         if streamed.direct and (m <= GATHERED_ROWS or bn == 512 or not target.has_async_copies):
             return streamed
         wide = replace(wide, warps=min(8, bn // 64))
-        joined = 2 * UNIT_K * (16 * tile.bm + weights * bn * (fmt.bits + 1)) // 8  # as the kernel reckons, at most
+        joined = _joined_bytes(wide, fmt, weights)
         for depth in (512, 384, 256):
             deep = replace(wide, stages=depth // bk)
             if max(_staged_bytes(deep, fmt, weights), joined) <= min(free, STAGED_BYTES * bn // NARROW):
                 return deep if target.has_async_copies else replace(wide, stages=2)
     return tile
+
+
+def _joined_bytes(tile: Tile, fmt: Format, weights: int) -> int:
+    """Shared memory of two units of UNIT_K, as the kernel reckons, at most."""
+    return 2 * UNIT_K * (16 * tile.bm + weights * tile.bn * (fmt.bits + 1)) // 8
+
+
+def _joins(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether shared memory has room for two units of UNIT_K, and codebooks where there are any."""
+    room = SMALLEST_SHARED if target is None else target.shared_per_block
+    return _joined_bytes(tile, fmt, 1) + TABLE_BYTES * (fmt.code.kind == "table") <= room
 
 
 def _streamed(tile: Tile, fmt: Format, target: Target, weights: int) -> Tile:
@@ -477,7 +502,7 @@ def grouped_tile(
     than SMs, tiles are narrower, with more stages.
     """
     assert activations.digits is not None and weights.digits is not None
-    if products == 1 and (few := _few_rows_of_groups(m, n, k, activations, weights, target, groups)):
+    if few := _few_rows_of_groups(m, n, k, activations, weights, target, groups, products):
         return few
     base, each = BASES[weights.digits], columns_per_row(activations.code, activations.digits)
     planes = len(format_digits(weights).digits) * (2 if base.bits == 1 and target.capability < (8, 0) else 1)
@@ -503,7 +528,14 @@ def grouped_tile(
 
 
 def _few_rows_of_groups(
-    m: int, n: int, k: int, activations: Format, weights: Format, target: Target, groups: tuple[int, ...]
+    m: int,
+    n: int,
+    k: int,
+    activations: Format,
+    weights: Format,
+    target: Target,
+    groups: tuple[int, ...],
+    products: int,
 ) -> DigitTile | None:
     """The tile for so few rows that warps load codes to registers, as without groups; None for more.
 
@@ -511,7 +543,7 @@ def _few_rows_of_groups(
     """
     base, each = BASES[weights.digits or ""], columns_per_row(activations.code, activations.digits or "")
     planes, step = len(format_digits(weights).digits), base.activation_k
-    columns, words = _power_from(-(-m * each // COLUMNS)), weights.bits * step // 64
+    columns, words = _power_from(-(-m * each // COLUMNS)), products * weights.bits * step // 64
     blocks = -(-n // 32)  # of 32 features
     rows = 2 if 2 * columns * planes <= FEW_PAIRS and 4 * blocks >= 3 * target.gpu.sms else 1
     own, part = rows * words + columns * ACTIVATION_WORDS, max(step, *groups)

@@ -58,6 +58,7 @@ _ATTRIBUTES = {_CLUSTER: "clusters of", _DEPENDENT: "programmatic stream seriali
 _ATTRIBUTE = struct.Struct("=I4x64s")  # CUlaunchAttribute
 _RECORD = struct.Struct("=6Q10I")  # what runtime/launcher.c reads
 _OTHER_CONTEXT = -1
+_COMPILED = ("cuLaunchKernel", "cuLaunchKernelEx", "cuCtxGetCurrent", "cuStreamSynchronize", "cuPointerGetAttribute")
 _SINCE = 12000  # of which version the calls are that the launcher makes: the least that cuda.bindings knows
 _WIDTHS = {ctypes.c_void_p: "Q", ctypes.c_uint64: "Q", ctypes.c_int32: "i", ctypes.c_uint32: "I", ctypes.c_float: "f"}
 
@@ -161,7 +162,7 @@ class Launch:
         launcher, calls = _launcher()
         sizes = (*grid, *block, function.shared, len(kinds), len(attributes), 0)
         handles = (int(function.handle), function.context)
-        record = _RECORD.pack(*calls, *handles, *sizes) + b"".join(attributes) + kinds.encode()
+        record = _RECORD.pack(*calls[:4], *handles, *sizes) + b"".join(attributes) + kinds.encode()
         self._run, self._wait = functools.partial(launcher.run, record), functools.partial(launcher.wait, record)
         self._empty = 0 in grid
 
@@ -338,19 +339,12 @@ def _dispose(context: int, name: str, handle: Any) -> None:
 
 def pointer_device(address: int) -> int:
     """Index of the GPU that an address of device memory lies on. Raises LAUNCH_FAILED for any other address."""
-    call, attribute, success = _pointer_call()
-    status, index = call(attribute, address)
-    if status != success:
+    launcher, calls = _launcher()
+    found = int(launcher.device(calls[-1], address))  # it is asked for every array of every launch
+    if found < 0:
+        status = _driver().CUresult(-found)
         raise _failure(f"asking for the GPU of address {address:#x}", "cuPointerGetAttribute", status)
-    return int(index)
-
-
-@functools.cache
-def _pointer_call() -> tuple[Any, Any, Any]:
-    """Asked for every array of every launch."""
-    driver = _driver()
-    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return driver.cuPointerGetAttribute, attribute, driver.CUresult.CUDA_SUCCESS
+    return found
 
 
 def is_current(context: int) -> bool:
@@ -391,13 +385,13 @@ def _driver() -> Any:
 @functools.cache
 def _launcher() -> tuple[Any, list[int]]:
     """The compiled launcher, and the addresses of the calls that it makes. Raises DEVICE_UNAVAILABLE."""
-    driver, names = _driver(), ("cuLaunchKernel", "cuLaunchKernelEx", "cuCtxGetCurrent", "cuStreamSynchronize")
+    driver = _driver()
     try:
         module = importlib.import_module("lowbitvm.runtime._launcher")
     except ImportError as error:
         raise _unavailable(f"the launcher was not compiled when the package was installed ({error})") from error
-    found = [driver.cuGetProcAddress(name.encode(), _SINCE, 0)[:2] for name in names]
-    missing = [name for name, (status, address) in zip(names, found, strict=True) if int(status) or not address]
+    found = [driver.cuGetProcAddress(name.encode(), _SINCE, 0)[:2] for name in _COMPILED]
+    missing = [name for name, (status, address) in zip(_COMPILED, found, strict=True) if int(status) or not address]
     if missing:
         raise _unavailable(f"the CUDA driver has no {', '.join(missing)}, of CUDA {_SINCE // 1000}")
     return module, [int(address) for _, address in found]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
 
 S32 = 2**31 - 1
+VECTOR = 8  # out_features, of which stores take as many at a time as fit
 MANY = 1 << 20  # out_features of more blocks than a GPU has SMs
 
 
@@ -55,6 +56,8 @@ class Variant:
     activation: str | None = None
     codes: tuple[int, int, int] | None = None  # the lowest, the highest and the zero of an output of codes
     dyadic: bool = False  # codes are made of integers
+    bipolar: bool = False  # codes are the odd ones of these
+    whole: bool = False  # n is a multiple of 8, and what has n columns is 16-byte aligned: stores are fewer
 
     def program(self) -> Program:
         """The kernel as tile IR."""
@@ -76,6 +79,7 @@ class Variant:
             residual=dtypes.get(self.residual) if self.residual else None,
             activation=self.activation,
             codes=self.codes or (0, 0, 0),
+            bipolar=self.bipolar,
             y_scales=None if self.codes is None or self.dyadic else f32,
             multipliers=i32 if self.dyadic else None,
             shifts=i32 if self.dyadic else None,
@@ -85,8 +89,9 @@ class Variant:
 
     def _divisible(self) -> dict[str, int]:
         """Divisors of the sizes: of k what is multiplied at a time, and of the groups those that lie in it."""
+        of_n = {"n": VECTOR} if self.whole else {}
         if not self.aligned:
-            return {}
+            return of_n
         groups = [fmt.group for fmt in (self.activations, self.weights)]
         own = [g if s is not None and isinstance(g, int) else None for g, s in zip(groups, self.scales, strict=True)]
         least = min((group for group in own if group is not None), default=None)
@@ -94,7 +99,7 @@ class Variant:
         dims = {"sums": "parts", "scales": "groups"}
         found = {name: size for name, size in sizes.items() if size is not None and name in self.rank_one}
         taken = self.tile.bk if found else self.tile.part
-        return {"k": taken} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
+        return of_n | {"k": taken} | {f"{n[:2]}{dims[n[2:]]}": self.tile.bk // size for n, size in found.items()}
 
     @property
     def rank_one(self) -> dict[str, str]:
@@ -163,7 +168,7 @@ def compile_matmul(
     scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
     tile = replace(tile_for((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
-        *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32"
+        *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32", whole=True
     )
     return _compiled(variant, target, disk_cache() if cache else None, dependent)
 
@@ -296,12 +301,14 @@ def run_matmul(
         tile = tile_for((m, n, k), (a.format, w.format), targets.get(target), groups, 1 + (after.gate is not None))
     wanted, numbers = after.requantize, rank_one(a, w, after.gate)
     unaligned = groups and any(address(array) % ALIGNMENT for array in numbers.values())
-    whole = k % (tile.bk if groups else tile.part) == 0 and not unaligned
+    aligned = k % (tile.bk if groups else tile.part) == 0 and not unaligned
+    parts = () if wanted is None else wanted.arrays.values()
+    followers = [part for part in (y, after.bias, after.residual, *parts) if np.ndim(part)]
     variant = Variant(
         a.format,
         w.format,
         tile,
-        whole,
+        aligned,
         (_scale_dtype(a), _scale_dtype(w)),
         dtypes.of(y).name,
         after.gate is not None,
@@ -310,6 +317,8 @@ def run_matmul(
         after.activation,
         None if wanted is None else (wanted.code.low, wanted.code.high, wanted.zero),
         wanted is not None and wanted.scale is None,
+        wanted is not None and wanted.code.step > 1,
+        n % VECTOR == 0 and not any(address(part) % ALIGNMENT for part in followers),
     )
     given = {"a": a, "w": w, "y": y, "gate": after.gate, "bias": after.bias, "residual": after.residual}
     arguments = {name: value for name, value in given.items() if value is not None}

@@ -62,6 +62,8 @@ def launch(
         if record is not None:
             record.append(Launched(ready, given))
         return None
+    if cluster is not None:
+        options["cluster"] = tuple(cluster)
     blocks, index = _grid(kernel, grid), copying_gpu()
     if 0 in blocks:
         return None

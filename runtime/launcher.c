@@ -97,9 +97,23 @@ static PyObject *wait(PyObject *module, PyObject *const *arguments, Py_ssize_t c
     return PyLong_FromLong(result);
 }
 
+/* device(call, address): the GPU that an address lies on, or minus the driver's result; `call` is cuPointerGetAttribute. */
+static PyObject *device(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+    enum { DEVICE_ORDINAL = 9 };
+    (void)module;
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "a call and an address are needed");
+    int (*call)(void *value, int attribute, uint64_t address) =
+        (int (*)(void *, int, uint64_t))(uintptr_t)PyLong_AsUnsignedLongLong(arguments[0]);
+    uint64_t address = PyLong_AsUnsignedLongLong(arguments[1]);
+    if (PyErr_Occurred()) return NULL;
+    int index = 0, result = call(&index, DEVICE_ORDINAL, address);
+    return PyLong_FromLong(result ? -result : index);
+}
+
 static PyMethodDef METHODS[] = {
     {"run", (PyCFunction)(void (*)(void))run, METH_FASTCALL, "run(record, values, stream): launches."},
     {"wait", (PyCFunction)(void (*)(void))wait, METH_FASTCALL, "wait(record, stream): waits for what was launched."},
+    {"device", (PyCFunction)(void (*)(void))device, METH_FASTCALL, "device(call, address): the GPU of an address."},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_launcher", NULL, 0, METHODS, NULL, NULL, NULL, NULL};

@@ -302,5 +302,6 @@ def predict(work: Work, gpu: Gpu | None = None) -> Prediction:
     limits["chain"] = work.waits / warps * -(-most // resident) / clock
     flying = min(most, resident) * work.in_flight * min(gpu.sms, work.blocks) / LATENCY_NS  # GB/s
     traffic = work.traffic - (work.exchanged if work.exchanged <= 1e6 * gpu.l2_mb else 0)
-    limits["memory"] = traffic / (1e3 * min(gpu.dram_gbs * gpu.dram_share, flying))
+    reached = gpu.dram_gbs * gpu.dram_share
+    limits["memory"] = traffic / (1e3 * (min(reached, flying) if flying else reached))  # 0: nothing is loaded
     return Prediction(limits, OVERHEAD_US + work.round_trips * L2_LATENCY_NS / 1e3)

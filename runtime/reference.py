@@ -22,9 +22,10 @@ NumpyArray = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Requantize:
-    """How a product becomes codes of a type (m, out_features), u1..u8, i2..i8 or ternary, for the layer that follows.
+    """How a product becomes codes of a type (m, out_features), u1..u8, i2..i8, bp1..bp7 or ternary, for the next layer.
 
     scale: of floats, a number or f32 (out_features): code = rint(y / scale) + zero in f32, halves to even; NaN is zero.
+        Bipolar codes, which have no zero: code = 2 rint((y / scale - low) / 2) + low; NaN is low, the least of them.
     multipliers, shifts: i32 (out_features), of exact integers: code = floor(y * multiplier / 2^shift + 1/2) + zero, the
         product in 64 bits, shifts from 0 to 62 (HAWQ-V3, Yao et al., ICML 2021). `dyadic` makes them of real numbers.
     Codes saturate. Raises ARGUMENT_INVALID.
@@ -38,8 +39,13 @@ class Requantize:
 
     def __post_init__(self) -> None:
         code = CODE_TYPES.get(self.dtype)
-        if code is None or not code.is_linear or code.step != 1:
-            raise LowbitvmError("ARGUMENT_INVALID", f"codes of {self.dtype!r} of a product", "use u1..u8, i2..i8")
+        if code is None or not code.is_linear or code.high - code.low > 255:
+            raise LowbitvmError(
+                "ARGUMENT_INVALID", f"codes of {self.dtype!r} of a product", "use u1..u8, i2..i8, bp1..bp7"
+            )
+        if code.step > 1 and (self.zero or self.scale is None):
+            problem = f"a zero of {self.zero}" if self.zero else "multipliers"
+            raise LowbitvmError("ARGUMENT_INVALID", f"{problem} for codes of {self.dtype}", "give a scale alone")
         if not code.low <= self.zero <= code.high:
             raise LowbitvmError("ARGUMENT_INVALID", f"the zero {self.zero} is no {self.dtype}", "use one of the codes")
         given = [part is not None for part in (self.scale, self.multipliers, self.shifts)]
@@ -71,12 +77,17 @@ class Requantize:
 
     def of(self, result: NumpyArray) -> NumpyArray:
         """The codes of a product, by numpy."""
+        code: CodeType = self.code
         if self.scale is not None:
             scale = np.asarray(arrays.host(self.scale) if np.ndim(self.scale) else self.scale, np.float32)
-            whole = np.nan_to_num(np.rint(result / scale), nan=0.0, posinf=2.0**31, neginf=-(2.0**31))
+            real = result / scale
+            real = real if code.step == 1 else (real - np.float32(code.low)) * np.float32(0.5)
+            whole = np.nan_to_num(np.rint(real), nan=0.0, posinf=2.0**31, neginf=-(2.0**31))
         else:
             whole = arrays.mul_shift(result.astype(np.int32), arrays.host(self.multipliers), arrays.host(self.shifts))
-        code: CodeType = self.code
+        if code.step > 1:
+            odd: NumpyArray = 2 * np.clip(whole, 0, (code.high - code.low) // 2) + code.low
+            return odd.astype(code.numpy)
         codes: NumpyArray = np.clip(whole, code.low - self.zero, code.high - self.zero) + self.zero
         return codes.astype(code.numpy)
 

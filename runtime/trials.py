@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
 
 Arguments = Mapping[str, Any]
+STORES = ("store", "atomic_add")
 SAMPLED = 8  # blocks that are run in the emulator, or interpreted, of a larger grid
 ALLOCATED = 256  # bytes: what cuMemAlloc aligns to
 
@@ -54,8 +55,7 @@ class Sample:
         Sums of atomics are those of all blocks, so that kernels with them are launched on a smaller grid instead.
         """
         full, small = tuple(grid), leading(grid)
-        added = any(op.kind == "atomic_add" for op in walk(program.body))
-        if not everywhere or added or math.prod(full) <= SAMPLED:
+        if not everywhere or named(program, "atomic_add") or math.prod(full) <= SAMPLED:
             return cls(small, tuple(product(*map(range, small))))
         corners = dict.fromkeys(product(*({0: 0, size - 1: 0} for size in full)))
         return cls(full, tuple(islice(corners, SAMPLED)))
@@ -161,40 +161,41 @@ class Trial:
         return Ready(kernel, _three(grid), values, _resident(self.place), None), self._buffers
 
     def _outputs(self, program: Program) -> dict[str, Any]:
-        """Copies of the arguments that a kernel changes."""
-        return {name: _copied(self.given[name]) for name in stored(program)}
+        """Copies of the arguments that a kernel changes; with other numbers where it does not read them, so that what
+        an earlier call has stored there is not taken for what this one stores."""
+        return {name: _copied(name, self.given[name], named(program, "load")) for name in named(program, *STORES)}
 
     def _check(self, program: Program, sample: Sample, got: Arguments, grid: Sequence[int]) -> None:
         """Raises WrongResult unless the outputs are right, as far as they were computed."""
-        expected: Mapping[str, Any]
+        start, whole = self._outputs(program), sample.is_whole
+        interpreted: dict[str, Any] | None = None
         if self._reference is not None:
             if self._expected is None:
-                outputs = self._outputs(program)
-                self._expected = self._reference({**self.given, **outputs}, list(outputs))
-            expected, whole = self._expected, sample.grid == tuple(grid)
-        else:
-            expected, whole = self._outputs(program), sample.is_whole
-            arguments: dict[str, Argument] = {**self.given, **expected}
+                self._expected = self._reference({**self.given, **self._outputs(program)}, list(start))
+            whole = sample.grid == tuple(grid)
+        if self._reference is None or not whole:  # which also says what the blocks of a sample store to
+            interpreted = self._outputs(program)
+            arguments: dict[str, Argument] = {**self.given, **interpreted}
             interpret(program, sample.grid, arguments, blocks=sample.blocks, weights=self._weights)
+        expected = interpreted if self._expected is None else self._expected
+        assert expected is not None
         for name, value in got.items():
-            for before, ours, theirs in zip(*map(_parts, (self.given[name], value, expected[name])), strict=True):
-                problem = mismatch(ours, theirs, None if whole else self._looked(before, ours, theirs), self.tolerance)
+            stored = _parts(expected[name] if interpreted is None else interpreted[name])
+            parts = zip(_parts(value), _parts(expected[name]), _parts(start[name]), stored, strict=True)
+            for ours, theirs, before, after in parts:
+                problem = mismatch(ours, theirs, None if whole else differ(before, after), self.tolerance)
                 if problem is not None:
                     raise WrongResult(f"{name} is wrong: {problem}")
-
-    def _looked(self, before: NumpyArray, ours: NumpyArray, theirs: NumpyArray) -> NumpyArray:
-        """Where outputs can be compared: the interpreter has done some blocks only, or the kernel has."""
-        return differ(before, theirs if self._reference is None else ours)
 
 
 class WrongResult(Exception):
     """A kernel computed something else than its reference."""
 
 
-def stored(program: Program) -> list[str]:
-    """The names of the arrays that a program changes."""
-    changed = (op.array for op in walk(program.body) if op.kind in ("store", "atomic_add"))
-    return list(dict.fromkeys(array.name for array in changed if array is not None))
+def named(program: Program, *kinds: str) -> list[str]:
+    """The names of the arrays that a program's ops of some kinds are about, in order."""
+    found = (op.array.name for op in walk(program.body) if op.kind in kinds and op.array is not None)
+    return list(dict.fromkeys(found))
 
 
 def differ(a: NumpyArray, b: NumpyArray) -> NumpyArray:
@@ -274,10 +275,10 @@ def _on_host(value: Any, context: int | None, copied: Callable[[Any], Any]) -> A
     return host
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return replace(value, **{name: array.copy() for name, array in value.arrays.items()})
+def _copied(name: str, value: Any, read: Sequence[str]) -> Any:
+    if not isinstance(value, np.ndarray):
+        return replace(value, **{part: array.copy() for part, array in value.arrays.items()})
+    return value.copy() if name in read else (~value.view(f"u{value.dtype.itemsize}")).view(value.dtype)
 
 
 def _parts(value: Any) -> list[NumpyArray]:

@@ -114,6 +114,17 @@ def test_the_example_of_the_documentation_runs(quick: None) -> None:
     assert best.how == "modelled" and best.config == {"block": 1024, "warps": 4}
 
 
+def test_a_kernel_that_loads_nothing_is_modelled() -> None:
+    @lb.kernel(y=("n", lb.f32))
+    def ones(y: lb.Tensor, *, block: int) -> None:
+        lb.store(y, (lb.program_id(0) * block,), lb.full((block,), 1.0))
+
+    with tuning("tune"):
+        best = lb.autotune(space={"block": [256]})(ones).best(blocks, {"y": np.zeros(1 << 24, np.float32)})
+    bytes_per_us = 1e3 * targets.get("sm_80").gpu.dram_gbs * targets.get("sm_80").gpu.dram_share
+    assert best.time_us is not None and best.time_us > (4 << 24) / bytes_per_us
+
+
 # -- what is left out --------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +163,28 @@ def test_a_candidate_that_is_fastest_and_wrong_never_wins(monkeypatch: pytest.Mo
     assert config == wrong and "y is wrong" in reason and "the reference has" in reason
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_candidate_that_stores_nothing_never_passes_with_what_an_earlier_call_has_stored(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    @lb.kernel(x=("n", lb.f32), y=("n", lb.f32))
+    def doubled(x: lb.Tensor, y: lb.Tensor, *, block: int, idle: bool = False) -> None:
+        i = lb.program_id(0)
+        with lb.when(i < (0 if idle else 1 << 30)):
+            lb.store(y, (i * block,), 2 * lb.load(x, (i * block,), (block,)))
+
+    real = autotuning.compile_program
+
+    def compiled(*parts: Any) -> CompiledKernel:
+        return replace(real(*parts), code=doubled.compile("sm_80", block=512, idle=True, warps=parts[2]).code)
+
+    monkeypatch.setattr(autotuning, "compile_program", compiled)
+    x = arrays()["x"]
+    kernel = lb.autotune(space={"block": [512]}, reference=(lambda x, y: 2 * x) if own else None)(doubled)
+    with tuning("tune"), pytest.raises(LowbitvmError, match=r"TUNING_FAILED.*y is wrong"):
+        kernel.best(blocks, {"x": x, "y": 2 * x})
+
+
 def test_a_candidate_whose_blocks_race_is_left_out() -> None:
     kernel = tunable(space={"block": [256, 512], "stride": [256]}, reference=lambda x, y, alpha=0.5: y + x / 2)
     with tuning("tune"):
@@ -169,6 +202,15 @@ def test_candidates_that_cannot_be_compiled_are_left_out(quick: None) -> None:
     assert config == {"block": 96} and reason.startswith("TILE_INVALID")
     with tuning("off"):
         assert kernel.best(blocks, arrays()).config == {"block": 256}
+
+
+def test_configurations_that_are_the_same_kernel_are_tried_once(quick: None, database: tuned.Database) -> None:
+    kernel = tunable(space={"block": [256], "stride": [0, 256]})
+    with tuning("tune"):
+        assert kernel.best(blocks, arrays()).config == {"block": 256, "stride": 0}
+    ((config, reason),) = kernel.left_out
+    assert config["stride"] == 256 and reason == "it is the same kernel as block=256, stride=0"
+    assert [record.tried for *_, record in database.stored()] == [1]
 
 
 def test_candidates_that_spill_are_left_out_unless_all_do(quick: None) -> None:

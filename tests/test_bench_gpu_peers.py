@@ -7,16 +7,19 @@ import sys
 from lowbitvm.bench.gpu import Ours, moved
 from lowbitvm.bench.gpu_peers import PEERS
 
-ASK = (
-    "import json; from lowbitvm.bench.gpu_peers import PEERS; print(json.dumps({p.name: p.available() for p in PEERS}))"
-)
+ASK = """
+import json
+from lowbitvm.bench.gpu_peers import PEERS
+print(json.dumps({peer.name: peer.available() for peer in PEERS}))
+"""
 
 
-def test_each_tool_says_why_it_cannot_be_measured_here() -> None:
+def test_each_tool_says_whether_it_can_be_measured() -> None:
     made = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     reasons = json.loads(made.stdout)
     assert set(reasons) == {"torch f16", "torch int8", "cutlass", "humming-kernels", "gemlite", "tilus"}
-    assert set(reasons.values()) <= {"not installed", "needs torch", "needs a torch with CUDA"}
+    here = {None, "its wheel has no matrix multiplication", "needs nvcc"}  # on a machine with a GPU
+    assert set(reasons.values()) <= {"not installed", "needs torch", "needs a torch with CUDA", *here}
 
 
 def test_the_tools_are_asked_for_the_bytes_that_their_weights_take() -> None:

@@ -158,7 +158,7 @@ def test_two_runs_are_compared_row_by_row(tmp_path: Path) -> None:
     assert changes == {
         ("static", "lowbitvm", "mac_per_instruction"): (pytest.approx(-0.1176, abs=1e-4), True),
         ("static", "lowbitvm", "registers"): (pytest.approx(-0.1), False),
-        ("static", "lowbitvm", "tensor"): (1.0, True),
+        ("static", "lowbitvm", "cycles_per_weight tensor"): (1.0, True),
         ("model", "a100", "bound"): (None, False),
         ("compile", "lowbitvm", "median_ms"): (-0.5, False),
     }
@@ -172,6 +172,8 @@ def test_two_runs_are_compared_row_by_row(tmp_path: Path) -> None:
     for part in ("not the same cpu", "-11.8% worse", "only after: static lowbitvm u5", "2 of them for the worse"):
         assert part in result.output, part
     assert invoke("diff", *files, "--fail", "--threshold", "100").exit_code == 0
+    counted = invoke("diff", *files, "--counts").output
+    assert "mac_per_instruction" in counted and "median_ms" not in counted
     assert "0 changed" in invoke("diff", files[0], files[0], "--fail").output
 
 

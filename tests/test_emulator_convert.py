@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime import emulator
 from tests.lanes import PRECISION, TYPES, apply, assert_same_floats, floats, integers, read, rounded, unit_of
 
@@ -354,7 +355,7 @@ def test_moves_split_and_join_bytes_and_registers_of_128_bits() -> None:
     np.testing.assert_array_equal(apply("mov.b128 %o1, 5; mov.b128 {Z, _}, %o1;", 8, b), 5)
 
 
-def special(name: str, bits: int = 32) -> np.ndarray:
+def special(name: str, bits: int = 32, more: str = "", **options: object) -> np.ndarray:
     """A special register as 2 x 3 blocks of 40 x 2 threads see it, with 256 bytes of dynamic shared memory."""
     text = f"""
     .version 9.0
@@ -363,7 +364,9 @@ def special(name: str, bits: int = 32) -> np.ndarray:
     .visible .entry k(.param .u64 out) {{
         .shared .align 4 .b8 own[64];
         .reg .b32 %r<9>; .reg .b64 %d<9>;
+        .reg .pred %p<2>;
         mov.b{bits} %{"r" if bits == 32 else "d"}1, {name};
+        {more}
         mov.u32 %r2, %ctaid.x; mov.u32 %r3, %ctaid.y; mad.lo.u32 %r2, %r3, 2, %r2;
         mov.u32 %r3, %tid.x; mov.u32 %r4, %tid.y; mad.lo.u32 %r3, %r4, 40, %r3; mad.lo.u32 %r2, %r2, 80, %r3;
         ld.param.u64 %d2, [out]; mad.wide.u32 %d2, %r2, {bits // 8}, %d2;
@@ -371,8 +374,42 @@ def special(name: str, bits: int = 32) -> np.ndarray:
         ret;
     }}"""
     out = np.zeros((6, 80), np.uint32 if bits == 32 else np.uint64)
-    emulator.load(text).launch("k", (2, 3), (40, 2), [emulator.output(out)], shared=256)
+    emulator.load(text).launch("k", (2, 3), (40, 2), [emulator.output(out)], shared=256, **options)
     return out
+
+
+@pytest.mark.parametrize("cluster", [(2, 1), (1, 3), (2, 3), (1, 1, 1)])
+def test_registers_of_clusters_tell_the_place_of_a_block(cluster: tuple[int, ...]) -> None:
+    width, height = cluster[:2]
+    blocks = [(x, y) for y in range(3) for x in range(2)]
+    members: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for x, y in blocks:  # in the order of their ranks
+        members.setdefault((x // width, y // height), []).append((x, y))
+    own = [(x // width, y // height) for x, y in blocks]
+    expected = {
+        "%cluster_ctarank": [members[key].index(block) for key, block in zip(own, blocks, strict=True)],
+        "%cluster_nctarank": [len(members[key]) for key in own],
+        "%clusterid.x": [x for x, _ in own],
+        "%clusterid.y": [y for _, y in own],
+        "%nclusterid.y": [len({y for _, y in members})] * 6,
+        "%cluster_ctaid.x": [x - members[key][0][0] for key, (x, _) in zip(own, blocks, strict=True)],
+        "%cluster_ctaid.y": [y - members[key][0][1] for key, (_, y) in zip(own, blocks, strict=True)],
+        "%cluster_nctaid.x": [width] * 6,
+        "%cluster_nctaid.z": [1] * 6,
+    }
+    for name, values in expected.items():
+        got = special(name, cluster=cluster)
+        np.testing.assert_array_equal(got, np.broadcast_to(np.array(values)[:, None], got.shape), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "meets", ["barrier.cluster.arrive;", "mapa.u64 %d1, %d2, 1;", "mov.pred %p1, %is_explicit_cluster;"]
+)
+def test_a_cluster_whose_blocks_would_meet_is_refused(meets: str) -> None:
+    with pytest.raises(LowbitvmError, match="blocks of a cluster do not meet"):
+        special("%tid.x", more=meets, cluster=(2, 1))
+    with pytest.raises(LowbitvmError, match="not made of clusters"):
+        special("%tid.x", cluster=(1, 2))
 
 
 def test_special_registers_describe_the_thread_and_the_launch() -> None:

@@ -755,6 +755,46 @@ def test_codes_of_few_bits_follow_the_exact_model(arch: str, kind: str, bits: in
     )
 
 
+def chain_kernel(length: int) -> str:
+    """Block t adds `length` products of m16n8k16 of f16 to tile t of C, one after another."""
+    name, a, b, c = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", range(4), range(2), braces("c", 4)
+    text = kernel("PRODUCT", (4 * length, 2 * length, 4), target="sm_80").replace(".version 9.1", ".version 8.0")
+    text = text.replace("%a<9>", f"%a<{4 * length}>").replace("%b<5>", f"%b<{2 * length}>")
+    products = [
+        f"{name} {c}, {{{', '.join(f'%a{4 * j + n}' for n in a)}}}, {{{', '.join(f'%b{2 * j + n}' for n in b)}}}, {c};"
+        for j in range(length)
+    ]
+    return re.sub("PRODUCT.*;", "\n".join(products), text)
+
+
+@pytest.mark.parametrize(("checks", "schedule"), [("none", "random"), ("none", "round_robin"), ("all", "random")])
+@pytest.mark.parametrize("spread", [0, 3, 7])
+def test_chains_of_codes_follow_the_exact_model(checks: str, schedule: str, spread: int) -> None:
+    """Also where something in the middle is no code, negative, infinite or next to nothing."""
+    rng, tiles, length = np.random.default_rng(spread), 8, 6
+    codes = rng.integers(0, 16, (tiles, length, 16, 16)) * 2.0 ** rng.integers(-24, -16, (tiles, 1, 16, 1))
+    a, b = codes.astype(np.float16), draw(rng, (tiles, length, 8, 16), "f16", spread)
+    c = (draw(rng, (tiles, 16, 8), "f32", spread) * 2.0**-12).astype(np.float32)
+    c[0], c[1] = 0, c[1] * 2.0**30
+    c[2, 9, 1], c[6], b[6] = np.inf, c[6] * 2.0**-100, 0
+    a[3, 2, 7, 5], a[4, 3, 12, 9], b[5, 4, 6, 11], b[7, 1] = 2.0**-13, -(2.0**-20), np.inf, 0
+    parts = [fragments(a[:, j], b[:, j], c, ("f16", "f16")) for j in range(length)]
+    d = parts[0][2].copy()
+    arguments = [*(np.concatenate([part[n] for part in parts], axis=2) for n in range(2)), d]
+    module = emulator.load(chain_kernel(length))
+    scales = np.zeros((tiles, 32, 2), np.uint32)
+    module.launch("k", (tiles,), (32,), [*arguments, scales], checks=checks, schedule=schedule)
+    unit = unit_of("sm_80", "f16", 16)
+
+    def expected(t: int, m: int, n: int) -> float:
+        value = float(c[t, m, n])
+        for j in range(length):
+            value = edge_model(a[t, j, m], b[t, j, n], value, "f16", unit, "f32")
+        return value
+
+    check(matrix_of(d.view(np.float32)), 150, expected)
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("spread", [0, 4, 8])
 @pytest.mark.parametrize("k", [8, 16])

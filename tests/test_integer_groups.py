@@ -117,6 +117,17 @@ def test_warps_that_share_out_groups_add_them_in_their_order(
         assert np.array_equal(y, expected(a, w))
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_75"])
+def test_warps_share_out_the_groups_of_a_gate_too(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = side("i8", 5, 1280, None, "f32", None, "s8", 3, 128)
+    w, gate = (side("u4", 40, 1280, 128, "f16", "i8", "s8", seed, 128) for seed in (4, 9))
+    tile = grouped_tile(5, 40, 1280, a.format, w.format, targets.get(target), (128,), products=2)
+    assert tile.part < tile.bk
+    monkeypatch.setenv("LOWBITVM_DEVICE", f"emulator:{target}")
+    found = lb.matmul(a, w, "f32", gate=gate, activation="relu")
+    assert np.array_equal(found, np.maximum(expected(a, gate), 0) * expected(a, w))
+
+
 @settings(max_examples=12)
 @given(
     pair=st.tuples(st.sampled_from(CODES), st.sampled_from(CODES)),

@@ -193,6 +193,6 @@ def test_nothing_spills_where_the_plan_takes_it(target, zero):
 
 def test_small_targets_keep_64_rows():
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_75")).bm == 64
-    assert linear_tile(4096, lb.Format("u8", group=32), targets.get("sm_89")).bm == 64
+    assert linear_tile(4096, lb.Format("u8", group=32, zero="offset"), targets.get("sm_89")).bm == 64
     assert linear_tile(4096, lb.Format("u8"), targets.get("sm_89")).bm == ROWS  # held in registers
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_89")).bm == ROWS

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime.integer import run_matmul
+from lowbitvm.runtime.reference import After
 from tests.test_integer_linear import integers
 from tests.test_matmul import exact, sides
 
@@ -82,6 +84,35 @@ def test_codes_of_floats_are_the_nearest_ones(name: str, per_channel: bool, monk
         assert y.dtype == (np.int8 if low < 0 else np.uint8) and np.array_equal(y, expected)
 
 
+@pytest.mark.parametrize("name", ["bp1", "bp3", "bp7"])
+def test_bipolar_codes_of_floats_are_the_nearest_odd_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, w, _ = integers("u3", "u8", "s8", 9, 37, 300)
+    most, scale = 2 ** int(name[2:]) - 1, np.random.default_rng(1).uniform(1, 90, 37).astype(np.float32)
+    monkeypatch.setenv("LOWBITVM_DEVICE", "")
+    real = lb.matmul(a, w, "f32") / scale
+    odd = np.arange(-most, most + 1, 2)
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        y = lb.matmul(a, w, requantize=lb.Requantize(name, scale))
+        assert y.dtype == np.int8 and np.isin(y, odd).all() and len(np.unique(y)) > 1
+        least = np.abs(real[..., None].astype(float) - odd).min(-1)
+        assert (np.abs(real - y) <= least * (1 + 2.0**-20)).all()  # but for what the subtraction in f32 rounds
+    with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID: a zero of 1 for codes of bp3"):
+        lb.Requantize("bp3", 1.0, zero=1)
+
+
+@pytest.mark.parametrize(("name", "m", "n"), [("i8", 70, 96), ("u4", 9, 40), ("i5", 130, 136)])
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+def test_codes_of_whole_vectors_of_out_features_are_stored_as_words(name: str, m: int, n: int, target: str) -> None:
+    a, w, _ = integers("u3", "u8", "s8", m, n, 192)
+    (low, high), wanted = ends(name), lb.Requantize(name, 7.5)
+    y = np.zeros((m, n), np.int8 if low < 0 else np.uint8)
+    report = run_matmul(a, w, y, target, after=After(requantize=wanted), checks="all", on_finding="raise")
+    assert np.array_equal(y, np.clip(np.rint(lb.matmul(a, w, "f32") / np.float32(7.5)), low, high))
+    stored = [name for name in report.counters.by_mnemonic if name.startswith("st.global")]
+    assert not report.findings and "st.global.b8" not in stored and "st.global.b32" in stored, stored
+
+
 @pytest.mark.parametrize("group", [None, 64])
 def test_codes_of_grouped_tensors_feed_the_next_layer(group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -134,7 +165,8 @@ def test_what_does_not_make_codes_is_refused() -> None:
     a, w, _ = integers("i4", "i8", "s8", 3, 20, 64)
     one = np.ones(20, np.int32)
     for problem, arguments in (
-        ("codes of 'bp4'", {"dtype": "bp4", "scale": 1.0}),
+        ("codes of 'bp8'", {"dtype": "bp8", "scale": 1.0}),
+        ("multipliers for codes of bp4", {"dtype": "bp4", "multipliers": one, "shifts": one}),
         ("codes of 'e4m3'", {"dtype": "e4m3", "scale": 1.0}),
         ("the zero 16 is no u4", {"dtype": "u4", "scale": 1.0, "zero": 16}),
         ("a scale and a multiplier", {"dtype": "u4"}),

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from lowbitvm.cli import main
 from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime import driver
 from lowbitvm.selftest.cases import FAMILIES, ROWS, cases
 from lowbitvm.selftest.parcel import scrub
 from lowbitvm.targets import TARGETS
@@ -57,7 +59,11 @@ def test_paths_and_names_are_taken_out_of_a_text() -> None:
 
 
 @pytest.mark.parametrize("command", ["selftest", "bench"])
-def test_without_a_gpu_the_error_names_what_needs_none(command: str) -> None:
+def test_without_a_gpu_the_error_names_what_needs_none(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(index: int) -> str:
+        raise LowbitvmError("DEVICE_UNAVAILABLE", f"GPU {index} does not exist", "buy one")
+
+    monkeypatch.setattr(driver, "device_target", missing)
     result = CliRunner().invoke(main, [command, "--gpu"])
     instead = {"selftest": "`lowbitvm selftest` runs on the emulator", "bench": "`lowbitvm bench --model`"}
     assert result.exit_code == 1

@@ -22,6 +22,9 @@ IDENTIFYING = (
     "tool", "kernel", "gpu", "model", "layer", "weights", "act", "group", "zero", "target", "tile", "m", "n", "k",
 )  # fmt: skip
 ABOUT = "about"
+MEASURED = ("launch", "compile", "pack", "gpu")  # sections
+TIMED = ("trace_ms", "assemble_ms")  # in the rows of "static"
+LISTED = 20  # rows of one run alone that are printed
 NOT_COMPARED = ("date", "load")  # of "about": they always differ
 # Of which numbers more is better, and of which less; the others are neither good nor bad.
 BETTER_MORE = re.compile(r"mac_per|share|roofline|occupancy|per_s$|gbs|tflops|in_flight")
@@ -70,9 +73,12 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
-def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> Difference:
-    """What changed by more than `threshold` (0.02: 2 %), in the order of `after`. Texts count if they differ at all."""
-    old, new = _keyed(before), _keyed(after)
+def compare(before: dict[str, Any], after: dict[str, Any], threshold: float, timed: bool = True) -> Difference:
+    """What changed by more than `threshold` (0.02: 2 %), in the order of `after`. Texts count if they differ at all.
+
+    timed: also what was measured on a machine, and changes with all that it does beside.
+    """
+    old, new = (_keyed(run if timed else _untimed(run)) for run in (before, after))
     machines = _changes((ABOUT,), old.pop((ABOUT,), {}), new.pop((ABOUT,), {}), 0)
     for key in [key for key in (*old, *new) if key[0] == ABOUT]:
         machines += _changes(key, old.pop(key, {}), new.pop(key, {}), 0)
@@ -84,6 +90,12 @@ def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> 
         [change for change in machines if change.name not in NOT_COMPARED],
         sum(len(new[key]) for key in both),
     )
+
+
+def _untimed(run: dict[str, Any]) -> dict[str, Any]:
+    """What of a run was counted or modelled."""
+    rows = [{name: value for name, value in row.items() if name not in TIMED} for row in run.get("static", ())]
+    return {name: part for name, part in run.items() if name not in MEASURED} | {"static": rows}
 
 
 def _keyed(run: dict[str, Any]) -> dict[Key, dict[str, Value]]:
@@ -98,20 +110,27 @@ def _keyed(run: dict[str, Any]) -> dict[Key, dict[str, Value]]:
 def _rows(value: Any, path: Key) -> Iterator[tuple[Key, dict[str, Value]]]:
     """Each object below `value` that has numbers or texts of its own, by what identifies it."""
     if isinstance(value, dict):
-        plain = {name: part for name, part in value.items() if not isinstance(part, dict | list)}
-        own = {name: part for name, part in plain.items() if name not in IDENTIFYING}
-        path += tuple(str(value[name]) for name in IDENTIFYING if name in plain)
+        own = {name: part for name, part in value.items() if not isinstance(part, dict | list)}
         if own:
             yield path, own
         for name, part in value.items():
             if isinstance(part, dict | list):
                 yield from _rows(part, (*path, name))
-    elif isinstance(value, list):
-        objects = [part for part in value if isinstance(part, dict)]
-        for part in objects:
-            yield from _rows(part, path)
-        if len(objects) < len(value):
-            yield path[:-1], {path[-1]: ", ".join(map(str, value))}
+    elif value and isinstance(value[0], dict):
+        for row in value:
+            numbers = dict(_columns(row))
+            yield (*path, *(str(numbers.pop(name)) for name in IDENTIFYING if name in numbers)), numbers
+    elif value:
+        yield path[:-1], {path[-1]: ", ".join(map(str, value))}
+
+
+def _columns(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    """The numbers and texts of a row of a list, those of objects in it by both names."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _columns(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _changes(row: Key, before: dict[str, Value], after: dict[str, Value], threshold: float) -> list[Change]:
@@ -125,18 +144,13 @@ def _changes(row: Key, before: dict[str, Value], after: dict[str, Value], thresh
             continue
         ratio = new / old - 1 if old else None
         if ratio is None or abs(ratio) > threshold:
-            found.append(Change(row, name, old, new, ratio, (new - old) * direction(name, row) < 0))
+            found.append(Change(row, name, old, new, ratio, (new - old) * direction(name) < 0))
     return found
 
 
-def direction(name: str, row: Key) -> int:
-    """1 where more of a number is better, -1 where less is, 0 where neither: by its name, or that of its object."""
-    for text in (name, row[-1]):
-        if BETTER_MORE.search(text):
-            return 1
-        if BETTER_LESS.search(text):
-            return -1
-    return 0
+def direction(name: str) -> int:
+    """1 where more of a number is better, -1 where less is, 0 where neither."""
+    return 1 if BETTER_MORE.search(name) else -1 if BETTER_LESS.search(name) else 0
 
 
 def _is_number(value: Value) -> TypeGuard[float]:
@@ -150,14 +164,16 @@ def show(found: Difference, console: Console) -> None:
     if found.changes:
         table = Table("row", "what", "before", "after", "change", title="What changed")
         for change in found.changes:
-            style = "red" if change.worse else "green" if direction(change.name, change.row) else ""
+            style = "red" if change.worse else "green" if direction(change.name) else ""
             ratio = "" if change.ratio is None else f"{change.ratio:+.1%}"
             numbers = (_text(change.before), _text(change.after), f"{ratio}{' worse' if change.worse else ''}")
             table.add_row(escape(" ".join(change.row)), change.name, *map(escape, numbers), style=style)
         console.print(table)
     for what, keys in (("only before", found.only_before), ("only after", found.only_after)):
-        for key in keys:
+        for key in keys[:LISTED]:
             console.print(f"{what}: {' '.join(key)}", highlight=False, markup=False)
+        if len(keys) > LISTED:
+            console.print(f"{what}: {len(keys) - LISTED} more rows")
     worse = len(found.worse)
     console.print(f"{found.compared} numbers compared, {len(found.changes)} changed, {worse} of them for the worse")
 

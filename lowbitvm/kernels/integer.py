@@ -111,12 +111,14 @@ def matmul(
     folded: bool = False,
     activation: str | None = None,
     codes: tuple[int, int, int] = (0, 0, 0),
+    bipolar: bool = False,
 ) -> None:
     """y (m, n) = (a - a_zeros) (m, k) (w.factor w - w_zeros) (n, k)^T modulo 2^32, times the scales of both.
 
     a, w are integer codes in digits; a block makes a (bm, bn) tile. Zeros and scales may belong to groups of k: bk is
     then a multiple of them, and sums are of the smaller groups. bias, residual, gate and activation follow as in
-    `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero).
+    `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero),
+    the odd ones of these where they are bipolar.
     Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded: see
     `lowbitvm.plan.DigitTile`.
     """
@@ -131,7 +133,11 @@ def matmul(
         """The result as codes, where it is to be such."""
         lowest, highest, zero = codes
         if y_scales is not None:
-            result = dsl.rint(result / dsl.load(y_scales, (j,), (bn,)))
+            real = result / dsl.load(y_scales, (j,), (bn,))
+            if bipolar:
+                whole = dsl.rint((real - float(lowest)) * 0.5)
+                return dsl.minimum(dsl.maximum(whole, 0), (highest - lowest) // 2) * 2 + lowest
+            result = dsl.rint(real)
         elif multipliers is not None and shifts is not None:
             result = dsl.mul_shift(result, dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,)))
         else:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowbitvm.bounds import agrees
 from lowbitvm.errors import LowbitvmError
+from lowbitvm.runtime.tuned import tuning
 from lowbitvm.selftest.cases import Case
 from lowbitvm.selftest.problems import Arrays, NotHere, NumpyArray, Problem
 
@@ -41,12 +42,12 @@ def judge(case: Case, device: str, target: str) -> Verdict:
     why: list[str] = []
     try:
         problem = case.make()
-        with on(device):
+        with on(device), tuning("off"):
             started = time.perf_counter()
             found = problem.run(target)
             seconds = time.perf_counter() - started
         if device != model:
-            with on(model):
+            with on(model), tuning("off"):  # the same tiles
                 bits = _same_bits(found, problem.run(target), why)
         if problem.approximate:
             why.clear()  # bits of which no model is published: the bound decides

@@ -65,11 +65,14 @@ SPECIALS = {
         + [f"%{what}" for what in ("laneid", "warpid", "nwarpid")]
         + [f"%lanemask_{which}" for which in ("eq", "lt", "le", "gt", "ge")]
         + ["%dynamic_smem_size", "%total_smem_size"]
+        + [
+            f"%{what}.{axis}"
+            for what in ("clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid")
+            for axis in "xyz"
+        ]
+        + ["%cluster_ctarank", "%cluster_nctarank"]
     )
 }
-# A grid without clusters is one of clusters of one block.
-SPECIALS |= {f"%clusterid.{axis}": SPECIALS[f"%ctaid.{axis}"] for axis in "xyz"}
-SPECIALS |= {f"%nclusterid.{axis}": SPECIALS[f"%nctaid.{axis}"] for axis in "xyz"}
 SPECIALS |= {"%aggr_smem_size": SPECIALS["%total_smem_size"]}
 # Special registers that are the same for every thread of every launch: their value and the widths they have.
 CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -78,14 +81,9 @@ CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
     "%gridid": (0, (32, 64)),
     "%current_graph_exec": (0, (64,)),
     "%is_explicit_cluster": (0, (1,)),
-    "%cluster_ctarank": (0, (32,)),
-    "%cluster_nctarank": (1, (32,)),
     "%reserved_smem_offset_begin": (0, (32,)),
     "%reserved_smem_offset_end": (SHARED_BASE, (32,)),
     "%reserved_smem_offset_cap": (SHARED_BASE, (32,)),
-}
-CONSTANT_SPECIALS |= {
-    f"%cluster_{what}.{axis}": (what == "nctaid", (32,)) for what in ("ctaid", "nctaid") for axis in "xyz"
 }
 CONSTANT_SPECIALS |= {f"%reserved_smem_offset_{n}": (0, (32,)) for n in range(2)}
 CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}

@@ -18,7 +18,7 @@ from lowbitvm.runtime.emulator.legality import TARGETS, module_problem, parse_ta
 from lowbitvm.runtime.emulator.parse import parse
 from lowbitvm.runtime.emulator.report import CHECKS, OPT_IN, Launch, Report
 from lowbitvm.runtime.emulator.results import Outline, build_report
-from lowbitvm.runtime.emulator.syntax import Kernel, Syntax
+from lowbitvm.runtime.emulator.syntax import Instruction, Kernel, Name, Syntax
 from lowbitvm.runtime.emulator.variables import initial_contents, view
 
 try:
@@ -54,6 +54,7 @@ class Module:
         args: Sequence[Any],
         *,
         shared: int = 0,
+        cluster: Sequence[int] | None = None,
         arch: str | None = None,
         checks: str | set[str] = "all",
         on_finding: str = "raise",
@@ -68,8 +69,9 @@ class Module:
 
         `args`: contiguous numpy arrays are device buffers, written in place; numbers take their width from the .param;
         `pointer` and `struct` give addresses inside arrays and structs.
-        `shared`: bytes of dynamic shared memory. `arch` ("sm_80") picks the tensor cores' arithmetic, by default the
-        PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
+        `shared`: bytes of dynamic shared memory. `cluster`: the blocks of a cluster, by default one; for kernels that
+        look at their place in it at most, as blocks do not meet. `arch` ("sm_80") picks the tensor cores' arithmetic, by
+        default the PTX's own .target. `checks`: "all", "none", or a set of names from report.CHECKS. `numerics` of float mma: "hw"
         (bit for bit), "bound" (sums in double, rounded once; the report says by line how far the hardware may be from
         them and how far it was), or "permute" (the hardware's, with k in random order within an instruction).
         `schedule` of warps and diverged lanes: "random" (seeded by `seed`), "round_robin" (an instruction each in turn)
@@ -85,6 +87,7 @@ class Module:
         program = self.programs[entry]
         grid3, block3 = _extent(grid, "grid"), _extent(block, "block")
         _check_block(program.kernel, block3)
+        cluster3 = (1, 1, 1) if cluster is None else self._cluster(program.kernel, grid3, cluster)
         variables = [(v.name, array) for v, array in zip(self.syntax.globals, self.globals, strict=True)]
         buffers, params = bind(program, args, variables)
         mask = _check_mask(checks)
@@ -95,7 +98,7 @@ class Module:
         config += [program.local_size, _choice(schedule, SCHEDULES, "schedule"), _choice(copies, COPIES, "copies")]
         together = program.ordering.blocks and math.prod(grid3) > 1
         exact = together or program.ordering.is_exact(math.prod(block3))
-        config += [_workers(workers, program), exact, together]
+        config += [_workers(workers, program), exact, together, *cluster3]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         started = time.perf_counter()
@@ -103,10 +106,33 @@ class Module:
         seconds = time.perf_counter() - started
         checked = tuple(name for name, bit in CHECKS.items() if mask & bit)
         options: dict[str, str | int] = {"numerics": numerics, "seed": seed, "schedule": schedule, "copies": copies}
+        if cluster is not None:
+            options["cluster"] = "x".join(map(str, cluster3))
         launched = Launch(entry, grid3, block3, shared, arch or self.syntax.target, checked, options)
         if entry not in self.outlines:
             self.outlines[entry] = Outline.of(self.syntax, program)
         return build_report(self.syntax, program, self.outlines[entry], buffers, raw, launched, on_finding, seconds)
+
+    def _cluster(self, kernel: Kernel, grid: tuple[int, int, int], cluster: Sequence[int]) -> tuple[int, int, int]:
+        """Source: PTX ISA, "Cluster of Cooperative Thread Arrays"."""
+        sizes = _extent(cluster, "cluster")
+        if any(count % size for count, size in zip(grid, sizes, strict=True)):
+            raise invalid(f"the grid {grid} is not made of clusters of {sizes}", "make each a divisor of the grid's")
+        bodies = [kernel, *self.syntax.functions.values()]
+        found = [one for body in bodies for one in body.instructions if _meets_others(one)]
+        if found and math.prod(sizes) > 1:
+            raise invalid(
+                f"a cluster of {math.prod(sizes)} blocks for a kernel with {found[0].name}",
+                "launch it without: blocks of a cluster do not meet here",
+            )
+        return sizes
+
+
+def _meets_others(instruction: Instruction) -> bool:
+    """Whether an instruction is about other blocks of its cluster, or asks whether there is one."""
+    words, names = instruction.qualifiers, [one.text for one in instruction.operands if isinstance(one, Name)]
+    clustered = any("cluster" in word for word in words) or "%is_explicit_cluster" in names
+    return clustered or instruction.mnemonic in ("mapa", "getctarank")
 
 
 def load(text: str) -> Module:

@@ -8,7 +8,7 @@ from lowbitvm.runtime import driver, integer, launch, linear, mixture, quantise,
 from tests.driver.standin import Standin, remembering
 
 CACHES = (
-    *(driver._driver, driver._launcher, driver._pointer_call, driver.primary_context, driver.device_target),
+    *(driver._driver, driver._launcher, driver.primary_context, driver.device_target),
     *(driver.device_name, launch._sharing_gpu),
     # so that the stand-in sees every kernel's PTX
     *(linear.disk_cache, linear._compiled, integer._compiled, quantise._compiled),

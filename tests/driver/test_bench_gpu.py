@@ -1,14 +1,16 @@
 """`lowbitvm bench --gpu` on a stand-in GPU, by a scripted clock: ours for real, the other tools made up."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import lowbitvm as lb
 from lowbitvm.bench import gpu, modelled
 from lowbitvm.bench.gpu import Ours, Shape, Tool, Work
+from lowbitvm.errors import LowbitvmError
 from tests.driver.kernels import doubling
 from tests.driver.memory import Interface
 from tests.driver.standin import Standin
@@ -81,3 +83,32 @@ def test_layers_are_measured_on_a_gpu_and_stand_beside_the_other_tools(clock: St
     assert refusals == [(tool, "64,128,256", "ValueError: one row only") for tool in ("other", "waits")]
     assert (found["device"]["name"], found["device"]["target"]) == ("stand-in 0", "sm_80")
     assert clock.problems == []
+    console = Console(record=True, width=150)
+    gpu.show(found, console)
+    text = console.export_text()
+    assert "500.0 (500.0 to 500.0, no graph)" in text and "left out: absent: not installed" in text
+    assert "refused: other: u4 64,128,256: ValueError: one row only" in text and gpu.as_json(found) == {"gpu": found}
+
+
+class Lost(MadeUp):
+    """One whose kernel leaves the context unusable."""
+
+    def prepare(self, weights: str, shape: Shape, index: int) -> AbstractContextManager[Work]:
+        raise LowbitvmError("CONTEXT_LOST", "launching", "start a new process")
+
+
+def test_what_was_measured_before_a_context_is_lost_is_kept(clock: Standin) -> None:
+    found = gpu.collect([MadeUp("before"), Lost("lost"), MadeUp("after")], ["tiny"], budget_s=0.01)
+    assert [row["tool"] for row in found["rows"]] == ["before"]
+    refused = [(one["tool"], one["why"].partition(":")[0]) for one in found["refused"]]
+    assert refused == [("before", "ValueError"), ("lost", "LowbitvmError")]
+
+
+def test_the_models_time_stands_beside_ours_alone(clock: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "run_all", lambda jobs, description: [job() for job in jobs])
+    found = gpu.with_model(gpu.collect([Ours(["u4,zero=int"]), MadeUp("other")], ["tiny"], budget_s=0.01))
+    ours = [row for row in found["rows"] if row["tool"] == gpu.TOOL]
+    for row in ours:
+        shape = (row["m"], *SHAPE)
+        assert row["modelled_us"] == modelled.row("a100", "u4,group=128,zero=int", shape).time_us
+    assert len(ours) == 2 and [row["modelled_us"] for row in found["rows"] if row["tool"] == "other"] == [None]

@@ -293,7 +293,7 @@ struct Machine {
     const u32 *initial_undefined;
     const i32 *specials; /* pairs (special register, slot) */
     u32 special_count;
-    u32 grid[3], block[3], threads, warps, blocks;
+    u32 grid[3], block[3], cluster[3], threads, warps, blocks;
     Array *arrays;
     u32 array_count;
     u32 shared_end; /* one past the last address */
@@ -478,6 +478,7 @@ bool copies_arrive(Block *b, u32 address); /* those that an mbarrier waits for a
 bool adds_to(const Insn *i, const Insn *before);
 u32 multiply_plainly(Warp *w, const Insn *i, u32 count);
 struct Fragments *new_fragments(void);
+void free_fragments(struct Fragments *f);
 
 /* print.c */
 void text_append(Machine *m, Text *to, const Text *from);

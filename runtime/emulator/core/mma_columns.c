@@ -10,20 +10,6 @@
 #include <stdlib.h>
 
 #ifdef HAS_COLUMNS
-/* The same of pairs of 16 bits: a vector has all first ones of pairs q, then all second ones. */
-INLINE void transpose_pairs(const u32 *x, const u32 *y, __m512i *to) {
-    const __m512i rows = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29), two = ALL(2);
-    const __m512i first = _mm512_set_epi16(47, 45, 43, 41, 39, 37, 35, 33, 15, 13, 11, 9, 7, 5, 3, 1, 46, 44, 42, 40, 38, 36, 34, 32,
-                                           14, 12, 10, 8, 6, 4, 2, 0), next = _mm512_set1_epi16(16);
-    const __m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16), y0 = _mm512_loadu_si512(y), y1 = _mm512_loadu_si512(y + 16);
-    for (u32 n = 0; n < 2; n++) {
-        const __m512i index = n ? _mm512_add_epi32(rows, two) : rows;
-        const __m512i low = _mm512_permutex2var_epi32(x0, index, x1), high = _mm512_permutex2var_epi32(y0, index, y1);
-        to[2 * n] = _mm512_permutex2var_epi16(low, first, high);
-        to[2 * n + 1] = _mm512_permutex2var_epi16(low, _mm512_add_epi16(first, next), high);
-    }
-}
-
 /* What the numbers of each row have in common; exponents as the bits of a power of two. */
 typedef struct {
     __m512i top;   /* of the largest, as the hardware takes it */
@@ -70,21 +56,6 @@ INLINE __m512i exponents(__m512i pairs, u32 type) {
     return _mm512_mask_max_epi16(_mm512_set1_epi16(-16384), _mm512_test_epi16_mask(magnitude, magnitude), field, _mm512_set1_epi16(64));
 }
 
-enum { KEPT = 64 };
-struct Fragments {
-    Columns kept[KEPT];
-};
-
-INLINE bool same_registers(const Columns *kept, const Step *s) {
-    __m512i different = _mm512_setzero_si512();
-    for (u32 r = 0; r < s->k; r++)
-        for (u32 l = 0; l < LANES; l += ROWS) {
-            const __m512i x = _mm512_loadu_si512(s->b[r] + l), y = _mm512_load_si512(kept->registers[r] + l);
-            different = _mm512_ternarylogic_epi32(different, x, y, 0xF6); /* | (x ^ y) */
-        }
-    return kept->type == s->type && kept->k == s->k && !_mm512_test_epi32_mask(different, different);
-}
-
 /* Whether a register's lanes 4n + q are the same for all n. */
 INLINE __m512i unlike_columns(const u32 *lanes) {
     const __m512i x = _mm512_loadu_si512(lanes), y = _mm512_loadu_si512(lanes + ROWS), first = _mm512_shuffle_i32x4(x, x, 0);
@@ -98,7 +69,7 @@ INLINE bool same_columns(const u32 *const *registers, u32 count) {
 
 INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
     __m512i columns[GROUP / 2];
-    __m512 number[GROUP], sum = _mm512_setzero_ps(), low;
+    __m512 sum = _mm512_setzero_ps(), low;
     Extent e;
     to->type = type, to->k = s->k;
     for (u32 p = 0; p < s->k; p++) {
@@ -112,7 +83,7 @@ INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
     to->fits = measure(columns, type, &e);
     low = AS_FLOATS(e.top);
     for (u32 k = 0; k < GROUP; k++) {
-        const __m512 x = number[k] = value(k % 2 ? upper(columns[k / 2]) : lower(columns[k / 2]), type);
+        const __m512 x = value(k % 2 ? upper(columns[k / 2]) : lower(columns[k / 2]), type);
         const __m512i bits = AS_INTS(x), others = _mm512_and_si512(bits, _mm512_sub_epi32(bits, ALL(1))); /* but for the lowest bit */
         sum = _mm512_add_ps(sum, _mm512_abs_ps(x)); /* exact, or beyond what matters */
         low = _mm512_mask_min_ps(low, _mm512_test_epi32_mask(bits, bits), low, _mm512_abs_ps(_mm512_sub_ps(x, AS_FLOATS(others))));
@@ -123,14 +94,14 @@ INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
     to->span = _mm512_sub_epi32(e.top, e.low);
     _mm512_storeu_si512(to->scale, _mm512_sub_epi32(ALL(254u << 23), e.top));
     _mm512_storeu_si512(to->limit, _mm512_sub_epi32(e.low, ALL(EXPONENT(0))));
-    if (type == F16 && s->k == PIECES) prepare_for_codes(s, number, e.top, to);
 }
 __attribute__((noinline)) static void convert_columns_f16(const Step *s, Columns *to) { convert_columns(s, F16, to); }
 __attribute__((noinline)) static void convert_columns_bf16(const Step *s, Columns *to) { convert_columns(s, BF16, to); }
 
-const Columns *columns_of(const Step *s) {
-    Columns *kept = s->fragments->kept + s->b_slot / 2 % KEPT;
-    if (!same_registers(kept, s)) (s->type == F16 ? convert_columns_f16 : convert_columns_bf16)(s, kept);
+INLINE const Columns *columns_of(const Step *s, u32 type) {
+    Columns *kept = s->fragments->columns + s->b_slot / 2 % KEPT;
+    if (kept->type != s->type || kept->k != s->k || !same_registers(kept->registers, s))
+        (type == F16 ? convert_columns_f16 : convert_columns_bf16)(s, kept);
     return kept;
 }
 
@@ -229,10 +200,6 @@ INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 
     return !uncertain || (type == F16 ? add_with_cuts_f16 : add_with_cuts_bf16)(s, piece, b, uncertain, c, d);
 }
 
-bool add_halves(const Step *s, const Columns *b, u32 piece, const __m512 *c, __m512 *d) {
-    return add_piece(s, F16, COLUMNS, b, piece, c, d);
-}
-
 INLINE bool add_pieces(const Step *s, u32 type, u32 count, const Columns *b, __m512 (*sum)[COLUMNS]) {
     if (!add_piece(s, type, count, b, 0, sum[0], sum[1])) return false;
     return s->k == 1 || add_piece(s, type, count, b, 1, sum[1], sum[0]);
@@ -266,7 +233,7 @@ INLINE bool multiply_alike(const Step *s, u32 type, const Columns *b) {
 }
 
 INLINE bool multiply(const Step *s, u32 type) {
-    const Columns *b = columns_of(s);
+    const Columns *b = columns_of(s, type);
     __m512 sum[2][COLUMNS], half[4];
     if (!b->fits) return false;
     if (b->alike && same_sums(s)) return multiply_alike(s, type, b);
@@ -283,6 +250,12 @@ INLINE bool multiply(const Step *s, u32 type) {
     return true;
 }
 
+bool add_to_columns(const Step *s, const __m512 *c, __m512 *d) {
+    const Columns *b = columns_of(s, F16);
+    __m512 half[COLUMNS];
+    return b->fits && add_piece(s, F16, COLUMNS, b, 0, c, half) && add_piece(s, F16, COLUMNS, b, 1, half, d);
+}
+
 static bool multiply_f16(const Step *s) { return multiply(s, F16); }
 static bool multiply_bf16(const Step *s) { return multiply(s, BF16); }
 #pragma GCC pop_options
@@ -290,14 +263,25 @@ static bool multiply_bf16(const Step *s) { return multiply(s, BF16); }
 struct Fragments *new_fragments(void) {
     struct Fragments *f;
     if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return NULL;
-    f = aligned_alloc(CACHE_LINE, sizeof *f);
-    if (f) memset(f, 0, sizeof *f);
+    f = calloc(1, sizeof *f);
+    if (!f) return NULL;
+    f->columns = aligned_alloc(CACHE_LINE, KEPT * sizeof *f->columns), f->numbers = new_numbers();
+    if (!f->columns || !f->numbers) {
+        free_fragments(f);
+        return NULL;
+    }
+    memset(f->columns, 0, KEPT * sizeof *f->columns);
     return f;
+}
+void free_fragments(struct Fragments *f) {
+    if (f) free(f->columns), free(f->numbers);
+    free(f);
 }
 
 bool multiply_columns(const Step *s) { return s->fragments && (s->type == F16 ? multiply_f16(s) : multiply_bf16(s)); }
 #else
 struct Fragments *new_fragments(void) { return NULL; }
+void free_fragments(struct Fragments *f) { (void)f; }
 bool multiply_columns(const Step *s) {
     (void)s;
     return false;

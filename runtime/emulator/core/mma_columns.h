@@ -40,6 +40,20 @@ INLINE void transpose_back(const __m512 *from, u32 *x, u32 *y) {
     _mm512_storeu_si512(y + 16, _mm512_permutex2var_epi32(y01, _mm512_add_epi32(first, four), y23));
 }
 
+/* The same of pairs of 16 bits: a vector has all first ones of pairs q, then all second ones. */
+INLINE void transpose_pairs(const u32 *x, const u32 *y, __m512i *to) {
+    const __m512i rows = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29), two = ALL(2);
+    const __m512i first = _mm512_set_epi16(47, 45, 43, 41, 39, 37, 35, 33, 15, 13, 11, 9, 7, 5, 3, 1, 46, 44, 42, 40, 38, 36, 34, 32,
+                                           14, 12, 10, 8, 6, 4, 2, 0), next = _mm512_set1_epi16(16);
+    const __m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16), y0 = _mm512_loadu_si512(y), y1 = _mm512_loadu_si512(y + 16);
+    for (u32 n = 0; n < 2; n++) {
+        const __m512i index = n ? _mm512_add_epi32(rows, two) : rows;
+        const __m512i low = _mm512_permutex2var_epi32(x0, index, x1), high = _mm512_permutex2var_epi32(y0, index, y1);
+        to[2 * n] = _mm512_permutex2var_epi16(low, first, high);
+        to[2 * n + 1] = _mm512_permutex2var_epi16(low, _mm512_add_epi16(first, next), high);
+    }
+}
+
 INLINE __m512 value(__m256i halves, u32 type) {
     return type == F16 ? _mm512_cvtph_ps(halves) : AS_FLOATS(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
@@ -55,23 +69,29 @@ typedef struct {
     __m512 sums;  /* of magnitudes, in units of the least */
     __m512i span;
     u32 type, k;  /* k: 0 where there is nothing */
-    bool fits;    /* the numbers are what these files are for */
+    bool fits;    /* the numbers are what this is for */
     bool alike;   /* all columns are the same, as those of ones are, by which rows are added up */
-    /* For codes: exponents of the largest of any of four k's numbers; the numbers, in units of codes, but for the one in each
-     * column that is cut first; that one, and where it is. */
-    _Alignas(CACHE_LINE) u8 top[PIECES][2][COLUMNS][16];
-    float rest[PIECES][COLUMNS][GROUP], least[PIECES][COLUMNS];
-    u32 least_at[PIECES][COLUMNS];
-    struct {
-        i32 products, sums; /* exponents: what codes must be multiples of, less C's exponent in `sums`, that no others are cut */
-        float ratio; /* the most that all bits of a row may be in units of their lowest: more may not be added exactly */
-    } needs[PIECES];
 } Columns;
 
-const Columns *columns_of(const Step *s);
-/* A piece of k, of f16, to all columns; false where C is infinite, NaN or next to nothing. */
-bool add_halves(const Step *s, const Columns *b, u32 piece, const __m512 *c, __m512 *d);
-/* mma_codes.c. `numbers`: of each k, by columns of both pieces; `top`: exponents of their largest */
-void prepare_for_codes(const Step *s, const __m512 *numbers, __m512i top, Columns *to);
+struct Fragments {
+    Columns *columns;
+    struct Numbers *numbers; /* mma_codes.c */
+};
+enum { KEPT = 64 };
+
+/* Whether B's registers are still what was kept of them. */
+INLINE bool same_registers(const u32 (*kept)[LANES], const Step *s) {
+    __m512i different = _mm512_setzero_si512();
+    for (u32 r = 0; r < s->k; r++)
+        for (u32 l = 0; l < LANES; l += ROWS) {
+            const __m512i x = _mm512_loadu_si512(s->b[r] + l), y = _mm512_load_si512(kept[r] + l);
+            different = _mm512_ternarylogic_epi32(different, x, y, 0xF6); /* | (x ^ y) */
+        }
+    return !_mm512_test_epi32_mask(different, different);
+}
+
+struct Numbers *new_numbers(void);
+/* m16n8k16 of f16 on C by columns; false where an operand is infinite, NaN or C next to nothing. */
+bool add_to_columns(const Step *s, const __m512 *c, __m512 *d);
 #endif
 #endif

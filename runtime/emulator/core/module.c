@@ -58,7 +58,7 @@ static void release_machine(Machine *m) {
     traffic_end(m);
     for (u32 n = 0; m->arrays && n < m->array_count; n++) history_end(m->arrays + n);
     free(m->resident), free(m->nodes), free(m->touched), free(m->arrays), free(m->tally), free(m->begun);
-    free(m->finding), free(m->doubtful), free(m->printed.bytes), free(m->fragments);
+    free(m->finding), free(m->doubtful), free(m->printed.bytes), free_fragments(m->fragments);
 }
 
 static void release_run(Run *r) {
@@ -75,7 +75,7 @@ static void release_run(Run *r) {
 }
 
 /* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit, local size,
- * schedule, copies, workers, exact, together. */
+ * schedule, copies, workers, exact, together, cluster. */
 static int configure(Run *r) {
     const u64 *c = r->config.buf;
     const u32 blocks = (u32)(c[0] * c[1] * c[2]), wanted = (u32)c[16];
@@ -84,7 +84,7 @@ static int configure(Run *r) {
     if (r->machines > MAX_WORKERS) r->machines = MAX_WORKERS;
     m = r->machine = calloc(r->machines, sizeof *m);
     if (!m) return -1;
-    for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n];
+    for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n], m->cluster[n] = (u32)c[19 + n];
     m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
     m->arch = (u32)c[10], m->seed = c[11], m->step_limit = c[12];
     m->local_size = (u32)c[13], m->schedule = (u32)c[14], m->copies = (u32)c[15];

@@ -68,6 +68,21 @@ static Block *new_block(Machine *m) {
     return b;
 }
 
+/* Registers of clusters, which a grid without any has of one block: of each axis the cluster's place, the clusters of the
+ * grid, the block's place in its cluster, the blocks of a cluster; then the block's number in its cluster, and of all. */
+static u32 of_cluster(const Machine *m, u32 n, u32 which) {
+    const u32 at[3] = {n % m->grid[0], n / m->grid[0] % m->grid[1], n / m->grid[0] / m->grid[1]};
+    const u32 *size = m->cluster, axis = which % 3;
+    switch (which / 3) {
+    case 0: return at[axis] / size[axis];
+    case 1: return m->grid[axis] / size[axis];
+    case 2: return at[axis] % size[axis];
+    case 3: return size[axis];
+    default: return axis ? size[0] * size[1] * size[2]
+                         : at[0] % size[0] + size[0] * (at[1] % size[1] + size[1] * (at[2] % size[2]));
+    }
+}
+
 /* Special register `which` of one thread, numbered as in decode.py. */
 static u32 special(const Machine *m, const Warp *w, i32 which, u32 l, u32 initial) {
     const u32 t = w->index * LANES + l, below = (1u << l) - 1, own = 1u << l, n = w->b->index;
@@ -89,7 +104,8 @@ static u32 special(const Machine *m, const Warp *w, i32 which, u32 l, u32 initia
     case 18: return ~(below | own);
     case 19: return ~below;
     case 20: return m->shared_end - SHARED_BASE - initial; /* shared memory: the dynamic part, */
-    default: return m->shared_end - SHARED_BASE;           /* all */
+    case 21: return m->shared_end - SHARED_BASE;           /* all */
+    default: return of_cluster(m, n, (u32)which - 22);
     }
 }
 
