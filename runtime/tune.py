@@ -171,10 +171,16 @@ def measure_linear(layer: Layer, given: Given, place: Place, gpu: Gpu, budget_s:
     """The fastest tile of a layer on a GPU, of those that the model likes best and the planned one.
 
     A tile whose y differs from the planned tile's by more than `lowbitvm.runtime.trials.TOLERANCE` of its largest
-    element and two roundings is left out. Raises as `model_linear` does, and CONTEXT_LOST.
+    element and two roundings is left out. Raises TUNING_FAILED and CONTEXT_LOST.
     """
     started = time.perf_counter()
-    times = candidates(layer, gpu, math.inf if budget_s is None else started + MODEL_SHARE * budget_s)
+    times: dict[Tile, float | None] = {}
+    try:
+        times |= candidates(layer, gpu, math.inf if budget_s is None else started + MODEL_SHARE * budget_s)
+    except LowbitvmError as error:
+        if error.code != "TOOL_MISSING":
+            raise
+        times |= dict.fromkeys(linear_tiles(layer), 0.0)  # without the model they are measured in their order
     own = given.rows(layer.m)
     sets = [own, *(own.copy() for _ in range(timing.sets(own.size, place.index) - 1))]
     left = None if budget_s is None else max(0.0, started + budget_s - time.perf_counter())

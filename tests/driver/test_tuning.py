@@ -100,3 +100,17 @@ def test_what_was_modelled_is_measured_but_not_in_a_capture(base: Database, monk
         call(16)
     record = base.get("linear", LAYER.problem, device())
     assert record is not None and record.how == "measured"
+
+
+def test_without_the_model_the_tiles_around_the_plan_are_measured(
+    base: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise lb.LowbitvmError("TOOL_MISSING", "no nvdisasm", "install it")
+
+    monkeypatch.setattr(tune, "candidates", missing)
+    monkeypatch.setattr(tune, "linear_tiles", lambda layer: [LAYER.plan, NARROW])
+    with lb.tuning("tune"):
+        call(16)
+    record = base.get("linear", LAYER.problem, device())
+    assert record is not None and (record.config, record.tried) == (asdict(NARROW), 2)
