@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from lowbitvm import targets
+from lowbitvm import targets, tune_gpus
 from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
 from lowbitvm.errors import LowbitvmError
@@ -46,7 +46,8 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--shapes", default="all", show_default=True, help=f"{', '.join(SHAPES)}, with commas, or all.")
 @click.option("--weights", default="u4", show_default=True, help="Formats such as u4,u3,mxfp4; more parts with '/'.")
 @click.option("--target", "target_names", multiple=True, help="Tunes for the GPU that the model takes for it.")
-@click.option("--gpu", "gpus", multiple=True, help=f"Tunes for it: {', '.join(targets.GPUS)}.")
+@click.option("--gpu", "modelled", multiple=True, help=f"Tunes for it: {', '.join(targets.GPUS)}.")
+@click.option("--gpus", help="Measures on GPUs of this machine: all, or their numbers such as 0,1.")
 @click.option("--rows", callback=_numbers, help="Rows of x, such as 1,16,64; by default all buckets up to 4096.")
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="Seconds for each layer and number of rows.")
 @click.option("--export", "export_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a table as well.")
@@ -54,23 +55,30 @@ def tune_command(
     shapes: str,
     weights: str,
     target_names: tuple[str, ...],
-    gpus: tuple[str, ...],
+    modelled: tuple[str, ...],
+    gpus: str | None,
     rows: tuple[int, ...],
     budget: float | None,
     export_file: Path | None,
 ) -> None:
-    """Finds the best tiles of linear layers by the performance model, and keeps them in the user's database.
+    """Finds the best tiles of linear layers, and keeps them in the user's database: by the performance model, or with
+    --gpus by measuring.
 
-    docs/tuning.md says how they are used, and how to tune by measuring on a GPU.
+    docs/tuning.md says how they are used.
     """
-    chosen = list(dict.fromkeys([*gpus, *(_row_of(name) for name in target_names)] or ["a100"]))
+    if gpus is not None and (modelled or export_file is not None):
+        raise click.UsageError("--gpus measures on this machine's GPUs; --gpu and --export are for what is modelled")
+    formats, layers = _formats(weights), _layers(shapes)
+    if gpus is not None:
+        indices = tune_gpus.numbers(gpus, target_names)
+        wanted = [Layer(_grouped(text, k), m, n, k, "") for text in formats for m in rows or ROWS for n, k in layers]
+        tune_gpus.show(tune_gpus.measure(indices, wanted, budget), Console())
+        return
+    chosen = list(dict.fromkeys([*modelled, *(_row_of(name) for name in target_names)] or ["a100"]))
     if export_file is not None and len(chosen) > 1:
         raise click.UsageError(f"--export writes the table of one GPU, not of {', '.join(chosen)}")
-    formats = [text.strip().replace("/", ",") for text in weights.split(",")]
-    layers = tuple(dict.fromkeys(shape for name in _shapes(shapes) for shape in SHAPES[name].values()))
-    for gpu, text in product(chosen, formats):
+    for gpu in chosen:
         targets.gpu(gpu)
-        Format.parse(text)
     jobs = [
         partial(tune_layers, gpu, text, layers, some, budget)
         for gpu, text, some in product(chosen, formats, _together(rows or ROWS))
@@ -81,6 +89,23 @@ def tune_command(
     show(found, Console())
     if export_file is not None:
         export_file.write_text(table_text(gpu_device(chosen[0])))
+
+
+def _formats(text: str) -> list[str]:
+    """Formats with commas between them, their parts with '/'. Raises FORMAT_INVALID."""
+    found = [part.strip().replace("/", ",") for part in text.split(",")]
+    for part in found:
+        Format.parse(part)
+    return found
+
+
+def _layers(shapes: str) -> tuple[tuple[int, int], ...]:
+    """(out_features, in_features) of the layers of shape sets."""
+    return tuple(dict.fromkeys(shape for name in _shapes(shapes) for shape in SHAPES[name].values()))
+
+
+def _grouped(text: str, k: int) -> Format:
+    return Format.parse(grouped(text, k))
 
 
 def _shapes(text: str) -> list[str]:
@@ -114,7 +139,7 @@ def tune_layers(
     found = []
     for m in rows:
         for n, k in shapes:
-            layer = Layer(Format.parse(grouped(weights, k)), m, n, k, target.name)
+            layer = Layer(_grouped(weights, k), m, n, k, target.name)
             record = model_linear(layer, rates, budget)
             plan_us = predicted_us(layer, layer.plan, rates)
             found.append(Tuned(gpu, layer, record, record.time_us if plan_us is None else plan_us))

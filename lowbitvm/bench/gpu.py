@@ -149,16 +149,21 @@ def is_integer(weights: str) -> bool:
     return "act=" in weights or weights == BYTES
 
 
-def _floats(fmt: Format, shape: Shape, target: str) -> tuple[Callable[[], object], int]:
-    m, n, k = shape
-    x, y = np.ones((m, k), np.float16), np.zeros((m, n), np.float16)
+def repeated(fmt: Format, n: int, k: int) -> PackedWeight:
+    """A weight to measure with: n output features, a multiple of SLICE, that repeat the first SLICE of them."""
     numbers = np.random.default_rng(0).standard_normal((SLICE, k))
     few = quantize(numbers, fmt, table=some_table(fmt, SLICE, k))
     assert isinstance(few, PackedWeight)
     times, axes = n // SLICE, {"words": 0, "scales": 1, "zeros": 1}
     own = few.arrays
     arrays: dict[str, Any] = {name: np.repeat(own[name], times, axes[name]) for name in axes if name in own}
-    weight = replace(few, **arrays, out_features=times * SLICE)
+    return replace(few, **arrays, out_features=times * SLICE)
+
+
+def _floats(fmt: Format, shape: Shape, target: str) -> tuple[Callable[[], object], int]:
+    m, n, k = shape
+    x, y = np.ones((m, k), np.float16), np.zeros((m, n), np.float16)
+    weight = repeated(fmt, n, k)
     return partial(run_linear, x, weight, None, y, target), sum(stored_bytes(fmt, n, k).values())
 
 

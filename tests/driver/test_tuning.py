@@ -1,14 +1,18 @@
 """Linear layers that are tuned by measuring, on the stand-in driver, whose clock is scripted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import lowbitvm as lb
+from lowbitvm import tune_gpus
+from lowbitvm.bench.modelled import SHAPES
+from lowbitvm.cli import main
 from lowbitvm.plan import Tile
-from lowbitvm.runtime import timing, tune, tuned
+from lowbitvm.runtime import driver, timing, tune, tuned
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.linear import LinearCall
 from lowbitvm.runtime.tuned import Database, Device, Record
@@ -114,3 +118,43 @@ def test_without_the_model_the_tiles_around_the_plan_are_measured(
         call(16)
     record = base.get("linear", LAYER.problem, device())
     assert record is not None and (record.config, record.tried) == (asdict(NARROW), 2)
+
+
+def test_tune_measures_the_layers_of_a_model_on_a_gpu_of_the_machine(
+    base: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", {"qkv": (LAYER.n, LAYER.k)})
+    monkeypatch.setattr(tune_gpus, "database", lambda: base)
+    command = ["tune", "--shapes", "tiny", "--weights", "i4/group=64", "--rows", "16", "--budget", "30"]
+    found = CliRunner().invoke(main, [*command, "--gpus", "0", "--target", "sm_80"])
+    assert found.exit_code == 0, found.output
+    assert "measured" in found.output and "splits 2" in found.output
+    record = base.get("linear", LAYER.problem, device())
+    assert record is not None and (record.how, record.config) == ("measured", asdict(SPLIT))
+
+
+def test_gpus_are_named_by_their_numbers_and_their_target(gpus: Standin) -> None:
+    assert tune_gpus.numbers("all", ()) == [0, 1]
+    assert tune_gpus.numbers("1", ("sm_80", "sm_90a")) == [1]
+    with pytest.raises(lb.LowbitvmError, match=r"ARGUMENT_INVALID: GPUs '0,2' of 2"):
+        tune_gpus.numbers("0,2", ())
+    with pytest.raises(lb.LowbitvmError, match="DEVICE_UNAVAILABLE: no GPU is a sm_90a; there are sm_80, sm_80"):
+        tune_gpus.numbers("all", ("sm_90a",))
+
+
+def test_gpus_of_one_kind_share_out_the_layers(gpus: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, list[int]]] = []
+
+    def noted(index: int, layers: Sequence[Layer], budget_s: float | None) -> list[tune_gpus.Measured]:
+        asked.append((index, [layer.m for layer in layers]))
+        return []
+
+    monkeypatch.setattr(tune_gpus, "measure_layers", noted)
+    monkeypatch.setattr(tune_gpus, "run_all", lambda jobs, text: [job() for job in jobs])
+    layers = [replace(LAYER, m=m) for m in (1, 2, 4)]
+    assert tune_gpus.measure([0, 1], layers, None) == []  # of different names
+    assert asked == [(0, [1, 2, 4]), (1, [1, 2, 4])]
+    asked.clear()
+    monkeypatch.setattr(driver, "device_name", lambda index: "Alike")
+    assert tune_gpus.measure([0, 1], layers, None) == []
+    assert asked == [(0, [1, 4]), (1, [2])]
