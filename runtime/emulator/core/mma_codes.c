@@ -70,6 +70,7 @@ INLINE void set_apart(Numbers *to) {
     second = _mm512_min_epu32(_mm512_and_si512(second, ALL(0x7F800000)), ALL(EXPONENT(12)));
     sum = _mm512_mul_ps(sum, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), second)));
     to->fits = !_mm512_cmpge_epi32_mask(top, ALL(EXPONENT(16)));
+    if (!to->fits) return; /* of infinities there are no units */
     top = _mm512_and_si512(top, ALL(0x7F800000));
     to->most_products = _mm512_reduce_max_epi32(_mm512_sub_epi32(top, second)) + (i32)EXPONENT(-14);
     to->most_sums = _mm512_reduce_min_epi32(second) - (i32)EXPONENT(0);
