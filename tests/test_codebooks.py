@@ -79,7 +79,7 @@ def problems(draw):
     }
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(problems())
 def test_interpreter_emulator_and_float64_agree_on_random_codebooks(problem):
     rng = np.random.default_rng(problem["seed"])

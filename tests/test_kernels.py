@@ -268,7 +268,7 @@ def check(program, grid, arguments, **options):
             )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(problems(), st.sampled_from([1, 2, 4, 8]), st.integers(0, 1 << 20))
 def test_random_kernels_agree_bit_for_bit(problem, warps, seed):
     check(problem.program, problem.grid, problem.arguments, warps=warps, seeds=(0, seed))

@@ -125,7 +125,7 @@ def problems(draw):
     }
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(problems())
 def test_interpreter_emulator_and_float64_agree_on_random_problems(problem):
     check(**problem)
