@@ -86,7 +86,7 @@ class Pipeline:
         if isinstance(tile, TableRows):
             group = self.unit.k // tile.segments
             return StagedTables(
-                self.state, codes, decoder, lambda k: self.slot + tile.offset + k // group * tile.row_bytes
+                self.state, codes, decoder, lambda k: self.slot_for(tile) + tile.offset + k // group * tile.row_bytes
             )
         room = min(TABLE_ROOM, self.state.free_shared - KEPT_FREE)
         if isinstance(packed_array(codes)[1].group, str) and codes.shape[0] << decoder.code.bits + 1 <= room:

@@ -98,6 +98,15 @@ def test_every_kind_of_codebook_runs_on_every_family_of_targets(name, table, tar
     check(random_weight(rng, fmt, 40, 128), rng.standard_normal((5, 128)).astype(FLOATS[act]), target)
 
 
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+@pytest.mark.parametrize("name", ["c1", "c3"])
+def test_tables_of_groups_that_are_longer_than_a_stage_are_copied_once_for_all_of_its_stages(name, target):
+    rng = np.random.default_rng(0)
+    for m, k in ((1, 256), (8, 768), (40, 512)):
+        weight = random_weight(rng, lb.Format(name, 256, table="group"), 40, k)
+        check(weight, rng.standard_normal((m, k)).astype(np.float16), target)
+
+
 @pytest.mark.parametrize("m", [5, 40])
 @pytest.mark.parametrize("target", ["sm_75", "sm_86"])
 @pytest.mark.parametrize("name", ["nf4", "c1", "c4", "c8"])
