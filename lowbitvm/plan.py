@@ -127,7 +127,7 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
     long = Tile(bm, NARROW, 64, stages, 8)
     many = many or (bm == SMALL_ROWS and unit_k(long, fmt) == UNIT_K and _joins(long, fmt, target))
-    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights)
+    tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights, target)
     if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)
     if bm <= DECODE_ROWS and not permuted and fmt.table != "group":
@@ -163,7 +163,7 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
     held = may_be_held(fmt)
-    if (sums_short_groups(fmt) and not held) or fmt.table == "group" or not _fits_tables(tile, fmt, 1):
+    if (sums_short_groups(fmt) and not held) or fmt.table == "group" or not _fits_tables(tile, fmt, 1, target):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
@@ -188,7 +188,7 @@ def _wide(tile: Tile, m: int, fmt: Format, target: Target, weights: int = 1) -> 
     summed = bk > tile.bk and fmt.zero is None and fmt.code.bias  # sums of x for two groups of a unit
     for bn in (bn for bn in (512, 256) if m > GATHERED_ROWS or bn == 256):
         wide = replace(tile, bn=bn, bk=bk, warps=8 if summed or _crowded(fmt) else bn * plain.warps // plain.bn)
-        if not _fits_tables(wide, fmt, weights):
+        if not _fits_tables(wide, fmt, weights, target):
             continue
         streamed = _streamed(replace(wide, stages=512 // bk), fmt, target, weights)
         if streamed.direct and (m <= GATHERED_ROWS or bn == 512 or not target.has_async_copies):
@@ -249,22 +249,25 @@ def stages_tables(fmt: Format, k: int, bn: int) -> bool:
     return fmt.table == "group" and 0 < meets * bn << fmt.bits + 1 <= TABLE_STAGE_BYTES
 
 
-def _fits_tables(tile: Tile, fmt: Format, weights: int) -> bool:
+def _fits_tables(tile: Tile, fmt: Format, weights: int, target: Target | None) -> bool:
     """Whether the codebooks of a tile's groups or out_features have room in shared memory.
 
     Those of 16 out_features have a row of 128 bytes for every code, so that there are no bank conflicts; for codes of 8
     bits there is never room for that.
     """
     if fmt.table == "group" and isinstance(fmt.group, int):
-        return stages_tables(fmt, unit_k(tile, fmt), tile.bn)
+        unit = unit_k(tile, fmt)
+        tables = 2 * max(1, unit // fmt.group) * (tile.bn << fmt.bits + 1)  # of two units
+        joined = _joined_bytes(tile, fmt, weights) + tables if unit > tile.bk and target is not None else 0
+        return stages_tables(fmt, unit, tile.bn) and (target is None or joined <= target.shared_per_block)
     if fmt.table == "block" and fmt.bits < INDEX_BITS:
         return weights * tile.bn // BLOCK * ROW_BYTES << fmt.bits <= TABLE_ROOM
     return True
 
 
-def _with_tables(tile: Tile, fmt: Format, weights: int) -> Tile:
+def _with_tables(tile: Tile, fmt: Format, weights: int, target: Target | None) -> Tile:
     """The tile, or a narrower one that has room for its codebooks."""
-    while tile.bn > BLOCK and not _fits_tables(tile, fmt, weights):
+    while tile.bn > BLOCK and not _fits_tables(tile, fmt, weights, target):
         tile = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // 2 // BLOCK))
     return tile
 
