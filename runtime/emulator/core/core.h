@@ -296,7 +296,7 @@ struct Machine {
     u32 grid[3], block[3], cluster[3], threads, warps, blocks;
     Array *arrays;
     u32 array_count;
-    u32 shared_end; /* one past the last address */
+    u32 shared_start, shared_end; /* the first address that the kernel may touch, and one past the last */
     u32 local_size; /* bytes of each thread */
     u8 *params;
     u32 params_size;

@@ -236,5 +236,6 @@ bool shadow_reset(Block *b) {
     const size_t words = b->m->shared_end / 4 + 1;
     memset(b->shared_write, 0, words * sizeof *b->shared_write);
     memset(b->shared_read, 0, words * sizeof *b->shared_read);
+    for (u32 n = b->m->shared_start / 4; n < SHARED_BASE / 4; n++) b->shared_write[n] = 1; /* written before all time */
     return true;
 }
