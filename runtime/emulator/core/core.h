@@ -404,7 +404,7 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
 void doubt(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
 bool compares_and_swaps(const Insn *atomic);
-void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes);
+void report_unset(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 bytes);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 
 /* control.c: divergence */

@@ -74,7 +74,7 @@ static u8 *local_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, 
     }
     if (write) memset(written, WRITTEN, size);
     else if (!quiet && m->checks & CHECK_UNINITIALISED && memchr(written, 0, size))
-        report(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
+        report_unset(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
     return w->b->local + offset;
 }
 
