@@ -116,8 +116,8 @@ def _read(store: cache.Cache, text: str) -> cache.Entry | None:
 def _fresh_processes() -> dict[str, Any]:
     """A process from its start to its first kernel and its end: import, tracing, and the assembler or the disk.
 
-    The modules' bytecode is on disk, as pip leaves it, whatever the environment says: it is written once, before. Beside
-    the time that passes stands that of the processor, which other work on the machine does not lengthen as much.
+    The modules' bytecode is on disk, as pip leaves it, whatever the environment says: it is written once, before.
+    Beside the time that passes stands that of the processor, which other work on the machine does not lengthen as much.
     """
     names = ("fresh process", "fresh process, on disk")
     passed: dict[str, list[float]] = {name: [] for name in names}
