@@ -131,10 +131,8 @@ def test_an_undefined_predicate_matters_only_where_the_other_leaves_the_result_t
         join = f"{name}.pred %p2, %p1, %p0; {use}"
         assert kinds(f"setp.{decided}.u32 %p0, %r1, %r1; setp.eq.u32 %p1, %r11, 0; {join}") == []
         assert kinds(f"setp.{left}.u32 %p0, %r1, %r1; setp.eq.u32 %p1, %r11, 0; {join}") == ["undefined_store"]
-    assert kinds(f"setp.eq.u32 %p1, %r11, 0; setp.eq.u32 %p0, %r11, 1; and.pred %p2, %p1, %p0; {use}") == [
-        "undefined_store"
-    ]
-    assert kinds(f"setp.eq.u32 %p1, %r11, 0; not.pred %p2, %p1; {use}") == ["undefined_store"]
+    for join in ("setp.eq.u32 %p0, %r11, 1; and.pred %p2, %p1, %p0;", "not.pred %p2, %p1;"):
+        assert kinds(f"setp.eq.u32 %p1, %r11, 0; {join} {use}") == ["undefined_store"]
 
 
 def test_unwritten_local_memory_matters_only_where_it_is_used() -> None:
