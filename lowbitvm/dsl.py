@@ -433,7 +433,7 @@ def _index(value: Value | int) -> Value:
 def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -> Value:
     """The real values of a tile of codes: q * s, (q - z) * s or q * s + m, as the format says; exact, typed f32."""
     array = codes.op.array
-    if array is not None and isinstance(array.element, Format) and array.element.digits is not None:
+    if array is not None and isinstance(array.element, Format) and array.element.has_digits:
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             f"dequant of {array.element}, whose codes are stored as digits",
@@ -695,6 +695,8 @@ class Kernel:
                 f"parameter {name} of {self.__name__} was given {element!r}",
                 f"pass {name}={'lb.Format(...)' if spec.packed else 'a dtype such as lb.f16'}",
             )
+        if isinstance(element, Format) and element.has_digits:
+            element = element.in_digits
         return Array(name, spec.dims, element)
 
     def compile(
