@@ -458,13 +458,15 @@ def fma(a: Value | Scalar, b: Value | Scalar, c: Value | Scalar) -> Value:
     return _record("fma", dtypes.f32, shape, operands)
 
 
-def mul_shift(value: Value, multiplier: Value, shift: Value) -> Value:
+def mul_shift(value: Value, multiplier: Value, shift: Value, nearest: bool = True) -> Value:
     """floor(value * multiplier / 2^shift + 1/2) of i32, saturated to i32: a dyadic number times each element.
 
-    The product has 64 bits; shifts are from 0 to 62. Halves are rounded up. Source: HAWQ-V3 (Yao et al., ICML 2021).
+    The product has 64 bits; shifts are from 0 to 62. Halves are rounded up. nearest=False: without the half, and shifts
+    to 63. Source: HAWQ-V3 (Yao et al., ICML 2021).
     """
     shape = _broadcast_shape(_broadcast_shape(value.shape, multiplier.shape), shift.shape)
-    return _record("mul_shift", dtypes.i32, shape, tuple(_broadcast(x, shape) for x in (value, multiplier, shift)))
+    operands = tuple(_broadcast(x, shape) for x in (value, multiplier, shift))
+    return _record("mul_shift", dtypes.i32, shape, operands, nearest=int(nearest))
 
 
 def dot(a: Value, b: Value, k: tuple[int, int] | None = None) -> Value:
