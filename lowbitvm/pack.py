@@ -245,7 +245,7 @@ def pack(
     """
     fmt = as_format(fmt)
     optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
-    if fmt.digits is not None:
+    if fmt.has_digits:
         _refuse_given({**optional, "zeros": None, "input_scale": input_scale}, fmt)
         return pack_weights(codes, fmt, scales, zeros)
     _check_wanted(optional, fmt)
