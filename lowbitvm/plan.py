@@ -138,14 +138,16 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
 def may_be_held(fmt: Format) -> bool:
     """Whether large tiles have registers for all weights that a warp multiplies in a unit, and need no look-ups.
 
-    Short groups leave few beside their numbers: none where those are f32, or row sums come on top of codes of 8 bits.
+    Short groups leave few beside their numbers: none where those are f32, unless they are multiplied with row sums.
     """
     if fmt.code.kind == "table":
         return False
     if isinstance(fmt.group, str) or fmt.group >= SHORTEST_LONG:
         return True
     summed = fmt.zero in ("float", "offset")
-    return fmt.scale_dtype.bits > CONVERTED_BITS and (not summed or (fmt.group == 32 and fmt.bits < 8))
+    if fmt.scale_dtype.bits == CONVERTED_BITS:
+        return summed
+    return not summed or fmt.group == 32
 
 
 def sums_short_groups(fmt: Format) -> bool:
@@ -238,9 +240,11 @@ def decoded_scale_bits(fmt: Format) -> int:
 
     They lie there as bytes and as 16-bit numbers, of all groups of UNIT_K, whose largest is an f32.
     """
-    if fmt.zero is not None or fmt.scale_dtype.bits != CONVERTED_BITS or isinstance(fmt.group, str):
+    if fmt.zero not in (None, "offset") or fmt.scale_dtype.bits != CONVERTED_BITS or isinstance(fmt.group, str):
         return 0
-    return UNIT_K // min(fmt.group, UNIT_K) * (CONVERTED_BITS + 16) + 32 * (1 + (fmt.outer == 256))
+    offset = fmt.zero is not None  # an f32, and its second level
+    each = CONVERTED_BITS + 16 + offset * (CONVERTED_BITS + 32)
+    return UNIT_K // min(fmt.group, UNIT_K) * each + 32 * (1 + (1 + offset) * (fmt.outer == 256))
 
 
 def stages_tables(fmt: Format, k: int, bn: int) -> bool:
