@@ -8,8 +8,8 @@ from lowbitvm.codegen.fused import shared_fused
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
-from lowbitvm.plan import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_short_groups
 from lowbitvm.targets import Target
+from lowbitvm.tile import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_short_groups
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
 WARP_ROWS = 64  # of activations that a warp has then

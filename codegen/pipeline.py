@@ -38,7 +38,7 @@ from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, WordTile, packed
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
-from lowbitvm.plan import stages_tables
+from lowbitvm.tile import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K

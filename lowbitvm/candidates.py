@@ -9,9 +9,9 @@ from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, cheapest_digits, traffic, w
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_plan
 from lowbitvm.integers import format_digits
 from lowbitvm.pack import as_format
-from lowbitvm.plan import DigitTile, digit_plan
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul
 from lowbitvm.runtime.loops import main_nest, read_sass

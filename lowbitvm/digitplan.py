@@ -7,8 +7,8 @@ from lowbitvm.chunk import blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, widens_once
 from lowbitvm.digits import widening as widening_steps
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_plan
 from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
-from lowbitvm.plan import DigitTile, digit_plan
 from lowbitvm.targets import Target
 
 SUB_CORES = 4

@@ -13,11 +13,11 @@ from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.integers import PackedDigits, check_group, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
-from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache

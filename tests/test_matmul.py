@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import lowbitvm as lb
 from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.integer_plan import DigitTile, digit_plan, digit_tile
 from lowbitvm.integers import PackedDigits
-from lowbitvm.plan import DigitTile, digit_plan, digit_tile
 from lowbitvm.runtime.integer import Variant, longest_k, rank_one, run_matmul
 from tests.test_digits import CODES, drawn
 

@@ -15,8 +15,8 @@ from lowbitvm.digitplan import cheapest_digits
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_tile
 from lowbitvm.integers import pack_activations, pack_weights
-from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
 from lowbitvm.runtime.integer import compile_matmul, rank_one
 from lowbitvm.runtime.launch import launch

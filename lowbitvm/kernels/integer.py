@@ -120,7 +120,7 @@ def matmul(
     `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero),
     the odd ones of these where they are bipolar.
     Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded: see
-    `lowbitvm.plan.DigitTile`.
+    `lowbitvm.integer_plan.DigitTile`.
     """
     block = dsl.program_id(0), dsl.program_id(1)
     i, j = block[0] * bm, block[1] * bn
