@@ -156,7 +156,10 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
 
 
 def shared_fused(fmt: Format, act: str) -> Fused | None:
-    """`fused_scales` where weights are decoded once per block: there they always save more than they take."""
-    if fmt.zero is not None or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
+    """`fused_scales` where weights are decoded once per block: there they always save more than they take.
+
+    Offsets are multiplied with row sums of the activations then, which are made once per block, too.
+    """
+    if fmt.zero not in (None, "offset") or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
         return None
     return fused_scales(fmt.code, fmt.scale, act)

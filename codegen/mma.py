@@ -291,8 +291,7 @@ class Dot:
 
     def _fused_scaling(self, fused: Fused, k: int, t: int, outer: dict[str, list[str]]) -> Scaling:
         """A second level scales the products with scaled codes, and those with offsets in place of the sums X."""
-        scales = _pair(outer["outer"])
-        scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
+        scales = self._second_level(outer)
         if self.format.zero is None:
             return Scaling(scales, None, None)
         down = 2.0**-fused.exponent
@@ -305,6 +304,11 @@ class Dot:
             (pair,) = zeros.load(self.pipeline.slot, group * self.pipeline.unit.k // zeros.segments)[t]["zeros"]
             fragments[group] = self._spread(pair) * 2
         return Scaling(scales, None, offsets, [fragments[group] for group in groups])
+
+    def _second_level(self, outer: dict[str, list[str]]) -> Pair:
+        """What sums of products with scaled codes are scaled with."""
+        scales = _pair(outer["outer"])
+        return scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
 
     def _scaled(self, fragments: list[list[str]], fused: Fused, slot: int, t: int, k: int) -> list[list[str]]:
         """Emits the products of the fragments of row tile t from k on with their scales, which the slot has."""

@@ -288,16 +288,17 @@ def build_pipeline(
             add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
             return
         fused = _fused(state, activations, codes)
-        if fused is not None and isinstance(fmt.outer, int) and (codes, "outer") not in tiles:
-            outers = tuple(part for part in fmt.parts if part in OUTER_OF.values())
-            add((codes, "outer"), GroupRows(state, unit, size, codes, row, start, outers))
         for part in parts:
             outer = None
-            if fused is None and isinstance(fmt.outer, int):
+            own = None if part == "zeros" and unit.lead else fused  # row sums are multiplied with f32
+            if own is not None and isinstance(fmt.outer, int) and (codes, "outer") not in tiles:
+                outers = tuple(OUTER_OF[each] for each in (parts if not unit.lead else (part,)))
+                add((codes, "outer"), GroupRows(state, unit, size, codes, row, start, outers))
+            if own is None and isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            kind = RelativeRows if fused is not None and fused.powers else ByteRows
-            add((codes, part), kind(state, unit, size, codes, row, start, part, outer, fused))
+            kind = RelativeRows if own is not None and own.powers else ByteRows
+            add((codes, part), kind(state, unit, size, codes, row, start, part, outer, own))
 
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
@@ -366,7 +367,7 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     few = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= FEW_ACCUMULATORS * state.threads
     gains = all(_gains(state, loop, activations, codes, few) for activations, codes in loads)
     merges = pure and whole and divisor(start) % UNIT_K == 0 and gains
-    scaled = all(_fused(state, activations, codes) is not None for activations, codes in loads)
+    scaled = all(_fused(state, *pair) is not None and fmt.zero is None for pair, fmt in zip(loads, formats, strict=True))
     sums_all = scaled or all(group > step for group in known)
     period = max(1, UNIT_K // step) if merges and shared and sums_all else 1
     merges = merges and roomy and fits and not shared
