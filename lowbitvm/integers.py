@@ -137,8 +137,8 @@ class PackedDigits:
         )
 
     def to(self, device: Any) -> "PackedDigits":
-        """The same matrix of torch tensors on another device."""
-        return replace(self, **{name: array.to(device) for name, array in self.arrays.items()})
+        """The same matrix of torch tensors on another device. Raises DEVICE_UNAVAILABLE and DEVICE_MISMATCH."""
+        return replace(self, **arrays.moved(self.arrays, device))
 
 
 def format_digits(fmt: Format) -> Decomposition:
@@ -212,6 +212,8 @@ def pack_activations(
 
 def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None, each: int | None) -> PackedDigits:
     """Integer codes (rows, K) in the stored order of a format with digits."""
+    given = {"scales": scales, "zeros": zeros}
+    arrays.check_readable({"codes": codes, **{name: array for name, array in given.items() if array is not None}})
     if codes.ndim != 2 or not dtypes.of(codes).is_integer:
         code = "SHAPE_MISMATCH" if codes.ndim != 2 else "DTYPE_MISMATCH"
         raise LowbitvmError(

@@ -17,7 +17,7 @@ from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import PackedDigits, pack_weights
-from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
+from lowbitvm.pack import PackedWeight, as_format, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
 # Scales that "mse" tries, relative to that of "rtn": first these, then those around the best of them.
@@ -162,7 +162,7 @@ def _parts(
     if method not in METHODS:
         raise LowbitvmError("ARGUMENT_INVALID", f"the method is {method!r}", f"use one of {', '.join(METHODS)}")
     given = {"weight": weight, "table": table, "input_scale": input_scale, "permutation": permutation}
-    check_one_device({name: array for name, array in given.items() if array is not None})
+    arrays.check_readable({name: array for name, array in given.items() if array is not None or name == "weight"})
     _check_weight(weight, input_scale)
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     fmt.scales_shape(*shape), fmt.outer_shape(*shape)  # raise where groups do not divide in_features
@@ -381,7 +381,7 @@ def _ends(members: Array, include_zero: bool) -> tuple[Array, Array]:
 def _reach(lo: Array, hi: Array, fmt: Format, grid: _Grid) -> Array:
     """The scales before rounding."""
     if fmt.zero is not None:
-        return (hi - lo) / (grid.top - grid.bottom)
+        return (hi - lo) / arrays.where(grid.top > grid.bottom, grid.top - grid.bottom, math.inf)
     up = hi / arrays.where(grid.top > 0, grid.top, math.inf)  # an end that the values do not have counts for nothing
     return up.clip(min=abs(lo) / arrays.where(grid.bottom < 0, -grid.bottom, math.inf))
 
