@@ -353,7 +353,8 @@ def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None)
     """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
     group = smallest_group(a, w)
     sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
-    found = {f"{name}_sums": sums_for(side, group) for name, side in sides.items()}
+    whole = {name: side for name, side in sides.items() if group is None or group % max(1, side.summed) == 0}
+    found = {f"{name}_sums": sums_for(side, group) for name, side in whole.items()}  # of others none are needed
     for name, side in sides.items():
         for part, array in (("zeros", side.zeros), ("scales", side.scales)):
             if array is not None:
