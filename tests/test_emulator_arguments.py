@@ -112,8 +112,8 @@ def test_a_table_of_addresses_lies_in_memory() -> None:
     with pytest.raises(emulator.EmulatorError) as short:
         module.launch("k", (1,), (32,), [emulator.pointer(emulator.struct(bytes(16), {0: x[0], 8: x[1]})), y])
     assert short.value.finding.kind == "out_of_bounds_global"
+    tables = [emulator.pointer(emulator.struct(bytes(size), rows)) for size in (24, 128)]
     with pytest.raises(emulator.EmulatorError) as written:
-        tables = [emulator.pointer(emulator.struct(bytes(size), rows)) for size in (24, 128)]
         module.launch("k", (1,), (32,), tables)
     assert written.value.finding.kind == "read_only"
 
