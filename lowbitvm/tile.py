@@ -41,6 +41,13 @@ class Tile:
 
 
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
+FAST_TENSORS = 2048  # operations of f16 per clock and SM: from there on shared memory is short
+SUMMED = tuple(replace(tile, bm=SMALL_ROWS) for tile in LARGE)  # whose warps share row sums
+
+
+def is_short(fmt: Format) -> bool:
+    """Whether a unit has several groups."""
+    return isinstance(fmt.group, int) and fmt.group < SHORTEST_LONG
 
 
 def may_be_held(fmt: Format) -> bool:
@@ -70,15 +77,35 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
+    if sums_rows(fmt) and is_short(fmt) and (target is None or target.gpu.f16 < FAST_TENSORS):
+        return False  # tiles of SMALL_ROWS keep the tensor cores busy, with far fewer registers
     held = may_be_held(fmt)
     if (sums_short_groups(fmt) and not held) or fmt.table == "group" or not fits_tables(tile, fmt, 1, target):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
-    segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
     buffers = 0 if held else 2 * 2 * tile.bn * tile.bk
-    return staged_bytes(tile, fmt) + tables + sums + buffers <= room
+    return staged_bytes(tile, fmt) + tables + sum_bytes(tile, fmt) + buffers <= room
+
+
+def sums_rows(fmt: Format) -> bool:
+    """Whether the kernel sums rows of activations whatever its tile is."""
+    return fmt.zero in ("float", "offset") and fmt.code.kind != "table"
+
+
+def shares_sums(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether the warps of a tile of SMALL_ROWS share row sums: where shared memory has room for the stages.
+
+    Without that each warp makes them for itself, in as many products as those of a row tile of weights.
+    """
+    room = SMALLEST_SHARED if target is None else target.shared_per_block
+    return sums_rows(fmt) and staged_bytes(tile, fmt) + sum_bytes(tile, fmt) <= room
+
+
+def sum_bytes(tile: Tile, fmt: Format) -> int:
+    """Shared memory of two units' row sums, at most."""
+    segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    return 2 * 4 * tile.bm * segments * sums_rows(fmt)
 
 
 def joined_bytes(tile: Tile, fmt: Format, weights: int) -> int:
@@ -98,7 +125,7 @@ def staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     numbers = groups * (numbers + (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn))
-    if tile.bm > SMALL_ROWS:
+    if tile.bm >= SMALL_ROWS:
         numbers = max(numbers, decoded_scale_bits(fmt))
     codes = 0 if tile.direct else fmt.bits * tile.bk
     return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers)) // 8
