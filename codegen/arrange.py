@@ -9,7 +9,7 @@ from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.targets import Target
-from lowbitvm.tile import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_rows, sums_short_groups
+from lowbitvm.tile import TABLE_BYTES, decoded_scale_bits, gains_by_sums, may_be_held, sums_rows, sums_short_groups
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
 WARP_ROWS = 64  # of activations that a warp has then
@@ -41,7 +41,7 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
     if all(map(multiplies_digits, dots)):
         return Arrangement(warps_along_m_of_digits(program, warps))
     small = all(SUMMED_ROWS * dot.shape[1] <= SUMMED_ACCUMULATORS * 32 * warps for dot in dots)
-    summed = rows == {SUMMED_ROWS} and small and all(map(_sums_rows, dots))
+    summed = rows == {SUMMED_ROWS} and small and all(_shares_sums(dot, target) for dot in dots)
     if len(rows) != 1 or (min(rows) < LEAST_ROWS and not summed) or not all(map(_is_plain, dots)):
         return Arrangement()
     shared = Arrangement(2 if summed else rows.pop() // WARP_ROWS)
@@ -53,11 +53,8 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
         return Arrangement()
     fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
     if summed or all(_may_be_held(dot) for dot in dots):
-        if (
-            fits
-            and not summed
-            and not any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots)
-        ):
+        slow = summed or any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots)
+        if fits and not slow:
             return shared
         fits = all(_shared_bytes(loop, held=True) <= target.shared_per_block for loop in loops)
         return held if fits else Arrangement()
@@ -71,10 +68,9 @@ def _may_be_held(dot: Op) -> bool:
     return may_be_held(fmt) or shared_fused(fmt, act.name) is not None
 
 
-def _sums_rows(dot: Op) -> bool:
-    """Whether a dot's zero points take row sums of the activations."""
+def _shares_sums(dot: Op, target: Target) -> bool:
     fmt = _format(dot)
-    return fmt is not None and sums_rows(fmt)
+    return fmt is not None and gains_by_sums(fmt, target)
 
 
 def _crowded(dot: Op) -> bool:
@@ -86,13 +82,14 @@ def _outrun(dot: Op, target: Target, warps: int, warps_m: int) -> bool:
     """Whether the tensor cores would wait for shared memory, were weights decoded into it.
 
     Counted are passes over its banks, for 16 of k: activations and codes are copied and read, 16-bit weights stored
-    and read, and the clocks that the products take.
+    and read, activations read once more where their rows are summed, and the clocks that the products take.
     """
     fmt = _format(dot)
     assert fmt is not None
     bm, bn = dot.shape
     codes = 2 * bn * fmt.bits / 8
     read = warps // warps_m * 2 * bm + (warps_m - 1) * 2 * bn  # bytes of one of k: a warp keeps what it decodes
+    read += 2 * bm * sums_rows(fmt)
     passes = 16 * (2 * bm + codes + 2 * bn + read) / BANKS_BYTES
     clocks = 2 * 16 * bm * bn / (target.gpu.f16 * (target.gpu.sync_share or 1.0))
     return UNCOUNTED * passes > clocks

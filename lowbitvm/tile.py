@@ -9,6 +9,7 @@ from lowbitvm.targets import TARGETS, Target
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
 TABLE_STAGE_BYTES = 16 * 1024  # of the codebooks of groups that a stage meets, at most: others stay in global memory
+MOST_CONVERTED = 4  # bits of codes of which large tiles hold a unit beside row sums and f32 that were made of 8 bits
 UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
 SPILL_REGISTERS = 184  # estimated: from there on some kernels spill
 SPARE_REGISTERS = 16  # that a kernel may take beyond the estimate
@@ -57,10 +58,11 @@ def may_be_held(fmt: Format) -> bool:
     """
     if fmt.code.kind == "table":
         return False
-    if isinstance(fmt.group, str) or fmt.group >= SHORTEST_LONG:
+    if not is_short(fmt):
         return True
-    summed = fmt.zero in ("float", "offset")
-    return fmt.scale_dtype.bits > CONVERTED_BITS and (not summed or (fmt.group == 32 and fmt.bits < 8))
+    if fmt.scale_dtype.bits == CONVERTED_BITS:  # f32 beside some activations and codes
+        return fmt.zero == "offset" and fmt.group == 32 and fmt.bits <= MOST_CONVERTED
+    return not sums_rows(fmt) or (fmt.group == 32 and fmt.bits < 8)
 
 
 def sums_short_groups(fmt: Format) -> bool:
@@ -93,13 +95,20 @@ def sums_rows(fmt: Format) -> bool:
     return fmt.zero in ("float", "offset") and fmt.code.kind != "table"
 
 
-def shares_sums(tile: Tile, fmt: Format, target: Target | None) -> bool:
-    """Whether the warps of a tile of SMALL_ROWS share row sums: where shared memory has room for the stages.
+def gains_by_sums(fmt: Format, target: Target | None) -> bool:
+    """Whether the warps of a tile of SMALL_ROWS are to share the row sums of its activations.
 
-    Without that each warp makes them for itself, in as many products as those of a row tile of weights.
+    Without that each warp makes them for itself, in as many products as those of a row tile of weights. Where the
+    tensor cores are fast, short groups' sums in f32 and scales that were made f32 take longer to load than that.
     """
+    slow = target is not None and target.gpu.f16 < FAST_TENSORS
+    return sums_rows(fmt) and (slow or not (is_short(fmt) and fmt.scale_dtype.bits == CONVERTED_BITS))
+
+
+def shares_sums(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether warps of a tile of SMALL_ROWS share row sums, and shared memory has room for the stages."""
     room = SMALLEST_SHARED if target is None else target.shared_per_block
-    return sums_rows(fmt) and staged_bytes(tile, fmt) + sum_bytes(tile, fmt) <= room
+    return gains_by_sums(fmt, target) and staged_bytes(tile, fmt) + sum_bytes(tile, fmt) <= room
 
 
 def sum_bytes(tile: Tile, fmt: Format) -> int:
