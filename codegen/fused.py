@@ -73,8 +73,7 @@ def fused_scales(code: dtypes.CodeType, scale: str, act: str) -> Fused | None:
         return None
     used = decoder(code, act)
     assert isinstance(used, Decoder)
-    up = 1.0 if used.multiplier is None else float(np.array(used.multiplier, np.uint16).view(dtypes.bf16.numpy))
-    own = np.array(used.factors) / up
+    own = np.array(used.plain.factors)
     step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
     shifts = -own * (np.array(used.offsets) + bias / step)
     values = code.values

@@ -65,9 +65,7 @@ class HeldDot(SharedDot):
             self.scales = self._loaded_scales(start)
             for first in range(0, self.columns, PART):
                 columns = range(first, min(first + PART, self.columns))
-                if (
-                    not self.sums or self.converted
-                ):  # `Dot.emit` says why; with other row sums ptxas does better without
+                if fenced:  # `Dot.emit` says why
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 for k in range(start, start + self.segment, self.atom.k):
                     self._multiply_by(number, k, columns)
