@@ -12,6 +12,9 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import Array, DType, is_tensor
 from lowbitvm.errors import LowbitvmError
 
+# what f16, shifted to where f32 has its fields, keeps, and what it is then to be multiplied with
+F16_FIELDS, F16_RAISED = np.int32(-0x70002000), np.float32(2.0**112)
+
 
 def device(array: Array) -> str:
     """Where an array lies: "numpy", "cpu", "cuda:0", ... Raises DTYPE_MISMATCH for what is no array."""
@@ -73,6 +76,22 @@ def native(array: Array, dtype: DType) -> Any:
 
 def cast(array: Array, dtype: DType) -> Array:
     return array.to(dtype.torch()) if is_tensor(array) else array.astype(dtype.numpy, copy=False)
+
+
+def single(array: Array) -> Array:
+    """f32 of f16, bf16 or f32, in memory of its own; of f16 what is not finite becomes numbers from 65536 on."""
+    if is_tensor(array):
+        return array.float() if array.dtype.itemsize == 2 else array.clone()
+    if array.dtype == np.float32:
+        return array.copy()
+    words: Array = bits(np.ascontiguousarray(array)).astype(np.int32)  # numpy's own casts take several times as long
+    words <<= 13 if array.dtype == np.float16 else 16
+    if array.dtype == np.float16:
+        words &= F16_FIELDS
+    numbers = words.view(np.float32)
+    if array.dtype == np.float16:
+        numbers *= F16_RAISED
+    return numbers
 
 
 def permute(array: Array, *axes: int) -> Array:
