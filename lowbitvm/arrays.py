@@ -125,6 +125,12 @@ def gather(values: Array, index: Array) -> Array:
     return values[index.long()] if is_tensor(index) else values[index]
 
 
+def columns(matrix: Array, index: Array) -> Array:
+    """matrix[:, index]."""
+    wide = cast(index, dtypes.i64)
+    return matrix[:, wide] if is_tensor(matrix) else np.take(matrix, wide, axis=1)  # numpy's brackets take far longer
+
+
 def where(mask: Array, a: Any, b: Any) -> Array:
     return dtypes.torch().where(mask, a, b) if is_tensor(mask) else np.where(mask, a, b)
 
@@ -157,9 +163,12 @@ def fma(a: Any, b: Any, c: Any) -> "np.ndarray[Any, Any]":
         return np.asarray(odd, np.float32)
 
 
-def mul_shift(value: Any, multiplier: Any, shift: Any) -> "np.ndarray[Any, Any]":
-    """floor(value * multiplier / 2^shift + 1/2) of numpy's i32, saturated; shifts from 0 to 62."""
-    half = np.int64(1) << np.int64(shift) >> np.int64(1)
+def mul_shift(value: Any, multiplier: Any, shift: Any, nearest: bool = True) -> "np.ndarray[Any, Any]":
+    """floor(value * multiplier / 2^shift + 1/2) of numpy's i32, saturated; shifts from 0 to 62.
+
+    nearest=False: without the half, and shifts to 63.
+    """
+    half = np.int64(1) << np.int64(shift) >> np.int64(1) if nearest else np.int64(0)
     rounded = np.int64(value) * np.int64(multiplier) + half >> np.int64(shift)
     return np.asarray(np.clip(rounded, -(2**31), 2**31 - 1), np.int32)
 

@@ -184,7 +184,7 @@ def pack_weights(
             f"{fmt} is the top {fmt.bits} of {fmt.planes} planes, of which the codes of {fmt.bits} bits are not all",
             f"pack all {fmt.planes} planes, then take PackedDigits.top({fmt.bits})",
         )
-    return _pack(codes, fmt, scales, zeros, sums)
+    return _pack(codes, fmt.in_digits, scales, zeros, sums)
 
 
 def pack_activations(
@@ -207,8 +207,7 @@ def pack_activations(
         raise LowbitvmError(
             "FORMAT_INVALID", f"activations of {fmt}, which is a weight's", f"use Format({fmt.act!r}, digits=...)"
         )
-    fmt = replace(fmt, digits=fmt.digits or "s8")
-    return _pack(codes, fmt, scales, zeros, sums)
+    return _pack(codes, fmt.in_digits, scales, zeros, sums)
 
 
 def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None, each: int | None) -> PackedDigits:
@@ -279,12 +278,7 @@ def _rank_one(
         )
     if scales is None:
         return None, None
-    if fmt.group in ("tensor", 16) or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
-        raise LowbitvmError(
-            "FORMAT_UNSUPPORTED",
-            f"scales of {fmt} beside codes in digits",
-            "use group='channel' or 32 to 256, a scale of f16, bf16 or f32, and zero=None or 'int'",
-        )
+    check_scales(fmt)
     check_group(fmt)
     wanted = fmt.scales_shape(*shape)
     for name, array, right in (
@@ -307,6 +301,16 @@ def _by_row(array: Array, dtype: DType) -> Array:
     """Numbers (rows, groups) as they are stored: [rows] of one group."""
     stored = arrays.contiguous(arrays.cast(arrays.detached(array), dtype))
     return stored.reshape(stored.shape[0]) if stored.shape[1] == 1 else stored
+
+
+def check_scales(fmt: Format) -> None:
+    """Raises FORMAT_UNSUPPORTED for scales and zeros that codes in digits cannot have, whatever the digits."""
+    if fmt.group in ("tensor", 16) or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"scales of {fmt} beside codes in digits",
+            "use group='channel' or 32 to 256, a scale of f16, bf16 or f32, and zero=None or 'int'",
+        )
 
 
 def check_group(fmt: Format) -> None:

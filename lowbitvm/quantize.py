@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import arrays, dtypes
+from lowbitvm.digitplan import digits_for
 from lowbitvm.dtypes import Array, CodeType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
@@ -53,6 +54,8 @@ def quantize(
     table: Array | None = None,
     input_scale: Array | None = None,
     permutation: Array | None = None,
+    m: int | None = None,
+    target: str | None = None,
 ) -> PackedWeight | PackedDigits:
     """Rounds a float weight (N, K) to the nearest codes of a format. f16, bf16, f32 or f64, numpy or torch.
 
@@ -77,15 +80,29 @@ def quantize(
         numbers for table="tensor", or (T, E) for table="group", of which each group takes the one with the least error.
     input_scale: floats (K). What is rounded is the weight that multiplies x as this one multiplies x * input_scale.
     permutation: as `pack` takes it; weight keeps its own order.
-    A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers.
+    A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers. Where it does
+    not say which digits, the plan chooses them, as for `lb.best_digits`, for m rows of activations (None: those that
+    lose least at any number of rows) on a target (None: the GPU that the weight is on, or LOWBITVM_DEVICE's; without
+    one the digits that every GPU has).
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
     overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,
-    DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
+    DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`; TARGET_UNKNOWN.
     """
     fmt = as_format(fmt)
+    shape = tuple(getattr(weight, "shape", ()))
+    if fmt.act is not None and fmt.digits is None and len(shape) == 2 and 0 not in shape:
+        n, k = map(int, shape)
+        fmt = digits_for(fmt, m, n, k, _device_target(weight) if target is None else target)
     parts = _parts(weight, fmt, method, table, input_scale, permutation)
     return pack(**parts, fmt=fmt, permutation=permutation)
+
+
+def _device_target(weight: Array) -> str | None:
+    # Weights are rounded below the runtime, and planned for where it would run them.
+    from lowbitvm.runtime.launch import device_target_of
+
+    return device_target_of(weight)
 
 
 def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:
@@ -192,7 +209,7 @@ class _Job:
         numbers = self._numbers(rows)
         shape = int(numbers.shape[0]), int(numbers.shape[1])
         if self.permutation is not None:
-            numbers = numbers[:, arrays.cast(self.permutation, dtypes.i64)]
+            numbers = arrays.columns(numbers, self.permutation)
         groups = math.prod(fmt.scales_shape(*shape))
         members = numbers.reshape(groups, fmt.group_size(shape[1]) * (shape[0] if fmt.group == "tensor" else 1))
         lo, hi = ends_of(members)

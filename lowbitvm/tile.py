@@ -109,9 +109,11 @@ def decoded_scale_bits(fmt: Format) -> int:
 
     They lie there as bytes and as 16-bit numbers, of all groups of UNIT_K, whose largest is an f32.
     """
-    if fmt.zero is not None or fmt.scale_dtype.bits != CONVERTED_BITS or isinstance(fmt.group, str):
+    if fmt.zero not in (None, "offset") or fmt.scale_dtype.bits != CONVERTED_BITS or isinstance(fmt.group, str):
         return 0
-    return UNIT_K // min(fmt.group, UNIT_K) * (CONVERTED_BITS + 16) + 32 * (1 + (fmt.outer == 256))
+    offset = fmt.zero is not None  # an f32, and its second level
+    each = CONVERTED_BITS + 16 + offset * (CONVERTED_BITS + 32)
+    return UNIT_K // min(fmt.group, UNIT_K) * each + 32 * (1 + (1 + offset) * (fmt.outer == 256))
 
 
 def stages_tables(fmt: Format, k: int, bn: int) -> bool:

@@ -52,9 +52,9 @@ class IntegerVariant:
     def format(self) -> Format:
         """The weight's. Raises FORMAT_INVALID for parts that do not go together."""
         fmt = Format.parse(f"{self.weights},act={self.act}")
-        if "digits=" in self.weights:
+        if fmt.digits is not None:
             return fmt
-        best = cheapest_digits(fmt, TILES[self.tile], LAYER, LAYER, targets.get(self.target))
+        best = cheapest_digits(replace(fmt, group="channel"), TILES[self.tile], LAYER, LAYER, targets.get(self.target))
         return Format.parse(f"{self.weights},act={self.act},digits={best}")
 
     @property

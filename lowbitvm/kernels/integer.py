@@ -139,7 +139,11 @@ def matmul(
                 return dsl.minimum(dsl.maximum(whole, 0), (highest - lowest) // 2) * 2 + lowest
             result = dsl.rint(real)
         elif multipliers is not None and shifts is not None:
-            result = dsl.mul_shift(result, dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,)))
+            dyadic = dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,))
+            if bipolar:  # the nearest odd number is 1 more than twice half of it
+                whole = dsl.mul_shift(result, dyadic[0], dyadic[1] + 1, nearest=False)
+                return dsl.minimum(dsl.maximum(whole, lowest // 2), highest // 2) * 2 + 1
+            result = dsl.mul_shift(result, *dyadic)
         else:
             return result
         return dsl.minimum(dsl.maximum(result, lowest - zero), highest - zero) + zero

@@ -170,7 +170,9 @@ MIXED_MAD_OPS(DEFINE_MIXED_MAD)
 PAIR_OPS(DEFINE_PAIR)
 
 /* Extended precision: d = a + b + carry and the like. The carry is a predicate of its own, the last source and the last
- * destination of those that take and leave it. mod[0]: bits below; mod[1]: register bits. */
+ * destination of those that take and leave it. Hardware adds to subtract: a + ~b + 1, whose carry says that nothing was
+ * borrowed. It shows where addc follows sub.cc, as in nvcc's division of 128 bits. mod[0]: bits below; mod[1]: register
+ * bits. */
 enum { CARRY_IN = 1, CARRY_OUT = 2, SUBTRACTS = 4, MULTIPLIES = 8, HIGH_HALF = 16, IS_SIGNED = 32 };
 static u64 high_product(u64 a, u64 b, u32 bits, bool is_signed) {
     if (bits == 32) return is_signed ? (u32)((i64)(i32)a * (i32)b >> 32) : a * b >> 32;
@@ -179,7 +181,7 @@ static u64 high_product(u64 a, u64 b, u32 bits, bool is_signed) {
 static void extended(Warp *w, const Insn *i, u32 active) {
     const u32 how = i->mod[0], bits = i->mod[1], first = i->dsts, last = (u32)i->dsts + i->srcs - 1;
     const u64 mask = bits == 64 ? ~(u64)0 : FULL;
-    const u32 carry = how & CARRY_IN ? get_predicate(w, i->operand[last]) : 0;
+    const u32 carry = how & CARRY_IN ? get_predicate(w, i->operand[last]) : how & SUBTRACTS ? FULL : 0;
     u32 out = 0;
     EACH(active, l) {
         u64 a = get_lane(w, i, first, l), b = get_lane(w, i, first + 1, l);
@@ -188,7 +190,7 @@ static void extended(Warp *w, const Insn *i, u32 active) {
             a = how & HIGH_HALF ? high_product(a, b, bits, how & IS_SIGNED) : a * b & mask;
             b = get_lane(w, i, first + 2, l);
         }
-        sum = how & SUBTRACTS ? (unsigned __int128)a - b - (carry >> l & 1) : (unsigned __int128)a + b + (carry >> l & 1);
+        sum = (unsigned __int128)a + (how & SUBTRACTS ? ~b & mask : b) + (carry >> l & 1);
         set_lane(w, i, 0, l, (u64)sum & mask);
         out |= (u32)(sum >> bits & 1) << l;
     }
