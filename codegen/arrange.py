@@ -8,11 +8,12 @@ from lowbitvm.codegen.fused import shared_fused
 from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
-from lowbitvm.plan import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_short_groups
 from lowbitvm.targets import Target
+from lowbitvm.tile import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_short_groups
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
 WARP_ROWS = 64  # of activations that a warp has then
+SUMMED_ROWS = 64  # of activations, for which warps share their row sums
 MOST_WARPS = 8  # more leave no registers for products beside the accumulators, nor do two dots
 BANKS_BYTES = 128  # of one pass over all banks of shared memory
 UNCOUNTED = 1.05  # of the passes that are counted: those for scales come on top
@@ -38,9 +39,10 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
     rows = {dot.shape[0] for dot in dots}
     if all(map(multiplies_digits, dots)):
         return Arrangement(warps_along_m_of_digits(program, warps))
-    if len(rows) != 1 or min(rows) < LEAST_ROWS or not target.has_async_copies or not all(map(_is_plain, dots)):
+    summed = rows == {SUMMED_ROWS} and all(map(_sums_rows, dots))
+    if len(rows) != 1 or (min(rows) < LEAST_ROWS and not summed) or not all(map(_is_plain, dots)):
         return Arrangement()
-    shared = Arrangement(rows.pop() // WARP_ROWS)
+    shared = Arrangement(2 if summed else rows.pop() // WARP_ROWS)
     held = replace(shared, held=True)
     divides = warps % shared.warps_m == 0 and all(dot.shape[1] % (16 * warps) == 0 for dot in dots)
     deep = all(loop.integer("stages") >= LEAST_SLOTS and loop.integer("step") == CHUNK_K for loop in loops)
@@ -48,8 +50,8 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
     if not (divides and deep and roomy):
         return Arrangement()
     fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
-    if all(_may_be_held(dot) for dot in dots):
-        if fits and not any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots):
+    if summed or all(_may_be_held(dot) for dot in dots):
+        if fits and not summed and not any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots):
             return shared
         fits = all(_shared_bytes(loop, held=True) <= target.shared_per_block for loop in loops)
         return held if fits else Arrangement()
@@ -61,6 +63,12 @@ def _may_be_held(dot: Op) -> bool:
     fmt, act = _format(dot), dot.operands[0].dtype
     assert fmt is not None and act is not None
     return may_be_held(fmt) or shared_fused(fmt, act.name) is not None
+
+
+def _sums_rows(dot: Op) -> bool:
+    """Whether a dot's zero points take row sums of the activations."""
+    fmt = _format(dot)
+    return fmt is not None and fmt.zero in ("float", "offset") and fmt.code.kind != "table"
 
 
 def _crowded(dot: Op) -> bool:

@@ -73,8 +73,7 @@ def fused_scales(code: dtypes.CodeType, scale: str, act: str) -> Fused | None:
         return None
     used = decoder(code, act)
     assert isinstance(used, Decoder)
-    up = 1.0 if used.multiplier is None else float(np.array(used.multiplier, np.uint16).view(dtypes.bf16.numpy))
-    own = np.array(used.factors) / up
+    own = np.array(used.plain.factors)
     step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
     shifts = -own * (np.array(used.offsets) + bias / step)
     values = code.values
@@ -156,7 +155,10 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
 
 
 def shared_fused(fmt: Format, act: str) -> Fused | None:
-    """`fused_scales` where weights are decoded once per block: there they always save more than they take."""
-    if fmt.zero is not None or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
+    """`fused_scales` where weights are decoded once per block: there they always save more than they take.
+
+    Offsets are multiplied with row sums of the activations then, which are made once per block, too.
+    """
+    if fmt.zero not in (None, "offset") or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
         return None
     return fused_scales(fmt.code, fmt.scale, act)

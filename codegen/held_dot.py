@@ -61,7 +61,7 @@ class HeldDot(SharedDot):
         for start in range(0, self.pipeline.unit.k, self.segment):
             self.scales = self._loaded_scales(start)
             for first in range(0, self.columns, PART):
-                columns = range(first, first + PART)
+                columns = range(first, min(first + PART, self.columns))
                 if not self.sums:  # `Dot.emit` says why; with row sums ptxas does better without
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 for k in range(start, start + self.segment, self.atom.k):

@@ -152,10 +152,13 @@ class Lowering:
 
     def mul_shift(self, op: Op) -> None:
         b = self.state.builder
-        halves: dict[Operand, str] = {}  # of the last bit that stays, by shift
+        halves: dict[Operand, Operand] = {}  # of the last bit that stays, by shift
+        nearest = op.integer("nearest")
         found: list[Operand] = []
         for value, multiplier, shift in zip(*(self.state.values[operand] for operand in op.operands), strict=True):
-            if shift not in halves:
+            if not nearest:
+                halves[shift] = b.op("mov.b64", "rd", 0)
+            elif shift not in halves:
                 one = b.op("shl.b64", "rd", b.op("mov.b64", "rd", 1), shift)
                 halves[shift] = b.op("shr.u64", "rd", one, 1)
             operands = (exchange.in_register(self.state, x, "r") for x in (value, multiplier))

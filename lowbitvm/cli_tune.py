@@ -16,11 +16,11 @@ from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.plan import SMALL_ROWS
 from lowbitvm.runtime import tuned
 from lowbitvm.runtime.layer import LEAST_ROWS, Layer
 from lowbitvm.runtime.tune import model_linear, predicted_us
 from lowbitvm.runtime.tuned import LINEAR, Device, Record, bucket, database, gpu_device
+from lowbitvm.tile import SMALL_ROWS
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 

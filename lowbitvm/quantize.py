@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import arrays, dtypes
+from lowbitvm.digitplan import digits_for
 from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import PackedDigits, pack_weights
-from lowbitvm.pack import PackedWeight, as_format, check_one_device, check_permutation, pack, refuse_shape, restored
+from lowbitvm.pack import PackedWeight, as_format, check_permutation, pack, refuse_shape, restored
 
 METHODS = ("rtn", "mse")
 # Scales that "mse" tries, relative to that of "rtn": first these, then those around the best of them.
@@ -88,6 +89,8 @@ def quantize(
     table: Array | None = None,
     input_scale: Array | None = None,
     permutation: Array | None = None,
+    m: int | None = None,
+    target: str | None = None,
 ) -> PackedWeight | PackedDigits:
     """Rounds a float weight (N, K) to the nearest codes of a format. f16, bf16, f32 or f64, numpy or torch.
 
@@ -112,15 +115,29 @@ def quantize(
         numbers for table="tensor", or (T, E) for table="group", of which each group takes the one with the least error.
     input_scale: floats (K). What is rounded is the weight that multiplies x as this one multiplies x * input_scale.
     permutation: as `pack` takes it; weight keeps its own order.
-    A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers.
+    A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers. Where it does
+    not say which digits, the plan chooses them, as for `lb.best_digits`, for m rows of activations (None: those that
+    lose least at any number of rows) on a target (None: the GPU that the weight is on, or LOWBITVM_DEVICE's; without
+    one the digits that every GPU has).
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
     overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,
-    DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`.
+    DEVICE_MISMATCH and GROUP_INDIVISIBLE as `pack`; TARGET_UNKNOWN.
     """
     fmt = as_format(fmt)
+    shape = tuple(getattr(weight, "shape", ()))
+    if fmt.act is not None and fmt.digits is None and len(shape) == 2 and 0 not in shape:
+        n, k = map(int, shape)
+        fmt = digits_for(fmt, m, n, k, _device_target(weight) if target is None else target)
     parts = _parts(weight, fmt, method, table, input_scale, permutation)
     return pack(**parts, fmt=fmt, permutation=permutation)
+
+
+def _device_target(weight: Array) -> str | None:
+    # Weights are rounded below the runtime, and planned for where it would run them.
+    from lowbitvm.runtime.launch import device_target_of
+
+    return device_target_of(weight)
 
 
 def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:
@@ -145,7 +162,7 @@ def _parts(
     if method not in METHODS:
         raise LowbitvmError("ARGUMENT_INVALID", f"the method is {method!r}", f"use one of {', '.join(METHODS)}")
     given = {"weight": weight, "table": table, "input_scale": input_scale, "permutation": permutation}
-    check_one_device({name: array for name, array in given.items() if array is not None})
+    arrays.check_readable({name: array for name, array in given.items() if array is not None or name == "weight"})
     _check_weight(weight, input_scale)
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     fmt.scales_shape(*shape), fmt.outer_shape(*shape)  # raise where groups do not divide in_features
@@ -364,7 +381,7 @@ def _ends(members: Array, include_zero: bool) -> tuple[Array, Array]:
 def _reach(lo: Array, hi: Array, fmt: Format, grid: _Grid) -> Array:
     """The scales before rounding."""
     if fmt.zero is not None:
-        return (hi - lo) / (grid.top - grid.bottom)
+        return (hi - lo) / arrays.where(grid.top > grid.bottom, grid.top - grid.bottom, math.inf)
     up = hi / arrays.where(grid.top > 0, grid.top, math.inf)  # an end that the values do not have counts for nothing
     return up.clip(min=abs(lo) / arrays.where(grid.bottom < 0, -grid.bottom, math.inf))
 

@@ -13,11 +13,11 @@ from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.integers import PackedDigits, check_group, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
-from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
@@ -160,15 +160,16 @@ def compile_matmul(
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
-    if fmt.act is None:
+    act = fmt.act
+    if act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
-    of_token = Format(fmt.act, "channel", scale="f32", digits=fmt.digits)
-    sides = (activations or (of_token if scaled else Format(fmt.act, digits=fmt.digits)), fmt)
+    fmt = fmt.in_digits
+    of_token = Format(act, "channel", scale="f32", digits=fmt.digits)
+    sides = (activations or (of_token if scaled else Format(act, digits=fmt.digits)), fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
-    scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
     tile = replace(tile_for((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
-        *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32", whole=True
+        *sides, tile, True, ("f32", "f32") if scaled else (None, None), "f16" if scaled else "i32", whole=True
     )
     return _compiled(variant, target, disk_cache() if cache else None, dependent)
 

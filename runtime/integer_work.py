@@ -29,6 +29,7 @@ def integer_works(weights: Format, m: int, n: int, k: int, target: str, act: str
 
     Raises GROUP_INDIVISIBLE, KERNEL_UNSUPPORTED for digits that the target does not have, and what the assembler does.
     """
+    weights = weights.in_digits
     of_x = token_format(weights)
     groups = tuple(fmt.group for fmt in (weights, of_x) if isinstance(fmt.group, int))
     sums = min(groups, default=None)

@@ -15,7 +15,6 @@ from lowbitvm.arrays import host
 from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.pack import PackedWeight, stored_bytes
-from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, direct_k
 from lowbitvm.runtime import model, timing
 from lowbitvm.runtime.launch import Place, Ready, prepare, recorded
 from lowbitvm.runtime.layer import LEAST_ROWS, Layer
@@ -25,6 +24,7 @@ from lowbitvm.runtime.trials import TOLERANCE, mismatch
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.runtime.work import assemble_all, linear_work
 from lowbitvm.targets import Gpu
+from lowbitvm.tile import MOST_SPLITS, SHORTEST_STREAM, Tile, direct_k
 
 LONGEST_S = 0.5  # of measuring one tile
 MISSING = ("ASSEMBLER_MISSING", "TOOL_MISSING", "FORMAT_UNSUPPORTED")  # without which there is no model

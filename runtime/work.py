@@ -17,7 +17,6 @@ from lowbitvm.dtypes import get
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.pack import stored_bytes
-from lowbitvm.plan import SPLIT_K, Tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime import model
 from lowbitvm.runtime.compiled import CompiledKernel
@@ -25,6 +24,7 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.model import Work
+from lowbitvm.tile import SPLIT_K, Tile
 
 SHORT_K = 6 * SPLIT_K  # of a block: whole turns of loops over 2, 3, 4, 6 and 8 stages of 64 or 128
 

@@ -11,10 +11,11 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.kernels.epilogue import ACTIVATIONS
-from lowbitvm.plan import MOST_SPLITS, SHORTEST_STREAM, Tile, bytes_ahead, linear_plan
+from lowbitvm.plan import linear_plan
 from lowbitvm.runtime.compiled import compile_program, launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
 from lowbitvm.runtime.workspace import workspace
+from lowbitvm.tile import MOST_SPLITS, SHORTEST_STREAM, Tile, bytes_ahead
 from tests.linear import FLOATS, Layer
 
 FMT = lb.Format("u4", group=64, zero="int")

@@ -6,8 +6,8 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
+from lowbitvm.integer_plan import digit_tile, grouped_tile
 from lowbitvm.integers import format_digits
-from lowbitvm.plan import digit_tile, grouped_tile
 from lowbitvm.runtime.loops import main_nest, read_sass
 
 

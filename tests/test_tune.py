@@ -14,11 +14,12 @@ from lowbitvm import targets
 from lowbitvm.bench.modelled import SHAPES
 from lowbitvm.cli import main
 from lowbitvm.formats import Format
-from lowbitvm.plan import Tile, linear_plan
+from lowbitvm.plan import linear_plan
 from lowbitvm.runtime import linear, model, tune, tuned, work
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.tuned import Database, Record, gpu_device
 from lowbitvm.runtime.work import linear_work
+from lowbitvm.tile import Tile
 
 U4 = Format.parse("u4,group=128,zero=int")
 A100 = targets.gpu("a100")[1]

@@ -99,7 +99,7 @@ class Module:
         config += [program.local_size, _choice(schedule, SCHEDULES, "schedule"), _choice(copies, COPIES, "copies")]
         together = program.ordering.blocks and math.prod(grid3) > 1
         exact = together or program.ordering.is_exact(math.prod(block3))
-        config += [_workers(workers, program), exact, together, *cluster3]
+        config += [_workers(workers, program), exact, together, *cluster3, program.shared_start]
         _choice(on_finding, {"raise": 0, "collect": 1}, "on_finding")
         decoded = (program.code, program.image, program.undefined, program.specials)
         started = time.perf_counter()
