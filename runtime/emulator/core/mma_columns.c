@@ -76,8 +76,6 @@ INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
         memcpy(to->registers[p], s->b[p], sizeof to->registers[p]);
         for (u32 n = 0; n < COLUMNS * GROUP; n += ROWS) /* a column's values lie one after another */
             _mm512_store_ps(to->value[p][0] + n, value(_mm256_loadu_si256((const __m256i *)(s->b[p] + n / 2)), type));
-        for (u32 n = 0; n < COLUMNS * GROUP / 2; n += ROWS)
-            _mm512_store_si512(to->exponent[p][0] + n, exponents(_mm512_loadu_si512(s->b[p] + n), type));
     }
     transpose_pairs(s->b[0], s->b[s->k - 1], columns);
     to->fits = measure(columns, type, &e);
@@ -131,7 +129,7 @@ INLINE void load_rows(const Step *s, u32 type, u32 piece, __m512i *rows, __m512 
 }
 
 /* Some columns, aligned and cut product by product; false where C is infinite, NaN or next to nothing. */
-INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, u32 columns, const __m512 *c, __m512 *d) {
+INLINE bool cut_products(const Step *s, u32 type, u32 piece, u32 columns, const __m512 *c, __m512 *d) {
     const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
                                                 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const i32 bias = type == F16 ? 15 : 127;
@@ -141,13 +139,15 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
     for (u32 n = 0; n < GROUP / 2; n++) exponent[n] = _mm512_permutexvar_epi16(interleave, exponents(rows[n], type));
     EACH(columns, column) {
         const __m512i magnitude = _mm512_and_si512(AS_INTS(c[column]), ALL(0x7FFFFFFF)), own = _mm512_and_si512(magnitude, ALL(0x7F800000));
-        const float *values = b->value[piece][column];
+        const __m512i pairs = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)(s->b[piece] + GROUP / 2 * column)));
+        const __m512 values = value(lower(pairs), type);
+        const __m512i fields = exponents(pairs, type);
         __m512i top = _mm512_set1_epi16(-32768), sum;
         __m512 scale;
         if (_mm512_cmpge_epi32_mask(magnitude, ALL(EXPONENT(128))) |
             _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, ALL(1)), ALL(EXPONENT(-100) - 1))) return false;
         for (u32 n = 0; n < GROUP / 2; n++)
-            top = _mm512_max_epi16(top, _mm512_add_epi16(exponent[n], ALL(b->exponent[piece][column][n])));
+            top = _mm512_max_epi16(top, _mm512_add_epi16(exponent[n], _mm512_permutexvar_epi32(ALL(n), fields)));
         top = _mm512_srai_epi32(_mm512_max_epi16(top, _mm512_rol_epi32(top, 16)), 22);
         top = _mm512_max_epi32(_mm512_add_epi32(top, ALL(127 - 2 * bias)), _mm512_setzero_si512()); /* zeros have less */
         top = _mm512_slli_epi32(top, 23);
@@ -155,7 +155,7 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
         scale = AS_FLOATS(_mm512_sub_epi32(ALL(EXPONENT(F) + EXPONENT(0)), top));
         sum = _mm512_cvttps_epi32(_mm512_mul_ps(c[column], scale));
         UNROLL for (u32 k = 0; k < GROUP; k++) {
-            const __m512 product = _mm512_mul_ps(a[k], _mm512_set1_ps(values[k]));
+            const __m512 product = _mm512_mul_ps(a[k], _mm512_permutexvar_ps(ALL(k), values));
             sum = _mm512_add_epi32(sum, _mm512_cvttps_epi32(_mm512_mul_ps(product, scale)));
         }
         d[column] = _mm512_mul_ps(_mm512_cvt_roundepi32_ps(sum, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC),
@@ -163,13 +163,12 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
     }
     return true;
 }
-#define WITH_CUTS(type, TYPE)                                                                                               \
-    __attribute__((noinline)) static bool add_with_cuts_##type(const Step *s, u32 piece, const Columns *b, u32 columns,     \
-                                                               const __m512 *c, __m512 *d) {                                \
-        return add_with_cuts(s, TYPE, piece, b, columns, c, d);                                                             \
-    }
-WITH_CUTS(f16, F16)
-WITH_CUTS(bf16, BF16)
+__attribute__((noinline)) bool cut_columns(const Step *s, u32 piece, u32 columns, const __m512 *c, __m512 *d) {
+    return cut_products(s, F16, piece, columns, c, d);
+}
+__attribute__((noinline)) static bool cut_columns_bf16(const Step *s, u32 piece, u32 columns, const __m512 *c, __m512 *d) {
+    return cut_products(s, BF16, piece, columns, c, d);
+}
 
 /* A piece of k in the first columns, as if nothing were cut; those of which that is not certain again. */
 INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 piece, const __m512 *c, __m512 *d) {
@@ -197,7 +196,7 @@ INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 
         for (u32 n = 0; n < 4; n++) if (whole[n] != 0xFFFF) suspects |= 0x11u << n;
         uncertain |= cut_by_c(&again, suspects & ((1u << count) - 1), c);
     }
-    return !uncertain || (type == F16 ? add_with_cuts_f16 : add_with_cuts_bf16)(s, piece, b, uncertain, c, d);
+    return !uncertain || (type == F16 ? cut_columns : cut_columns_bf16)(s, piece, uncertain, c, d);
 }
 
 INLINE bool add_pieces(const Step *s, u32 type, u32 count, const Columns *b, __m512 (*sum)[COLUMNS]) {
@@ -248,12 +247,6 @@ INLINE bool multiply(const Step *s, u32 type) {
         transpose_back(half, s->d[parity], s->d[parity + 2]);
     }
     return true;
-}
-
-bool add_to_columns(const Step *s, const __m512 *c, __m512 *d) {
-    const Columns *b = columns_of(s, F16);
-    __m512 half[COLUMNS];
-    return b->fits && add_piece(s, F16, COLUMNS, b, 0, c, half) && add_piece(s, F16, COLUMNS, b, 1, half, d);
 }
 
 static bool multiply_f16(const Step *s) { return multiply(s, F16); }
