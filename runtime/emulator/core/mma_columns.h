@@ -69,7 +69,6 @@ typedef struct {
     __m512i span;
     u32 type, k;  /* k: 0 where there is nothing */
     bool fits;    /* the numbers are what this is for */
-    bool alike;   /* all columns are the same, as those of ones are, by which rows are added up */
 } Columns;
 
 struct Fragments {
@@ -90,7 +89,5 @@ INLINE bool same_registers(const u32 (*kept)[LANES], const Step *s) {
 }
 
 struct Numbers *new_numbers(void);
-/* Some columns of a piece of f16 on C; false where C is infinite, NaN or next to nothing. */
-bool cut_columns(const Step *s, u32 piece, u32 columns, const __m512 *c, __m512 *d);
 #endif
 #endif
