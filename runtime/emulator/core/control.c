@@ -200,7 +200,8 @@ static void nanosleep(Warp *w, const Insn *i, u32 active) {
 static bool uniform(const u32 *values, u32 active) {
     const u32 first = values[__builtin_ctz(active)];
     u32 different = 0;
-    for (u32 l = 0; l < LANES; l++) different |= active >> l & 1 ? values[l] ^ first : 0;
+    if (active == FULL) for (u32 l = 0; l < LANES; l++) different |= values[l] ^ first;
+    else EACH(active, l) different |= values[l] ^ first;
     return !different;
 }
 

@@ -9,6 +9,7 @@
 
 #ifdef HAS_COLUMNS
 #define CODE 0x1p-24f /* the least f16 */
+#define NO_CODES ALL(0xF800F800) /* bits that they have not */
 /* Exponents between which a C is that can be counted in the units of no products, in which it is not cut. */
 #define TINY (-60)
 #define HUGE_C 40
@@ -61,10 +62,17 @@ INLINE Limits limits_of(const Numbers *b, u32 columns) {
                     _mm512_mask_reduce_min_ps(own, b->ratio)};
 }
 
+INLINE Limits both(const Limits *x, Limits y) {
+    return (Limits){x->products > y.products ? x->products : y.products, x->sums < y.sums ? x->sums : y.sums,
+                    x->ratio < y.ratio ? x->ratio : y.ratio};
+}
+
 /* How large and how fine the numbers of each column are. */
 INLINE void measure_columns(Numbers *to) {
     __m512i pairs[GROUP / 2], low = ALL(EXPONENT(16)), top = ALL(EXPONENT(-14));
     __m512 sum = _mm512_setzero_ps();
+    i32 sums[ROWS];
+    float ratio[ROWS];
     transpose_pairs(to->registers[0], to->registers[1], pairs); /* rows 0 to 7: columns of the first piece */
     for (u32 k = 0; k < GROUP; k++) {
         const __m512 x = _mm512_abs_ps(value(k % 2 ? upper(pairs[k / 2]) : lower(pairs[k / 2]), F16));
@@ -77,13 +85,14 @@ INLINE void measure_columns(Numbers *to) {
     low = _mm512_and_si512(low, ALL(0x7F800000)), top = _mm512_and_si512(top, ALL(0x7F800000)); /* half of a power of two, or it */
     to->ratio = _mm512_div_ps(_mm512_set1_ps(0x1.FFFFp23f), _mm512_mul_ps(sum, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), low))));
     to->products = _mm512_add_epi32(_mm512_sub_epi32(top, low), ALL(EXPONENT(-14))), to->sums = _mm512_sub_epi32(low, ALL(EXPONENT(0)));
+    memcpy(sums, &to->sums, sizeof sums), memcpy(ratio, &to->ratio, sizeof ratio);
     for (u32 p = 0; p < PIECES; p++) {
         const u32 columns = 0xFFu << COLUMNS * p;
-        u32 finest;
-        to->all[p] = limits_of(to, columns);
-        finest = columns & _mm512_cmpeq_epi32_mask(to->products, ALL(to->all[p].products));
-        to->finest[p] = (u32)__builtin_ctz(finest) - COLUMNS * p;
-        to->but_one[p] = limits_of(to, columns & ~(finest & -finest));
+        const i32 products = _mm512_mask_reduce_max_epi32((__mmask16)columns, to->products);
+        const u32 finest = (u32)__builtin_ctz(columns & _mm512_cmpeq_epi32_mask(to->products, ALL(products)));
+        to->finest[p] = finest - COLUMNS * p;
+        to->but_one[p] = limits_of(to, columns & ~(1u << finest));
+        to->all[p] = both(to->but_one + p, (Limits){products, sums[finest], ratio[finest]});
     }
 }
 
@@ -110,6 +119,7 @@ typedef struct {
     __m512i first, last; /* which of a row's first and last four codes are not 0: bytes of rows, four times */
     __m512i unit;        /* exponents of the lowest bit in any code of a row */
     __m512 ratio;        /* all bits of any, in units of it */
+    bool good;           /* these are codes */
 } Codes;
 
 INLINE void load_codes(const u32 *x, const u32 *y, Codes *restrict c) {
@@ -125,6 +135,7 @@ INLINE void load_codes(const u32 *x, const u32 *y, Codes *restrict c) {
     used = _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(used));
     c->first = _mm512_and_si512(used, _mm512_set1_epi8(15));
     c->last = _mm512_and_si512(_mm512_srli_epi16(used, 4), _mm512_set1_epi8(15));
+    c->good = !_mm512_test_epi32_mask(any, NO_CODES);
     bits = _mm512_or_si512(_mm512_and_si512(any, ALL(0xFFFF)), _mm512_srli_epi32(any, 16));
     any = _mm512_and_si512(bits, _mm512_sub_epi32(_mm512_setzero_si512(), bits));
     c->unit = AS_INTS(_mm512_mask_cvtepi32_ps(AS_FLOATS(ALL(EXPONENT(11))), _mm512_test_epi32_mask(bits, bits), any));
@@ -139,10 +150,9 @@ INLINE __m512i scales_of(const Codes *a, const Numbers *b, u32 piece, u32 n) {
 INLINE __m512i exponents_of_bytes(__m128i bytes) { return _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23); }
 
 /* c plus a piece of k; returns the largest magnitudes in c's rows. */
-INLINE __m512i add_codes(const Codes *restrict a, const Numbers *restrict b, u32 piece, const __m512 *restrict c, __m512 *restrict d) {
+INLINE __m512 add_codes(const Codes *restrict a, const Numbers *restrict b, u32 piece, const __m512 *restrict c, __m512 *restrict d) {
     _Alignas(CACHE_LINE) u8 scales[COLUMNS][ROWS];
-    __m512i largest = _mm512_setzero_si512();
-    __m512 sum[COLUMNS];
+    __m512 sum[COLUMNS], largest = _mm512_setzero_ps();
     UNROLL for (u32 n = 0; n < COLUMNS; n += 4) _mm512_store_si512(scales[n], scales_of(a, b, piece, n));
     UNROLL for (u32 n = 0; n < COLUMNS; n++) sum[n] = _mm512_setzero_ps(); /* added to, that a zero be positive */
     UNROLL for (u32 k = 0; k < GROUP; k++) {
@@ -153,7 +163,7 @@ INLINE __m512i add_codes(const Codes *restrict a, const Numbers *restrict b, u32
         const __m512i scale = exponents_of_bytes(_mm_load_si128((const __m128i *)scales[n]));
         const __m512 unit = AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), scale));
         const __m512 units = _mm512_roundscale_ps(_mm512_mul_ps(c[n], AS_FLOATS(scale)), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-        largest = _mm512_max_epi32(largest, _mm512_and_si512(AS_INTS(c[n]), ALL(0x7FFFFFFF)));
+        largest = _mm512_range_ps(largest, c[n], 0xB); /* of magnitudes */
         d[n] = _mm512_fmadd_round_ps(units, unit, sum[n], _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
     }
     return largest;
@@ -188,8 +198,8 @@ __attribute__((noinline)) static void cut_others(const Codes *a, const Numbers *
 }
 
 /* Again the columns where they are not; most often that is the finest if any. */
-INLINE void mend(const Codes *a, const Numbers *b, u32 piece, __m512i largest, const __m512 *c, __m512 *d) {
-    const __m512i exponents = _mm512_and_si512(largest, ALL(0x7F800000));
+INLINE void mend(const Codes *a, const Numbers *b, u32 piece, __m512 largest, const __m512 *c, __m512 *d) {
+    const __m512i exponents = _mm512_and_si512(AS_INTS(largest), ALL(0x7F800000));
     const u32 n = b->finest[piece];
     if (are_exact(a, b->all + piece, exponents)) return;
     if (are_exact(a, b->but_one + piece, exponents)) d[n] = cut_column(a, b, piece, n, c[n]);
@@ -197,7 +207,7 @@ INLINE void mend(const Codes *a, const Numbers *b, u32 piece, __m512i largest, c
 }
 
 /* One piece is added while the codes of another are made ready: the two keep different parts of the processor busy. */
-__attribute__((noinline)) static __m512i add_and_load(const Codes *restrict a, const Numbers *restrict b, u32 piece, const __m512 *restrict c,
+__attribute__((noinline)) static __m512 add_and_load(const Codes *restrict a, const Numbers *restrict b, u32 piece, const __m512 *restrict c,
                                                       __m512 *restrict d, const u32 *restrict x, const u32 *restrict y, Codes *restrict next) {
     load_codes(x, y, next);
     return add_codes(a, b, piece, c, d);
@@ -233,7 +243,7 @@ INLINE bool are_codes(const u32 *const *registers) {
     __m512i any = _mm512_setzero_si512();
     for (u32 r = 0; r < 2 * PIECES; r++)
         for (u32 l = 0; l < LANES; l += ROWS) any = _mm512_or_si512(any, _mm512_load_si512(registers[r] + l));
-    return !_mm512_test_epi32_mask(any, ALL(0xF800F800));
+    return !_mm512_test_epi32_mask(any, NO_CODES);
 }
 
 INLINE void take_factors(u8 *slots, const Insn *i, Step *s) {
@@ -257,18 +267,19 @@ static u32 add_chain(struct Fragments *f, u8 *slots, const Insn *i, u32 count) {
     load_sums(from, sums[0]);
     if (is_extreme(sums[0])) return 0;
     load_first(steps->a[0], steps->a[1], codes);
-    for (; done < count && are_codes(steps[done % 2].a); done++) {
+    for (; done < count; done++) {
         __m512 *const c = sums[done % 2], *const d = sums[1 - done % 2];
         Codes *const own = codes + PIECES * (done % 2), *const others = codes + PIECES * (1 - done % 2);
         const Step *now = steps + done % 2;
         const u32 *const *next = done + 1 < count ? steps[1 - done % 2].a : now->a;
         const Numbers *b = numbers_of(now);
-        __m512i largest;
+        __m512 largest;
         if (done + 1 < count) take_factors(slots, i + done + 1, steps + 1 - done % 2);
         if (!b->fits) break;
         largest = add_and_load(own, b, 0, c, half, now->a[2], now->a[3], own + 1);
         mend(own, b, 0, largest, c, half);
         largest = add_and_load(own + 1, b, 1, half, d, next[0], next[1], others);
+        if (!own[0].good || !own[1].good) break;
         mend(own + 1, b, 1, largest, half, d);
     }
     if (done) store_sums(sums[done % 2], to);
