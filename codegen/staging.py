@@ -97,9 +97,8 @@ class Staged:
             if self.state.target.has_async_copies:
                 name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
                 name, operands = hinted(name, (target, source, piece.bytes, outside), self.policy)
-                both = exists and piece.active is not None
-                when = b.op("and.pred", "p", exists, piece.active) if both else exists or piece.active
-                b.do(name, *operands, when=when)
+                both = [predicate for predicate in (exists, piece.active) if predicate]
+                b.do(name, *operands, when=b.op("and.pred", "p", *both) if len(both) == 2 else (*both, None)[0])
             else:
                 loaded.append((piece, target, self._loaded(piece, source, outside)))
         for piece, target, words in loaded:
