@@ -15,6 +15,7 @@ from lowbitvm.tile import (
     SMALL_ROWS,
     SPILL_REGISTERS,
     STAGED_BYTES,
+    SUMMED,
     TABLE_BYTES,
     UNIT_K,
     Tile,
@@ -25,6 +26,7 @@ from lowbitvm.tile import (
     keeps_busy,
     registers,
     shares_decoded,
+    shares_sums,
     staged_bytes,
     stages_tables,
     unit_k,
@@ -112,6 +114,9 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
     if large is not None:
         return large
+    sharing = next((tile for tile in SUMMED if m > 32 and weights == 1 and shares_sums(tile, fmt, target)), None)
+    if sharing is not None:
+        return sharing
     summed = fmt.group == 16 and fmt.zero in ("float", "offset")  # sums of each 16 of k take registers, too
     few = summed or (permuted and fmt.group in (16, 32)) or (weights > 1 and _sums_much(fmt))
     most = 32 if few else SMALL_ROWS
