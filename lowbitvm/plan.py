@@ -92,9 +92,10 @@ def _others(tile: Tile, fmt: Format, target: Target, weights: int) -> Iterator[T
     deep = replace(tile, direct=0) if tile.direct else replace(tile, stages=max(tile.stages, DEEP_STAGES))
     free = target.shared_per_block - TABLE_BYTES * (fmt.code.kind == "table")
     deeper = tile.bm <= SMALL_ROWS and target.has_async_copies and k_ahead(deep, fmt) > k_ahead(tile, fmt)
-    if deeper and staged_bytes(deep, fmt, weights) <= free:
+    sharing = tile in SUMMED  # whose shared memory is full
+    if deeper and not sharing and staged_bytes(deep, fmt, weights) <= free:
         yield deep
-    if tile.bm <= SMALL_ROWS:
+    if tile.bm <= SMALL_ROWS and not sharing:
         narrow = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // (2 * BLOCK)))
         yield replace(narrow, direct=direct_k(narrow, fmt, target, weights) if tile.direct else 0)
     if tile.bm >= SMALL_ROWS and tile.warps == 8:
