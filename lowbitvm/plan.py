@@ -95,7 +95,7 @@ def _others(tile: Tile, fmt: Format, target: Target, weights: int) -> Iterator[T
     sharing = tile in SUMMED  # whose shared memory is full
     if deeper and not sharing and staged_bytes(deep, fmt, weights) <= free:
         yield deep
-    if tile.bm <= SMALL_ROWS and not sharing:
+    if tile.bm <= SMALL_ROWS and not sharing and fmt.group not in (16, 32):
         narrow = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // (2 * BLOCK)))
         yield replace(narrow, direct=direct_k(narrow, fmt, target, weights) if tile.direct else 0)
     if tile.bm >= SMALL_ROWS and tile.warps == 8:
