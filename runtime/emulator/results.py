@@ -12,6 +12,7 @@ from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
     ENDLESS,
+    DIVERGED,
     INVALID_BARRIER,
     INVALID_MBARRIER,
     INVALID_METADATA,
@@ -189,6 +190,7 @@ def _finding(
     facts["waiting"] = WAITING.get(address, f"at barrier {address}")
     if name == "limit":
         facts["endless"] = ENDLESS[context].format(size=size)
+    facts["diverged"] = DIVERGED[bool(size)].format(context=context)
     if name == "barrier_invalid":
         facts["invalid_barrier"] = INVALID_BARRIER[context].format(address=address, size=size)
     if name == "trap":
