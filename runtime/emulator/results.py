@@ -11,8 +11,8 @@ from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
-    ENDLESS,
     DIVERGED,
+    ENDLESS,
     INVALID_BARRIER,
     INVALID_MBARRIER,
     INVALID_METADATA,
