@@ -155,3 +155,11 @@ def test_what_does_not_fit_is_refused(make, problem: str) -> None:
 
 def launch(argument: object) -> None:
     emulator.load(ADD).launch("k", (1,), (32,), [argument])
+
+
+@pytest.mark.parametrize("shared", [-1, 227 * 1024 - 63, 1 << 50])
+def test_more_shared_memory_than_any_gpu_has_is_refused(shared: int) -> None:
+    text = f"{HEADER}.visible .entry k()\n{{ .shared .b8 own[64]; ret; }}\n"
+    emulator.load(text).launch("k", (1,), (32,), [], shared=227 * 1024 - 64)
+    with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID.*use 232448 in all"):
+        emulator.load(text).launch("k", (1,), (32,), [], shared=shared)
