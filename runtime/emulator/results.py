@@ -11,6 +11,7 @@ from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
+    DIVERGED,
     ENDLESS,
     INVALID_BARRIER,
     INVALID_MBARRIER,
@@ -189,6 +190,7 @@ def _finding(
     facts["waiting"] = WAITING.get(address, f"at barrier {address}")
     if name == "limit":
         facts["endless"] = ENDLESS[context].format(size=size)
+    facts["diverged"] = DIVERGED[bool(size)].format(context=context)
     if name == "barrier_invalid":
         facts["invalid_barrier"] = INVALID_BARRIER[context].format(address=address, size=size)
     if name == "trap":
