@@ -374,9 +374,8 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     few = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= FEW_ACCUMULATORS * state.threads
     gains = all(_gains(state, loop, activations, codes, few) for activations, codes in loads)
     merges = pure and whole and divisor(start) % UNIT_K == 0 and gains
-    scaled = all(
-        _fused(state, *pair) is not None and fmt.zero is None for pair, fmt in zip(loads, formats, strict=True)
-    )
+    without_zeros = [fmt.zero is None for fmt in formats]
+    scaled = all(without_zeros) and all(_fused(state, *pair) is not None for pair in loads)
     sums_all = scaled or all(group > step for group in known)
     period = max(1, UNIT_K // step) if merges and shared and sums_all else 1
     merges = merges and roomy and fits and not shared

@@ -97,8 +97,9 @@ class Staged:
             if self.state.target.has_async_copies:
                 name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
                 name, operands = hinted(name, (target, source, piece.bytes, outside), self.policy)
-                both = exists and piece.active is not None
-                when = b.op("and.pred", "p", exists, piece.active) if both else exists or piece.active
+                when = exists or piece.active
+                if exists and piece.active:
+                    when = b.op("and.pred", "p", exists, piece.active)
                 b.do(name, *operands, when=when)
             else:
                 loaded.append((piece, target, self._loaded(piece, source, outside)))
