@@ -53,16 +53,8 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
         return Arrangement()
     fits = all(_shared_bytes(loop) <= target.shared_per_block for loop in loops)
     if summed or all(_may_be_held(dot) for dot in dots):
-<<<<<<< HEAD
-        if (
-            fits
-            and not summed
-            and not any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots)
-        ):
-=======
         better_held = any(_crowded(dot) or _outrun(dot, target, warps, shared.warps_m) for dot in dots)
         if fits and not summed and not better_held:
->>>>>>> main
             return shared
         fits = all(_shared_bytes(loop, held=True) <= target.shared_per_block for loop in loops)
         return held if fits else Arrangement()
