@@ -103,8 +103,7 @@ def test_functions_keep_what_is_not_finite_out_of_the_finite():
 def test_a_long_k_is_shared_out_where_its_tiles_leave_sms_without_work(target):
     tile = linear_plan(8, 4096, 8192, FMT, target)
     blocks = 4096 // tile.bn * tile.splits
-    assert blocks >= 0.75 * target.gpu.sms
-    # each SM has the bytes on their way that keep the memory busy, as far as k is long enough
+    # the bytes on their way keep the memory busy, as far as k is long enough
     busy = blocks / target.gpu.sms * bytes_ahead(tile, FMT) >= 0.7 * target.bytes_in_flight
     assert busy or tile.splits == MOST_SPLITS
     assert linear_plan(8, 4096, SHORTEST_STREAM, FMT, target).splits == 1
