@@ -241,7 +241,7 @@ def tuning(mode: Mode, budget_s: float | None = None, group: Any = None) -> Iter
     takes where it is None. group: a torch.distributed process group, of which rank 0 decides for all; its ranks then
     have to meet the same problems in the same order. Contexts nest; the innermost holds. Raises ARGUMENT_INVALID.
     """
-    if budget_s is not None and not budget_s > 0:
+    if budget_s is not None and not (isinstance(budget_s, int | float) and budget_s > 0):
         raise LowbitvmError("ARGUMENT_INVALID", f"a budget of {budget_s!r} s for tuning", "give seconds above 0")
     token = _active.set(Tuning(_mode(mode, "the tuning mode"), budget_s, group))
     try:
