@@ -71,4 +71,5 @@ $(INSTALLED): pyproject.toml setup.py $(wildcard runtime/*.c runtime/emulator/co
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable '.[dev,load,sass,torch]' $(TORCH)
 	$(BIN)/python -m pip install --no-deps $(WITHOUT_DEPENDENCIES)
+	$(BIN)/python -m compileall -q lowbitvm codegen runtime
 	touch $@

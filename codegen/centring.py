@@ -8,7 +8,6 @@ where all of these are numbers that the pair's type has: `unit` is a power of tw
 `unit` is multiplied with an integer of few bits.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +64,8 @@ def centring(fmt: Format, decoder: object) -> Centring | None:
     code = fmt.code
     if not isinstance(decoder, Decoder) or not code.is_linear or fmt.zero not in (None, "int"):
         return None
+    decoder = decoder.plain  # one multiplication does for both
     act, factors = decoder.act, decoder.factors
-    if decoder.multiplier is not None:  # one multiplication does for both
-        power = float(np.uint16(decoder.multiplier).view(ml_dtypes.bfloat16))
-        decoder = dataclasses.replace(decoder, multiplier=None)
-        factors = (factors[0] / power, factors[1] / power)
     unit = min(1.0, *(2.0 ** LARGEST_SHIFT[act] * factor / code.step for factor in factors))
     multipliers = (unit * code.step / factors[0], unit * code.step / factors[1])
     low, high = (-unit * (code.bias + code.step * offset) for offset in decoder.offsets)

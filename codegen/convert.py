@@ -8,7 +8,8 @@ f16, floats: sign and magnitude fall on the f16's sign and on the last bits of i
     mantissa, which gives the value times a power of two, subnormals included.
 bf16, integers: the code's bits below the exponent 0 give 1 + q * 2**(s - 7); the offset is taken off the accumulators.
 bf16, 8-bit integers and floats: as for f16, in bf16 subnormals and the numbers next to them, which one exact
-    multiplication moves to where products with activations cannot underflow.
+    multiplication moves to where products with activations cannot underflow. A kernel for few rows of activations
+    multiplies these instead (`Decoder.raised`), of which a warp has fewer registers.
 codebooks: an index, of as many codes as a byte holds, into a table in shared memory.
 """
 
@@ -17,7 +18,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
@@ -35,6 +36,7 @@ BF16_STARTS = {1: (5, 6), 2: (3, 5), 3: (1, 4), 4: (3, 3), 5: (1, 1), 6: (1, 1),
 E1_STARTS = {1: 6, 2: 4, 3: 1, 4: 1, 5: 0, 6: 0}
 MANTISSA = {"f16": 10, "bf16": 7}
 EXPONENT_BIAS = {"f16": 15, "bf16": 127}
+FRAGMENT_REGISTERS, ACTIVATION_REGISTERS = 4, 2  # of 16 of k: of 16 rows of weights, and of 8 of activations
 SIGN_PLACE = 15
 WHOLE = 0xFFFF  # the mask of a half
 F16_EXPONENT = 5
@@ -87,6 +89,26 @@ class Decoder:
     kept: tuple[Part, ...] = ()
     magic: int | None = None
     multiplier: int | None = None
+
+    @property
+    def power(self) -> int:
+        """Of the two that the multiplier is, 0 without one."""
+        return 0 if self.multiplier is None else (self.multiplier >> MANTISSA["bf16"]) - EXPONENT_BIAS["bf16"]
+
+    @functools.cached_property
+    def plain(self) -> "Decoder":
+        """The decode without its multiplication."""
+        low, high = (factor * 2.0**-self.power for factor in self.factors)
+        return replace(self, factors=(low, high), multiplier=None)
+
+    @property
+    def raised(self) -> int:
+        """The power of two of activations that are multiplied with `plain` fragments.
+
+        Half of the multiplier's: the activations may be as far above 1 as their products with fragments are above the
+        smallest f32, and what a sum lacks of its own size leaves f32 as much room below.
+        """
+        return self.power // 2
 
     def constants(self, b: Emitter) -> list[str]:
         """Emits what stays in registers."""
@@ -295,7 +317,17 @@ def layout_decoder(code: CodeType, act: str, layout: Layout) -> Decoder:
         return Decoder(code, act, (low, high), zero, layout.merges, pairs, kept)
     up = min(LARGEST_SHIFT, -round(math.log2(low)))
     factors = (low * 2.0**up, high * 2.0**up)
-    return Decoder(code, act, factors, zero, layout.merges, pairs, kept, multiplier=_power(up))
+    return Decoder(code, act, factors, zero, layout.merges, pairs, kept, multiplier=power_pattern(up))
+
+
+def multiplications(decoder: Decoder | TableDecoder, columns: int, row_tiles: int) -> float:
+    """Per row tile of a warp and 16 of k, the products with a power of two that a decode's numbers need.
+
+    Either the fragment's registers are multiplied or, where these are fewer, the activations' of the warp's n8 tiles.
+    """
+    if isinstance(decoder, TableDecoder) or decoder.power == 0:
+        return 0
+    return min(FRAGMENT_REGISTERS, ACTIVATION_REGISTERS * columns / row_tiles)
 
 
 class Bits(NamedTuple):
@@ -331,7 +363,7 @@ def held_by(code: CodeType, act: str) -> bool:
     )
 
 
-def _power(exponent: int) -> int:
+def power_pattern(exponent: int) -> int:
     """The bf16 pattern of a power of two."""
     return (exponent + EXPONENT_BIAS["bf16"]) << MANTISSA["bf16"]
 

@@ -77,9 +77,9 @@ class DenseTile(Activations):
         """The k below which a unit must begin for the piece to exist that is `chunk` pieces after column `first`."""
         return self.state.scalar("sub", columns, self.state.scalar("add", first, 8 * chunk))
 
-    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "", exists: str = "") -> None:
         if self.vectorised:
-            super().issue(slot, number, k, beyond)
+            super().issue(slot, number, k, beyond, exists)
             return
         for piece in self.pieces:
             self._copy_elements(piece, slot, piece.pointer_offset + self.shift(number), k)

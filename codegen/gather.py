@@ -97,7 +97,7 @@ class GatheredTile(Activations):
     def needs_k(self) -> bool:
         return False
 
-    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "", exists: str = "") -> None:
         """Nothing: `prepare` and `turn` fetch what several units need."""
 
     def prepare(self, base: int, slot_bytes: int, left: str) -> None:

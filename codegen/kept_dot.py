@@ -7,7 +7,7 @@ so which registers the sums of a row tile are in depends on the warp; the sums c
 from lowbitvm.codegen.shared_dot import SharedDot
 from lowbitvm.codegen.weights import CHUNK_K, packed_array
 from lowbitvm.ir import Op
-from lowbitvm.plan import CONVERTED_BITS
+from lowbitvm.tile import CONVERTED_BITS
 
 KEEPERS = 2  # warps that multiply the same weights
 

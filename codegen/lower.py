@@ -152,10 +152,13 @@ class Lowering:
 
     def mul_shift(self, op: Op) -> None:
         b = self.state.builder
-        halves: dict[Operand, str] = {}  # of the last bit that stays, by shift
+        halves: dict[Operand, Operand] = {}  # of the last bit that stays, by shift
+        nearest = op.integer("nearest")
         found: list[Operand] = []
         for value, multiplier, shift in zip(*(self.state.values[operand] for operand in op.operands), strict=True):
-            if shift not in halves:
+            if not nearest:
+                halves[shift] = b.op("mov.b64", "rd", 0)
+            elif shift not in halves:
                 one = b.op("shl.b64", "rd", b.op("mov.b64", "rd", 1), shift)
                 halves[shift] = b.op("shr.u64", "rd", one, 1)
             operands = (exchange.in_register(self.state, x, "r") for x in (value, multiplier))
@@ -185,8 +188,6 @@ class Lowering:
         if (source.name, target.name) not in CASTS:
             known = ", ".join(f"{a} to {b}" for a, b in CASTS)
             raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"go by f32; casts are {known}")
-        if target == dtypes.bf16 and "bf16" not in self.state.target.mma_dtypes:
-            raise _unsupported(op, f"a cast to bf16 on {self.state.target.name}", "use f16 or f32, or sm_80 and later")
         b, name = self.state.builder, CASTS[source.name, target.name]
         values = self.state.values[op.operands[0]]
         if op in self.rounded:
@@ -195,7 +196,21 @@ class Lowering:
         if source.name == "bf16":  # the upper half of an f32; `cvt` needs a newer PTX than sm_80's
             zero = b.op("mov.b16", "h", 0)
             values = [vector([zero, str(value)]) for value in values]
+        if target == dtypes.bf16 and "bf16" not in self.state.target.mma_dtypes:
+            self.state.values[op] = [self._bf16_by_integers(value) for value in values]
+            return
         self.state.values[op] = [b.op(name, _register_kind(op), value) for value in values]
+
+    def _bf16_by_integers(self, value: Operand) -> Operand:
+        """An f32 as bf16, to nearest even, where there is no instruction for it: sums carry into the upper half."""
+        b = self.state.builder
+        number = exchange.in_register(self.state, value, "f")
+        bits = b.op("mov.b32", "r", number)
+        odd = b.op("and.b32", "r", b.op("shr.u32", "r", bits, 16), 1)
+        carried = b.op("add.u32", "r", b.op("add.u32", "r", bits, odd), 0x7FFF)
+        upper = b.op("shr.u32", "r", carried, 16)
+        nan = b.op("setp.nan.f32", "p", number, number)
+        return b.op("cvt.u16.u32", "h", b.op("selp.b32", "r", 0x7FFF, upper, nan))
 
     def _rounds(self, store: Op) -> bool:
         """Whether a store rounds its tile itself, two numbers with one instruction."""

@@ -7,20 +7,21 @@ to X. Fragments are factor * (q + offset); with w = s * (step * q - bias - z) + 
     sum of w x = s * step / factor * (P - zero * X) + m * X,   zero = factor * (offset + (bias + z) / step),
 
 added to the tile's accumulators rounded to nearest. `factor` and `offset` are of the fragment's row: g or g + 8. For
-many rows of activations the decode subtracts bias and integer zero points instead, where that is exact. Where nothing
+many rows of activations the decode subtracts bias and integer zero points instead, where that is exact. For few rows
+the activations are multiplied with a power of two in place of bf16 fragments that need one. Where nothing
 else in the loop uses a tile, it holds its numbers times factor / step meanwhile, which is a power of two.
 """
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import or_
 
 import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.centring import centring
-from lowbitvm.codegen.convert import Decoder, decoder
+from lowbitvm.codegen.convert import FRAGMENT_REGISTERS, Decoder, decoder, multiplications, power_pattern
 from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.fused import LONGEST_FUSED, Fused
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
@@ -31,7 +32,7 @@ from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, packed_array
 from lowbitvm.ir import Op
 from lowbitvm.targets import MMA_ATOMS, ldmatrix_addresses
 
-ONES = {"f16": 0x3C003C00, "bf16": 0x3F803F80}
+ONES = {"f16": 0x3C00, "bf16": 0x3F80}
 FENCE_K = 128  # k summed over columns between scheduling fences
 LDMATRIX_K = 32  # in_features of one ldmatrix.x4: two k16 steps of one n8 tile
 
@@ -55,6 +56,8 @@ class Scaling:
 
 class Dot:
     """The emission of one `dot` into accumulators, register r = 4 (j + columns * t) + i of the fragment layout."""
+
+    raised = 0  # the power of two that activations are multiplied with
 
     def __init__(self, state: State, pipeline: Pipeline, op: Op) -> None:
         a, b = op.operands
@@ -80,6 +83,9 @@ class Dot:
         self.centring = None if few or self.fused is not None else centring(self.format, self.decoder)
         if self.centring is not None:
             self.decoder = self.centring.decoder
+        fewer = multiplications(self.decoder, self.columns, self.row_tiles) < FRAGMENT_REGISTERS
+        if fewer and isinstance(self.decoder, Decoder) and self.fused is None and self.centring is None:
+            self.decoder, self.raised = self.decoder.plain, self.decoder.raised
         self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
         if self.fused is not None:
             self.segment = min(self._fused_segment(), pipeline.unit.span)
@@ -97,11 +103,13 @@ class Dot:
             return
         self.decode_constants = self.decoder.constants(b) if isinstance(self.decoder, Decoder) else []
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
-        factors, offsets = self.decoder.factors, self.decoder.offsets
+        factors, offsets = [2.0**self.raised * factor for factor in self.decoder.factors], self.decoder.offsets
+        if self.raised:
+            self.raise_by = b.op("mov.b32", "r", power_pattern(self.raised) * 0x10001)
         step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
         if self.centring is not None:
             self.centre_constants = self.centring.registers(b)
-            factors, offsets, step, bias = (self.centring.unit,) * 2, (0.0, 0.0), 1, 0
+            factors, offsets, step, bias = [self.centring.unit] * 2, (0.0, 0.0), 1, 0
         self.units = [factor / step for factor in factors]
         # -zero = slope * z + constant
         self.slopes = [-factor / step for factor in factors]
@@ -126,14 +134,15 @@ class Dot:
     def _centres(self) -> bool:
         """Whether zero points of short groups take fewer instructions in the decode than as sums for each group.
 
-        Per group and row tile: four for 16 of k, where the decode does not end with a product that takes them too,
+        Per group and row tile: four for 16 of k, less the products with a power of two that they take the place of,
         against four of each n8 tile and the sums of its activations.
         """
         if isinstance(self.format.group, str) or self.format.group > LONGEST_FUSED:
             return False
-        steps, multiplies = self.format.group // self.atom.k, getattr(self.decoder, "multiplier", None) is not None
+        steps = self.format.group // self.atom.k
+        saved = multiplications(self.decoder, self.columns, self.row_tiles)
         more = BF16_ADDENDS if self.act == "bf16" and self.format.zero == "int" else 0
-        return 4 * steps * (not multiplies) + more <= self.columns * (4 + steps / self.row_tiles)
+        return (FRAGMENT_REGISTERS - saved) * steps + more <= self.columns * (4 + steps / self.row_tiles)
 
     def _fused_segment(self) -> int:
         """k that is summed over: less where the offsets' fragments, two registers per group, leave no room."""
@@ -147,7 +156,7 @@ class Dot:
         b = self.state.builder
         assert isinstance(self.decoder, Decoder)
         if fused.plain:
-            self.decoder = replace(self.decoder, multiplier=None)
+            self.decoder = self.decoder.plain
         self.decode_constants = self.decoder.constants(b)
         self.zero = b.op("mov.f32", "f", float_immediate(0.0))
         self.shifts = constant_pair(b, fused.act, *fused.shifts) if fused.shifted else ""
@@ -163,11 +172,12 @@ class Dot:
     def _ones(self, count: int) -> list[str]:
         """A fragment of ones in registers that ptxas can neither join nor make anew at every use.
 
-        All are a constant and the sign of a size, which is 0 but not known to be.
+        All are a constant and the sign of a size, which is 0 but not known to be. What activations are multiplied with,
+        ones are divided by.
         """
-        b = self.state.builder
+        b, one = self.state.builder, power_pattern(-self.raised) if self.raised else ONES[self.act]
         sign = b.op("shr.s32", "r", self.state.size(self.pipeline.unit.dimension), 31)
-        return [b.op(name, "r", sign, ONES[self.act]) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")[:count]]
+        return [b.op(name, "r", sign, one * 0x10001) for name in ("add.s32", "or.b32", "xor.b32", "max.s32")[:count]]
 
     def _emit_addresses(self) -> None:
         """Emits the addresses that stay in registers during the loop."""
@@ -291,8 +301,7 @@ class Dot:
 
     def _fused_scaling(self, fused: Fused, k: int, t: int, outer: dict[str, list[str]]) -> Scaling:
         """A second level scales the products with scaled codes, and those with offsets in place of the sums X."""
-        scales = _pair(outer["outer"])
-        scales = scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
+        scales = self._second_level(outer)
         if self.format.zero is None:
             return Scaling(scales, None, None)
         down = 2.0**-fused.exponent
@@ -305,6 +314,11 @@ class Dot:
             (pair,) = zeros.load(self.pipeline.slot, group * self.pipeline.unit.k // zeros.segments)[t]["zeros"]
             fragments[group] = self._spread(pair) * 2
         return Scaling(scales, None, offsets, [fragments[group] for group in groups])
+
+    def _second_level(self, outer: dict[str, list[str]]) -> Pair:
+        """What sums of products with scaled codes are scaled with."""
+        scales = _pair(outer["outer"])
+        return scales if self.alone else self._times(scales, [1 / unit for unit in self.units])
 
     def _scaled(self, fragments: list[list[str]], fused: Fused, slot: int, t: int, k: int) -> list[list[str]]:
         """Emits the products of the fragments of row tile t from k on with their scales, which the slot has."""
@@ -386,7 +400,8 @@ class Dot:
 
     def _activations(self, j: int, k: int) -> list[str]:
         """Emits the ldmatrix of n8 tile j at k: registers (k16 step 0: b0, b1; step 1: b0, b1)."""
-        return self._matrices(self.lane, self.pipeline.slot, j, k)
+        loaded = self._matrices(self.lane, self.pipeline.slot, j, k)
+        return [multiplied(self.state.builder, self.act, x, self.raise_by) for x in loaded] if self.raised else loaded
 
     def _matrices(self, lane: dict[int, str], slot: int, j: int, k: int) -> list[str]:
         tile, b = self.activations, self.state.builder

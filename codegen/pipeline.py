@@ -38,7 +38,7 @@ from lowbitvm.codegen.weights import CHUNK_K, GroupRows, Words, WordTile, packed
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op
-from lowbitvm.plan import stages_tables
+from lowbitvm.tile import stages_tables
 
 UNIT_K = 128  # k that is summed before the scales are applied, where the groups allow it
 MOST_ACCUMULATORS = 32  # per thread, that leave registers for the fragments of UNIT_K
@@ -48,6 +48,7 @@ CONVERTED_BITS = 8 + 32  # of a scale of 8 bits and the f32 that is made of it
 OUTER_BITS = 32
 SLOT_ALIGNMENT = 128
 SUMS_BYTES = 4096  # at most, of row sums in shared memory
+FEW_COPIES = 2  # of a thread and unit, whose predicates leave them out in fewer instructions than branches
 KEPT_FREE = 1024  # bytes of shared memory that tables of codebooks leave to what comes after the loop
 
 
@@ -176,19 +177,25 @@ class Pipeline:
     def _fetch(self, number: int, zeros: bool, of: Iterable[Staged]) -> None:
         """Emits the copies, `of` some tiles, of the unit that is `number` units from the iteration's first.
 
-        zeros: units beyond the last are zeros; else exact ones are left out.
+        zeros: units beyond the last are zeros; else exact ones are left out: by a branch, or by the predicates of few
+        copies that not all threads make, for which ptxas would branch again.
         """
         b, unit = self.state.builder, self.unit
-        skip = b.label("fetched")
+        skip, beyond, exists = b.label("fetched"), "", ""
         tiles = [tile for tile in of if number % tile.every == 0 and not isinstance(tile, WordStream)]
+        pieces = [piece for tile in tiles for piece in tile.pieces]
+        few = len(pieces) <= FEW_COPIES and any(piece.active for piece in pieces)
         for tile in tiles:
             tile.follow()
-        beyond = b.op("setp.le.s32", "p", self.left, number * unit.k) if unit.exact else ""
-        if unit.exact and not zeros:
+        if unit.exact and not zeros and few and self.state.target.has_async_copies:
+            exists = b.op("setp.gt.s32", "p", self.left, number * unit.k)
+        elif unit.exact:
+            beyond = b.op("setp.le.s32", "p", self.left, number * unit.k)
+        if beyond and not zeros:
             b.do("bra.uni", skip, when=beyond)
         for tile in tiles:
-            tile.issue(self.slot_of(number), number, self.ahead, beyond if zeros else "")
-        if unit.exact and not zeros:
+            tile.issue(self.slot_of(number), number, self.ahead, beyond if zeros else "", exists)
+        if beyond and not zeros:
             b.place(skip)
         if self.ahead:
             b.do("add.s32", self.ahead, self.ahead, unit.k)
@@ -288,16 +295,17 @@ def build_pipeline(
             add((codes, parts[0]), GroupRows(state, unit, size, codes, row, start, parts))
             return
         fused = _fused(state, activations, codes)
-        if fused is not None and isinstance(fmt.outer, int) and (codes, "outer") not in tiles:
-            outers = tuple(part for part in fmt.parts if part in OUTER_OF.values())
-            add((codes, "outer"), GroupRows(state, unit, size, codes, row, start, outers))
         for part in parts:
             outer = None
-            if fused is None and isinstance(fmt.outer, int):
+            own = None if part == "zeros" and unit.lead else fused  # row sums are multiplied with f32
+            if own is not None and isinstance(fmt.outer, int) and (codes, "outer") not in tiles:
+                outers = tuple(OUTER_OF[each] for each in (parts if not unit.lead else (part,)))
+                add((codes, "outer"), GroupRows(state, unit, size, codes, row, start, outers))
+            if own is None and isinstance(fmt.outer, int):
                 outer = OuterRows(state, unit, size, codes, row, start, OUTER_OF[part])
                 add((codes, OUTER_OF[part]), outer)
-            kind = RelativeRows if fused is not None and fused.powers else ByteRows
-            add((codes, part), kind(state, unit, size, codes, row, start, part, outer, fused))
+            kind = RelativeRows if own is not None and own.powers else ByteRows
+            add((codes, part), kind(state, unit, size, codes, row, start, part, outer, own))
 
     for _, activations, codes in dots:
         if (activations, "tile") not in tiles:
@@ -366,7 +374,8 @@ def _plan_unit(state: State, loop: Op, loads: list[tuple[Op, Op]], end: Operand,
     few = sum(a.shape[0] * codes.shape[0] for a, codes in loads) <= FEW_ACCUMULATORS * state.threads
     gains = all(_gains(state, loop, activations, codes, few) for activations, codes in loads)
     merges = pure and whole and divisor(start) % UNIT_K == 0 and gains
-    scaled = all(_fused(state, activations, codes) is not None for activations, codes in loads)
+    without_zeros = [fmt.zero is None for fmt in formats]
+    scaled = all(without_zeros) and all(_fused(state, *pair) is not None for pair in loads)
     sums_all = scaled or all(group > step for group in known)
     period = max(1, UNIT_K // step) if merges and shared and sums_all else 1
     merges = merges and roomy and fits and not shared

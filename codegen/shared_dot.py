@@ -11,7 +11,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from operator import or_
 
-from lowbitvm.codegen.mma import LDMATRIX_K, Dot
+from lowbitvm import dtypes
+from lowbitvm.codegen.mma import LDMATRIX_K, Dot, Scaling
 from lowbitvm.codegen.pipeline import Pipeline
 from lowbitvm.codegen.ptx import memory, vector
 from lowbitvm.codegen.scales import ByteRows
@@ -34,6 +35,10 @@ class SharedDot(Dot):
         self.zeros = [rows for rows in self.groups if "zeros" in rows.parts and self.centring is not None]
         if self.zeros:
             self.zero_base = self.zeros[0].base_of(*self._decoding())
+        self.summed_k = self.segment  # of a row sum
+        if self.fused is not None and self.format.zero is not None:  # offsets are not in the fragments
+            self.sums, self.summed_k = True, self.pipeline.unit.span // self.rows["zeros"].segments
+            self._emit_sum_constants()
         if self.sums:
             self._prepare_sums()
         self.products: dict[tuple[int, int], list[str]] = {}  # (row tile, n8 tile): sums of the period so far
@@ -116,15 +121,34 @@ class SharedDot(Dot):
     def _flush(self, accumulators: list[str], number: int, segment: int, columns: Sequence[int]) -> None:
         """Emits the addition of the scaled products of a segment and some n8 tiles to the accumulators."""
         if self.fused is not None:
-            scalings = [self._fused_scaling(self.fused, 0, t, loaded) for t, loaded in enumerate(self.scales)]
+            scalings = [Scaling(self._second_level(loaded), None, None) for loaded in self.scales]
         else:
             scalings = [self._scaling(loaded) for loaded in self.scales]
         for j in columns:
-            sums = self._sums(number, segment, j) if self.sums else None
+            sums = self._sums(number, segment, j) if self.summed_k == self.segment and self.sums else None
             for t, scaling in enumerate(scalings):
-                first = 4 * (j + self.columns * t)
-                self._add(accumulators[first : first + 4], self.products[t, j], scaling, sums)
+                self._add(self._registers(accumulators, t, j), self.products[t, j], scaling, sums)
         self.products = {}
+        if self.fused is not None and self.sums:
+            each = self.segment // self.summed_k
+            for group in range(segment * each, (segment + 1) * each):
+                self._add_offsets(accumulators, number, group, columns)
+
+    def _registers(self, accumulators: list[str], t: int, j: int) -> list[str]:
+        """The registers of row tile t and n8 tile j."""
+        first = 4 * (j + self.columns * t)
+        return accumulators[first : first + 4]
+
+    def _add_offsets(self, accumulators: list[str], number: int, group: int, columns: Sequence[int]) -> None:
+        """Emits the addition of a group's offsets, multiplied with its row sums, to the accumulators."""
+        loaded = self.rows["zeros"].load(self.pipeline.slot, group * self.summed_k)
+        offsets = [self._as_floats(pair["zeros"], dtypes.f32) for pair in loaded]
+        offsets = [self._times(pair, self.units) for pair in offsets] if self.alone else offsets
+        for j in columns:
+            sums = self._sums(number, group, j)
+            for t, pair in enumerate(offsets):
+                for i, register in enumerate(self._registers(accumulators, t, j)):
+                    self.state.builder.do("fma.rn.f32", register, sums[i], pair[i // 2], register)
 
     def _decode(self, number: int) -> Iterator[None]:
         """Emits the decode of the warp's share of a unit, in as many pieces as it has fragments."""
@@ -174,7 +198,7 @@ class SharedDot(Dot):
         """Places the row sums: f32[2 buffers][segments of a period][rows of activations]."""
         state, rows = self.state, self.activations.rows
         n_warps = state.warps // state.warps_m
-        self.segments = self.pipeline.unit.span // self.segment
+        self.segments = self.pipeline.unit.span // self.summed_k
         self.summed = self.columns // n_warps  # n8 tiles that a warp sums up
         self.sum_lane = self._lane_offsets(LDMATRIX_K, 8 * self.summed)
         self.sum_bytes = 4 * rows
@@ -195,7 +219,7 @@ class SharedDot(Dot):
         if not self.sums:
             return
         b, unit = self.state.builder, self.pipeline.unit
-        depth, slot = min(self.segment, unit.k), self.pipeline.slot_of(number)
+        depth, slot = min(self.summed_k, unit.k), self.pipeline.slot_of(number)
         for start in range(0, unit.k, depth):
             first = number % unit.period * unit.k + start
             for j, total in enumerate(self.totals):
@@ -203,12 +227,12 @@ class SharedDot(Dot):
                 for part in self._summed(slot, j, start, depth):
                     halves = self._mma(part, self.ones, halves)
                 assert halves is not None
-                if first % self.segment == 0:
+                if first % self.summed_k == 0:
                     b.do("add.rn.f32", total, halves[0], halves[2])
                 else:
                     b.do("add.rn.f32", total, total, b.op("add.rn.f32", "f", halves[0], halves[2]))
-                if (first + depth) % self.segment == 0:
-                    place = self._sum_offset(number, first // self.segment) + 32 * j
+                if (first + depth) % self.summed_k == 0:
+                    place = self._sum_offset(number, first // self.summed_k) + 32 * j
                     b.do("st.shared.b32", memory(self.sum_write, place), total, when=self.first_of_quad)
 
     def _summed(self, slot: int, j: int, start: int, depth: int) -> Iterator[list[str]]:

@@ -78,11 +78,12 @@ class Staged:
     policy: str = ""  # register: the hint of all copies to the L2 cache
     name: str = "ld.global.nc"  # of loads into registers
 
-    def issue(self, slot: int, number: int, k: str, beyond: str = "") -> None:
+    def issue(self, slot: int, number: int, k: str, beyond: str = "", exists: str = "") -> None:
         """Emits the copies of a unit into the slot at byte `slot`.
 
         The unit is the `number`-th of an iteration, counted on into the next; `k` is the register of its first k, where
-        the tile needs that. Zeros are copied where the predicate `beyond` is true: there is no such exact unit.
+        the tile needs that. Zeros are copied where the predicate `beyond` is true: there is no such exact unit. Nothing
+        is copied where `exists` is false, by targets with asynchronous copies.
         """
         b = self.state.builder
         pointers = {pointer: self.source(pointer, k) for pointer in dict.fromkeys(p.pointer for p in self.pieces)}
@@ -96,7 +97,10 @@ class Staged:
             if self.state.target.has_async_copies:
                 name = f"cp.async.{'cg' if piece.bytes == PIECE else 'ca'}.shared.global"
                 name, operands = hinted(name, (target, source, piece.bytes, outside), self.policy)
-                b.do(name, *operands, when=piece.active)
+                when = exists or piece.active
+                if exists and piece.active:
+                    when = b.op("and.pred", "p", exists, piece.active)
+                b.do(name, *operands, when=when)
             else:
                 loaded.append((piece, target, self._loaded(piece, source, outside)))
         for piece, target, words in loaded:

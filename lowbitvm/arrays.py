@@ -1,7 +1,7 @@
 """What numpy arrays and torch tensors do alike, under one name each."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -10,12 +10,58 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.dtypes import Array, DType, is_tensor
+from lowbitvm.errors import LowbitvmError
+
+# what f16, shifted to where f32 has its fields, keeps, and what it is then to be multiplied with
+F16_FIELDS, F16_RAISED = np.int32(-0x70002000), np.float32(2.0**112)
 
 
 def device(array: Array) -> str:
     """Where an array lies: "numpy", "cpu", "cuda:0", ... Raises DTYPE_MISMATCH for what is no array."""
     dtypes.of(array)
     return str(array.device) if is_tensor(array) else "numpy"
+
+
+def check_one_device(parts: Mapping[str, Array]) -> None:
+    """Raises DEVICE_MISMATCH unless named arrays lie in one place, and DTYPE_MISMATCH for what is no array."""
+    places = {name: device(array) for name, array in parts.items()}
+    if len(set(places.values())) > 1:
+        where = ", ".join(f"{name} on {place}" for name, place in places.items())
+        raise LowbitvmError(
+            "DEVICE_MISMATCH",
+            f"the arrays of one weight lie apart: {where}",
+            "bring all of them to one torch device, or all to numpy",
+        )
+
+
+def check_readable(parts: Mapping[str, Array]) -> None:
+    """What `check_one_device` checks; raises ARGUMENT_INVALID for tensors without elements in memory."""
+    check_one_device(parts)
+    for name, array in parts.items():
+        kind = str(array.layout)[6:] if is_tensor(array) and array.device.type != "meta" else device(array)
+        if kind not in ("strided", "numpy"):
+            problem = f"{name} is a {kind} tensor, which has not one element in memory for each index"
+            raise LowbitvmError("ARGUMENT_INVALID", problem, "pass a dense tensor with data, as to_dense() makes")
+
+
+def moved(parts: Mapping[str, Array], to: Any) -> dict[str, Array]:
+    """Torch tensors by name on another device. Raises DEVICE_UNAVAILABLE for one that is not there and DEVICE_MISMATCH
+    for numpy arrays, which have no device."""
+    if not all(map(is_tensor, parts.values())):
+        problem = f"a numpy weight cannot move to {to}"
+        raise LowbitvmError("DEVICE_MISMATCH", problem, "pack torch tensors, for example from torch.from_numpy")
+    torch = dtypes.torch()
+    try:
+        target = torch.device(to)
+    except (RuntimeError, TypeError) as error:
+        raise LowbitvmError("DEVICE_UNAVAILABLE", f"there is no device {to!r}", "name cpu or cuda:0") from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise LowbitvmError(
+            "DEVICE_UNAVAILABLE",
+            f"device {to} was asked for, torch sees {torch.cuda.device_count()} CUDA devices",
+            "use a device that torch.cuda lists",
+        )
+    return {name: array.to(target) for name, array in parts.items()}
 
 
 def detached(array: Array) -> Array:
@@ -30,6 +76,22 @@ def native(array: Array, dtype: DType) -> Any:
 
 def cast(array: Array, dtype: DType) -> Array:
     return array.to(dtype.torch()) if is_tensor(array) else array.astype(dtype.numpy, copy=False)
+
+
+def single(array: Array) -> Array:
+    """f32 of f16, bf16 or f32, in memory of its own; of f16 what is not finite becomes numbers from 65536 on."""
+    if is_tensor(array):
+        return array.float() if array.dtype.itemsize == 2 else array.clone()
+    if array.dtype == np.float32:
+        return array.copy()
+    words: Array = bits(np.ascontiguousarray(array)).astype(np.int32)  # numpy's own casts take several times as long
+    words <<= 13 if array.dtype == np.float16 else 16
+    if array.dtype == np.float16:
+        words &= F16_FIELDS
+    numbers = words.view(np.float32)
+    if array.dtype == np.float16:
+        numbers *= F16_RAISED
+    return numbers
 
 
 def permute(array: Array, *axes: int) -> Array:
@@ -61,6 +123,12 @@ def numbers(like: Array, count: int) -> Array:
 
 def gather(values: Array, index: Array) -> Array:
     return values[index.long()] if is_tensor(index) else values[index]
+
+
+def columns(matrix: Array, index: Array) -> Array:
+    """matrix[:, index]."""
+    wide = cast(index, dtypes.i64)
+    return matrix[:, wide] if is_tensor(matrix) else np.take(matrix, wide, axis=1)  # numpy's brackets take far longer
 
 
 def where(mask: Array, a: Any, b: Any) -> Array:
@@ -95,9 +163,12 @@ def fma(a: Any, b: Any, c: Any) -> "np.ndarray[Any, Any]":
         return np.asarray(odd, np.float32)
 
 
-def mul_shift(value: Any, multiplier: Any, shift: Any) -> "np.ndarray[Any, Any]":
-    """floor(value * multiplier / 2^shift + 1/2) of numpy's i32, saturated; shifts from 0 to 62."""
-    half = np.int64(1) << np.int64(shift) >> np.int64(1)
+def mul_shift(value: Any, multiplier: Any, shift: Any, nearest: bool = True) -> "np.ndarray[Any, Any]":
+    """floor(value * multiplier / 2^shift + 1/2) of numpy's i32, saturated; shifts from 0 to 62.
+
+    nearest=False: without the half, and shifts to 63.
+    """
+    half = np.int64(1) << np.int64(shift) >> np.int64(1) if nearest else np.int64(0)
     rounded = np.int64(value) * np.int64(multiplier) + half >> np.int64(shift)
     return np.asarray(np.clip(rounded, -(2**31), 2**31 - 1), np.int32)
 

@@ -13,7 +13,8 @@ hence the floors of |x| and of |f|, which in units of codes is 2^-14 / factor. E
 activations' dtype. One fused multiply-add rounds P - z X; one each adds it and m X to an accumulator that is at most
 the sum of all terms so far, hence `adds`; each may lose what is below f32's smallest number, as it stands in the
 accumulator. A second level rounds s, and m, once more. Scales that are powers of two may go into the fragments,
-relative to the largest of UNIT_K: what is lost far below that (`lowbitvm.codegen.fused`) is added as it is.
+relative to the largest of UNIT_K: what is lost far below that (`lowbitvm.codegen.fused`) is added as it is. Where
+activations are multiplied with a power of two in place of the fragments (`Decoder.raised`), these have a larger floor.
 """
 
 import functools
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import decoder
+from lowbitvm.codegen.convert import Decoder, decoder
 from lowbitvm.codegen.fused import Fused, chosen_fused, relative_fragments, shared_fused
 from lowbitvm.codegen.pipeline import UNIT_K
 from lowbitvm.codegen.weights import CHUNK_K
@@ -54,6 +55,9 @@ def linear_bound(x: Any, weight: PackedWeight, bias: Any | None = None, bk: int 
     with np.errstate(all="ignore"):
         added = 0.0 if bias is None else np.abs(_wide(bias))
         bounds = [_bound(_wide(x), weight, added, act, bk, way) for way in dict.fromkeys(ways)]
+        used = decoder(weight.format.code, act)
+        if isinstance(used, Decoder) and used.raised:
+            bounds.append(_bound(_wide(x), weight, added, act, bk, None, used.raised))
         return functools.reduce(np.maximum, bounds)
 
 
@@ -72,10 +76,18 @@ def agrees(y: Any, exact: Matrix, bound: Matrix) -> np.ndarray[Any, np.dtype[np.
     return np.where(np.isfinite(exact), near | ~np.isfinite(bound), ~np.isfinite(got))
 
 
-def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: int, fused: Fused | None) -> Matrix:
+def _bound(
+    x: Matrix,
+    weight: PackedWeight,
+    bias: Matrix | float,
+    act: str,
+    bk: int,
+    fused: Fused | None,
+    raised: int = 0,
+) -> Matrix:
     fmt, k = weight.format, weight.in_features
     values, scale, zero, offset = _parts(weight, fused is not None)
-    factor, shift, floor = _fragments(weight, act, fused)
+    factor, shift, floor = _fragments(weight, act, fused, raised)
     fragments = np.maximum(np.abs(values + shift), floor)  # what the MMAs see, in units of values
     taken = np.abs(zero + shift)
     longest = min(UNIT_K, fmt.group_size(k)) if fused is None else UNIT_K
@@ -92,6 +104,8 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     magnitude = np.maximum(np.abs(x), SMALLEST_NORMAL[act])
     error = magnitude @ (scale * inside + offset * loss + terms * F32_ROUNDING * adds).T
     error += F32_SMALLEST * (k + adds.max(initial=0) / np.minimum(factor, 1).min(1, keepdims=True)).T
+    if raised:  # sums of products below f32's smallest number
+        error += (F32_SMALLEST * steps * scale / factor).sum(1)
     if fmt.outer is not None:  # a product below the normal numbers
         error += magnitude @ (F32_SMALLEST * (np.abs(values - zero) + 1)).T
     largest = magnitude @ terms.T + bias  # of all partial sums
@@ -100,6 +114,7 @@ def _bound(x: Matrix, weight: PackedWeight, bias: Matrix | float, act: str, bk: 
     result = np.abs(x @ _wide(weight.dequantize()).T) + bias + error
     rounding = ROUNDING[act] * np.maximum(result, SMALLEST_NORMAL[act])
     fits = (result <= LARGEST[act]) & (np.maximum(largest, inner) <= F32_LARGEST)
+    fits &= np.abs(x).max(1, initial=0, keepdims=True) * 2.0**raised <= LARGEST[act]
     bounded: Matrix = np.where(fits & ((scale / factor).max(1, initial=0) <= F32_LARGEST), error + rounding, np.inf)
     return bounded
 
@@ -130,22 +145,25 @@ def _parts(weight: PackedWeight, fused: bool) -> tuple[Matrix, Matrix, Matrix, M
     return (values, scale, nothing, np.abs(given)) if fmt.zero == "offset" else (values, scale, given, nothing)
 
 
-def _fragments(weight: PackedWeight, act: str, fused: Fused | None) -> tuple[Matrix, Matrix, Matrix]:
+def _fragments(weight: PackedWeight, act: str, fused: Fused | None, raised: int) -> tuple[Matrix, Matrix, Matrix]:
     """How the kernel's MMAs see the weights: fragment = factor * (value + shift), aligned at no less than the floor.
 
     Each (N, 1): they depend on the row of the 16-row tile; factor and floor (N, K) with relative scales. The floor is
-    in units of values.
+    in units of values. raised: of activations, whose power of two is in the factor too.
     """
     used, code = decoder(weight.format.code, act), weight.format.code
     step, bias = (code.step, code.bias) if code.is_linear else (1, 0)
     rows = np.arange(weight.out_features)[:, None] % TILE_N // (TILE_N // 2)
+    if raised:
+        assert isinstance(used, Decoder)
+        used = used.plain
     factor = np.array(used.factors)[rows] / step
     shift = np.array(used.offsets)[rows] * step + bias
     if fused is not None:
         factor, shift = np.array(fused.factors)[rows], np.zeros_like(shift)
         if fused.powers:
             factor = factor / _largest_scales(weight)[1]
-    return factor, shift, SMALLEST_NORMAL[act] / factor
+    return factor * 2.0**raised, shift, SMALLEST_NORMAL[act] / factor
 
 
 def _largest_scales(weight: PackedWeight) -> tuple[Matrix, Matrix]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from lowbitvm import targets
 from lowbitvm.codegen.digits import warps_along_m_of_digits
-from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, cheapest_digits, traffic, weights_of_sm
+from lowbitvm.digitplan import EQUAL, ISSUE, MEMORY, digits_for, planned_tile, possible_digits, traffic, weights_of_sm
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.integers import format_digits
+from lowbitvm.integer_plan import DigitTile
+from lowbitvm.integers import check_group, format_digits
 from lowbitvm.pack import as_format
-from lowbitvm.plan import DigitTile, digit_plan
 from lowbitvm.runtime.compiled import CompiledKernel
 from lowbitvm.runtime.integer import compile_matmul
 from lowbitvm.runtime.loops import main_nest, read_sass
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class DigitPlan:
-    """The candidates for one problem, the cheapest first; `str` is a page of text."""
+    """The candidates for one problem, the one that `best_digits` names first; `str` is a page of text."""
 
     target: str
     shape: tuple[int, int, int]  # m, n, k
@@ -60,7 +60,7 @@ class DigitPlan:
 
     @property
     def best(self) -> Format:
-        """The weight's format in the cheapest digits."""
+        """The weight's format in the digits of the plan."""
         return self.candidates[0].format
 
     def __str__(self) -> str:
@@ -70,11 +70,11 @@ class DigitPlan:
         if len(self.candidates) > 1:
             second = self.candidates[1]
             equal = second.time <= EQUAL * first.time
-            why = (
-                "as fast as the next and fewer instructions"
-                if equal
-                else f"{second.time / first.time:.2f} times faster"
-            )
+            why = f"{second.time / first.time:.2f} times faster"
+            if equal and second.limits[ISSUE] >= first.limits[ISSUE]:
+                why = "as fast as the next and fewer instructions"
+            elif equal:
+                why = f"by rates; by its machine code the next takes {1 - second.time / first.time:.0%} less time"
         lines = [
             f"problem    ({m}, {k}) {first.format.act} x ({n}, {k}) {first.format.dtype}",
             f"GPU        {self.target}, {gpu.name}: {gpu.sms} SMs, {gpu.boost_ghz} GHz, {gpu.dram_gbs} GB/s",
@@ -89,8 +89,7 @@ def best_digits(weights: Format | str, m: int, n: int, k: int, target: str = "sm
 
     weights: a Format with `act`, or its text. Raises FORMAT_INVALID, TARGET_UNKNOWN, ARGUMENT_INVALID.
     """
-    fmt = _checked(weights, m, n, k)
-    return replace(fmt, digits=cheapest_digits(fmt, m, n, k, targets.get(target)))
+    return digits_for(_checked(weights, m, n, k), m, n, k, target)
 
 
 def plan_digits(
@@ -105,12 +104,13 @@ def plan_digits(
     """
     fmt = _checked(weights, m, n, k)
     gpu = targets.get(target)
-    bases = gpu.digits if digits is None else (digits,)
+    bases = possible_digits(fmt, gpu.digits) if digits is None else [digits]
     found = [_candidate(replace(fmt, digits=base), (m, n, k), gpu) for base in bases]
     missing = [base for base in gpu.digits if getattr(gpu.gpu, base) is None]
     assumed = f"{gpu.gpu.name} has no published rate for {', '.join(missing)}: that of f16 is taken" if missing else ""
+    planned = digits_for(fmt, m, n, k, target) if digits is None else found[0].format
     fastest = min(candidate.time for candidate in found)
-    found.sort(key=lambda candidate: (max(candidate.time, EQUAL * fastest), candidate.limits[ISSUE]))
+    found.sort(key=lambda c: (c.format != planned, max(c.time, EQUAL * fastest), c.limits[ISSUE]))
     return DigitPlan(target, (m, n, k), tuple(found), assumed)
 
 
@@ -125,9 +125,11 @@ def _checked(weights: Format | str, m: int, n: int, k: int) -> Format:
 
 
 def _candidate(fmt: Format, shape: tuple[int, int, int], target: Target) -> Candidate:
-    (m, n, k), activations = shape, Format(fmt.act or "", digits=fmt.digits)
-    kernel = compile_matmul(fmt, target=target.name, m=m, n=n, k=k)
-    tile = digit_plan(m, n, k, activations, fmt, target)
+    m, n, k = shape
+    check_group(fmt)
+    grouped = isinstance(fmt.group, int)  # else scales come after the loop
+    kernel = compile_matmul(fmt, target=target.name, m=m, n=n, k=k, scaled=grouped)
+    tile = planned_tile(m, n, k, fmt, target)
     loop, weights = turn(kernel, tile, fmt, target)
     blocks = -(-m // tile.bm) * -(-n // tile.bn) * tile.splits
     moved = traffic(fmt, m, n, k)

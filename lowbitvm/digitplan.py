@@ -1,21 +1,23 @@
 """What products of integer codes cost, counted without compiling: how warps share a tile, and which digits are best."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lowbitvm import targets
 from lowbitvm.chunk import blocks
 from lowbitvm.digits import ACTIVATION_WORDS, BASES, COLUMNS, columns_per_row, widens_once
 from lowbitvm.digits import widening as widening_steps
 from lowbitvm.formats import Format
-from lowbitvm.integers import digit_words, format_digits, row_tiles, tile_k, tile_words
-from lowbitvm.plan import DigitTile, digit_plan
-from lowbitvm.targets import Target
+from lowbitvm.integer_plan import DigitTile, digit_plan, grouped_tile
+from lowbitvm.integers import check_group, check_scales, digit_words, format_digits, row_tiles, tile_k, tile_words
+from lowbitvm.targets import TARGETS, Target
 
 SUB_CORES = 4
 MEMORY, ISSUE = "memory", "issue slots"
 EQUAL = 1.02  # times within it count as equal, and the fewest instructions decide
 INTEGER_CYCLES = 2  # of an instruction of integer logic, in its pipe
 WAVEFRONT_CYCLES = 4  # of 128 bytes of shared memory, of a sub-core's share
+ROWS = (1, 8, 64, 4096)  # of activations, where it is not said how many there will be
 LOOP = 8  # instructions of a step beside loads, widening and products: waits, barriers, pointers, the branch
 
 
@@ -75,8 +77,8 @@ class DigitCost:
 def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> DigitCost:
     """The cost of the kernel that the plan chooses for digits of the weights' format."""
     assert weights.act is not None and weights.digits is not None
-    activations = Format(weights.act, digits=weights.digits)
-    tile, base = digit_plan(m, n, k, activations, weights, target), BASES[weights.digits]
+    activations = token_format(weights)
+    tile, base = planned_tile(m, n, k, weights, target), BASES[weights.digits]
     columns = tile.bm * columns_per_row(activations.code, base.name) // COLUMNS
     direct, tiles, planes = tile.part < tile.bk, tile.bn // 16, len(format_digits(weights).digits)
     warps_m = 1 if direct else digit_warps_m((tile.bm, tile.bn), activations, weights, tile.warps, tile.folded)
@@ -93,6 +95,8 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     wide = own * widening(weights, tile.folded)
     issued = products * (4 if target.capability < (8, 0) else 1) + len(read) + wide + copies
     issued += LOOP * base.activation_k / (tile.part if direct else tile.bk)
+    if isinstance(weights.group, int):
+        issued += tiles * columns * base.activation_k / weights.group * _of_group(activations, weights, direct)
     rate = (getattr(target.gpu, base.name) or target.gpu.f16) * (target.gpu.sync_share or 1.0) / 2 / SUB_CORES
     cycles = {
         ISSUE: issued,
@@ -105,6 +109,35 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     limits = {MEMORY: traffic(weights, m, n, k) / (target.gpu.dram_gbs * 1e3)}
     limits |= {name: count * scale for name, count in cycles.items()}
     return DigitCost(weights, tile, issued / made, limits)
+
+
+def token_format(weights: Format) -> Format:
+    """What `lb.linear` rounds activations to, unless told otherwise, before it multiplies them with integer weights."""
+    assert weights.act is not None
+    fmt = Format(weights.act, "channel", scale="f32", digits=weights.in_digits.digits)
+    return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+
+
+def planned_tile(m: int, n: int, k: int, weights: Format, target: Target) -> DigitTile:
+    """The tile of `lb.linear`."""
+    activations = token_format(weights)
+    if isinstance(weights.group, int):
+        return grouped_tile(m, n, k, activations, weights, target, (weights.group,))
+    return digit_plan(m, n, k, activations, weights, target)
+
+
+def _of_group(activations: Format, weights: Format, direct: bool) -> float:
+    """Instructions that make the integers of a group the tile's floats: of a row tile beside an n8 tile, of a thread.
+
+    direct: warps hand out their sums to each other.
+    """
+    each, planes = columns_per_row(activations.code, activations.digits or ""), len(format_digits(weights).digits)
+    outputs = 4 if each == 1 else 2
+    zeros = [side.zero is not None for side in (activations, weights)]
+    count = outputs * (2 + sum(zeros))  # the pattern taken off, the scale, what zeros take
+    if planes > 1 or each > 1 or direct:
+        count += 4 * planes * 2 + outputs * 2 * (max(1, each // 2).bit_length() - 1)  # zeros, coefficients, shuffles
+    return count + 3 * outputs * direct
 
 
 def weights_of_sm(tile: DigitTile, m: int, n: int, k: int, target: Target) -> float:
@@ -120,9 +153,24 @@ def traffic(weights: Format, m: int, n: int, k: int) -> int:
     return 4 * m * n + sum(4 * row_tiles(f, rows) * -(-k // tile_k(f)) * tile_words(f) for f, rows in sides)
 
 
+def possible_digits(weights: Format, native: Sequence[str]) -> list[str]:
+    """Of the digits that are native those that layers of a format run in: groups are whole steps of an instruction.
+
+    Raises FORMAT_UNSUPPORTED where there are none.
+    """
+    check_scales(weights)
+    group = weights.group
+    found = [base for base in native if isinstance(group, str) or group % BASES[base].step_k == 0]
+    if not found:
+        check_group(replace(weights, digits=native[0]))
+    return found
+
+
 def costs(weights: Format, m: int, n: int, k: int, target: Target) -> Iterator[DigitCost]:
-    """The cost in each kind of digits that is native to a target."""
-    return (digit_cost(replace(weights, digits=base), m, n, k, target) for base in target.digits)
+    """The cost in each kind of digits that is native to a target, and that the format has."""
+    weights.groups(k)  # raises where groups do not divide k
+    bases = possible_digits(weights, target.digits)
+    return (digit_cost(replace(weights, digits=base), m, n, k, target) for base in bases)
 
 
 def cheapest_digits(weights: Format, m: int, n: int, k: int, target: Target) -> str:
@@ -132,3 +180,25 @@ def cheapest_digits(weights: Format, m: int, n: int, k: int, target: Target) -> 
     best = min(found, key=lambda cost: (max(cost.time, EQUAL * fastest), cost.limits[ISSUE]))
     assert best.format.digits is not None
     return best.format.digits
+
+
+def digits_for(weights: Format, m: int | None, n: int, k: int, target: str | None) -> Format:
+    """The weight's format in the digits of the plan, for (m, k) activations and an (n, k) weight.
+
+    m None: the digits whose worst loss of time, at any of these, is the least. target
+    None: digits that every target has. Raises TARGET_UNKNOWN, FORMAT_UNSUPPORTED, GROUP_INDIVISIBLE.
+    """
+    if target is None:
+        everywhere = [base for base in BASES if all(base in one.digits for one in TARGETS.values())]
+        return replace(weights, digits=possible_digits(weights, everywhere)[0])
+    gpu = targets.get(target)
+    if m is not None:
+        return replace(weights, digits=cheapest_digits(weights, m, n, k, gpu))
+    losses: dict[str | None, float] = {}
+    for rows in ROWS:
+        found = list(costs(weights, rows, n, k, gpu))
+        fastest = min(cost.time for cost in found)
+        for cost in found:
+            base = cost.format.digits
+            losses[base] = max(losses.get(base, 1.0), cost.time / fastest)
+    return replace(weights, digits=min(losses, key=lambda base: losses[base]))

@@ -433,7 +433,7 @@ def _index(value: Value | int) -> Value:
 def dequant(codes: Value, scales: PackedPart, zeros: PackedPart | None = None) -> Value:
     """The real values of a tile of codes: q * s, (q - z) * s or q * s + m, as the format says; exact, typed f32."""
     array = codes.op.array
-    if array is not None and isinstance(array.element, Format) and array.element.digits is not None:
+    if array is not None and isinstance(array.element, Format) and array.element.has_digits:
         raise LowbitvmError(
             "FORMAT_UNSUPPORTED",
             f"dequant of {array.element}, whose codes are stored as digits",
@@ -458,13 +458,15 @@ def fma(a: Value | Scalar, b: Value | Scalar, c: Value | Scalar) -> Value:
     return _record("fma", dtypes.f32, shape, operands)
 
 
-def mul_shift(value: Value, multiplier: Value, shift: Value) -> Value:
+def mul_shift(value: Value, multiplier: Value, shift: Value, nearest: bool = True) -> Value:
     """floor(value * multiplier / 2^shift + 1/2) of i32, saturated to i32: a dyadic number times each element.
 
-    The product has 64 bits; shifts are from 0 to 62. Halves are rounded up. Source: HAWQ-V3 (Yao et al., ICML 2021).
+    The product has 64 bits; shifts are from 0 to 62. Halves are rounded up. nearest=False: without the half, and shifts
+    to 63. Source: HAWQ-V3 (Yao et al., ICML 2021).
     """
     shape = _broadcast_shape(_broadcast_shape(value.shape, multiplier.shape), shift.shape)
-    return _record("mul_shift", dtypes.i32, shape, tuple(_broadcast(x, shape) for x in (value, multiplier, shift)))
+    operands = tuple(_broadcast(x, shape) for x in (value, multiplier, shift))
+    return _record("mul_shift", dtypes.i32, shape, operands, nearest=int(nearest))
 
 
 def dot(a: Value, b: Value, k: tuple[int, int] | None = None) -> Value:
@@ -695,6 +697,8 @@ class Kernel:
                 f"parameter {name} of {self.__name__} was given {element!r}",
                 f"pass {name}={'lb.Format(...)' if spec.packed else 'a dtype such as lb.f16'}",
             )
+        if isinstance(element, Format) and element.has_digits:
+            element = element.in_digits
         return Array(name, spec.dims, element)
 
     def compile(

@@ -13,10 +13,11 @@ from lowbitvm.dtypes import get
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.pack import PackedWeight, as_format, stored_bytes
-from lowbitvm.plan import SPLIT_K, Tile, linear_plan
+from lowbitvm.plan import linear_plan
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.pipes import PIPES, cycles, kind_of
 from lowbitvm.targets import Target
+from lowbitvm.tile import SPLIT_K, Tile
 
 LANES = 128  # of an SM: four sub-cores of 32
 CHUNK = 32  # codes that a lane decodes at a time

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 from lowbitvm import dtypes
@@ -46,7 +46,7 @@ class Format:
     act: the code type of the activations that an integer weight is multiplied with, exactly: "u1".."u8", "i2".."i8" or
         "bp1".."bp8"; None for weights that are multiplied with f16 or bf16.
     digits: the base of the digits that integers are multiplied in: "s8", which every GPU has, "s4", or "b1", planes.
-        Weights with `act` are in "s8" unless told otherwise; activations have it and no `act`.
+        None beside `act`: `lb.quantize` asks the plan, everything else takes "s8". Activations have no `act`.
     planes: how many bit planes are stored, of which these codes are the top ones: see `PackedDigits.top`.
     table: for "c1".."c8", whose values are f16 tables of 2**bits entries that come with the weight: one "tensor" table,
         one for every 16 output features ("block"), or one for every scale ("group"). None for the other types.
@@ -68,8 +68,6 @@ class Format:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", ALIASES.get(self.dtype, self.dtype))
-        if self.act is not None and self.digits is None:
-            object.__setattr__(self, "digits", "s8")
         for part, options in _OPTIONS.items():
             value = getattr(self, part)
             if not any(type(value) is type(option) and value == option for option in options):  # True is no group
@@ -132,9 +130,19 @@ class Format:
         return None if self.zero is None else dtypes.f16 if self.zero == "int" else self.scale_dtype
 
     @property
+    def has_digits(self) -> bool:
+        """Whether the codes are multiplied with integers, as digits."""
+        return self.act is not None or self.digits is not None
+
+    @property
+    def in_digits(self) -> "Format":
+        """The format in the digits that it says, or in "s8", which every GPU has."""
+        return self if self.digits is not None else replace(self, digits="s8")
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The arrays that a weight is stored as, in the order of a kernel's parameters."""
-        if self.digits is not None:
+        if self.has_digits:
             return ("words",)
         optional = {
             "zeros": self.zero is not None,
@@ -224,7 +232,7 @@ _CLASHES: tuple[tuple[Callable[[Format], bool], str, str], ...] = (  # (holds, w
         "use table=None, or the dtype 'c{0.bits}'",
     ),
     (
-        lambda f: f.digits is not None and not f.code.is_linear,
+        lambda f: f.has_digits and not f.code.is_linear,
         "digits are of integer codes, {0.dtype} has none",
         "use an integer dtype, or neither act nor digits",
     ),

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from lowbitvm import arrays, chunk, digits, dtypes
+from lowbitvm import arrays, digits, dtypes
 from lowbitvm.digits import BASES, Decomposition
+from lowbitvm.digitwords import digit_of, put_digit
 from lowbitvm.dtypes import CODE_TYPES, Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.words import check_codes
 
 LANES = 32
+BLOCK_CODES = 1 << 18  # packed at a time: the digits and words of a block stay in a core's cache
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -92,7 +94,7 @@ class PackedDigits:
     def unpack(self) -> Array:
         """The codes (rows, K) as they were packed, in the smallest dtype that holds them."""
         fmt, parts = self.format, self.decomposition
-        stored = _unpacked(_host(self.words), self)
+        stored = _unpacked(_host(self.words), self).astype(np.int16)
         if parts.signed:
             stored = stored - (stored >> (parts.bits - 1) << parts.bits)
         codes = (parts.offset + parts.factor * stored).astype(fmt.code.numpy)
@@ -135,8 +137,8 @@ class PackedDigits:
         )
 
     def to(self, device: Any) -> "PackedDigits":
-        """The same matrix of torch tensors on another device."""
-        return replace(self, **{name: array.to(device) for name, array in self.arrays.items()})
+        """The same matrix of torch tensors on another device. Raises DEVICE_UNAVAILABLE and DEVICE_MISMATCH."""
+        return replace(self, **arrays.moved(self.arrays, device))
 
 
 def format_digits(fmt: Format) -> Decomposition:
@@ -176,7 +178,13 @@ def pack_weights(
         raise LowbitvmError(
             "FORMAT_INVALID", f"{fmt} does not say what its codes are multiplied with", 'add act, as in act="i8"'
         )
-    return _pack(codes, fmt, scales, zeros, sums)
+    if fmt.planes is not None:
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"{fmt} is the top {fmt.bits} of {fmt.planes} planes, of which the codes of {fmt.bits} bits are not all",
+            f"pack all {fmt.planes} planes, then take PackedDigits.top({fmt.bits})",
+        )
+    return _pack(codes, fmt.in_digits, scales, zeros, sums)
 
 
 def pack_activations(
@@ -199,42 +207,62 @@ def pack_activations(
         raise LowbitvmError(
             "FORMAT_INVALID", f"activations of {fmt}, which is a weight's", f"use Format({fmt.act!r}, digits=...)"
         )
-    fmt = replace(fmt, digits=fmt.digits or "s8")
-    return _pack(codes, fmt, scales, zeros, sums)
+    return _pack(codes, fmt.in_digits, scales, zeros, sums)
 
 
 def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None, each: int | None) -> PackedDigits:
     """Integer codes (rows, K) in the stored order of a format with digits."""
+    given = {"scales": scales, "zeros": zeros}
+    arrays.check_readable({"codes": codes, **{name: array for name, array in given.items() if array is not None}})
     if codes.ndim != 2 or not dtypes.of(codes).is_integer:
         code = "SHAPE_MISMATCH" if codes.ndim != 2 else "DTYPE_MISMATCH"
         raise LowbitvmError(
             code, f"codes of {dtypes.of(codes)} with shape {tuple(codes.shape)}", "pass integers (rows, in_features)"
         )
-    codes = arrays.detached(codes)
-    check_codes("codes", codes, fmt.code, fmt.code.step)
     decomposition = format_digits(fmt)
-    values = _host(codes).astype(np.int64)
-    stored = ((values - decomposition.offset) // decomposition.factor) & ((1 << decomposition.bits) - 1)
     rows, columns = map(int, codes.shape)
     parts = _rank_one(fmt, (rows, columns), scales, zeros)
     each = fmt.group if each is None and isinstance(fmt.group, int) and scales is not None else each
-    sums = sums_of(values - decomposition.offset, each)
-    words = _packed(stored.astype(np.uint8), fmt)
+    values, size = _host(arrays.detached(codes)), _rows_per_tile(fmt)
+    words = np.empty((row_tiles(fmt, rows), -(-columns // tile_k(fmt)), tile_words(fmt)), np.uint32)
+    sums = np.zeros(_sums_shape(rows, columns, each), np.int32)
+
+    def block(tiles: tuple[slice, slice]) -> None:
+        some = slice(tiles[0].start * size, tiles[0].stop * size)
+        check_codes("codes", values[some], fmt.code, fmt.code.step, within=values)
+        stored = _stored(values[some], decomposition)
+        words[tiles[0]] = _packed(stored, fmt)
+        counted = values[some].astype(np.int8) if decomposition.signed else stored
+        sums[some] = sums_of(counted, each) * (1 if decomposition.signed else decomposition.factor)
+
+    arrays.for_each_block(values, (words.shape[0], 1), max(1, BLOCK_CODES // max(1, size * columns)), block)
     return PackedDigits(_like(codes, words), _like(codes, sums), fmt, rows, columns, *parts)
 
 
-def sums_of(values: NumpyArray, each: int | None) -> NumpyArray:
-    """The sums over k of values (rows, K), or of each so many of k. Raises GROUP_INDIVISIBLE, ARGUMENT_INVALID."""
-    rows, k = values.shape
+def _stored(codes: NumpyArray, parts: Decomposition) -> NumpyArray:
+    """The stored numbers of codes in range as u8: all steps may wrap modulo 256, the result fits."""
+    halved = codes >> 1 if parts.factor == 2 else codes  # codes and offset are odd then
+    stored = halved.astype(np.uint8) - np.uint8((parts.offset // parts.factor) & 0xFF)
+    return stored & np.uint8((1 << parts.bits) - 1) if parts.signed else stored
+
+
+def _sums_shape(rows: int, k: int, each: int | None) -> tuple[int, ...]:
+    """Shape of the sums over k of (rows, K), or of each so many of k. Raises GROUP_INDIVISIBLE, ARGUMENT_INVALID."""
     if each is None or each == k:
-        total: NumpyArray = values.sum(1)
-        return total.astype(np.int32)
+        return (rows,)
     if each < 1:
         raise LowbitvmError("ARGUMENT_INVALID", f"sums of {each} in_features each", "give a number above 0, or None")
     if k % each:
         raise LowbitvmError("GROUP_INDIVISIBLE", f"{k} in_features in sums of {each}", "pad in_features")
-    parts: NumpyArray = values.reshape(rows, k // each, each).sum(2)
-    return parts.astype(np.int32)
+    return rows, k // each
+
+
+def sums_of(values: NumpyArray, each: int | None) -> NumpyArray:
+    """The sums i32 of values (rows, K), of the shape that `_sums_shape` says. Raises what that does."""
+    rows, k = values.shape
+    shape = _sums_shape(rows, k, each)
+    sums: NumpyArray = values.reshape(*shape, each if each and len(shape) == 2 else k).sum(-1, dtype=np.int32)
+    return sums
 
 
 def _rank_one(
@@ -250,12 +278,7 @@ def _rank_one(
         )
     if scales is None:
         return None, None
-    if fmt.group in ("tensor", 16) or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
-        raise LowbitvmError(
-            "FORMAT_UNSUPPORTED",
-            f"scales of {fmt} beside codes in digits",
-            "use group='channel' or 32 to 256, a scale of f16, bf16 or f32, and zero=None or 'int'",
-        )
+    check_scales(fmt)
     check_group(fmt)
     wanted = fmt.scales_shape(*shape)
     for name, array, right in (
@@ -278,6 +301,16 @@ def _by_row(array: Array, dtype: DType) -> Array:
     """Numbers (rows, groups) as they are stored: [rows] of one group."""
     stored = arrays.contiguous(arrays.cast(arrays.detached(array), dtype))
     return stored.reshape(stored.shape[0]) if stored.shape[1] == 1 else stored
+
+
+def check_scales(fmt: Format) -> None:
+    """Raises FORMAT_UNSUPPORTED for scales and zeros that codes in digits cannot have, whatever the digits."""
+    if fmt.group in ("tensor", 16) or fmt.zero not in (None, "int") or fmt.scale not in ("f16", "bf16", "f32"):
+        raise LowbitvmError(
+            "FORMAT_UNSUPPORTED",
+            f"scales of {fmt} beside codes in digits",
+            "use group='channel' or 32 to 256, a scale of f16, bf16 or f32, and zero=None or 'int'",
+        )
 
 
 def check_group(fmt: Format) -> None:
@@ -335,22 +368,46 @@ def tile_k(fmt: Format) -> int:
     return BASES[fmt.digits].tile_k if fmt.act is not None else BASES[fmt.digits].activation_k
 
 
+def _rows_per_tile(fmt: Format) -> int:
+    """Rows of the matrix in a stored tile: activations have a column for each digit of a row."""
+    assert fmt.digits is not None
+    return 16 if fmt.act is not None else digits.COLUMNS // digits.columns_per_row(fmt.code, fmt.digits)
+
+
+def _tile_shape(fmt: Format) -> tuple[int, int]:
+    """(steps, rows / 8) of a stored tile: a step is the k of one MMA."""
+    assert fmt.digits is not None
+    return (2, 1) if fmt.act is None else (BASES[fmt.digits].steps, 2)
+
+
 def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
     """u32 words of stored numbers u8 (rows, K)."""
     assert fmt.digits is not None
-    parts = format_digits(fmt).digits
-    cut = [stored >> digit.place & ((1 << digit.bits) - 1) for digit in parts]
+    rows, k = stored.shape
+    shape = row_tiles(fmt, rows), -(-k // tile_k(fmt)), tile_words(fmt)
+    whole = shape[0] * _rows_per_tile(fmt), shape[1] * tile_k(fmt)
+    if stored.shape != whole:
+        stored = np.pad(stored, ((0, whole[0] - rows), (0, whole[1] - k)))
+    parts, base = format_digits(fmt).digits, BASES[fmt.digits]
+    cut = [_cut(stored, digit, base) for digit in parts]
     if fmt.act is None:
         each = digits.columns_per_row(fmt.code, fmt.digits)
-        columns = np.zeros((stored.shape[0], each, stored.shape[1]), np.uint8)
+        columns = np.zeros((whole[0], each, whole[1]), np.uint8)
         columns[:, : len(parts)] = np.stack(cut, 1)
-        cut = [columns.reshape(stored.shape[0] * each, stored.shape[1])]
-    count, k_tiles = row_tiles(fmt, stored.shape[0]), -(-stored.shape[1] // tile_k(fmt))
-    words = [
-        _narrowed(_registers(digit, fmt, count, k_tiles), part.bits, BASES[fmt.digits].bits)
-        for digit, part in zip(cut, parts, strict=False)
-    ]
-    return np.concatenate(words, -1)
+        cut = [columns.reshape(whole[0] * each, whole[1])]
+    words, start = np.empty(shape, np.uint32), 0
+    for digit, part, count in zip(cut, parts, digit_words(fmt), strict=False):
+        put_digit(digit, words[..., start : start + LANES * count], base, part.bits, *_tile_shape(fmt))
+        start += LANES * count
+    return words
+
+
+def _cut(stored: NumpyArray, digit: digits.Digit, base: digits.Base) -> NumpyArray:
+    """One digit of stored numbers, u8; of a plane 1 where there is any number."""
+    if digit.bits == 8:
+        return stored
+    mask = np.uint8(((1 << digit.bits) - 1) << digit.place)
+    return stored & mask if base.bits == 1 or not digit.place else (stored & mask) >> np.uint8(digit.place)
 
 
 def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) -> None:
@@ -376,92 +433,17 @@ def put_codes(matrix: PackedDigits, row: int, column: int, codes: NumpyArray) ->
 
 
 def _unpacked(words: NumpyArray, matrix: PackedDigits) -> NumpyArray:
-    """Stored numbers i64 (rows, K) of words; the inverse of `_packed`."""
+    """Stored numbers u8 (rows, K) of words; the inverse of `_packed`."""
     fmt, (rows, k) = matrix.format, matrix.shape
     assert fmt.digits is not None
-    parts, width = format_digits(fmt).digits, BASES[fmt.digits].bits
+    parts, base = format_digits(fmt).digits, BASES[fmt.digits]
     ends = np.cumsum([LANES * count for count in digit_words(fmt)])
     pieces = np.split(words.view(np.uint32)[..., skipped_words(fmt) :], ends[:-1], -1)
-    found = [_digits(_widened(piece, part.bits, width), fmt) for piece, part in zip(pieces, parts, strict=False)]
+    found = [digit_of(piece, base, part.bits, *_tile_shape(fmt)) for piece, part in zip(pieces, parts, strict=False)]
     if fmt.act is None:
         each = digits.columns_per_row(fmt.code, fmt.digits)
-        columns = found[0][: rows * each].reshape(rows, each, found[0].shape[1])
+        columns = found[0].reshape(found[0].shape[0] // each, each, found[0].shape[1])
         found = [columns[:, i] for i in range(len(parts))]
-    total = np.zeros((rows, k), np.int64)
-    for part, digit in zip(parts, found, strict=True):
-        total += digit[:rows, :k].astype(np.int64) << part.place
-    return total
-
-
-# Axes of the transpositions below: row tile, row & 8, g, k tile, step, half of the step, q, digit of a register.
-
-
-def _fragment_shape(fmt: Format) -> tuple[int, int, int]:
-    """(rows / 8 of a stored tile, steps of it, digits of a register)."""
-    assert fmt.digits is not None
-    base = BASES[fmt.digits]
-    return (1 if fmt.act is None else 2, 2 if fmt.act is None else base.steps, 32 // base.bits)
-
-
-def _registers(codes: NumpyArray, fmt: Format, count: int, k_tiles: int) -> NumpyArray:
-    """Fragment registers u32 [row tile, k tile, lane, register] of one digit u8 (rows, K)."""
-    high, steps, each = _fragment_shape(fmt)
-    full = np.zeros((count * 8 * high, k_tiles * tile_k(fmt)), np.uint8)
-    full[: codes.shape[0], : codes.shape[1]] = codes
-    tiles = full.reshape(count, high, 8, k_tiles, steps, 2, 4, each).transpose(0, 3, 2, 6, 4, 5, 1, 7)
-    registers = np.zeros(tiles.shape[:-1], np.uint32)
-    for i in range(each):
-        registers |= tiles[..., i].astype(np.uint32) << np.uint32(32 // each * i)
-    return registers.reshape(count, k_tiles, LANES, steps * 2 * high)
-
-
-def _digits(registers: NumpyArray, fmt: Format) -> NumpyArray:
-    """The inverse of `_registers`, padding included."""
-    high, steps, each = _fragment_shape(fmt)
-    count, k_tiles = registers.shape[:2]
-    parts = registers.reshape(count, k_tiles, 8, 4, steps, 2, high)
-    tiles = np.zeros((*parts.shape, each), np.uint8)
-    for i in range(each):
-        tiles[..., i] = parts >> np.uint32(32 // each * i) & np.uint32((1 << 32 // each) - 1)
-    return tiles.transpose(0, 6, 2, 1, 4, 5, 3, 7).reshape(count * 8 * high, k_tiles * tile_k(fmt))
-
-
-def _narrowed(registers: NumpyArray, bits: int, width: int) -> NumpyArray:
-    """The words [row tile, k tile, words] of registers with codes of `bits` bits in fields of `width`.
-
-    Parts of codes are first stored as they are, and then changed until what widens them finds the codes.
-    """
-    count = registers.shape[-1]
-    words = np.zeros((*registers.shape[:2], LANES * count * bits // width), np.uint32)
-    raised, wrong = digits.raised_by(bits, width), registers
-    while wrong.any():
-        for register, runs in enumerate(digits.narrow(bits, width, count)):
-            for run in runs:
-                mask = sum(((1 << run.length) - 1) << run.place + field for field in range(0, 32, width))
-                parts = _rotated(wrong[..., register], raised * (register % 2)) & np.uint32(mask)
-                words[..., _places(count * bits // width, run.word)] ^= _rotated(parts, -run.rotation(width))
-        wrong = registers ^ _widened(words, bits, width)
-    return words
-
-
-def _widened(words: NumpyArray, bits: int, width: int) -> NumpyArray:
-    """The inverse of `_narrowed`."""
-    stored = words.shape[-1] // LANES
-    steps, found = digits.widening(bits, width, stored * width // bits, raised=False)
-    values = [words[..., _places(stored, word)] for word in range(stored)]
-    for step in steps:
-        value = _rotated(functools.reduce(np.bitwise_xor, [values[i] for i in step.values]), step.rotation)
-        values.append(value & np.uint32(step.mask) if step.mask else value)
-    return np.stack([values[i] for i in found], -1)
-
-
-def _rotated(words: NumpyArray, distance: int) -> NumpyArray:
-    """Words rotated to the left, or to the right where the distance is negative."""
-    left = distance % 32
-    return words << np.uint32(left) | words >> np.uint32(32 - left) if left else words
-
-
-def _places(count: int, word: int) -> NumpyArray:
-    """Where word `word` of `count` of the lanes lies in a stored tile."""
-    start, width, index = chunk.word_place(count, word)
-    return start + np.arange(LANES) * width + index
+    return functools.reduce(
+        np.bitwise_or, [digit[:rows, :k] << np.uint8(part.place) for part, digit in zip(parts, found, strict=True)]
+    )

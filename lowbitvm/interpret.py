@@ -244,6 +244,11 @@ def _rint(block: _Block, op: Op) -> NumpyArray:
     return np.asarray(np.clip(rounded, -(2.0**31), 2.0**31 - 1).astype(np.int32))
 
 
+def _mul_shift(block: _Block, op: Op) -> NumpyArray:
+    value, multiplier, shift = block.operands(op)
+    return mul_shift(value, multiplier, shift, bool(op.integer("nearest")))
+
+
 def _broadcast(block: _Block, op: Op) -> NumpyArray:
     return np.broadcast_to(block.operands(op)[0], op.shape)
 
@@ -336,6 +341,6 @@ EVALUATE: dict[str, Callable[[_Block, Op], Any]] = {
     "exp": _elementwise(np.exp),
     "sqrt": _elementwise(np.sqrt),
     "fma": _elementwise(fma),
-    "mul_shift": _elementwise(mul_shift),
+    "mul_shift": _mul_shift,
     "hadamard": _hadamard,
 }

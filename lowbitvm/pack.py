@@ -67,7 +67,7 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         _check_wanted({name: getattr(self, name) for name in OPTIONAL_PARTS}, self.format)
-        check_one_device(self.arrays)
+        arrays.check_one_device(self.arrays)
         shapes = _stored_shapes(self.format, *self.shape)
         for name, array in self.arrays.items():
             dtype = _part_dtype(name, self.format)
@@ -207,24 +207,7 @@ class PackedWeight:
     def to(self, device: Any) -> "PackedWeight":
         """The same weight on another torch device. Raises DEVICE_UNAVAILABLE for a CUDA device that is not there and
         DEVICE_MISMATCH for a numpy weight, which has no device."""
-        if not dtypes.is_tensor(self.words):
-            raise LowbitvmError(
-                "DEVICE_MISMATCH",
-                f"a numpy weight cannot move to {device}",
-                "pack torch tensors, for example from torch.from_numpy",
-            )
-        torch = dtypes.torch()
-        try:
-            target = torch.device(device)
-        except RuntimeError as error:
-            raise LowbitvmError("DEVICE_UNAVAILABLE", f"there is no device {device!r}", "name cpu or cuda:0") from error
-        if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-            raise LowbitvmError(
-                "DEVICE_UNAVAILABLE",
-                f"device {device} was asked for, torch sees {torch.cuda.device_count()} CUDA devices",
-                "use a device that torch.cuda lists",
-            )
-        return replace(self, **{name: array.to(target) for name, array in self.arrays.items()})
+        return replace(self, **arrays.moved(self.arrays, device))
 
 
 def pack(
@@ -262,13 +245,14 @@ def pack(
     """
     fmt = as_format(fmt)
     optional = {"zeros": zeros, "table": table, "outer": outer, "outer_zeros": outer_zeros, "permutation": permutation}
-    if fmt.digits is not None:
+    if fmt.has_digits:
         _refuse_given({**optional, "zeros": None, "input_scale": input_scale}, fmt)
         return pack_weights(codes, fmt, scales, zeros)
     _check_wanted(optional, fmt)
     parts = {"codes": codes, "scales": scales, **optional, "input_scale": input_scale}
-    given = {name: arrays.detached(array) for name, array in parts.items() if array is not None}
-    check_one_device(given)
+    given = {name: array for name, array in parts.items() if array is not None or name in ("codes", "scales")}
+    arrays.check_readable(given)
+    given = {name: arrays.detached(array) for name, array in given.items()}
     _check_integer("codes", codes)
     if codes.ndim != 2:
         refuse_shape("codes", codes, "(out_features, in_features)", "as torch.nn.Linear has them")
@@ -285,7 +269,7 @@ def pack(
     if permutation is not None:
         check_permutation(given["permutation"], in_features)
         given["permutation"] = arrays.cast(given["permutation"], dtypes.i32)
-        given["codes"] = given["codes"][:, arrays.cast(given["permutation"], dtypes.i64)]
+        given["codes"] = arrays.columns(given["codes"], given["permutation"])
     if input_scale is not None:
         given |= _folded(given, fmt)
     by_feature = ("scales", "zeros") + (("table",) * (fmt.table == "group"))
@@ -474,9 +458,7 @@ def restored(columns: Array, permutation: Array | None) -> Array:
     """Columns in the order of the in_features."""
     if permutation is None:
         return columns
-    restored = arrays.zeros(columns, tuple(columns.shape), dtypes.of(columns))
-    restored[:, arrays.cast(permutation, dtypes.i64)] = columns
-    return restored
+    return arrays.columns(columns, permutation.argsort())
 
 
 def _check_wanted(optional: dict[str, Array | None], fmt: Format) -> None:
@@ -492,17 +474,6 @@ def _check_wanted(optional: dict[str, Array | None], fmt: Format) -> None:
             raise LowbitvmError(
                 "ARGUMENT_INVALID", problem, f"pass {name}" if is_wanted else f"pass {name}=None, or change the format"
             )
-
-
-def check_one_device(parts: dict[str, Array]) -> None:
-    places = {name: arrays.device(array) for name, array in parts.items()}
-    if len(set(places.values())) > 1:
-        where = ", ".join(f"{name} on {place}" for name, place in places.items())
-        raise LowbitvmError(
-            "DEVICE_MISMATCH",
-            f"the arrays of one weight lie apart: {where}",
-            "bring all of them to one torch device, or all to numpy",
-        )
 
 
 def _check_integer(name: str, array: Array) -> None:

@@ -490,6 +490,6 @@ RULES: dict[str, Rule] = {
     "div": _elementwise(2, dtypes.f32),
     **{kind: _elementwise(1, dtypes.f32) for kind in ("exp", "sqrt")},
     "fma": _elementwise(3, dtypes.f32),
-    "mul_shift": _elementwise(3, dtypes.i32),
+    "mul_shift": Rule(3, _integers("nearest"), _same_dtypes(dtypes.i32), _same_shapes, _plain),
     "hadamard": Rule(1, _plain, _same_dtypes(dtypes.f32), _same_tiles, _plain),
 }

@@ -128,10 +128,10 @@ def _pack_block(codes: Array, words: Array, code: CodeType, tiles: tuple[slice, 
     halves[: part.shape[0], : part.shape[1]] = _patterns(part, code)
     # k = 64 tile + 16 step + 8 upper + 2 q + half, n = 16 tile + 8 high + g, and pair 4 step + 2 upper + high
     pairs = _as_u32(halves).reshape(tiles_n, 2, 8, tiles_k, 4, 2, 4)
-    pairs = _transposed(pairs, (4, 5, 1, 0, 3, 2, 6)).reshape(PAIRS, tiles_n, tiles_k, LANES)
+    pairs = transposed(pairs, (4, 5, 1, 0, 3, 2, 6)).reshape(PAIRS, tiles_n, tiles_k, LANES)
     whole = (1 << code.bits) - 1
     whole |= whole << 16
-    for word, lanes in _word_views(words, code.bits):
+    for word, lanes in word_views(words, code.bits):
         total: Array = 0
         for move in (move for move in moves(code) if move.word == word):
             piece = pairs[move.pair] if move.mask == whole else pairs[move.pair] & move.mask
@@ -154,27 +154,27 @@ def _unpack_block(
     tiles_n, tiles_k = words.shape[:2]
     pairs = _empty(words, (PAIRS, tiles_n, tiles_k, LANES), dtypes.u32)
     pairs[...] = 0
-    views = dict(_word_views(words, code.bits))
+    views = dict(word_views(words, code.bits))
     for move in moves(code):
         word = views[move.word]
         # the mask has no bit that a signed shift would fill
         pairs[move.pair] |= (word >> move.shift if move.shift >= 0 else word << -move.shift) & move.mask
-    halves = _as_i16(_transposed(pairs.reshape(4, 2, 2, tiles_n, tiles_k, 8, 4), (3, 2, 5, 4, 0, 1, 6)))
+    halves = _as_i16(transposed(pairs.reshape(4, 2, 2, tiles_n, tiles_k, 8, 4), (3, 2, 5, 4, 0, 1, 6)))
     rows, columns = (slice(s.start * size, s.stop * size) for s, size in zip(tiles, (TILE_N, TILE_K), strict=True))
     part = codes[rows, columns]
     stored = halves.reshape(tiles_n * TILE_N, tiles_k * TILE_K)[: part.shape[0], : part.shape[1]]
     part[...] = stored if patterns else code.codes(stored)
 
 
-def _word_views(words: Array, bits: int) -> Iterator[tuple[int, Array]]:
-    """(w, word w of every lane as [tiles along N, tiles along K, 32]) of the words of some tiles."""
+def word_views(words: Array, bits: int) -> Iterator[tuple[int, Array]]:
+    """(w, word w of every lane as [tiles along N, tiles along K, 32]) of the words of some tiles, `bits` a lane."""
     for word in range(bits):
         start, width, index = chunk.word_place(bits, word)
         vectors = words[..., start : start + LANES * width]
         yield word, vectors.reshape(*words.shape[:2], LANES, width)[..., index] if width > 1 else vectors
 
 
-def _transposed(array: Array, axes: tuple[int, ...]) -> Array:
+def transposed(array: Array, axes: tuple[int, ...]) -> Array:
     """A contiguous copy with the axes in another order; the last stays, and has 16 bytes."""
     if dtypes.is_tensor(array):
         return array.permute(axes).contiguous()

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbitvm import arrays, dtypes, targets
+from lowbitvm.digitplan import token_format
 from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.integers import PackedDigits, check_group, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.integer import matmul as kernel
-from lowbitvm.plan import DigitTile, digit_plan, digit_tile, grouped_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
@@ -155,20 +156,20 @@ def compile_matmul(
     m, k: rows of activations, and in_features, that the tile is chosen for; n: out_features, for which blocks share out
     k where there are too few of them (None: they do not); `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
-    activations: their format, by default one with a scale for each token, or none where not scaled.
+    activations: their format, by default that of `lb.linear`, or one without scales where not scaled.
     dependent: launches start while the kernel before them still runs, on sm_90 and later; see `Kernel.compile`.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
     fmt = Format.parse(weights) if isinstance(weights, str) else weights
-    if fmt.act is None:
+    act = fmt.act
+    if act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
-    of_token = Format(fmt.act, "channel", scale="f32", digits=fmt.digits)
-    sides = (activations or (of_token if scaled else Format(fmt.act, digits=fmt.digits)), fmt)
+    fmt = fmt.in_digits
+    sides = (activations or (token_format(fmt) if scaled else Format(act, digits=fmt.digits)), fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
-    scales = [side.scale if isinstance(side.group, int) else "f32" for side in sides]
     tile = replace(tile_for((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
-        *sides, tile, True, (scales[0], scales[1]) if scaled else (None, None), "f16" if scaled else "i32", whole=True
+        *sides, tile, True, ("f32", "f32") if scaled else (None, None), "f16" if scaled else "i32", whole=True
     )
     return _compiled(variant, target, disk_cache() if cache else None, dependent)
 
@@ -352,7 +353,8 @@ def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None)
     """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
     group = smallest_group(a, w)
     sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
-    found = {f"{name}_sums": sums_for(side, group) for name, side in sides.items()}
+    whole = {name: side for name, side in sides.items() if group is None or group % max(1, side.summed) == 0}
+    found = {f"{name}_sums": sums_for(side, group) for name, side in whole.items()}  # of others none are needed
     for name, side in sides.items():
         for part, array in (("zeros", side.zeros), ("scales", side.scales)):
             if array is not None:

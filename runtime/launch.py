@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lowbitvm import dtypes
+from lowbitvm import arrays, dtypes
 from lowbitvm.arrays import host
+from lowbitvm.dtypes import Array
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
@@ -227,6 +228,12 @@ class Ready:
         for other in streams - {chosen}:
             driver.order(chosen, other, self.function.context)
         return chosen
+
+
+def device_target_of(array: Array) -> str | None:
+    """The target of an array's GPU; of CPU arrays what `emulated_target` says."""
+    on_gpu = arrays.device(array).startswith("cuda")
+    return driver.device_target(array.device.index) if on_gpu else emulated_target()
 
 
 def emulated_target() -> str | None:

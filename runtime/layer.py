@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from lowbitvm import targets
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
-from lowbitvm.plan import Tile, chosen_tile, linear_plan
+from lowbitvm.plan import chosen_tile, linear_plan
 from lowbitvm.runtime.tuned import Problem, Value, bucket
+from lowbitvm.tile import Tile
 
 LEAST_ROWS = 8  # of a tile: fewer rows take the same one
 NAMES = tuple(field.name for field in fields(Tile))

@@ -15,7 +15,7 @@ from lowbitvm.ir import Program
 from lowbitvm.kernels.epilogue import ACTIVATIONS
 from lowbitvm.kernels.linear import linear
 from lowbitvm.pack import PackedWeight, as_format
-from lowbitvm.plan import Tile, chosen_tile, linear_plan
+from lowbitvm.plan import chosen_tile, linear_plan
 from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
@@ -24,6 +24,7 @@ from lowbitvm.runtime.launch import ALIGNMENT, launch, place_of, torch_stream
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.runtime.workspace import workspace
+from lowbitvm.tile import Tile
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report

@@ -14,12 +14,12 @@ from lowbitvm import arrays, dsl, dtypes, targets
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, MixtureTile, digit_tile, mixture_tile, shared_tile
 from lowbitvm.integers import PackedDigits, format_digits
 from lowbitvm.ir import Program
 from lowbitvm.kernels import mixture as kernels
 from lowbitvm.kernels.shares import shared_mixture
 from lowbitvm.mixtures import ComplexWeight, MixedWeight
-from lowbitvm.plan import DigitTile, MixtureTile, digit_tile, mixture_tile, shared_tile
 from lowbitvm.runtime import driver
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid

@@ -17,11 +17,10 @@ from lowbitvm.integers import LANES, PackedDigits, pack_activations, row_tiles, 
 from lowbitvm.ir import Program
 from lowbitvm.kernels.quantise import quantise as kernel
 from lowbitvm.pack import as_format
-from lowbitvm.runtime import driver
 from lowbitvm.runtime.arguments import address
 from lowbitvm.runtime.cache import Cache
 from lowbitvm.runtime.compiled import CompiledKernel, compile_program, launch_grid, wants_dependent
-from lowbitvm.runtime.launch import ALIGNMENT, emulated_target, launch
+from lowbitvm.runtime.launch import ALIGNMENT, device_target_of, launch
 from lowbitvm.runtime.linear import VECTOR, disk_cache
 from lowbitvm.runtime.repeat import Calls, all_tensors, signature
 
@@ -155,8 +154,7 @@ _calls = Calls()
 
 @functools.cache
 def _activation_format(given: Format | str) -> Format:
-    fmt = as_format(given)
-    return replace(fmt, digits=fmt.digits or "s8")
+    return as_format(given).in_digits
 
 
 def _quantised(x: Array, fmt: Format, sums: int | None, steps: Steps) -> PackedDigits:
@@ -169,20 +167,12 @@ def _quantised(x: Array, fmt: Format, sums: int | None, steps: Steps) -> PackedD
     _check_sums(fmt, int(x.shape[1]), sums)
     x = arrays.contiguous(arrays.detached(x))
     x = x if dtypes.of(x).name in INPUTS else arrays.cast(x, dtypes.f32)
-    on_gpu = arrays.device(x).startswith("cuda")
-    target = driver.device_target(x.device.index) if on_gpu else emulated_target()
+    target = device_target_of(x)
     if target is None:
         return _by_rule(x, fmt, steps, sums)
     made = empty_activations(x, fmt, sums)
     run_quantise(x, made, target, steps)
     return made
-
-
-def token_format(weights: Format) -> Format:
-    """What `lb.linear` rounds activations to, unless told otherwise, before it multiplies them with integer weights."""
-    assert weights.act is not None
-    fmt = Format(weights.act, "channel", scale="f32", digits=weights.digits)
-    return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
 
 
 def empty_activations(x: Array, fmt: Format, sums: int | None = None) -> PackedDigits:

@@ -28,6 +28,7 @@ class Requantize:
         Bipolar codes, which have no zero: code = 2 rint((y / scale - low) / 2) + low; NaN is low, the least of them.
     multipliers, shifts: i32 (out_features), of exact integers: code = floor(y * multiplier / 2^shift + 1/2) + zero, the
         product in 64 bits, shifts from 0 to 62 (HAWQ-V3, Yao et al., ICML 2021). `dyadic` makes them of real numbers.
+        Bipolar codes: code = 2 floor(y * multiplier / 2^shift / 2) + 1, the nearest odd number.
     Codes saturate. Raises ARGUMENT_INVALID.
     """
 
@@ -43,9 +44,8 @@ class Requantize:
             raise LowbitvmError(
                 "ARGUMENT_INVALID", f"codes of {self.dtype!r} of a product", "use u1..u8, i2..i8, bp1..bp7"
             )
-        if code.step > 1 and (self.zero or self.scale is None):
-            problem = f"a zero of {self.zero}" if self.zero else "multipliers"
-            raise LowbitvmError("ARGUMENT_INVALID", f"{problem} for codes of {self.dtype}", "give a scale alone")
+        if code.step > 1 and self.zero:
+            raise LowbitvmError("ARGUMENT_INVALID", f"a zero of {self.zero} for codes of {self.dtype}", "leave it out")
         if not code.low <= self.zero <= code.high:
             raise LowbitvmError("ARGUMENT_INVALID", f"the zero {self.zero} is no {self.dtype}", "use one of the codes")
         given = [part is not None for part in (self.scale, self.multipliers, self.shifts)]
@@ -84,7 +84,10 @@ class Requantize:
             real = real if code.step == 1 else (real - np.float32(code.low)) * np.float32(0.5)
             whole = np.nan_to_num(np.rint(real), nan=0.0, posinf=2.0**31, neginf=-(2.0**31))
         else:
-            whole = arrays.mul_shift(result.astype(np.int32), arrays.host(self.multipliers), arrays.host(self.shifts))
+            halved = code.step > 1  # the nearest odd number is 1 more than twice half of it
+            dyadic = arrays.host(self.multipliers), arrays.host(self.shifts) + int(halved)
+            whole = arrays.mul_shift(result.astype(np.int32), *dyadic, nearest=not halved)
+            whole = whole - np.int64(code.low // 2 if halved else 0)
         if code.step > 1:
             odd: NumpyArray = 2 * np.clip(whole, 0, (code.high - code.low) // 2) + code.low
             return odd.astype(code.numpy)

@@ -9,9 +9,9 @@ import numpy as np
 import lowbitvm as lb
 from lowbitvm import dtypes
 from lowbitvm.bounds import linear_bound, linear_exact
-from lowbitvm.plan import Tile
 from lowbitvm.runtime.compiled import launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
+from lowbitvm.tile import Tile
 
 FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 FUNCTIONS = {

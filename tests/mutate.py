@@ -85,13 +85,13 @@ def draw_mutations(text: str, count: int, seed: int) -> list[Mutation]:
     lines = list(instructions(text))
     codes = {register for line in lines if CODES in line.name for register in REGISTER.findall(line.operands[0])}
     lines = [line for line in lines if line.name != "mov.b32" or line.operands[0] not in codes]
-    places = {kind: [options for line in lines if (options := _options(kind, line))] for kind in KINDS}
+    places = {kind: [line for line in lines if any(True for _ in _options(kind, line))] for kind in KINDS}
     for of_kind in places.values():
         rng.shuffle(of_kind)
     drawn: list[Mutation] = []
     while len(drawn) < count:
         kinds = [kind for kind in KINDS if places[kind]]
-        drawn += [rng.choice(places[kind].pop()) for kind in kinds[: count - len(drawn)]]
+        drawn += [rng.choice(list(_options(kind, places[kind].pop()))) for kind in kinds[: count - len(drawn)]]
     return drawn
 
 
@@ -107,9 +107,13 @@ def instructions(text: str) -> Iterator[Line]:
             defined.update(*map(REGISTER.findall, line.operands[: line.results]))
 
 
-def _options(kind: str, line: Line) -> list[Mutation]:
-    texts = dict.fromkeys(KINDS[kind](line))
-    return [Mutation(kind, line.number, line.text, text) for text in texts if text != line.text]
+def _options(kind: str, line: Line) -> Iterator[Mutation]:
+    """The mutations of one kind of a line, made as they are asked for: nearly all lines are asked for one alone."""
+    seen = {line.text}
+    for text in KINDS[kind](line):
+        if text not in seen:
+            seen.add(text)
+            yield Mutation(kind, line.number, line.text, text)
 
 
 # -- the kinds: each yields what a line may become ---------------------------------------------------------------------

@@ -22,6 +22,7 @@ CASES = [
     for name, act, target in itertools.product(NAMES, ("f16", "bf16"), ("sm_80", "sm_90a"))
     if CODE_TYPES[name].kind != "float" or convert.held_by(CODE_TYPES[name], act)
 ]
+RAISED = [case for case in CASES if getattr(decoder(CODE_TYPES[case[0]], case[1]), "power", 0)]
 
 
 def kernel(act, target):
@@ -64,9 +65,13 @@ def products(weights, activations, act, target):
     return [r.reshape(TRIALS, 8, 4, 2, 2).transpose(0, 3, 1, 2, 4).reshape(TRIALS, 16, 8) for r in results]
 
 
-def relative_error(name, act, target, outlier):
-    """RMS over outputs of |error| / |products| for random codes and Gaussian activations."""
+def relative_error(name, act, target, outlier, raised=False):
+    """RMS over outputs of |error| / |products| for random codes and Gaussian activations.
+
+    raised: these are multiplied with a power of two, and the fragments are not.
+    """
     code, decode = CODE_TYPES[name], decoder(CODE_TYPES[name], act)
+    up, decode = (2.0**decode.raised, decode.plain) if raised else (1.0, decode)
     random = np.random.default_rng(0)
     stored = random.integers(0, 1 << code.bits, (TRIALS, 16, GROUP))
     x = random.standard_normal((TRIALS, GROUP, 8))
@@ -81,9 +86,9 @@ def relative_error(name, act, target, outlier):
         finite = np.where(np.isfinite(code.values), code.values, 0.0)
         stored = np.where(np.isfinite(code.values[stored]), stored, 0)
         middle, exact, fragments = 0, finite[stored], factor * finite[stored]
-    sums, totals = products(fragments, x, act, target)
-    scaled = (sums.astype(np.float64) / factor).astype(np.float32).astype(np.float64)
-    result = (scaled - (offset + middle) * totals.astype(np.float64)).astype(np.float32)
+    sums, totals = products(fragments, x * up, act, target)
+    scaled = (sums.astype(np.float64) / factor / up).astype(np.float32).astype(np.float64)
+    result = (scaled - (offset + middle) * totals.astype(np.float64) / up).astype(np.float32)
     errors = result - exact @ x
     norms = np.sqrt(exact**2 @ x**2)
     return float(np.sqrt(np.mean((errors / norms)[norms > 0] ** 2)))
@@ -93,3 +98,9 @@ def relative_error(name, act, target, outlier):
 @pytest.mark.parametrize(("name", "act", "target"), CASES)
 def test_the_error_stays_under_half_of_f16_rounding(name, act, target, outlier):
     assert relative_error(name, act, target, outlier) < LIMIT
+
+
+@pytest.mark.parametrize("outlier", [False, True], ids=["gaussian", "outlier"])
+@pytest.mark.parametrize(("name", "act", "target"), RAISED)
+def test_the_error_stays_under_that_where_the_activations_are_multiplied(name, act, target, outlier):
+    assert relative_error(name, act, target, outlier, raised=True) < LIMIT

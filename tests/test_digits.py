@@ -117,6 +117,7 @@ def test_formats_with_digits_are_spelled_and_read_back() -> None:
         ("FORMAT_INVALID", lambda: lb.Format("u4", act="i8", digits="s3")),
         ("FORMAT_INVALID", lambda: lb.pack_weights(drawn("u4", (2, 3)), "u4")),
         ("FORMAT_INVALID", lambda: lb.pack_activations(drawn("u4", (2, 3)), "u4,act=i8")),
+        ("FORMAT_UNSUPPORTED", lambda: lb.pack_weights(drawn("u2", (2, 3)), "u2,act=i8,digits=b1,planes=4")),
         ("GROUP_INDIVISIBLE", lambda: lb.pack(drawn("u4", (2, 3)), np.ones((2, 1), np.float16), None, "u4,act=i8")),
         ("CODES_OUT_OF_RANGE", lambda: lb.pack_activations(np.full((2, 3), 4), "u2")),
         ("CODES_OUT_OF_RANGE", lambda: lb.pack_weights(np.full((2, 3), 2), "bp2,act=i8")),

@@ -125,6 +125,27 @@ def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control()
     assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.global.u32 [%d2], %r10;") == ["undefined_store"]
 
 
+def test_an_undefined_predicate_matters_only_where_the_other_leaves_the_result_to_it() -> None:
+    use = "selp.b32 %r12, 1, 2, %p2; st.global.u32 [%d2], %r12;"
+    for name, decided, left in (("and", "ne", "eq"), ("or", "eq", "ne")):
+        join = f"{name}.pred %p2, %p1, %p0; {use}"
+        assert kinds(f"setp.{decided}.u32 %p0, %r1, %r1; setp.eq.u32 %p1, %r11, 0; {join}") == []
+        assert kinds(f"setp.{left}.u32 %p0, %r1, %r1; setp.eq.u32 %p1, %r11, 0; {join}") == ["undefined_store"]
+    for join in ("setp.eq.u32 %p0, %r11, 1; and.pred %p2, %p1, %p0;", "not.pred %p2, %p1;"):
+        assert kinds(f"setp.eq.u32 %p1, %r11, 0; {join} {use}") == ["undefined_store"]
+
+
+def test_unwritten_local_memory_matters_only_where_it_is_used() -> None:
+    copy = ".local .align 8 .b8 own[32]; mov.u64 %d4, own; ld.local.u64 %d5, [%d4]; st.local.u64 [%d4+8], %d5;"
+    assert kinds(copy) == []
+    assert kinds(copy + "ld.local.u64 %d6, [%d4+8]; add.s64 %d6, %d6, %d1; ld.global.u32 %r10, [%d6];") == [
+        "uninitialised_local"
+    ]
+    assert kinds(copy + "st.global.u32 [%d2], %d5;".replace("u32", "u64"), block=1) == ["uninitialised_local"]
+    gap = "st.local.u32 [%d4+16], %r1; ld.local.u64 %d5, [%d4+16]; st.global.u64 [%d1], %d5;"  # as structures have
+    assert kinds(copy + gap, block=1) == []
+
+
 def test_an_undefined_value_is_found_where_it_was_staged_once_it_is_used() -> None:
     staged = (
         "mov.u32 %r10, 0; st.shared.u32 [%r4], {}; bar.sync 0; ld.shared.u32 %r12, [%r4]; st.global.u32 [%d2], %r12;"

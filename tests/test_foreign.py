@@ -517,6 +517,12 @@ READ_ERRORS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("gptq", with_tensor("qweight", np.zeros((7, 8), np.int32)), {"bits": 4}, "SHAPE_MISMATCH"),
     ("gptq", with_tensor("qweight", np.zeros((16, 8), np.int32)), {"bits": 4}, "SHAPE_MISMATCH"),
     ("gptq", with_tensor("g_idx", np.full(64, 2, np.int32)), {}, "ARGUMENT_INVALID"),
+    ("gptq", with_tensor("g_idx", [0] * 64), {}, "DTYPE_MISMATCH"),
+    ("gptq", with_tensor("g_idx", np.zeros((), np.int32)), {}, "SHAPE_MISMATCH"),
+    ("gptq", {n: torch.from_numpy(a).to("meta") for n, a in gptq_tensors().items()}, {}, "ARGUMENT_INVALID"),
+    ("bitnet", {"weight": np.zeros((4, 8), np.uint8)}, {"out_features": None}, "ARGUMENT_INVALID"),
+    ("compressed_tensors", COMPRESSED, {"bits": 10**12}, "FORMAT_UNSUPPORTED"),
+    ("hqq", HQQ_TENSORS, {"bits": 4, "shape": ("a", "b")}, "ARGUMENT_INVALID"),
     ("gptq", with_tensor("qzeros", np.zeros((2, 9), np.int32)), {}, "ARGUMENT_INVALID"),
     ("gptq", with_tensor("scales", torch.ones(2, 8, dtype=torch.float16)), {}, "DEVICE_MISMATCH"),
     ("gptq", gptq_tensors(), {"bits": 5}, "FORMAT_UNSUPPORTED"),
@@ -586,6 +592,13 @@ def test_a_weight_that_a_packing_cannot_hold_is_refused(name: str, weight: Forei
     with pytest.raises(lb.LowbitvmError) as refused:
         foreign.pack(name, weight)
     assert refused.value.code == code
+
+
+def test_a_weight_in_digits_is_stored_by_no_other_project() -> None:
+    packed = lb.quantize(np.ones((8, 64), np.float32), "i4,group=channel,act=i8")
+    for name in foreign.NAMES:
+        with pytest.raises(lb.LowbitvmError, match=r"^FORMAT_UNSUPPORTED: a PackedDigits"):
+            lb.to_foreign(packed, name)
 
 
 def test_a_scale_that_is_not_what_its_second_level_says_is_refused() -> None:

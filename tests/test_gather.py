@@ -12,10 +12,11 @@ import lowbitvm as lb
 from lowbitvm import foreign
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
 from lowbitvm.foreign.scheme import Foreign
-from lowbitvm.plan import Tile, linear_plan, linear_tile
+from lowbitvm.plan import linear_plan, linear_tile
 from lowbitvm.runtime.compiled import launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
 from lowbitvm.targets import TARGETS, get
+from lowbitvm.tile import Tile
 
 FMT = lb.Format("u4", group=64, zero="int")
 BN, BK = 64, 64

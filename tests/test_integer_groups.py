@@ -9,7 +9,7 @@ import lowbitvm as lb
 from lowbitvm import digits, dtypes, targets
 from lowbitvm.arrays import fma
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.plan import grouped_tile
+from lowbitvm.integer_plan import grouped_tile
 from lowbitvm.runtime.integer import run_matmul
 from tests.test_digits import CODES, drawn
 from tests.test_matmul import NATIVE

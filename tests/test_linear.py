@@ -159,6 +159,21 @@ def test_an_unaligned_view_of_activations_is_read_element_by_element():
     assert agrees(y, linear_exact(x, weight), linear_bound(x, weight)).all()
 
 
+@pytest.mark.parametrize("exponent", [-62, 60])
+@pytest.mark.parametrize("name", ["e2m1", "f7e3m3", "u8"])
+def test_bf16_activations_of_few_rows_may_be_far_from_one(name, exponent):
+    """Kernels multiply them with a power of two, in place of the weights."""
+    rng = np.random.default_rng(0)
+    fmt = lb.Format(name, 128, "int" if name == "u8" else None)
+    weight = lb.quantize(rng.standard_normal((32, 256), np.float32), fmt)
+    x = np.ldexp(rng.uniform(1, 2, (3, 256)), exponent).astype(ml_dtypes.bfloat16)
+    y = np.zeros((3, 32), ml_dtypes.bfloat16)
+    assert run_linear(x, weight, None, y, "sm_80").findings == []
+    terms = np.abs(x.astype(float)) @ np.abs(weight.dequantize()).astype(float).T
+    assert np.all(np.abs(y.astype(float) - linear_exact(x, weight)) <= 2.0**-8 * terms)
+    assert np.all(agrees(y, linear_exact(x, weight), linear_bound(x, weight)))
+
+
 def test_a_bias_and_an_output_need_no_alignment_but_a_weight_does():
     rng = np.random.default_rng(0)
     weight, x = random_weight(rng, lb.Format("i4", group=64), 30, 64), random_activations(rng, "f16", 3, 64, "normal")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import lowbitvm as lb
 from lowbitvm import digits, targets
 from lowbitvm.dtypes import CODE_TYPES
+from lowbitvm.integer_plan import DigitTile, digit_plan, digit_tile
 from lowbitvm.integers import PackedDigits
-from lowbitvm.plan import DigitTile, digit_plan, digit_tile
 from lowbitvm.runtime.integer import Variant, longest_k, rank_one, run_matmul
 from tests.test_digits import CODES, drawn
 
@@ -147,7 +147,7 @@ def test_blocks_that_share_out_k_agree_with_the_interpreter_and_leave_counters_o
 
 
 def test_few_tiles_of_long_k_are_shared_out_among_the_multiprocessors() -> None:
-    fmt, act, target = lb.Format("u2", act="i8"), lb.Format("i8", digits="s8"), targets.get("sm_80")
+    fmt, act, target = lb.Format("u2", act="i8", digits="s8"), lb.Format("i8", digits="s8"), targets.get("sm_80")
     for m, n in ((1, 256), (64, 1024), (4096, 4096)):
         tile = digit_plan(m, n, 8192, act, fmt, target)
         blocks = -(-m // tile.bm) * -(-n // tile.bn)
@@ -322,7 +322,7 @@ def test_weights_that_are_widened_once_per_block_give_the_exact_product(
 
 
 def test_tiles_that_widen_weights_once_are_for_layers_that_have_one_for_every_multiprocessor() -> None:
-    fmt, act, target = lb.Format("i6", act="i6"), lb.Format("i6", digits="s8"), targets.get("sm_80")
+    fmt, act, target = lb.Format("i6", act="i6", digits="s8"), lb.Format("i6", digits="s8"), targets.get("sm_80")
     assert digit_plan(4096, 4096, 4096, act, fmt, target).bm == 256
     assert digit_plan(300, 4096, 4096, act, fmt, target).bm == digit_plan(128, 4096, 4096, act, fmt, target).bm == 128
     assert digit_tile(4096, 4096, act, fmt, targets.get("sm_75")).bm == 128  # without asynchronous copies

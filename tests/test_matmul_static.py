@@ -6,8 +6,8 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.codegen.digits import warps_along_m_of_digits
 from lowbitvm.digits import BASES, COLUMNS, columns_per_row
+from lowbitvm.integer_plan import digit_tile, grouped_tile
 from lowbitvm.integers import format_digits
-from lowbitvm.plan import digit_tile, grouped_tile
 from lowbitvm.runtime.loops import main_nest, read_sass
 
 
@@ -77,7 +77,7 @@ def test_large_tiles_do_many_products_per_instruction(weights: str, act: str, ba
     ],
 )
 def test_groups_take_few_instructions_and_no_spills(weights: str, act: str, m: int, most: float, target: str) -> None:
-    fmt = lb.Format.parse(weights)
+    fmt = lb.Format.parse(weights).in_digits
     activations = lb.Format.parse(f"{act},digits=s8")
     kernel = lb.compile_matmul(fmt, target=target, m=m, scaled=True, activations=activations, cache=False)
     assert kernel.spills == 0

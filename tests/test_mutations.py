@@ -13,10 +13,11 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm.bounds import agrees, linear_bound, linear_exact
-from lowbitvm.plan import Tile, linear_tile
+from lowbitvm.plan import linear_tile
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
 from lowbitvm.runtime.linear import compile_linear
+from lowbitvm.tile import Tile
 from tests.mutate import Mutation, draw_mutations
 
 GUARD = 64  # elements before and after y

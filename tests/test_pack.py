@@ -387,6 +387,28 @@ def test_lists_are_refused() -> None:
         pack([[1]], SCALES_, ZEROS_, FMT)
 
 
+@pytest.mark.parametrize("fmt", ["u4,group=channel", "u4,group=channel,act=i8"])
+@pytest.mark.parametrize("make", [lambda x: x.to("meta"), lambda x: x.to_sparse()], ids=["meta", "sparse"])
+def test_tensors_without_an_element_for_each_index_are_refused(fmt: str, make: Callable[..., Any]) -> None:
+    codes, scales = torch.ones(8, 32, dtype=torch.int8), torch.ones(8, 1, dtype=torch.float16)
+    for refused in (lambda: pack(make(codes), make(scales), None, fmt), lambda: quantize(make(scales), fmt)):
+        with pytest.raises(LowbitvmError, match=r"^ARGUMENT_INVALID: .*which has not one element"):
+            refused()
+
+
+@pytest.mark.parametrize("fmt", ["u4,group=channel", "u4,group=channel,act=i8"])
+def test_codes_and_scales_that_are_no_arrays_are_refused(fmt: str) -> None:
+    codes, scales = np.ones((8, 32), np.int8), np.ones((8, 1), np.float16)
+    for parts in ((None, scales), (codes.tolist(), scales), (codes, scales.tolist())):
+        with pytest.raises(LowbitvmError, match=r"^DTYPE_MISMATCH: a (NoneType|list) is neither"):
+            pack(*parts, None, fmt)
+    with pytest.raises(LowbitvmError, match=r"^DEVICE_MISMATCH: .*codes on cpu, scales on numpy"):
+        pack(torch.from_numpy(codes), scales, None, fmt)
+    if "act" not in fmt:
+        with pytest.raises(LowbitvmError, match=r"^DTYPE_MISMATCH: a NoneType is neither"):
+            pack(codes, None, None, fmt)
+
+
 def test_stored_arrays_that_do_not_fit_are_refused() -> None:
     packed = pack(CODES, SCALES_, ZEROS_, FMT)
 
@@ -437,6 +459,17 @@ def test_a_format_may_be_given_as_text() -> None:
     assert np.array_equal(quantize(weight, text).words, quantize(weight, fmt).words)
     with pytest.raises(LowbitvmError, match="FORMAT_INVALID"):
         quantize(weight, 4)  # type: ignore[arg-type]
+
+
+def test_digits_move_as_other_weights_do() -> None:
+    packed = quantize(np.ones((8, 32), np.float32), "i4,group=channel,act=i8")
+    with pytest.raises(LowbitvmError, match=r"^DEVICE_MISMATCH: .*numpy"):
+        packed.to("cpu")
+    packed = quantize(torch.ones(8, 32), "i4,group=channel,act=i8")
+    assert packed.to("cpu").words.equal(packed.words)
+    for device in ("cuda:99", None, "nowhere"):
+        with pytest.raises(LowbitvmError, match=r"^DEVICE_UNAVAILABLE"):
+            packed.to(device)
 
 
 def test_a_device_that_is_none_is_refused() -> None:

@@ -6,7 +6,8 @@ import lowbitvm as lb
 from lowbitvm import targets
 from lowbitvm.bench.measure import bytes_needed, measure
 from lowbitvm.bench.ours import Exactly, build
-from lowbitvm.plan import DECODE_ROWS, MOST_SPLITS, chosen_tile, linear_plan, linear_tile, registers
+from lowbitvm.plan import DECODE_ROWS, chosen_tile, linear_plan, linear_tile
+from lowbitvm.tile import MOST_SPLITS, registers
 
 WIDTHS = [lb.Format(f"u{bits}", group=128, zero="int") for bits in range(1, 9)]
 OTHERS = [

@@ -1,5 +1,7 @@
 """Products of integers that become codes for the next layer, from floats or by integers alone."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,48 @@ def test_codes_by_dyadic_numbers_are_those_of_python_integers(
         monkeypatch.setenv("LOWBITVM_DEVICE", device)
         y = lb.matmul(a, w, bias=bias, requantize=wanted)
         assert y.dtype == (np.int8 if low < 0 else np.uint8) and np.array_equal(y, expected)
+
+
+@pytest.mark.parametrize("name", ["bp1", "bp4", "bp7"])
+def test_bipolar_codes_by_dyadic_numbers_are_the_nearest_odd_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fractions of Python; of two that are equally near the larger."""
+    a, w = sides("i4", "u8", "s8", m=11, n=37, k=300)
+    rng = np.random.default_rng(0)
+    multipliers = rng.integers(-(2**31), 2**31, 37, dtype=np.int32)
+    shifts = np.append(rng.integers(34, 46, 35), [0, 62]).astype(np.int32)
+    multipliers[:4], shifts[:4] = 1, [0, 3, 5, 9]  # halves
+    most, wanted = 2 ** int(name[2:]) - 1, lb.Requantize(name, multipliers=multipliers, shifts=shifts)
+    odd = range(-most, most + 1, 2)
+    expected = [
+        [
+            min(odd, key=lambda code, real=Fraction(int(v) * int(b), 1 << int(c)): (abs(code - real), -code))
+            for v, b, c in zip(row, multipliers, shifts, strict=True)
+        ]
+        for row in exact(a, w)
+    ]
+    assert len(np.unique(expected)) >= min(len(odd), 10)
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        assert np.array_equal(lb.matmul(a, w, requantize=wanted), expected)
+
+
+def test_two_layers_are_chained_in_integers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HAWQ-V3's form: exact sums, a bias of i32, dyadic numbers, and the next layer's codes; in Python's integers."""
+    rng = np.random.default_rng(3)
+    x, first, second = (rng.integers(*span) for span in ((0, 256, (5, 128)), (-8, 8, (64, 128)), (-2, 2, (24, 64))))
+    biases = rng.integers(-999, 999, 64, dtype=np.int32), rng.integers(-999, 999, 24, dtype=np.int32)
+    steps = lb.Requantize.dyadic("u8", np.full(64, 1 / 77), zero=100), lb.Requantize.dyadic("bp4", np.full(24, 1 / 99))
+    hidden = x @ first.T + biases[0]
+    hidden = np.clip((hidden * int(steps[0].multipliers[0]) >> int(steps[0].shifts[0]) - 1) + 1 >> 1, -100, 155) + 100
+    last = hidden @ second.T + biases[1]
+    last = np.clip(2 * (last * int(steps[1].multipliers[0]) >> int(steps[1].shifts[0]) + 1) + 1, -15, 15)
+    for device in DEVICES:
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        codes = x
+        for name, weight, bias, step in zip(("i4", "i2"), (first, second), biases, steps, strict=True):
+            a, w = lb.pack_activations(codes, "u8"), lb.pack_weights(weight, f"{name},act=u8")
+            codes = lb.matmul(a, w, bias=bias, requantize=step)
+        assert np.array_equal(codes, last) and len(np.unique(codes)) > 8
 
 
 @settings(max_examples=40)
@@ -166,7 +210,6 @@ def test_what_does_not_make_codes_is_refused() -> None:
     one = np.ones(20, np.int32)
     for problem, arguments in (
         ("codes of 'bp8'", {"dtype": "bp8", "scale": 1.0}),
-        ("multipliers for codes of bp4", {"dtype": "bp4", "multipliers": one, "shifts": one}),
         ("codes of 'e4m3'", {"dtype": "e4m3", "scale": 1.0}),
         ("the zero 16 is no u4", {"dtype": "u4", "scale": 1.0, "zero": 16}),
         ("a scale and a multiplier", {"dtype": "u4"}),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lowbitvm as lb
 from lowbitvm import targets
-from lowbitvm.plan import mixture_tile, shared_tile
+from lowbitvm.integer_plan import mixture_tile, shared_tile
 from lowbitvm.runtime import mixture
 from lowbitvm.runtime.mixture import run_mixed
 from lowbitvm.shares import UNEVEN, Shares, in_turn, share_out, step_costs, unevenness

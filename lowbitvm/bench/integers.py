@@ -15,8 +15,8 @@ from lowbitvm.digitplan import cheapest_digits
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.integer_plan import DigitTile, digit_tile
 from lowbitvm.integers import pack_activations, pack_weights
-from lowbitvm.plan import DigitTile, digit_tile
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid
 from lowbitvm.runtime.integer import compile_matmul, rank_one
 from lowbitvm.runtime.launch import launch
@@ -52,9 +52,9 @@ class IntegerVariant:
     def format(self) -> Format:
         """The weight's. Raises FORMAT_INVALID for parts that do not go together."""
         fmt = Format.parse(f"{self.weights},act={self.act}")
-        if "digits=" in self.weights:
+        if fmt.digits is not None:
             return fmt
-        best = cheapest_digits(fmt, TILES[self.tile], LAYER, LAYER, targets.get(self.target))
+        best = cheapest_digits(replace(fmt, group="channel"), TILES[self.tile], LAYER, LAYER, targets.get(self.target))
         return Format.parse(f"{self.weights},act={self.act},digits={best}")
 
     @property

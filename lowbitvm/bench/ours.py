@@ -13,7 +13,8 @@ from lowbitvm.codegen.stream import LOAD
 from lowbitvm.dtypes import CODE_TYPES
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import NAMED, Format
-from lowbitvm.plan import DigitTile, Tile, chosen_tile
+from lowbitvm.integer_plan import DigitTile
+from lowbitvm.plan import chosen_tile
 from lowbitvm.quantize import quantize
 from lowbitvm.runtime.compiled import CompiledKernel, launch_grid, without_lines
 from lowbitvm.runtime.launch import launch
@@ -21,6 +22,7 @@ from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.loops import main_nest, read_ptx
 from lowbitvm.runtime.together import Machine, assemble_together
 from lowbitvm.runtime.work import some_table
+from lowbitvm.tile import Tile
 
 TOOL = "lowbitvm"
 TURN_K = 256  # the largest group and bk: with the number of stages, a multiple of what any turn of a loop covers

@@ -63,8 +63,12 @@ def to_foreign(weight: PackedWeight, name: str, **options: Any) -> dict[str, Arr
     """The tensors in which another project stores a PackedWeight: the inverse of `from_foreign`.
 
     Raises ARGUMENT_INVALID and SHAPE_MISMATCH for a weight that the packing cannot hold: another code type, other
-    groups, or parts that only the checkpoint has (a scale that is quantised again).
+    groups, or parts that only the checkpoint has (a scale that is quantised again); FORMAT_UNSUPPORTED for a weight in
+    digits.
     """
+    if not isinstance(weight, PackedWeight):
+        problem = f"a {type(weight).__name__} is not stored in codes and scales as other projects have them"
+        raise LowbitvmError("FORMAT_UNSUPPORTED", problem, "pack the codes in a format without act, as a PackedWeight")
     fmt, given = weight.format, weight.arguments()
     foreign = Foreign(
         given["codes"],

@@ -12,13 +12,14 @@ import numpy as np
 from lowbitvm import dtypes
 from lowbitvm.arrays import cast
 from lowbitvm.errors import LowbitvmError
-from lowbitvm.foreign.arrays import from_numpy, shape_of
+from lowbitvm.foreign.arrays import from_numpy
 from lowbitvm.foreign.bits import Packing
 from lowbitvm.foreign.scheme import Fields, Integer, Options, Part, Plan, Record, Scheme, Tensors, tensor_of
 
 WORD = ("i32", "u32")
 HALF = ("f16", "bf16", "f32")
 HQQ = {1: 1, 2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 8: 8}  # bits of a code -> bits that hqq gives it
+COMPRESSED = (2, 3, 4, 5, 6, 7, 8)  # bits of compressed-tensors' codes
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # of gptq_p, the low bits first
 
 
@@ -49,9 +50,9 @@ def _invalid(problem: str, fix: str) -> LowbitvmError:
 def needed(options: Options, option: str, why: str) -> int:
     """An option that must be given as a positive integer."""
     value = options.get(option)
-    if type(value) is not int or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0:
         raise _invalid(f"the option {option} is {value!r}, {why}", f"pass {option}= as a positive integer")
-    return value
+    return int(value)
 
 
 def _among(bits: int, name: str, choices: tuple[int, ...]) -> int:
@@ -69,7 +70,7 @@ def _infer_gptq(widths: tuple[int, ...], tensors: Tensors, options: Options) -> 
     rows, _ = tensor_of("qweight", tensors)
     groups, out_features = tensor_of("scales", tensors)
     width = tensor_of("qzeros", tensors)[1]
-    known = shape_of(tensors["g_idx"])[0] if "g_idx" in tensors else options.get("in_features")
+    known = tensor_of("g_idx", tensors, dims=1)[0] if "g_idx" in tensors else options.get("in_features")
     fitting = [
         bits
         for bits in widths
@@ -217,7 +218,7 @@ def _awq_fast(options: Options) -> Plan:
 
 def _infer_compressed(tensors: Tensors, options: Options) -> Options:
     """N and K from weight_shape; whether the codes lie dense from the number of words."""
-    bits = needed(options, "bits", "bits of a code")
+    bits = _among(needed(options, "bits", "bits of a code"), "compressed_tensors", COMPRESSED)
     rows, words = tensor_of("weight_packed", tensors)
     tensor_of("weight_shape", tensors, dims=1)
     shape = tuple(int(size) for size in tensors["weight_shape"])
@@ -233,7 +234,7 @@ def _infer_compressed(tensors: Tensors, options: Options) -> Options:
 
 
 def _compressed(options: Options) -> Plan:
-    bits = _among(options["bits"], "compressed_tensors", (2, 3, 4, 5, 6, 7, 8))
+    bits = _among(options["bits"], "compressed_tensors", COMPRESSED)
     (out_features, in_features), dense = options["shape"], options.get("dense", True)
     count = 32 // bits
 
@@ -279,7 +280,7 @@ def _infer_hqq(tensors: Tensors, options: Options) -> Options:
 def given_shape(options: Options) -> tuple[int, int]:
     shape = options.get("shape", ())
     sizes = tuple(shape) if hasattr(shape, "__iter__") else ()
-    if len(sizes) != 2 or any(int(size) < 0 for size in sizes):
+    if len(sizes) != 2 or not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes):
         raise _invalid(f"shape is {shape!r}", "pass shape=(out_features, in_features), which the tensors do not tell")
     return int(sizes[0]), int(sizes[1])
 
@@ -330,7 +331,8 @@ def _torchao(_: Options) -> Plan:
 
 def _infer_bitnet(tensors: Tensors, options: Options) -> Options:
     rows, in_features = tensor_of("weight", tensors)
-    return {**options, "shape": (int(options.get("out_features", 4 * rows)), in_features)}
+    out_features = needed(options, "out_features", "rows of the weight") if "out_features" in options else 4 * rows
+    return {**options, "shape": (out_features, in_features)}
 
 
 def _bitnet(options: Options) -> Plan:

@@ -6,12 +6,12 @@ quantised again, a divisor in place of a scale) stays in `Foreign.extra`, and it
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lowbitvm import dtypes
-from lowbitvm.arrays import cast, device, zeros
+from lowbitvm.arrays import cast, check_readable, zeros
 from lowbitvm.dtypes import CODE_TYPES, Array, DType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.foreign.arrays import (
@@ -234,6 +234,7 @@ class Scheme:
 
 def read(name: str, scheme: Scheme, tensors: Tensors, options: Options) -> Foreign:
     """The weight in a checkpoint's tensors."""
+    check_readable(tensors)
     plan = scheme.plan(scheme.infer(tensors, options))
     _check_tensors(name, plan, tensors)
     fields: Fields = {}
@@ -297,7 +298,6 @@ def _check_tensors(name: str, plan: Plan, tensors: Tensors) -> None:
     if unknown:
         problem = f"{name} with these options stores no tensor {unknown[0]!r}"
         raise LowbitvmError("ARGUMENT_INVALID", problem, f"pass {', '.join(wanted)}, and keep the others apart")
-    _check_one_place(tensors.values())
 
 
 def _unpacked(plan: Plan, part: Part, tensor: Array) -> Array:
@@ -359,14 +359,8 @@ def _check_shapes(weight: Foreign) -> None:
         if array is not None and shape_of(array) != shape:
             problem = f"{name} have shape {shape_of(array)} beside codes {weight.shape}, not {shape}"
             raise LowbitvmError("SHAPE_MISMATCH", problem, "pass the parts of one weight")
-    _check_one_place([*(vars(weight)[name] for name in FIELDS), *weight.extra.values()])
-
-
-def _check_one_place(arrays: Iterable[Array | None]) -> None:
-    places = {device(array) for array in arrays if array is not None}
-    if len(places) > 1:
-        problem = f"the arrays of one weight lie apart: {', '.join(sorted(places))}"
-        raise LowbitvmError("DEVICE_MISMATCH", problem, "bring all of them to one torch device, or all to numpy")
+    given = {**{name: vars(weight)[name] for name in FIELDS}, **weight.extra}
+    check_readable({name: array for name, array in given.items() if array is not None})
 
 
 def _checked(weight: Foreign, stays: bool) -> Foreign:

@@ -120,7 +120,7 @@ def matmul(
     `lowbitvm.kernels.linear`. With y_scales, or with multipliers and shifts, y is codes: (lowest, highest, zero),
     the odd ones of these where they are bipolar.
     Without such groups `splits` blocks may share out the k of a tile: see `last_of`. folded: see
-    `lowbitvm.plan.DigitTile`.
+    `lowbitvm.integer_plan.DigitTile`.
     """
     block = dsl.program_id(0), dsl.program_id(1)
     i, j = block[0] * bm, block[1] * bn
@@ -139,7 +139,11 @@ def matmul(
                 return dsl.minimum(dsl.maximum(whole, 0), (highest - lowest) // 2) * 2 + lowest
             result = dsl.rint(real)
         elif multipliers is not None and shifts is not None:
-            result = dsl.mul_shift(result, dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,)))
+            dyadic = dsl.load(multipliers, (j,), (bn,)), dsl.load(shifts, (j,), (bn,))
+            if bipolar:  # the nearest odd number is 1 more than twice half of it
+                whole = dsl.mul_shift(result, dyadic[0], dyadic[1] + 1, nearest=False)
+                return dsl.minimum(dsl.maximum(whole, lowest // 2), highest // 2) * 2 + 1
+            result = dsl.mul_shift(result, *dyadic)
         else:
             return result
         return dsl.minimum(dsl.maximum(result, lowest - zero), highest - zero) + zero

@@ -5,7 +5,7 @@ from lowbitvm.dsl import Packed, Tensor, Value, kernel, packed
 from lowbitvm.dtypes import f32, i32
 from lowbitvm.kernels.epilogue import finish
 from lowbitvm.kernels.split import last_of, part_of_k
-from lowbitvm.plan import SPLIT_K
+from lowbitvm.tile import SPLIT_K
 
 
 @kernel(

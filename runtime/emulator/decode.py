@@ -85,7 +85,9 @@ CONSTANT_SPECIALS: dict[str, tuple[int, tuple[int, ...]]] = {
     "%reserved_smem_offset_end": (SHARED_BASE, (32,)),
     "%reserved_smem_offset_cap": (SHARED_BASE, (32,)),
 }
-CONSTANT_SPECIALS |= {f"%reserved_smem_offset_{n}": (0, (32,)) for n in range(2)}
+# Of the reserved memory, kernels may use what begins here: cooperative groups of several warps meet in its 288 bytes.
+SCRATCH = {"%reserved_smem_offset_1": SHARED_BASE - 288}
+CONSTANT_SPECIALS |= {name: (address, (32,)) for name, address in ({"%reserved_smem_offset_0": 0} | SCRATCH).items()}
 CONSTANT_SPECIALS |= {f"%envreg{n}": (0, (32,)) for n in range(32)}
 CONSTANT_SPECIALS |= {f"%pm{n}": (0, (32,)) for n in range(8)} | {f"%pm{n}_64": (0, (64,)) for n in range(8)}
 CONSTANT_SPECIALS |= {
@@ -120,6 +122,7 @@ class Program:
     params: list[tuple[Variable, int]]  # and their byte offsets
     params_size: int
     static_shared: int
+    shared_start: int  # the first address of shared memory that the kernel may touch
     positions: list[int]  # of each row in the text
     names: list[str]  # each row's mnemonic with its qualifiers
     local_size: int  # bytes of each thread's local memory, from LOCAL_BASE on
@@ -153,6 +156,7 @@ class Decoder:
         self.instructions, self.local_size = self.expansion.instructions, self.expansion.local_size
         self.functions = function_addresses(syntax)
         shared, self.static_shared = shared_places(syntax, self.expansion.reached)
+        self.shared_start = SHARED_BASE
         if self.static_shared > MOST_SHARED:
             problem = f"{kernel.name} has {self.static_shared} bytes of shared variables, at most {MOST_SHARED} fit"
             raise syntax.error(problem, kernel.position)
@@ -318,6 +322,7 @@ class Decoder:
             raise self.error(f"{name} has {' or '.join(map(str, widths))} bits, the instruction takes .{kind}")
         if name == "%is_explicit_cluster" and self.kernel.explicit_cluster:
             value = 2**32 - 1  # of all lanes
+        self.shared_start = min(self.shared_start, SCRATCH.get(name, SHARED_BASE))
         if name in CONSTANT_SPECIALS:
             return self.constant(value, bits == 64)
         if name not in self.slots.specials:
@@ -488,6 +493,7 @@ def build(decoder: Decoder, rows: list[tuple[Row, Instruction]], opcodes: dict[s
         params=decoder.params,
         params_size=decoder.params_size,
         static_shared=decoder.static_shared,
+        shared_start=decoder.shared_start,
         local_size=decoder.local_size,
         sources=decoder.syntax.sources([instruction.position for _, instruction in rows]),
         positions=[instruction.position for _, instruction in rows],

@@ -42,7 +42,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def integer_layer(seed: int, rows: int, group: int | str, k: int = 256) -> tuple[torch.Tensor, lb.PackedDigits]:
     generator = torch.Generator().manual_seed(seed)
-    fmt = lb.Format("i4", group, act="i8", zero="int" if group != "channel" else None)
+    fmt = lb.Format("i4", group, act="i8", digits="s8", zero="int" if group != "channel" else None)
     weight = lb.quantize(torch.randn(40, k, generator=generator), fmt)
     return torch.randn(2, rows, k, generator=generator).half(), weight
 

@@ -11,11 +11,11 @@ import lowbitvm as lb
 from lowbitvm import tune_gpus
 from lowbitvm.bench.modelled import SHAPES
 from lowbitvm.cli import main
-from lowbitvm.plan import Tile
 from lowbitvm.runtime import driver, timing, tune, tuned
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.linear import LinearCall
 from lowbitvm.runtime.tuned import Database, Device, Record
+from lowbitvm.tile import Tile
 from tests.driver.standin import Launched, Standin
 
 LAYER = Layer(lb.Format.parse("i4,group=64"), 16, 256, 512, "sm_80")

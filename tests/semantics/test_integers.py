@@ -336,6 +336,19 @@ def carries() -> Iterator[Row]:
             str(n),
             lambda a, b, c, d, mask=mask: -int(c - d - (a < b) < 0) & mask,
         )
+        # Where the manual speaks of a borrow, GPUs have the carry of a + ~b + 1; nvcc's divisions of 128 bits use it.
+        yield (
+            f"sub.cc.{u} {{x}}, {{a}}, {{b}}; subc.cc.{u} {{x}}, {{c}}, {{d}}; addc.{u} {{x}}, 0, 0;",
+            four,
+            str(n),
+            lambda a, b, c, d: int(c - d - (a < b) >= 0),
+        )
+        yield (
+            f"add.cc.{u} {{x}}, {{a}}, {{b}}; subc.{u} {{x}}, {{c}}, {{d}};",
+            four,
+            str(n),
+            lambda a, b, c, d, n=n, mask=mask: c - d - 1 + (a + b >> n) & mask,
+        )
         if u[0] == "u":
             yield (
                 f"mad.lo.cc.{u} {{x}}, {{a}}, {{b}}, {{c}}; madc.hi.{u} {{x}}, {{a}}, {{b}}, {{d}};",

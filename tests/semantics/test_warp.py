@@ -86,6 +86,20 @@ def test_a_vote_counts_the_lanes_of_its_mask_alone() -> None:
         assert opposite[start : start + 32].tolist() == [bits ^ 0xFFF] * 12 + [0] * 20
 
 
+def test_a_vote_of_lanes_that_found_their_mask_themselves_does_not_ask_the_others() -> None:
+    a = np.random.default_rng(6).random(COUNT) < 0.5
+    body = """and.b32 %r45, %r41, 31; setp.ge.u32 %p30, %r45, 5; mov.u32 {x}, 0; mov.u32 %r46, 0;
+        @%p30 activemask.b32 %r46; @%p30 vote.sync.ballot.b32 {x}, {a}, %r46;
+        @%p30 vote.sync.any.pred {y}, {a}, %r46; @%p30 vote.sync.all.pred {z}, !{a}, %r46; @!%p30 setp.ne.u32 {y}, 0, 0;
+        @!%p30 setp.ne.u32 {z}, 0, 0;"""
+    got, some, none = evaluate(body, [a], "32 pred pred")
+    for start in range(0, COUNT, 32):
+        bits = sum(1 << n for n in range(5, 32) if a[start + n])
+        assert got[start : start + 32].tolist() == [0] * 5 + [bits] * 27
+        assert some[start : start + 32].tolist() == [False] * 5 + [bits != 0] * 27
+        assert none[start : start + 32].tolist() == [False] * 5 + [bits == 0] * 27
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 def test_matches(bits: int) -> None:
     values = patterns(bits, 3, 7)

@@ -206,8 +206,10 @@ ATOMS = {
 CUDA_TARGETS = {
     "arithmetic": ("sm_75", "sm_80", "sm_120"),
     "atomics": ("sm_75", "sm_80"),
+    "blocks": ("sm_80",),
     "cluster": ("sm_90", "sm_120a"),
     "dequantise": ("sm_80", "sm_89"),
+    "groups": ("sm_75", "sm_80"),
     "language": ("sm_75", "sm_80"),
     "narrow": ("sm_80", "sm_89", "sm_120a"),
     "pipeline": ("sm_75", "sm_80", "sm_89"),

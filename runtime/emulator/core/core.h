@@ -296,7 +296,7 @@ struct Machine {
     u32 grid[3], block[3], cluster[3], threads, warps, blocks;
     Array *arrays;
     u32 array_count;
-    u32 shared_end; /* one past the last address */
+    u32 shared_start, shared_end; /* the first address that the kernel may touch, and one past the last */
     u32 local_size; /* bytes of each thread */
     u8 *params;
     u32 params_size;
@@ -404,7 +404,7 @@ static inline Tally *tally_of(const Warp *w, const Insn *i) { return w->m->tally
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context);
 void doubt(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size);
 bool compares_and_swaps(const Insn *atomic);
-void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes);
+void report_unset(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 bytes);
 void report_other(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, Party other);
 
 /* control.c: divergence */
@@ -496,6 +496,7 @@ typedef struct {
 } Access;
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
+void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size);
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
 void taint(Block *b, const u8 *bytes, u32 size, bool undefined);
 u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size);

@@ -20,7 +20,9 @@ static bool is_undefined(int kind) {
     return kind == F_UNDEFINED_ADDRESS || kind == F_UNDEFINED_PREDICATE || kind == F_UNDEFINED_STORE;
 }
 
-static bool is_staged(int kind) { return kind == F_UNINITIALISED_SHARED || kind == F_UNDEFINED_STORE; }
+static bool is_staged(int kind) {
+    return kind == F_UNINITIALISED_SHARED || kind == F_UNINITIALISED_LOCAL || kind == F_UNDEFINED_STORE;
+}
 
 /* Adds to `reached` the slots that one instruction makes slots in it from; whether it is one of them. */
 static bool step_back(const Insn *i, u8 *reached, bool *more) {
@@ -31,12 +33,12 @@ static bool step_back(const Insn *i, u8 *reached, bool *more) {
     return makes;
 }
 
-/* A slice that has reached a load of shared memory goes on at whatever is stored; false: it has not. */
+/* A slice that has reached a load of shared or local memory goes on at whatever is stored; false: it has not. */
 static bool through_memory(const Machine *m, u8 *reached) {
     bool loads = false, more;
     for (u32 n = 0; n < m->count && !loads; n++) {
         const u32 space = m->code[n].mod[2] & 0xFF;
-        loads = m->flags[n] & LOADS && (space == SHARED || space == GENERIC) && step_back(m->code + n, reached, &more);
+        loads = m->flags[n] & LOADS && space != GLOBAL && space != PARAM && step_back(m->code + n, reached, &more);
     }
     if (!loads) return false;
     for (u32 n = 0; n < m->count; n++)
@@ -116,25 +118,33 @@ void doubt(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size) {
         b->doubt[b->doubts++] = (Finding){kind, pc, b->index, w->index, lane, 0, address, size, {-1, 0, 0}};
 }
 
-/* A load of shared bytes that nothing has written: found where what it loaded reaches an address, a predicate or a store. */
-void report_unset(Warp *w, const Insn *i, u32 lane, u64 address, u64 size, u32 bytes) {
+/* A load of bytes that nothing has written, of shared memory `bytes` of them: found where what it loaded reaches an address,
+ * a predicate or a store. Compilers copy structures with their gaps. */
+void report_unset(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 bytes) {
     if (!w->loads || !(w->m->checks & CHECK_UNDEFINED)) {
-        report(w, i, F_UNINITIALISED_SHARED, lane, address, size, 0);
+        report(w, i, kind, lane, address, size, 0);
         return;
     }
     if (!(w->unset >> lane & 1)) w->unset_bytes[lane] = 0;
     w->unset |= 1u << lane, w->unset_bytes[lane] |= (u16)bytes;
-    doubt(w, i, F_UNINITIALISED_SHARED, lane, address, size);
+    doubt(w, i, kind, lane, address, size);
 }
 
 void report(Warp *w, const Insn *i, int kind, u32 lane, u64 address, u64 size, u32 context) {
     keep_source(w, i, kind, lane, address, size, context, (Party){-1, 0, 0});
 }
 
-/* Whether what a load has loaded may reach a compare-and-swap, by which the program finds out whether it has changed. */
+/* Whether an instruction loads or stores what may be a thread's own memory. */
+static bool is_own(const Insn *i) {
+    const u32 space = i->mod[2] & 0xFF;
+    return space == GENERIC || space == LOCAL || space == CALL;
+}
+
+/* Whether what a load has loaded may reach a compare-and-swap, by which the program finds out whether it has changed; also
+ * through local memory, where compilers that do not optimise keep every variable. */
 static bool is_compared(const Machine *m, const Insn *load) {
     u8 *reached = calloc(1u << 16, 1);
-    bool more = reached, compared = false;
+    bool more = reached, compared = false, spilled = false;
     for (u32 d = 0; reached && d < load->dsts; d++) reached[load->operand[d]] = 1;
     while (more && !compared) {
         more = false;
@@ -143,7 +153,9 @@ static bool is_compared(const Machine *m, const Insn *load) {
             bool uses = false;
             for (u32 s = i->dsts; s < (u32)i->dsts + i->srcs; s++) uses |= reached[i->operand[s]];
             compared = uses && m->flags[n] & UPDATES && compares_and_swaps(i);
-            for (u32 d = 0; uses && !(m->flags[n] & LOADS) && d < i->dsts; d++)
+            spilled |= uses && m->flags[n] & STORES && !i->dsts && is_own(i);
+            uses = m->flags[n] & LOADS ? spilled && is_own(i) : uses;
+            for (u32 d = 0; uses && d < i->dsts; d++)
                 if (!reached[i->operand[d]]) reached[i->operand[d]] = 1, more = true;
         }
     }

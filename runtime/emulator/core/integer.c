@@ -170,7 +170,9 @@ MIXED_MAD_OPS(DEFINE_MIXED_MAD)
 PAIR_OPS(DEFINE_PAIR)
 
 /* Extended precision: d = a + b + carry and the like. The carry is a predicate of its own, the last source and the last
- * destination of those that take and leave it. mod[0]: bits below; mod[1]: register bits. */
+ * destination of those that take and leave it. Hardware adds to subtract: a + ~b + 1, whose carry says that nothing was
+ * borrowed. It shows where addc follows sub.cc, as in nvcc's division of 128 bits. mod[0]: bits below; mod[1]: register
+ * bits. */
 enum { CARRY_IN = 1, CARRY_OUT = 2, SUBTRACTS = 4, MULTIPLIES = 8, HIGH_HALF = 16, IS_SIGNED = 32 };
 static u64 high_product(u64 a, u64 b, u32 bits, bool is_signed) {
     if (bits == 32) return is_signed ? (u32)((i64)(i32)a * (i32)b >> 32) : a * b >> 32;
@@ -179,7 +181,7 @@ static u64 high_product(u64 a, u64 b, u32 bits, bool is_signed) {
 static void extended(Warp *w, const Insn *i, u32 active) {
     const u32 how = i->mod[0], bits = i->mod[1], first = i->dsts, last = (u32)i->dsts + i->srcs - 1;
     const u64 mask = bits == 64 ? ~(u64)0 : FULL;
-    const u32 carry = how & CARRY_IN ? get_predicate(w, i->operand[last]) : 0;
+    const u32 carry = how & CARRY_IN ? get_predicate(w, i->operand[last]) : how & SUBTRACTS ? FULL : 0;
     u32 out = 0;
     EACH(active, l) {
         u64 a = get_lane(w, i, first, l), b = get_lane(w, i, first + 1, l);
@@ -188,7 +190,7 @@ static void extended(Warp *w, const Insn *i, u32 active) {
             a = how & HIGH_HALF ? high_product(a, b, bits, how & IS_SIGNED) : a * b & mask;
             b = get_lane(w, i, first + 2, l);
         }
-        sum = how & SUBTRACTS ? (unsigned __int128)a - b - (carry >> l & 1) : (unsigned __int128)a + b + (carry >> l & 1);
+        sum = (unsigned __int128)a + (how & SUBTRACTS ? ~b & mask : b) + (carry >> l & 1);
         set_lane(w, i, 0, l, (u64)sum & mask);
         out |= (u32)(sum >> bits & 1) << l;
     }
@@ -427,12 +429,19 @@ static void slct(Warp *w, const Insn *i, u32 active) {
     set_undefined(w, i->operand[0], active, (u[i->operand[1]] & p) | (u[i->operand[2]] & ~p) | u[i->operand[3]]);
 }
 
-/* Predicate logic; mod[0] is the truth table over a and b, bit a<<1 | b. */
+static u32 truth(u32 t, u32 a, u32 b) {
+    return (t & 1 ? ~a & ~b : 0) | (t & 2 ? ~a & b : 0) | (t & 4 ? a & ~b : 0) | (t & 8 ? a & b : 0);
+}
+
+/* Predicate logic; mod[0] is the truth table over a and b, bit a<<1 | b. An undefined operand counts only where the other
+ * leaves the result to it: what compilers make of && and ||. */
 static void logic_pred(Warp *w, const Insn *i, u32 active) {
-    u32 a = get_predicate(w, i->operand[1]), b = i->srcs > 1 ? get_predicate(w, i->operand[2]) : 0, d = 0;
-    u32 t = i->mod[0];
-    d = (t & 1 ? ~a & ~b : 0) | (t & 2 ? ~a & b : 0) | (t & 4 ? a & ~b : 0) | (t & 8 ? a & b : 0);
+    const bool both = i->srcs > 1;
+    const u32 t = i->mod[0], *u = w->undefined, ua = u[i->operand[1]], ub = both ? u[i->operand[2]] : 0;
+    const u32 a = get_predicate(w, i->operand[1]), b = both ? get_predicate(w, i->operand[2]) : 0, d = truth(t, a, b);
+    const u32 undefined = ((d ^ truth(t, ~a, b)) & ua) | ((d ^ truth(t, a, ~b)) & ub) | ((d ^ truth(t, ~a, ~b)) & ua & ub);
     set_predicate(w, i->operand[0], active, d);
+    set_undefined(w, i->operand[0], active, undefined);
 }
 
 /* Vector moves: pack sources of mod[0] bits into a register (of 128 bits: two), or unpack one into several. A packed
@@ -496,7 +505,7 @@ const Opcode integer_ops[] = {
     ENTRY(bfe_u32) ENTRY(bfe_s32) ENTRY(bfi_b32) ENTRY(popc_b32) ENTRY(clz_b32) ENTRY(brev_b32)
     ENTRY(bfe_u64) ENTRY(bfe_s64) ENTRY(bfi_b64) ENTRY(popc_b64) ENTRY(clz_b64) ENTRY(brev_b64)
     PAIR_OPS(ENTRY) ENTRY(extended) ENTRY(bfind) ENTRY(fns) ENTRY(bmsk) ENTRY(szext) ENTRY(lop3_pred)
-    ENTRY(dp2a) ENTRY(dp4a) ENTRY(logic_pred) {"slct", slct, OWN_UNDEFINED},
+    ENTRY(dp2a) ENTRY(dp4a) {"logic_pred", logic_pred, OWN_UNDEFINED}, {"slct", slct, OWN_UNDEFINED},
     {"selp_b32", selp_b32, OWN_UNDEFINED}, {"selp_b64", selp_b64, OWN_UNDEFINED},
     {"pack", pack, OWN_UNDEFINED}, {"unpack", unpack, OWN_UNDEFINED}, {"mov_several", mov_several, OWN_UNDEFINED},
     {0}};

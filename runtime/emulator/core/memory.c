@@ -37,7 +37,7 @@ u8 *global_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, u32 ac
 
 u8 *shared_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size) {
     const Machine *m = w->m;
-    if (address < SHARED_BASE || address > m->shared_end || address + size > m->shared_end) {
+    if (address < m->shared_start || address > m->shared_end || address + size > m->shared_end) {
         report(w, i, F_BOUNDS_SHARED, lane, address, size, 0);
         return NULL;
     }
@@ -74,7 +74,7 @@ static u8 *local_bytes(Warp *w, const Insn *i, u32 lane, u64 address, u32 size, 
     }
     if (write) memset(written, WRITTEN, size);
     else if (!quiet && m->checks & CHECK_UNINITIALISED && memchr(written, 0, size))
-        report(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
+        report_unset(w, i, F_UNINITIALISED_LOCAL, lane, address, size, 0);
     return w->b->local + offset;
 }
 
@@ -136,7 +136,7 @@ VECTOR static void point(Access *a, u32 lanes, u8 *data, u64 base) {
 
 static void resolve_shared(Warp *w, const Insn *i, u32 active, u32 size, u32 access, Access *a) {
     Machine *m = w->m;
-    const u32 illegal = outside(a->address, SHARED_BASE, m->shared_end - SHARED_BASE, size) & active;
+    const u32 illegal = outside(a->address, m->shared_start, m->shared_end - m->shared_start, size) & active;
     EACH(illegal, l) shared_bytes(w, i, l, a->address[l], size);
     a->lanes |= active &= ~illegal;
     a->shared = active;
@@ -277,7 +277,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
 }
 
 /* Lanes that store different values to one place in one instruction: which of them stays is not defined. */
-static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) {
+void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) {
     u32 lanes = a->shared | a->global, ascending = 1, before = LANES;
     u8 table[64];
     EACH(lanes, l) {

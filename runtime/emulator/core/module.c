@@ -75,7 +75,7 @@ static void release_run(Run *r) {
 }
 
 /* config: grid, block, shared size, checks, collect, numerics, architecture, seed, step limit, local size,
- * schedule, copies, workers, exact, together, cluster. */
+ * schedule, copies, workers, exact, together, cluster, first shared address. */
 static int configure(Run *r) {
     const u64 *c = r->config.buf;
     const u32 blocks = (u32)(c[0] * c[1] * c[2]), wanted = (u32)c[16];
@@ -85,7 +85,8 @@ static int configure(Run *r) {
     m = r->machine = calloc(r->machines, sizeof *m);
     if (!m) return -1;
     for (int n = 0; n < 3; n++) m->grid[n] = (u32)c[n], m->block[n] = (u32)c[3 + n], m->cluster[n] = (u32)c[19 + n];
-    m->shared_end = SHARED_BASE + (u32)c[6], m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
+    m->shared_start = (u32)c[22], m->shared_end = SHARED_BASE + (u32)c[6],
+    m->checks = (u32)c[7], m->collect = (u32)c[8], m->numerics = (u32)c[9];
     m->arch = (u32)c[10], m->seed = c[11], m->step_limit = c[12];
     m->local_size = (u32)c[13], m->schedule = (u32)c[14], m->copies = (u32)c[15];
     m->exact = c[17] && m->checks & (CHECK_RACE | CHECK_ASYNC | CHECK_GLOBAL_RACE), m->together = (u32)c[18];

@@ -124,6 +124,7 @@ static void start_block(Machine *m, Block *b, u32 index) {
     barriers_reset(b);
     mbarriers_reset(b);
     memset(b->shared, 0xA5, m->shared_end);
+    memset(b->shared + m->shared_start, 0, SHARED_BASE - m->shared_start); /* reserved memory */
     memset(b->local, 0xA5, local_bytes(m));
     memset(b->local_written, 0, local_bytes(m));
     for (u32 n = 0; n < m->warps; n++) {

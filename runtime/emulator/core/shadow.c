@@ -37,7 +37,7 @@ static void check_unit(Warp *w, const Insn *i, u32 lane, u32 address, u32 size, 
     const u32 own = w->b->index;
     const bool same = access == WRITE && w->storing && !memcmp(w->b->shared + address, w->storing[lane], size);
     if (access != WRITE && access != STRONG_WRITE && !last) {
-        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, lane, address, size, bytes);
+        if (m->checks & CHECK_UNINITIALISED) report_unset(w, i, F_UNINITIALISED_SHARED, lane, address, size, bytes);
         return;
     }
     if (in_flight(last)) {
@@ -236,5 +236,6 @@ bool shadow_reset(Block *b) {
     const size_t words = b->m->shared_end / 4 + 1;
     memset(b->shared_write, 0, words * sizeof *b->shared_write);
     memset(b->shared_read, 0, words * sizeof *b->shared_read);
+    for (u32 n = b->m->shared_start / 4; n < SHARED_BASE / 4; n++) b->shared_write[n] = 1; /* written before all time */
     return true;
 }

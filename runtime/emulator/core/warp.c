@@ -37,13 +37,13 @@ static void shfl(Warp *w, const Insn *i, u32 active) {
 
 /* vote.sync and activemask: d, p, membermask; mod: 0 all, 1 any, 2 uni, 3 ballot; mod[1]: negate p. */
 static void vote(Warp *w, const Insn *i, u32 active) {
-    const u32 members = *(u32 *)SLOT(2) & active, p = (get_predicate(w, i->operand[1]) ^ (i->mod[1] ? FULL : 0)) & members;
-    const u32 undefined = w->undefined[i->operand[1]] & members ? FULL : 0;
+    const u32 p = (get_predicate(w, i->operand[1]) ^ (i->mod[1] ? FULL : 0)) & active;
+    const u32 undefined = w->undefined[i->operand[1]] & active ? FULL : 0;
     if (i->mod[0] == 3) {
         u32 *d = SLOT(0);
         LANEWISE(d[l] = p;)
     } else {
-        bool value = i->mod[0] == 0 ? p == members : i->mod[0] == 1 ? p != 0 : p == 0 || p == members;
+        bool value = i->mod[0] == 0 ? p == active : i->mod[0] == 1 ? p != 0 : p == 0 || p == active;
         set_predicate(w, i->operand[0], active, value ? FULL : 0);
     }
     set_undefined(w, i->operand[0], active, undefined);
