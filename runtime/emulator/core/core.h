@@ -231,7 +231,7 @@ typedef struct {
 #define MAX_FINDINGS 1024
 #define MAX_DOUBTS 256
 
-/* What one instruction did so far. */
+/* What one instruction did so far; results.py reads it as it is. */
 typedef struct {
     u64 executed, lanes; /* warp instructions issued; the lanes that were active in them, summed */
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */
