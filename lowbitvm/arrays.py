@@ -15,6 +15,8 @@ from lowbitvm.errors import LowbitvmError
 # what f16, shifted to where f32 has its fields, keeps, and what it is then to be multiplied with
 F16_FIELDS, F16_RAISED = np.int32(-0x70002000), np.float32(2.0**112)
 
+STRIP = 16  # columns of a matrix that is turned
+
 
 def device(array: Array) -> str:
     """Where an array lies: "numpy", "cpu", "cuda:0", ... Raises DTYPE_MISMATCH for what is no array."""
@@ -123,6 +125,16 @@ def numbers(like: Array, count: int) -> Array:
 
 def gather(values: Array, index: Array) -> Array:
     return values[index.long()] if is_tensor(index) else values[index]
+
+
+def row_major(matrix: Array) -> Array:
+    """The matrix; one of numpy with contiguous columns as a copy, made strip by strip, which a cache holds."""
+    if is_tensor(matrix) or matrix.strides[0] >= matrix.strides[1]:
+        return matrix
+    rows = np.empty(matrix.shape, matrix.dtype)
+    for start in range(0, matrix.shape[1], STRIP):
+        rows[:, start : start + STRIP] = matrix[:, start : start + STRIP]
+    return rows
 
 
 def columns(matrix: Array, index: Array) -> Array:
