@@ -129,7 +129,7 @@ def gather(values: Array, index: Array) -> Array:
 
 def row_major(matrix: Array) -> Array:
     """The matrix; one of numpy with contiguous columns as a copy, made strip by strip, which a cache holds."""
-    if is_tensor(matrix) or matrix.strides[0] >= matrix.strides[1]:
+    if is_tensor(matrix) or matrix.shape[0] < STRIP or not 0 < matrix.strides[0] < matrix.strides[1]:
         return matrix
     rows = np.empty(matrix.shape, matrix.dtype)
     for start in range(0, matrix.shape[1], STRIP):

@@ -389,6 +389,7 @@ def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
     whole = shape[0] * _rows_per_tile(fmt), shape[1] * tile_k(fmt)
     if stored.shape != whole:
         stored = np.pad(stored, ((0, whole[0] - rows), (0, whole[1] - k)))
+    stored = np.ascontiguousarray(stored)
     parts, base = format_digits(fmt).digits, BASES[fmt.digits]
     cut = [_cut(stored, digit, base) for digit in parts]
     if fmt.act is None:
