@@ -9,11 +9,12 @@ from lowbitvm.codegen.weights import CHUNK_K
 from lowbitvm.formats import Format
 from lowbitvm.ir import Op, Program, walk
 from lowbitvm.targets import Target
-from lowbitvm.tile import TABLE_BYTES, decoded_scale_bits, may_be_held, sums_short_groups
+from lowbitvm.tile import TABLE_BYTES, decoded_scale_bits, gains_by_sums, may_be_held, sums_rows, sums_short_groups
 
 LEAST_ROWS = 128  # of activations, for which warps share decoded weights: for fewer that costs more than it saves
 WARP_ROWS = 64  # of activations that a warp has then
 SUMMED_ROWS = 64  # of activations, for which warps share their row sums
+SUMMED_ACCUMULATORS = 32  # of a thread, at most, then
 MOST_WARPS = 8  # more leave no registers for products beside the accumulators, nor do two dots
 BANKS_BYTES = 128  # of one pass over all banks of shared memory
 UNCOUNTED = 1.05  # of the passes that are counted: those for scales come on top
@@ -39,7 +40,8 @@ def arrange(program: Program, target: Target, warps: int) -> Arrangement:
     rows = {dot.shape[0] for dot in dots}
     if all(map(multiplies_digits, dots)):
         return Arrangement(warps_along_m_of_digits(program, warps))
-    summed = rows == {SUMMED_ROWS} and all(map(_sums_rows, dots))
+    small = all(SUMMED_ROWS * dot.shape[1] <= SUMMED_ACCUMULATORS * 32 * warps for dot in dots)
+    summed = rows == {SUMMED_ROWS} and small and all(_shares_sums(dot, target) for dot in dots)
     if len(rows) != 1 or (min(rows) < LEAST_ROWS and not summed) or not all(map(_is_plain, dots)):
         return Arrangement()
     shared = Arrangement(2 if summed else rows.pop() // WARP_ROWS)
@@ -66,10 +68,9 @@ def _may_be_held(dot: Op) -> bool:
     return may_be_held(fmt) or shared_fused(fmt, act.name) is not None
 
 
-def _sums_rows(dot: Op) -> bool:
-    """Whether a dot's zero points take row sums of the activations."""
+def _shares_sums(dot: Op, target: Target) -> bool:
     fmt = _format(dot)
-    return fmt is not None and fmt.zero in ("float", "offset") and fmt.code.kind != "table"
+    return fmt is not None and gains_by_sums(fmt, target)
 
 
 def _crowded(dot: Op) -> bool:
@@ -81,13 +82,14 @@ def _outrun(dot: Op, target: Target, warps: int, warps_m: int) -> bool:
     """Whether the tensor cores would wait for shared memory, were weights decoded into it.
 
     Counted are passes over its banks, for 16 of k: activations and codes are copied and read, 16-bit weights stored
-    and read, and the clocks that the products take.
+    and read, activations read once more where their rows are summed, and the clocks that the products take.
     """
     fmt = _format(dot)
     assert fmt is not None
     bm, bn = dot.shape
     codes = 2 * bn * fmt.bits / 8
     read = warps // warps_m * 2 * bm + (warps_m - 1) * 2 * bn  # bytes of one of k: a warp keeps what it decodes
+    read += 2 * bm * sums_rows(fmt)
     passes = 16 * (2 * bm + codes + 2 * bn + read) / BANKS_BYTES
     clocks = 2 * 16 * bm * bn / (target.gpu.f16 * (target.gpu.sync_share or 1.0))
     return UNCOUNTED * passes > clocks

@@ -58,11 +58,14 @@ class HeldDot(SharedDot):
     def _by_parts(self, accumulators: list[str]) -> None:
         """Emits the products of the current unit, some n8 tiles at a time: numbers of short segments take registers."""
         number = self.pipeline.number
+        fenced = self.converted or not self.sums  # with other row sums ptxas does better without
         for start in range(0, self.pipeline.unit.k, self.segment):
+            if self.sums and self.converted:
+                self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
             self.scales = self._loaded_scales(start)
             for first in range(0, self.columns, PART):
                 columns = range(first, min(first + PART, self.columns))
-                if not self.sums:  # `Dot.emit` says why; with row sums ptxas does better without
+                if fenced:  # `Dot.emit` says why
                     self.state.builder.do("bar.warp.sync", 0xFFFFFFFF)
                 for k in range(start, start + self.segment, self.atom.k):
                     self._multiply_by(number, k, columns)

@@ -9,6 +9,7 @@ from lowbitvm.targets import TARGETS, Target
 STAGED_BYTES = 50 * 1024  # per block: three of them fit an A100's SM
 TABLE_BYTES = 33 * 1024  # per block, of the tables of codebooks and what surrounds them
 TABLE_STAGE_BYTES = 16 * 1024  # of the codebooks of groups that a stage meets, at most: others stay in global memory
+MOST_CONVERTED = 4  # bits of codes of which large tiles hold a unit beside row sums and f32 that were made of 8 bits
 UNIT_K = 128  # of k that the kernel takes at a time, where the groups are longer than a step (codegen.pipeline)
 SPILL_REGISTERS = 184  # estimated: from there on some kernels spill
 SPARE_REGISTERS = 16  # that a kernel may take beyond the estimate
@@ -41,6 +42,13 @@ class Tile:
 
 
 LARGE = tuple(Tile(2 * SMALL_ROWS, bn=NARROW, bk=64, stages=stages, warps=8) for stages in (4, 3))
+FAST_TENSORS = 2048  # operations of f16 per clock and SM: from there on shared memory is short
+SUMMED = tuple(replace(tile, bm=SMALL_ROWS) for tile in LARGE)  # whose warps share row sums
+
+
+def is_short(fmt: Format) -> bool:
+    """Whether a unit has several groups."""
+    return isinstance(fmt.group, int) and fmt.group < SHORTEST_LONG
 
 
 def may_be_held(fmt: Format) -> bool:
@@ -50,10 +58,11 @@ def may_be_held(fmt: Format) -> bool:
     """
     if fmt.code.kind == "table":
         return False
-    if isinstance(fmt.group, str) or fmt.group >= SHORTEST_LONG:
+    if not is_short(fmt):
         return True
-    summed = fmt.zero in ("float", "offset")
-    return fmt.scale_dtype.bits > CONVERTED_BITS and (not summed or (fmt.group == 32 and fmt.bits < 8))
+    if fmt.scale_dtype.bits == CONVERTED_BITS:  # f32 beside some activations and codes
+        return fmt.zero == "offset" and fmt.group == 32 and fmt.bits <= MOST_CONVERTED
+    return not sums_rows(fmt) or (fmt.group == 32 and fmt.bits < 8)
 
 
 def sums_short_groups(fmt: Format) -> bool:
@@ -70,26 +79,47 @@ def shares_decoded(tile: Tile, fmt: Format, target: Target | None) -> bool:
     """
     if tile.bm <= SMALL_ROWS or tile.stages < LARGE[-1].stages or (target is not None and not target.has_async_copies):
         return False
+    if sums_rows(fmt) and is_short(fmt) and (target is None or target.gpu.f16 < FAST_TENSORS):
+        return False  # tiles of SMALL_ROWS keep the tensor cores busy, with far fewer registers
     held = may_be_held(fmt)
     if (sums_short_groups(fmt) and not held) or fmt.table == "group" or not fits_tables(tile, fmt, 1, target):
         return False
     room = SMALLEST_SHARED if target is None else target.shared_per_block
     tables = TABLE_BYTES * (fmt.code.kind == "table")
-    segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
-    sums = 2 * 4 * tile.bm * segments * (fmt.zero in ("float", "offset"))  # of x, in two buffers as the weights
     buffers = 0 if held else 2 * 2 * tile.bn * tile.bk
-    return staged_bytes(tile, fmt) + tables + sums + buffers <= room
+    return staged_bytes(tile, fmt) + tables + sum_bytes(tile, fmt) + buffers <= room
+
+
+def sums_rows(fmt: Format) -> bool:
+    """Whether the kernel sums rows of activations whatever its tile is."""
+    return fmt.zero in ("float", "offset") and fmt.code.kind != "table"
+
+
+def gains_by_sums(fmt: Format, target: Target | None) -> bool:
+    """Whether the warps of a tile of SMALL_ROWS are to share the row sums of its activations.
+
+    Without that each warp makes them for itself, in as many products as those of a row tile of weights. Where the
+    tensor cores are fast, short groups' sums in f32 and scales that were made f32 take longer to load than that.
+    """
+    slow = target is not None and target.gpu.f16 < FAST_TENSORS
+    return sums_rows(fmt) and (slow or not (is_short(fmt) and fmt.scale_dtype.bits == CONVERTED_BITS))
+
+
+def shares_sums(tile: Tile, fmt: Format, target: Target | None) -> bool:
+    """Whether warps of a tile of SMALL_ROWS share row sums, and shared memory has room for the stages."""
+    room = SMALLEST_SHARED if target is None else target.shared_per_block
+    return gains_by_sums(fmt, target) and staged_bytes(tile, fmt) + sum_bytes(tile, fmt) <= room
+
+
+def sum_bytes(tile: Tile, fmt: Format) -> int:
+    """Shared memory of two units' row sums, at most."""
+    segments = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
+    return 2 * 4 * tile.bm * segments * sums_rows(fmt)
 
 
 def joined_bytes(tile: Tile, fmt: Format, weights: int) -> int:
     """Shared memory of two units of UNIT_K, as the kernel reckons, at most."""
     return 2 * UNIT_K * (16 * tile.bm + weights * tile.bn * (fmt.bits + 1)) // 8
-
-
-def joins(tile: Tile, fmt: Format, target: Target | None) -> bool:
-    """Whether shared memory has room for two units of UNIT_K, and codebooks where there are any."""
-    room = SMALLEST_SHARED if target is None else target.shared_per_block
-    return joined_bytes(tile, fmt, 1) + TABLE_BYTES * (fmt.code.kind == "table") <= room
 
 
 def staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
@@ -98,7 +128,7 @@ def staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     numbers = sum(bits + 32 * (bits == CONVERTED_BITS) for bits in stored) + 32 * len(stored) * (fmt.outer == 256)
     groups = 1 if isinstance(fmt.group, str) else max(1, tile.bk // fmt.group)
     numbers = groups * (numbers + (16 << fmt.bits) * stages_tables(fmt, tile.bk, tile.bn))
-    if tile.bm > SMALL_ROWS:
+    if tile.bm >= SMALL_ROWS:
         numbers = max(numbers, decoded_scale_bits(fmt))
     codes = 0 if tile.direct else fmt.bits * tile.bk
     return tile.stages * (16 * tile.bm * tile.bk + weights * tile.bn * (codes + numbers)) // 8
@@ -167,11 +197,15 @@ def keeps_busy(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> boo
 
 def bytes_ahead(tile: Tile, fmt: Format, weights: int = 1) -> int:
     """Bytes of codes of one block that are on their way while it multiplies others."""
+    return weights * tile.bn * k_ahead(tile, fmt) * fmt.bits // 8
+
+
+def k_ahead(tile: Tile, fmt: Format) -> int:
+    """k whose codes are on their way while a block multiplies others."""
     unit = unit_k(tile, fmt)
     slots = max(2, -(-tile.stages * tile.bk // unit))
     staged = slots - (2 if unit > tile.bk and slots >= 4 else 1)  # units, of which two may share a wait
-    ahead = tile.direct or staged * unit
-    return weights * tile.bn * ahead * fmt.bits // 8
+    return tile.direct or staged * unit
 
 
 def blocks_per_sm(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:

@@ -194,6 +194,8 @@ def test_nothing_spills_where_the_plan_takes_it(target, zero):
 def test_small_targets_keep_64_rows():
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_75")).bm == 64
     assert linear_tile(4096, lb.Format("u8", group=32, zero="offset"), targets.get("sm_89")).bm == 64
+    k_quant = lb.Format.parse("u4,group=32,zero=offset,scale=i8,outer=256")
+    assert [linear_tile(4096, k_quant, targets.get(t)).bm for t in ("sm_75", "sm_80", "sm_89")] == [64, ROWS, 64]
     assert linear_tile(4096, lb.Format("u8"), targets.get("sm_89")).bm == ROWS  # held in registers
     assert linear_tile(4096, lb.Format("u4"), targets.get("sm_89")).bm == ROWS
 
