@@ -36,6 +36,7 @@ BF16_STARTS = {1: (5, 6), 2: (3, 5), 3: (1, 4), 4: (3, 3), 5: (1, 1), 6: (1, 1),
 E1_STARTS = {1: 6, 2: 4, 3: 1, 4: 1, 5: 0, 6: 0}
 MANTISSA = {"f16": 10, "bf16": 7}
 EXPONENT_BIAS = {"f16": 15, "bf16": 127}
+FRAGMENT_REGISTERS, ACTIVATION_REGISTERS = 4, 2  # of 16 of k: of 16 rows of weights, and of 8 of activations
 SIGN_PLACE = 15
 WHOLE = 0xFFFF  # the mask of a half
 F16_EXPONENT = 5
@@ -317,6 +318,16 @@ def layout_decoder(code: CodeType, act: str, layout: Layout) -> Decoder:
     up = min(LARGEST_SHIFT, -round(math.log2(low)))
     factors = (low * 2.0**up, high * 2.0**up)
     return Decoder(code, act, factors, zero, layout.merges, pairs, kept, multiplier=power_pattern(up))
+
+
+def multiplications(decoder: Decoder | TableDecoder, columns: int, row_tiles: int) -> float:
+    """Per row tile of a warp and 16 of k, the products with a power of two that a decode's numbers need.
+
+    Either the fragment's registers are multiplied or, where these are fewer, the activations' of the warp's n8 tiles.
+    """
+    if isinstance(decoder, TableDecoder) or decoder.power == 0:
+        return 0
+    return min(FRAGMENT_REGISTERS, ACTIVATION_REGISTERS * columns / row_tiles)
 
 
 class Bits(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import dtypes
-from lowbitvm.codegen.convert import Decoder, decoder
+from lowbitvm.codegen.convert import FRAGMENT_REGISTERS, Decoder, decoder, multiplications
 from lowbitvm.formats import Format
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -139,7 +139,8 @@ def _is_exact(numbers: "np.ndarray[Any, Any]", act: str) -> bool:
 def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused | None:
     """`fused_scales` where a format has them and where they take no more instructions than scaling the sums.
 
-    Per group and row tile: four products for 16 of k, against four of each n8 tile of activations; codes with a bias
+    Per group and row tile: four products for 16 of k, less those with a power of two that they take the place of,
+    against four of each n8 tile of activations; codes with a bias
     take one more, against four and the sums of the activations, and so do offsets, but a matrix product each 16 of k.
     """
     if fmt.zero not in (None, "offset") or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
@@ -148,7 +149,8 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
     if fused is None:
         return None
     steps, offset = fmt.group // 16, fmt.zero == "offset"
-    decoding = fused.shifted + 4 * steps * (not fused.plain) + offset * (2 + columns * steps)
+    saved = multiplications(decoder(fmt.code, act), columns, row_tiles)
+    decoding = fused.shifted + (FRAGMENT_REGISTERS - saved) * steps + offset * (2 + columns * steps)
     sums = 4 * fused.shifted + 4 * offset + (fused.shifted or offset) * steps / row_tiles
     converting = -RELATIVE if fused.powers else CONVERSION * (1 + offset)
     return fused if decoding <= columns * (4 + sums) + converting else None

@@ -188,8 +188,6 @@ class Lowering:
         if (source.name, target.name) not in CASTS:
             known = ", ".join(f"{a} to {b}" for a, b in CASTS)
             raise _unsupported(op, f"a cast from {source.name} to {target.name}", f"go by f32; casts are {known}")
-        if target == dtypes.bf16 and "bf16" not in self.state.target.mma_dtypes:
-            raise _unsupported(op, f"a cast to bf16 on {self.state.target.name}", "use f16 or f32, or sm_80 and later")
         b, name = self.state.builder, CASTS[source.name, target.name]
         values = self.state.values[op.operands[0]]
         if op in self.rounded:
@@ -198,7 +196,21 @@ class Lowering:
         if source.name == "bf16":  # the upper half of an f32; `cvt` needs a newer PTX than sm_80's
             zero = b.op("mov.b16", "h", 0)
             values = [vector([zero, str(value)]) for value in values]
+        if target == dtypes.bf16 and "bf16" not in self.state.target.mma_dtypes:
+            self.state.values[op] = [self._bf16_by_integers(value) for value in values]
+            return
         self.state.values[op] = [b.op(name, _register_kind(op), value) for value in values]
+
+    def _bf16_by_integers(self, value: Operand) -> Operand:
+        """An f32 as bf16, to nearest even, where there is no instruction for it: sums carry into the upper half."""
+        b = self.state.builder
+        number = exchange.in_register(self.state, value, "f")
+        bits = b.op("mov.b32", "r", number)
+        odd = b.op("and.b32", "r", b.op("shr.u32", "r", bits, 16), 1)
+        carried = b.op("add.u32", "r", b.op("add.u32", "r", bits, odd), 0x7FFF)
+        upper = b.op("shr.u32", "r", carried, 16)
+        nan = b.op("setp.nan.f32", "p", number, number)
+        return b.op("cvt.u16.u32", "h", b.op("selp.b32", "r", 0x7FFF, upper, nan))
 
     def _rounds(self, store: Op) -> bool:
         """Whether a store rounds its tile itself, two numbers with one instruction."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from lowbitvm import dtypes
 from lowbitvm.codegen.centring import centring
-from lowbitvm.codegen.convert import Decoder, decoder, power_pattern
+from lowbitvm.codegen.convert import FRAGMENT_REGISTERS, Decoder, decoder, multiplications, power_pattern
 from lowbitvm.codegen.dense import Activations
 from lowbitvm.codegen.fused import LONGEST_FUSED, Fused
 from lowbitvm.codegen.pipeline import UNIT_K, Pipeline
@@ -83,8 +83,8 @@ class Dot:
         self.centring = None if few or self.fused is not None else centring(self.format, self.decoder)
         if self.centring is not None:
             self.decoder = self.centring.decoder
-        if self.fused is None and self.centring is None and raises(self.decoder, self.columns, self.row_tiles):
-            assert isinstance(self.decoder, Decoder)
+        fewer = multiplications(self.decoder, self.columns, self.row_tiles) < FRAGMENT_REGISTERS
+        if fewer and isinstance(self.decoder, Decoder) and self.fused is None and self.centring is None:
             self.decoder, self.raised = self.decoder.plain, self.decoder.raised
         self.segment = min(UNIT_K, pipeline.unit.span // self.groups[0].segments)
         if self.fused is not None:
@@ -134,14 +134,15 @@ class Dot:
     def _centres(self) -> bool:
         """Whether zero points of short groups take fewer instructions in the decode than as sums for each group.
 
-        Per group and row tile: four for 16 of k, where the decode does not end with a product that takes them too,
+        Per group and row tile: four for 16 of k, less the products with a power of two that they take the place of,
         against four of each n8 tile and the sums of its activations.
         """
         if isinstance(self.format.group, str) or self.format.group > LONGEST_FUSED:
             return False
-        steps, multiplies = self.format.group // self.atom.k, getattr(self.decoder, "multiplier", None) is not None
+        steps = self.format.group // self.atom.k
+        saved = multiplications(self.decoder, self.columns, self.row_tiles)
         more = BF16_ADDENDS if self.act == "bf16" and self.format.zero == "int" else 0
-        return 4 * steps * (not multiplies) + more <= self.columns * (4 + steps / self.row_tiles)
+        return (FRAGMENT_REGISTERS - saved) * steps + more <= self.columns * (4 + steps / self.row_tiles)
 
     def _fused_segment(self) -> int:
         """k that is summed over: less where the offsets' fragments, two registers per group, leave no room."""
@@ -478,14 +479,6 @@ class Dot:
         halves = [b.register("h"), b.register("h")]
         b.do("mov.b32", vector(halves), loaded[0])
         return (b.op("cvt.f32.f16", "f", halves[0]), b.op("cvt.f32.f16", "f", halves[1]))
-
-
-def raises(decoder: object, columns: int, row_tiles: int) -> bool:
-    """Whether the power of two that a decode ends with is multiplied with the activations instead.
-
-    It is where a warp's n8 tiles of these have fewer registers than its row tiles of weights.
-    """
-    return isinstance(decoder, Decoder) and decoder.power > 0 and 2 * columns < 4 * row_tiles
 
 
 def _pair(registers: Iterable[str]) -> Pair:

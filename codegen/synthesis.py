@@ -46,7 +46,7 @@ FLOAT_CIRCLES: dict[int, tuple[tuple[str, ...], ...]] = {  # the words of a comp
 }
 BYTES = ("b0 b1 b2 b3 b4 b5 b6 bs a0 a1 a2 a3 a4 a5 a6 as",)  # one mask keeps the signs of a word of floats of 8 bits
 # shapes whose layouts bench/anneal.py has found
-ANNEALED = {"e2m2", "e2m3", "e3m0", "e3m1", "e3m3", "e4m0", "e4m1", "e4m2", "e5m0", "e5m1", "e6m0"}
+ANNEALED = {"e2m2", "e2m3", "e2m4", "e3m0", "e3m1", "e3m3", "e4m2", "e5m0", "e5m1", "e6m0"}
 WEIGHTS = (0.3, 1.0)  # of an instruction for bf16, if one for f16 counts 1
 MOST_SOLUTIONS = 500  # of a spread that are compared
 F16_AIMS = {8: 46}  # by bits, instructions per chunk of floats that are few enough for bf16 to come first

@@ -12,6 +12,9 @@ from lowbitvm import dtypes
 from lowbitvm.dtypes import Array, DType, is_tensor
 from lowbitvm.errors import LowbitvmError
 
+# what f16, shifted to where f32 has its fields, keeps, and what it is then to be multiplied with
+F16_FIELDS, F16_RAISED = np.int32(-0x70002000), np.float32(2.0**112)
+
 
 def device(array: Array) -> str:
     """Where an array lies: "numpy", "cpu", "cuda:0", ... Raises DTYPE_MISMATCH for what is no array."""
@@ -75,6 +78,22 @@ def cast(array: Array, dtype: DType) -> Array:
     return array.to(dtype.torch()) if is_tensor(array) else array.astype(dtype.numpy, copy=False)
 
 
+def single(array: Array) -> Array:
+    """f32 of f16, bf16 or f32, in memory of its own; of f16 what is not finite becomes numbers from 65536 on."""
+    if is_tensor(array):
+        return array.float() if array.dtype.itemsize == 2 else array.clone()
+    if array.dtype == np.float32:
+        return array.copy()
+    words: Array = bits(np.ascontiguousarray(array)).astype(np.int32)  # numpy's own casts take several times as long
+    words <<= 13 if array.dtype == np.float16 else 16
+    if array.dtype == np.float16:
+        words &= F16_FIELDS
+    numbers = words.view(np.float32)
+    if array.dtype == np.float16:
+        numbers *= F16_RAISED
+    return numbers
+
+
 def permute(array: Array, *axes: int) -> Array:
     return array.permute(axes) if is_tensor(array) else array.transpose(axes)
 
@@ -104,6 +123,12 @@ def numbers(like: Array, count: int) -> Array:
 
 def gather(values: Array, index: Array) -> Array:
     return values[index.long()] if is_tensor(index) else values[index]
+
+
+def columns(matrix: Array, index: Array) -> Array:
+    """matrix[:, index]."""
+    wide = cast(index, dtypes.i64)
+    return matrix[:, wide] if is_tensor(matrix) else np.take(matrix, wide, axis=1)  # numpy's brackets take far longer
 
 
 def where(mask: Array, a: Any, b: Any) -> Array:

@@ -1,7 +1,8 @@
 """`lowbitvm bench`: what kernels cost, section by section, as tables, JSON, plots and a page."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from lowbitvm.bench import (
 from lowbitvm.bench.about import about
 from lowbitvm.bench.gpu_peers import PEERS
 from lowbitvm.doctor import gpu_target
+from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.outputs import OutputFile, write_text
 from lowbitvm.runtime.linear import INPUTS
 from lowbitvm.targets import TARGETS
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _RESULTS = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _static(chosen: dict[str, Any]) -> dict[str, Any]:
-    group = chosen["group"]
-    found = static.collect(**{**chosen, "group": int(group) if group.isdigit() else group})
+    found = static.collect(**chosen)
     static.show(*found, Console(width=static.WIDTH))
     return static.as_json(*found)
 
@@ -97,7 +98,9 @@ def _section_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _output_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("--html", "html_file", type=_FILE, help="Write plots and tables to one HTML file.")(command)
+    command = click.option("--html", "html_file", type=OutputFile(), help="Write plots and tables to one page.")(
+        command
+    )
     folder = click.Path(file_okay=False, path_type=Path)
     return click.option("--plot", "plot_folder", type=folder, help="Write the plots to this directory, as SVG.")(
         command
@@ -112,15 +115,20 @@ def _formats(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
     return value
 
 
+def _group(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
+    """A number of codes, channel or tensor."""
+    return Format.parse(f"u4,group={value}").group
+
+
 @click.group("bench", invoke_without_command=True)
 @_section_flags
-@click.option("--json", "json_file", type=_FILE, help="Write the rows to this file as well.")
+@click.option("--json", "json_file", type=OutputFile(), help="Write the rows to this file as well.")
 @_output_options
 @click.option("--quick", is_flag=True, help="Only sm_80, f16 and the tiles 8 and 16x128x64, where not chosen.")
 @click.option("--target", "target_names", multiple=True, type=click.Choice(list(TARGETS)), help="sm_80, sm_89, sm_90a.")
 @click.option("--weights", multiple=True, callback=_formats, help="Such as u4 or u3,group=64. By default all types.")
 @click.option("--act", "acts", multiple=True, type=click.Choice((*INPUTS, *integers.ACTS)), help="Floats or codes.")
-@click.option("--group", default="128", show_default=True, help="A number of codes, channel or tensor.")
+@click.option("--group", default="128", show_default=True, callback=_group, help="Codes, channel or tensor.")
 @click.option("--zero", "zeros", multiple=True, type=click.Choice(["none", "int", "float", "offset"]))
 @click.option("--tile", "tiles", multiple=True, type=click.Choice([*dict.fromkeys((*ours.TILES, *integers.TILES))]))
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Compile the other tools' kernels too.")
@@ -147,7 +155,7 @@ def bench_group(
             click.echo(f"{name} ({number} of {len(wanted)})", err=True)
         found |= SECTIONS[name][1](chosen)
     if json_file is not None:
-        _write(json_file, json.dumps(found, indent=1) + "\n")
+        write_text(json_file, json.dumps(found, indent=1) + "\n")
     _write_report(found, plot_folder, html_file)
 
 
@@ -158,7 +166,8 @@ def report_command(results: Path, plot_folder: Path | None, html_file: Path | No
     """Makes the plots and the HTML page of RESULTS, a file that --json wrote."""
     if plot_folder is None and html_file is None:
         raise click.UsageError("say what to write: --plot DIRECTORY, --html FILE")
-    _write_report(diff.read(results), plot_folder, html_file)
+    with _as_written(results):
+        _write_report(diff.read(results), plot_folder, html_file)
 
 
 @bench_group.command("diff")
@@ -169,9 +178,22 @@ def report_command(results: Path, plot_folder: Path | None, html_file: Path | No
 @click.option("--counts", is_flag=True, help="Leave out what was timed on a machine.")
 def diff_command(before: Path, after: Path, threshold: float, fail: bool, counts: bool) -> None:
     """Says what changed from BEFORE to AFTER, two files that --json wrote."""
-    found = diff.compare(diff.read(before), diff.read(after), threshold / 100, timed=not counts)
+    with _as_written(before, after):
+        found = diff.compare(diff.read(before), diff.read(after), threshold / 100, timed=not counts)
     diff.show(found, Console())
     raise SystemExit(1 if fail and found.worse else 0)
+
+
+@contextmanager
+def _as_written(*files: Path) -> Iterator[None]:
+    """Raises ARGUMENT_INVALID where files of results do not hold what `lowbitvm bench --json` writes."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        names, what = " and ".join(map(str, files)), f"{type(error).__name__}: {error}"
+        raise LowbitvmError(
+            "ARGUMENT_INVALID", f"{names} cannot be read as results of bench ({what})", "give files of --json"
+        ) from error
 
 
 def _write_report(found: dict[str, Any], plot_folder: Path | None, html_file: Path | None) -> None:
@@ -181,10 +203,10 @@ def _write_report(found: dict[str, Any], plot_folder: Path | None, html_file: Pa
     if plot_folder is not None:
         _make(plot_folder)
         for name, plot in drawn.items():
-            _write(plot_folder / f"{name}.svg", plot.alone)
+            write_text(plot_folder / f"{name}.svg", plot.alone)
         click.echo(f"{len(drawn)} plots written to {plot_folder}")
     if html_file is not None:
-        _write(html_file, report.page(found, drawn))
+        write_text(html_file, report.page(found, drawn))
 
 
 def _make(folder: Path) -> None:
@@ -192,10 +214,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(f"{folder} cannot be written: {error}") from error
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be written: {error}") from error

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from lowbitvm.bench.diff import read
 from lowbitvm.doctor import gpu_target
+from lowbitvm.outputs import OutputFile
 from lowbitvm.selftest import running
 from lowbitvm.selftest.parcel import about, pack
 from lowbitvm.targets import TARGETS
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _GIVEN = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -23,10 +23,10 @@ _GIVEN = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--quick", is_flag=True, help="A few cases of each family; always so without --gpu, unless --full.")
 @click.option("--full", is_flag=True, help="All cases on the emulator, too.")
 @click.option("--only", default="", metavar="TEXT", help="Cases whose family and name contain TEXT, such as 'splits'.")
-@click.option("--out", type=_FILE, help="Write the verdicts as JSON.")
+@click.option("--out", type=OutputFile(), help="Write the verdicts as JSON.")
 @click.option("--add", "added", type=_GIVEN, multiple=True, help="Pack this JSON as well, such as bench --json wrote.")
 @click.option(
-    "--pack", "archive", type=_FILE, help="Write the one file to send: verdicts, versions, nvidia-smi, doctor."
+    "--pack", "archive", type=OutputFile(), help="Write the one file to send: verdicts, versions, nvidia-smi, doctor."
 )
 def selftest_command(
     gpu: bool,

@@ -16,6 +16,7 @@ from lowbitvm.bench.jobs import run_all
 from lowbitvm.bench.modelled import SHAPES, grouped
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
+from lowbitvm.outputs import OutputFile, write_text
 from lowbitvm.runtime import tuned
 from lowbitvm.runtime.layer import LEAST_ROWS, Layer
 from lowbitvm.runtime.tune import model_linear, predicted_us
@@ -50,7 +51,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--gpus", help="Measures on GPUs of this machine: all, or their numbers such as 0,1.")
 @click.option("--rows", callback=_numbers, help="Rows of x, such as 1,16,64; by default all buckets up to 4096.")
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="Seconds for each layer and number of rows.")
-@click.option("--export", "export_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a table as well.")
+@click.option("--export", "export_file", type=OutputFile(), help="Write a table as well.")
 def tune_command(
     shapes: str,
     weights: str,
@@ -88,7 +89,7 @@ def tune_command(
         database().put(LINEAR, entry.layer.problem, gpu_device(entry.gpu), entry.record)
     show(found, Console())
     if export_file is not None:
-        export_file.write_text(table_text(gpu_device(chosen[0])))
+        write_text(export_file, table_text(gpu_device(chosen[0])))
 
 
 def _formats(text: str) -> list[str]:

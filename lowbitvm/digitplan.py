@@ -77,7 +77,7 @@ class DigitCost:
 def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> DigitCost:
     """The cost of the kernel that the plan chooses for digits of the weights' format."""
     assert weights.act is not None and weights.digits is not None
-    activations = Format(weights.act, digits=weights.digits)
+    activations = token_format(weights)
     tile, base = planned_tile(m, n, k, weights, target), BASES[weights.digits]
     columns = tile.bm * columns_per_row(activations.code, base.name) // COLUMNS
     direct, tiles, planes = tile.part < tile.bk, tile.bn // 16, len(format_digits(weights).digits)
@@ -96,8 +96,7 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     issued = products * (4 if target.capability < (8, 0) else 1) + len(read) + wide + copies
     issued += LOOP * base.activation_k / (tile.part if direct else tile.bk)
     if isinstance(weights.group, int):
-        each = columns_per_row(activations.code, base.name)
-        issued += tiles * columns * base.activation_k / weights.group * _of_group(weights, each, direct)
+        issued += tiles * columns * base.activation_k / weights.group * _of_group(activations, weights, direct)
     rate = (getattr(target.gpu, base.name) or target.gpu.f16) * (target.gpu.sync_share or 1.0) / 2 / SUB_CORES
     cycles = {
         ISSUE: issued,
@@ -112,22 +111,30 @@ def digit_cost(weights: Format, m: int, n: int, k: int, target: Target) -> Digit
     return DigitCost(weights, tile, issued / made, limits)
 
 
+def token_format(weights: Format) -> Format:
+    """What `lb.linear` rounds activations to, unless told otherwise, before it multiplies them with integer weights."""
+    assert weights.act is not None
+    fmt = Format(weights.act, "channel", scale="f32", digits=weights.in_digits.digits)
+    return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
+
+
 def planned_tile(m: int, n: int, k: int, weights: Format, target: Target) -> DigitTile:
-    """The tile of a layer whose activations have a scale for each token."""
-    activations = Format(weights.act or "", digits=weights.digits)
+    """The tile of `lb.linear`."""
+    activations = token_format(weights)
     if isinstance(weights.group, int):
         return grouped_tile(m, n, k, activations, weights, target, (weights.group,))
     return digit_plan(m, n, k, activations, weights, target)
 
 
-def _of_group(weights: Format, each: int, direct: bool) -> float:
+def _of_group(activations: Format, weights: Format, direct: bool) -> float:
     """Instructions that make the integers of a group the tile's floats: of a row tile beside an n8 tile, of a thread.
 
-    each: columns of a row of activations. direct: warps hand out their sums to each other.
+    direct: warps hand out their sums to each other.
     """
-    planes = len(format_digits(weights).digits)
+    each, planes = columns_per_row(activations.code, activations.digits or ""), len(format_digits(weights).digits)
     outputs = 4 if each == 1 else 2
-    count = outputs * (2 + (weights.zero is not None))  # the pattern taken off, the scale, what zeros take
+    zeros = [side.zero is not None for side in (activations, weights)]
+    count = outputs * (2 + sum(zeros))  # the pattern taken off, the scale, what zeros take
     if planes > 1 or each > 1 or direct:
         count += 4 * planes * 2 + outputs * 2 * (max(1, each // 2).bit_length() - 1)  # zeros, coefficients, shuffles
     return count + 3 * outputs * direct

@@ -123,11 +123,16 @@ class CodeType(DType):
         """
         exact: Array = values.double() if is_tensor(values) else np.asarray(values, np.float64)
         if self.kind == "table":
-            return _select(exact, *(_nearest(self) if table is None else thresholds(table)))
+            return self.nearest(exact, table)
         invalid = exact != exact
-        finite = _filled(exact, invalid, 0.0)
-        stored = self._encode_integer(finite) if self.is_linear else self._encode_float(finite)
-        return _filled(stored, invalid, NAN_PATTERNS.get(self.name, (self.top,))[-1])
+        patterns = self.nearest(_filled(exact, invalid, 0.0))
+        return _filled(patterns, invalid, NAN_PATTERNS.get(self.name, (self.top,))[-1])
+
+    def nearest(self, values: Array, table: Array | None = None) -> Array:
+        """What `encode` says of f32 or f64 without NaN, which are compared with the middles of values as they are."""
+        if self.kind == "table":
+            return _select(values, *(_nearest(self) if table is None else thresholds(table)))
+        return self._encode_integer(values) if self.is_linear else self._encode_float(values)
 
     @property
     def has_specials(self) -> bool:
@@ -149,20 +154,22 @@ class CodeType(DType):
 
     def _encode_float(self, exact: Array) -> Array:
         """Counts in units of the last place: a carry out of the mantissa is the next exponent's pattern."""
-        bits = exact.view(i64.torch() if is_tensor(exact) else np.int64)
+        single = exact.itemsize == 4
+        fraction, origin, integer = (23, 127, i32) if single else (52, 1023, i64)
+        bits = exact.view(integer.torch() if is_tensor(exact) else integer.numpy)
         magnitude = abs(exact).clip(max=self.largest)
         lowest = 2 - (1 << (self.exponent - 1))  # exponent of the smallest normal number
-        exponent = (magnitude.view(bits.dtype) >> 52).clip(min=lowest + 1023)
-        unit = ((2046 + self.mantissa - exponent) << 52).view(exact.dtype)
+        exponent = (magnitude.view(bits.dtype) >> fraction).clip(min=lowest + origin)
+        unit = ((2 * origin + self.mantissa - exponent) << fraction).view(exact.dtype)
         places = magnitude * unit  # exact: a power of two
         if self.mantissa:
-            count = _integers(places.round(), i64)
-            patterns = count + ((exponent - (lowest + 1023)) << self.mantissa)
+            count = _integers(places.round(), integer)
+            patterns = count + ((exponent - (lowest + origin)) << self.mantissa)
         else:  # the pattern's last bit is the exponent's: of 1.5, half-way from 1 to 2, it decides
-            exponent = exponent - (lowest + 1023)
+            exponent = exponent - (lowest + origin)
             up = (places > 1.5) | ((places == 1.5) & (exponent & 1 == 0)) | ((places > 0.5) & (places < 1))
-            patterns = exponent + _integers(places >= 1, i64) + _integers(up, i64)
-        sign = (bits >> 63) & 1
+            patterns = exponent + _integers(places >= 1, integer) + _integers(up, integer)
+        sign = _integers(bits < 0, integer)
         return _integers(patterns | sign << (self.bits - 1), u8)
 
     def decode(self, stored: Array) -> Array:
@@ -209,11 +216,16 @@ def thresholds(values: Array) -> tuple[Any, Any]:
 
 
 def _select(exact: Array, bounds: Any, patterns: Any) -> Array:
-    """patterns[number of bounds <= x] for every x of a float64 array; a NaN counts as the largest number."""
-    if not is_tensor(exact):
+    """patterns[number of bounds <= x] for every x of an array of floats; a NaN counts as the largest number."""
+    if is_tensor(exact):
+        index = torch().bucketize(exact, as_tensor(bounds, exact), right=True)
+        return as_tensor(patterns, exact)[index.masked_fill(exact.isnan(), len(bounds))]
+    if len(bounds) > FEW_BOUNDS:
         return patterns[np.searchsorted(bounds, exact, side="right")]
-    index = torch().bucketize(exact, as_tensor(bounds, exact), right=True)
-    return as_tensor(patterns, exact)[index.masked_fill(exact.isnan(), len(bounds))]
+    count = np.zeros(exact.shape, np.uint8)
+    for bound in bounds.tolist():
+        count += ~(exact < bound)
+    return count if np.array_equal(patterns, np.arange(len(patterns))) else patterns[count]
 
 
 def _filled(values: Array, mask: Array, value: float) -> Array:
@@ -294,6 +306,7 @@ def _code_types() -> Iterator[CodeType]:
 CODE_TYPES: dict[str, CodeType] = {dtype.name: dtype for dtype in _code_types()}
 # other spellings of floats: "e2m1" is f4e2m1
 ALIASES = {"f8e4m3": "e4m3", "f8e5m2": "e5m2"} | {name[2:]: name for name in CODE_TYPES if re.match(r"f\de\dm\d", name)}
+FEW_BOUNDS = 40  # each of which is compared with every number faster than they are searched
 u4, i4 = CODE_TYPES["u4"], CODE_TYPES["i4"]
 
 ARRAY_TYPES: dict[str, DType] = {

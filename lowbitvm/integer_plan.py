@@ -148,12 +148,18 @@ def _few_rows_of_groups(
 ) -> DigitTile | None:
     """The tile for so few rows that warps load codes to registers, as without groups; None for more.
 
-    Sums go through shared memory then, which takes too long where groups are shorter than 8 times the rows.
+    Sums go through shared memory then, which takes too long where groups are shorter than 8 times the rows. Where there
+    are tiles of 32 features for all SMs, other tiles keep the memory as busy: with fewer instructions from 16 rows on,
+    and with zero points, whose columns each warp loads here for itself, from L2.
     """
     base, each = BASES[weights.digits or ""], columns_per_row(activations.code, activations.digits or "")
     planes, step = len(format_digits(weights).digits), base.activation_k
     columns, words = _power_from(-(-m * each // COLUMNS)), products * weights.bits * step // 64
     blocks = -(-n // 32)  # of 32 features
+    zeros = any(side.zero is not None for side in (activations, weights))
+    busy = blocks >= target.gpu.sms and target.has_async_copies
+    if busy and (zeros or columns * COLUMNS // each >= 16):
+        return None
     rows = 2 if 2 * columns * planes <= FEW_PAIRS and 4 * blocks >= 3 * target.gpu.sms else 1
     own, part = rows * words + columns * ACTIVATION_WORDS, max(step, *groups)
     short = min(groups) < 8 * columns * COLUMNS // each

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from lowbitvm import dtypes
+from lowbitvm.digitplan import token_format
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
 from lowbitvm.integers import PackedDigits
@@ -17,7 +18,7 @@ from lowbitvm.runtime import driver, tuned
 from lowbitvm.runtime.integer import matmul
 from lowbitvm.runtime.launch import emulated_target
 from lowbitvm.runtime.linear import run_linear
-from lowbitvm.runtime.quantise import quantize_activations, token_format
+from lowbitvm.runtime.quantise import quantize_activations
 from lowbitvm.runtime.repeat import Calls, signature
 
 _library = torch.library.Library("lowbitvm", "DEF")

@@ -269,7 +269,7 @@ def pack(
     if permutation is not None:
         check_permutation(given["permutation"], in_features)
         given["permutation"] = arrays.cast(given["permutation"], dtypes.i32)
-        given["codes"] = given["codes"][:, arrays.cast(given["permutation"], dtypes.i64)]
+        given["codes"] = arrays.columns(given["codes"], given["permutation"])
     if input_scale is not None:
         given |= _folded(given, fmt)
     by_feature = ("scales", "zeros") + (("table",) * (fmt.table == "group"))
@@ -458,9 +458,7 @@ def restored(columns: Array, permutation: Array | None) -> Array:
     """Columns in the order of the in_features."""
     if permutation is None:
         return columns
-    restored = arrays.zeros(columns, tuple(columns.shape), dtypes.of(columns))
-    restored[:, arrays.cast(permutation, dtypes.i64)] = columns
-    return restored
+    return arrays.columns(columns, permutation.argsort())
 
 
 def _check_wanted(optional: dict[str, Array | None], fmt: Format) -> None:

@@ -1,7 +1,9 @@
 """Which tile a linear layer runs with, and how many blocks share out its k."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from lowbitvm.cost import predicted_us
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.targets import TARGETS, Target
@@ -9,22 +11,18 @@ from lowbitvm.tile import (
     LARGE,
     MOST_SPLITS,
     NARROW,
-    SHORTEST_SPLIT,
     SHORTEST_STREAM,
     SMALL_ROWS,
     SPILL_REGISTERS,
-    SPLIT_K,
     STAGED_BYTES,
     SUMMED,
     TABLE_BYTES,
     UNIT_K,
     Tile,
-    blocks_per_sm,
-    bytes_ahead,
     direct_k,
     fits_tables,
     joined_bytes,
-    joins,
+    k_ahead,
     keeps_busy,
     registers,
     shares_decoded,
@@ -37,10 +35,11 @@ from lowbitvm.tile import (
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
 MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
-LITTLE = 0.05  # of a layer's time: more splits must gain more than that
+LITTLE = 0.02  # of a layer's time: more splits must gain more than that
+UNLIKE = 0.03  # the same of another tile than the one for the rows
+DEEP_STAGES = 6  # that few blocks hide the latency with
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 GATHER_REGISTERS = 24  # that gathering takes beside the rest
-START_K = 128  # of k that a block could sum in the time that it takes to start
 INVARIANT_ROWS = 16  # the bm of all batch-invariant kernels
 
 
@@ -68,41 +67,49 @@ def linear_plan(
     free = target.shared_per_block - TABLE_BYTES * (fmt.code.kind == "table")
     while tile.stages > 2 and not tile.direct and staged_bytes(tile, fmt, weights) > free:
         tile = replace(tile, stages=max(2, tile.stages - 2))  # two may be taken together
-    blocks = max(1, -(-n // tile.bn) * (1 if batch_invariant else -(-m // tile.bm)))
-    if tile.bm > DECODE_ROWS:
-        return replace(tile, splits=max(1, min(MOST_SPLITS, k // SHORTEST_SPLIT, target.gpu.sms // blocks)))
-    shares = range(1, max(1, min(MOST_SPLITS, k // SHORTEST_STREAM)) + 1)
-    times = {splits: _time(replace(tile, splits=splits), blocks, k, fmt, target, weights) for splits in shares}
-    enough = (1 + LITTLE) * min(times.values())
-    return replace(tile, splits=next(splits for splits, time in times.items() if time <= enough))
+    rows = tile.bm if batch_invariant else max(1, m)
+    sums = 4 * weights * -(-rows // tile.bm) * tile.bm * max(1, n)  # bytes of one split's, which the L2 is to hold
+    most_splits = min(MOST_SPLITS, k // SHORTEST_STREAM, 10**6 * target.gpu.l2_mb // sums)
+    shares = range(1, max(1, most_splits) + 1)
+    plain = not permuted and fmt.table != "group"
+    tiles = [tile, *_others(tile, fmt, target, weights)] if plain and not batch_invariant else [tile]
+    sizes = (rows, max(1, n), max(1, k))
+    choices = [
+        (time * (1 + UNLIKE * (one != tile)), splits, one)
+        for one in tiles
+        for splits, time in zip(shares, predicted_us(one, shares, *sizes, fmt, target, weights), strict=True)
+    ]
+    enough = (1 + LITTLE) * min(time for time, _, _ in choices)
+    return next(replace(one, splits=splits) for time, splits, one in choices if time <= enough)
 
 
-def _time(tile: Tile, tiles: int, k: int, fmt: Format, target: Target, weights: int) -> float:
-    """How long the busiest SM takes for a layer, in k that it could sum up by itself with the memory kept busy.
+def _others(tile: Tile, fmt: Format, target: Target, weights: int) -> Iterator[Tile]:
+    """Tiles that some sizes of a layer take less time with than with the one for its rows.
 
-    Blocks of an SM share its part of the bandwidth, which they need enough bytes on their way for; those beyond what
-    it can hold come after. A block that has a part of k writes its sums, and another one reads them.
+    More on its way in shared memory hides the latency of few blocks. Half the features make more of them, and so do
+    half the rows, in four warps, which read less of x, where the tile has eight.
     """
-    part = -(-k // (SPLIT_K * tile.splits)) * SPLIT_K + START_K
-    if tile.splits > 1:
-        part += 2 * 32 * tile.bm // fmt.bits // 2  # the sums stay in L2, which is at least twice as fast
-    blocks = -(-tiles * tile.splits // target.gpu.sms)
-    resident = max(1, blocks_per_sm(tile, fmt, target, weights))
-    each = bytes_ahead(tile, fmt, weights) / target.bytes_in_flight
-    waves = [resident] * (blocks // resident) + [blocks % resident] * (blocks % resident > 0)
-    return sum(wave * part / min(1.0, wave * each) for wave in waves)
+    deep = replace(tile, direct=0) if tile.direct else replace(tile, stages=max(tile.stages, DEEP_STAGES))
+    free = target.shared_per_block - TABLE_BYTES * (fmt.code.kind == "table")
+    deeper = tile.bm <= SMALL_ROWS and target.has_async_copies and k_ahead(deep, fmt) > k_ahead(tile, fmt)
+    if deeper and staged_bytes(deep, fmt, weights) <= free:
+        yield deep
+    if tile.direct:
+        narrow = replace(tile, bn=tile.bn // 2)
+        yield replace(narrow, direct=direct_k(narrow, fmt, target, weights))
+    if tile.bm >= SMALL_ROWS and tile.warps == 8:
+        yield linear_tile(tile.bm // 2, fmt, target, False, weights)
 
 
 def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: bool = False, weights: int = 1) -> Tile:
     """The tile for m rows of activations and one weight, or two: the smallest bm of 8 to 128 that holds them.
 
     At bm = 128 eight warps share weights that are decoded in shared memory, where that has room. At bm = 64 eight warps
-    leave registers to sum 128 of k at a time, for the row sums of float zero points, the two segments of groups of 32
-    and the gathering of a permuted weight's x; groups of 64 take fewer instructions with four (`make bench` shows
-    both). Two stages are as good as more where the target has no asynchronous copies to fill them; a large tile leaves
-    one to the tables of a codebook. Two weights have twice the sums: eight warps, and 32 rows where those of one are
-    many already. permuted: the weight's columns are; up to 8 rows the tile is then so wide that the gathering of x is
-    few of all instructions.
+    leave registers for the row sums of float zero points, the two segments of groups of 32 and the gathering of a
+    permuted weight's x; four, which read x from shared memory half as often, serve the others. Two stages are as good
+    as more where the target has no asynchronous copies to fill them; a large tile leaves one to the tables of a
+    codebook. Two weights have twice the sums: eight warps, and 32 rows where those of one are many already. permuted:
+    the weight's columns are; up to 8 rows the tile is then so wide that the gathering of x is few of all instructions.
     """
     large = next((tile for tile in LARGE if m > SMALL_ROWS and shares_decoded(tile, fmt, target)), None)
     if large is not None:
@@ -117,8 +124,6 @@ def linear_tile(m: int, fmt: Format, target: Target | None = None, permuted: boo
     full = 3 if bm == SMALL_ROWS and fmt.code.kind == "table" else 4
     stages = full if target is None or target.has_async_copies else 2
     many = (bm == most and (permuted or _crowded(fmt))) or (bm > DECODE_ROWS and weights > 1)
-    long = Tile(bm, NARROW, 64, stages, 8)
-    many = many or (bm == SMALL_ROWS and unit_k(long, fmt) == UNIT_K and joins(long, fmt, target))
     tile = _with_tables(Tile(bm, bn=NARROW, bk=64, stages=stages, warps=8 if many else 4), fmt, weights, target)
     if permuted and bm == 8 and target is not None and fmt.table != "group":
         return _wide(tile, m, fmt, target, weights)

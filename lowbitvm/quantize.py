@@ -1,9 +1,11 @@
 """Rounding of float weights to the codes, scales and zero points of a format.
 
-Everything here works through array methods, alike for numpy arrays and for torch tensors on any device, in float64.
+Everything here works through array methods, alike for numpy arrays and for torch tensors on any device, in float64, or
+in float32 where that gives the same codes (`_in_single`).
 A group is one row of a matrix here: (groups of all output features, codes of a group).
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,60 +15,23 @@ import numpy as np
 
 from lowbitvm import arrays, dtypes
 from lowbitvm.digitplan import digits_for
-from lowbitvm.dtypes import CODE_TYPES, Array, CodeType, DType
+from lowbitvm.dtypes import Array, CodeType
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import BLOCK, Format
 from lowbitvm.integers import PackedDigits, pack_weights
-from lowbitvm.pack import PackedWeight, as_format, check_permutation, pack, refuse_shape, restored
+from lowbitvm.pack import (
+    SCALE_PRECISION,
+    PackedWeight,
+    as_format,
+    check_permutation,
+    pack,
+    refuse_shape,
+    restored,
+)
+from lowbitvm.rounding import LARGEST_SCALE, Grid, Groups, best_fit, ends_of, reach_of, rounded_to, with_zero
 
 METHODS = ("rtn", "mse")
-# Scales that "mse" tries, relative to that of "rtn": first these, then those around the best of them.
-COARSE = tuple(2.0 ** (-i / 4) for i in range(17))
-FINE = tuple(2.0 ** (i / 16) for i in (-2, -1, 1, 2))
-E8M0_COARSE = (1.0, 2.0, 0.5, 0.25, 0.125)
-LARGEST_SCALE = {"e4m3": 448.0, "i8": 127.0}
-E4M3_LIMIT = 464.0  # from here on e4m3 would need a number above its largest
-BLOCK_WEIGHTS = 12 << 10  # rounded at a time on a CPU: float64 arrays below 128 KB, which malloc keeps and reuses
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The values that the codes of each group can have."""
-
-    code: CodeType
-    bottom: Array  # the least and the largest value, float64 (groups)
-    top: Array
-    table: Array | None = None  # (tables, E) float64 where the values are data
-    rows: Array | None = None  # i64, the table of each row of `matrix_rows`; None: the first table for all
-
-    def nearest(self, places: Array) -> Array:
-        """Patterns u8 of the values nearest to places (groups, size)."""
-        if self.table is None or self.rows is None:
-            return self.code.encode(places, None if self.table is None else self.table[0])
-        by_row = places.reshape(self.rows.shape[0], places.shape[0] * places.shape[1] // max(1, self.rows.shape[0]))
-        return _nearest_in_rows(by_row, self.table[self.rows]).reshape(places.shape)
-
-    def values(self, patterns: Array) -> Array:
-        """float64 values of patterns (groups, size)."""
-        if self.table is None:
-            return self.code.decode(patterns)
-        if self.rows is None:
-            return arrays.gather(self.table[0], patterns)
-        wide = arrays.cast(patterns, dtypes.i64)
-        by_row = wide.reshape(self.rows.shape[0], wide.shape[0] * wide.shape[1] // max(1, self.rows.shape[0]))
-        return self.table.reshape(-1)[by_row + self.rows[:, None] * self.table.shape[1]].reshape(patterns.shape)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Every group rounded: arrays with one row, or one number, for each group."""
-
-    patterns: Array  # u8 (groups, size)
-    scales: Array  # as stored
-    zeros: Array | None
-    shrink: Array | float  # the scale, relative to that of "rtn"
-    error: Array | None  # sum of squares
-    grid: Array | None = None  # which of several
+BLOCK_WEIGHTS = 1 << 16  # rounded at a time on a CPU: what their arrays take stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -202,6 +167,10 @@ class _Job:
     input_scale: Array | None
     permutation: Array | None
 
+    @functools.cached_property
+    def in_single(self) -> bool:
+        return _in_single(self.fmt, self.weight, self.tables, self.input_scale)
+
     def run(self) -> _Rounded:
         out_features, in_features = self.weight.shape
         limit = max(1, BLOCK_WEIGHTS // max(1, in_features)) if self.fmt.group != "tensor" else out_features
@@ -227,69 +196,118 @@ class _Job:
         """What `work` returns for each slice of rows, in their order."""
         done: dict[int, Any] = {}
 
-        @np.errstate(over="ignore")  # what overflows becomes infinite and is refused by _rounded
+        @np.errstate(over="ignore")  # what overflows becomes infinite and is refused by rounded_to
         def one(block: tuple[slice, slice]) -> None:
             done[block[0].start] = work(block[0])
 
         arrays.for_each_block(self.weight, (self.weight.shape[0], 1), limit, one)
         return [done[start] for start in sorted(done)]
 
-    def _members(self, rows: slice) -> tuple[Array, list[_Grid], tuple[int, int]]:
-        """(groups, size) weights of some rows, what their codes can stand for, and the rows' shape."""
+    def _groups(self, rows: slice) -> tuple[Groups, list[Grid], tuple[int, int]]:
+        """The groups of some rows, what their codes can stand for, and the rows' shape."""
         fmt = self.fmt
-        exact = self._exact(rows)
-        shape = int(exact.shape[0]), int(exact.shape[1])
+        numbers = self._numbers(rows)
+        shape = int(numbers.shape[0]), int(numbers.shape[1])
         if self.permutation is not None:
-            exact = exact[:, arrays.cast(self.permutation, dtypes.i64)]
+            numbers = arrays.columns(numbers, self.permutation)
         groups = math.prod(fmt.scales_shape(*shape))
-        members = exact.reshape(groups, fmt.group_size(shape[1]) * (shape[0] if fmt.group == "tensor" else 1))
+        members = numbers.reshape(groups, fmt.group_size(shape[1]) * (shape[0] if fmt.group == "tensor" else 1))
+        lo, hi = ends_of(members)
+        self._check(rows, lo, hi)
         tables = self.tables
         if tables is not None and fmt.table == "block":
             tables = tables[rows.start // BLOCK : -(-rows.stop // BLOCK)]
         elif tables is not None and tables.ndim == 3 and fmt.group != "tensor":
             tables = tables[rows]
-        return members, _grids(fmt, shape, tables, members), shape
+        return Groups(fmt, members, lo, hi, (None, None)), _grids(fmt, shape, tables, members), shape
 
-    def _exact(self, rows: slice) -> Array:
-        """Weights in float64, times the input_scale. Raises for those that cannot be rounded."""
-        exact = arrays.cast(arrays.detached(self.weight)[rows], dtypes.f64) + 0.0  # -0.0 + 0.0 is 0.0: minima differ
+    def _numbers(self, rows: slice) -> Array:
+        """Weights, times the input_scale: f32 where that will do, else f64."""
+        weight = arrays.detached(self.weight)[rows]
+        numbers = arrays.cast(weight, dtypes.f64) if dtypes.of(weight) == dtypes.f64 else arrays.single(weight)
+        if not self.in_single:
+            numbers = arrays.cast(numbers, dtypes.f64)
         if self.input_scale is not None:
-            exact = exact * arrays.cast(arrays.detached(self.input_scale), dtypes.f64) + 0.0
+            numbers = numbers * arrays.cast(arrays.detached(self.input_scale), dtypes.f64)
+        return numbers + 0.0  # -0.0 + 0.0 is 0.0: minima differ
+
+    def _check(self, rows: slice, lo: Array, hi: Array) -> None:
+        """Raises for weights that cannot be rounded, given the ends of their groups."""
+        beyond = 65536.0 if dtypes.of(self.weight) == dtypes.f16 and self.input_scale is None else math.inf
+        unsigned = self.fmt.zero is None and self.fmt.code.kind == "uint"
+        if bool((lo > -beyond).all()) and bool((hi < beyond).all()) and not (unsigned and bool((lo < 0).any())):
+            return
+        exact = arrays.cast(arrays.detached(self.weight)[rows], dtypes.f64)
+        if self.input_scale is not None:
+            exact = exact * arrays.cast(arrays.detached(self.input_scale), dtypes.f64)
         _refuse_weights(rows.start, exact, ~(abs(exact) < math.inf), "is not finite", "remove NaN and infinity first")
-        if self.fmt.zero is None and self.fmt.code.kind == "uint":
-            fix = f'use "{"i" if self.fmt.bits > 1 else "bp"}{self.fmt.bits}" or a zero kind'
-            _refuse_weights(rows.start, exact, exact < 0, f"is negative and {self.fmt} has no zero point", fix)
-        return exact
+        fix = f'use "{"i" if self.fmt.bits > 1 else "bp"}{self.fmt.bits}" or a zero kind'
+        _refuse_weights(rows.start, exact, exact < 0, f"is negative and {self.fmt} has no zero point", fix)
 
     def _second_level(self, rows: slice) -> tuple[Array | None, Array | None]:
-        members, grids, shape = self._members(rows)
-        return _second_level(self.fmt, shape, grids[0], *_ends(members, include_zero=self.fmt.zero != "offset"))
+        groups, grids, shape = self._groups(rows)
+        return _second_level(self.fmt, shape, grids[0], *with_zero(self.fmt, groups.lo, groups.hi))
 
     def _round(self, rows: slice, levels: tuple[Array | None, Array | None] | None) -> _Rounded:
         fmt = self.fmt
-        members, grids, shape = self._members(rows)
-        lo, hi = _ends(members, include_zero=fmt.zero != "offset")
-        outer, outer_zeros = levels or _second_level(fmt, shape, grids[0], lo, hi)
+        groups, grids, shape = self._groups(rows)
+        ends = with_zero(fmt, groups.lo, groups.hi)
+        outer, outer_zeros = levels or _second_level(fmt, shape, grids[0], *ends)
         scales_shape = fmt.scales_shape(*shape)
         by_scale = [_by_scale(level, scales_shape) for level in (outer, outer_zeros)]
-        best = _best(members, lo, hi, fmt, grids, by_scale, self.method)
+        best = best_fit(replace(groups, levels=by_scale), grids, self.method)
         table = self.tables
         if table is not None and best.grid is not None:
-            table = table[best.grid].reshape(*scales_shape, -1)
+            table = table[arrays.cast(best.grid, dtypes.i64)].reshape(*scales_shape, -1)
         elif table is not None and fmt.table == "block":
             table = table[rows.start // BLOCK : -(-rows.stop // BLOCK)]
         elif table is not None and fmt.table == "group" and fmt.group != "tensor":
             table = table[rows]
-        codes = arrays.cast(fmt.code.codes(arrays.cast(best.patterns, dtypes.i16)), fmt.code).reshape(shape)
         zeros = None if best.zeros is None else best.zeros.reshape(scales_shape)
         return _Rounded(
-            restored(codes, self.permutation),
+            restored(_codes(fmt.code, best.patterns).reshape(shape), self.permutation),
             best.scales.reshape(scales_shape),
             zeros,
             table,
             outer,
             outer_zeros if fmt.zero == "offset" else None,
         )
+
+
+def _codes(code: CodeType, patterns: Array) -> Array:
+    """The codes of patterns u8, in the smallest dtype that holds them."""
+    if code.step == 1 and code.is_linear:
+        return (patterns - code.bias).view(arrays.native(patterns, dtypes.of_numpy(code.numpy)))  # modulo 256
+    return arrays.cast(code.codes(arrays.cast(patterns, dtypes.i16)), code)
+
+
+def _in_single(fmt: Format, weight: Array, tables: Array | None, input_scale: Array | None) -> bool:
+    """Whether f32 quotients of weights and scales give the codes that exact ones give.
+
+    Rounding keeps the order of numbers, so a quotient that is above (below) the middle of two values does not come to
+    be below (above) it, but could come to be the middle. With weights w of 24 bits or fewer and b * s of 24 bits or
+    fewer, for the middle b and the scale s, w and b * s differ by more than 2**-24 of b * s where they do, which is
+    more than rounding w / s to the nearest f32 changes. Where b is 0, w / s must not vanish: f16 weights are no less
+    than 2**-24, and no scale is above 2**65.
+    """
+    code = fmt.code
+    if dtypes.of(weight) == dtypes.f64 or input_scale is not None or fmt.outer is not None:
+        return False
+    room = 24 - SCALE_PRECISION[fmt.scale][0]
+    if fmt.zero == "int":
+        return code.step == 1 and room >= 9
+    if fmt.zero is not None:
+        return False
+    if code.kind == "float":
+        return room >= code.mantissa + 2
+    if code.is_linear:
+        return room >= 9 and (code.step == 1 or dtypes.of(weight) == dtypes.f16)
+    values: Array = code.values if tables is None else arrays.cast(tables, dtypes.f64)
+    values = values.reshape(-1, 1 << fmt.bits)
+    ordered = values.sort(dim=1).values if dtypes.is_tensor(values) else np.sort(values, axis=1)
+    middles = (ordered[:, 1:] + ordered[:, :-1]) / 2
+    odd = arrays.frexp(middles)[0] * 2.0 ** max(0, room)  # a whole number where the bits of the significand suffice
+    return dtypes.of(weight) == dtypes.f16 and bool((odd == odd.round()).all())
 
 
 def _joined(parts: Sequence[Array | None]) -> Array | None:
@@ -326,79 +344,43 @@ def _tables(table: Array | None, fmt: Format, shape: tuple[int, int]) -> Array |
     return rounded
 
 
-def _grids(fmt: Format, shape: tuple[int, int], tables: Array | None, members: Array) -> list[_Grid]:
+def _grids(fmt: Format, shape: tuple[int, int], tables: Array | None, members: Array) -> list[Grid]:
     """The values of every group's codes; several grids are a choice for each group."""
     total = members.shape[0]
-    ones = arrays.zeros(members, (total,), dtypes.f64) + 1
+    ones = arrays.zeros(members, (total,), dtypes.f64) + 1.0
     if tables is None:
         assert fmt.code.values is not None
         values = fmt.code.values[: fmt.code.used]
         finite = values[np.isfinite(values)]
-        return [_Grid(fmt.code, ones * float(finite.min()), ones * float(finite.max()))]
+        return [Grid(fmt.code, ones * float(finite.min()), ones * float(finite.max()))]
     wide = arrays.cast(tables, dtypes.f64).reshape(-1, 1 << fmt.bits)
     if fmt.table == "tensor" or (fmt.table == "group" and tables.ndim == 2):
-        return [_Grid(fmt.code, ones * float(one.min()), ones * float(one.max()), one[None]) for one in wide]
+        return [Grid(fmt.code, ones * float(one.min()), ones * float(one.max()), one[None]) for one in wide]
     bottom, top = (wide.amin(1), wide.amax(1)) if dtypes.is_tensor(wide) else (wide.min(axis=1), wide.max(axis=1))
     if fmt.table == "group":
-        return [_Grid(fmt.code, bottom, top, wide, arrays.numbers(wide, total))]
+        return [Grid(fmt.code, bottom, top, wide, arrays.numbers(wide, total))]
     rows = arrays.numbers(wide, shape[0]) // BLOCK
     if fmt.group == "tensor":  # one scale for all tables: it must let every one of them reach both ends
-        return [_Grid(fmt.code, ones * bottom.max(), ones * top.min(), wide, rows)] if shape[0] else []
+        return [Grid(fmt.code, ones * bottom.max(), ones * top.min(), wide, rows)] if shape[0] else []
     which = arrays.numbers(wide, total) // max(1, total // max(1, shape[0])) // BLOCK
-    return [_Grid(fmt.code, bottom[which], top[which], wide, rows)]
-
-
-def _nearest_in_rows(places: Array, tables: Array) -> Array:
-    """Patterns u8 of the entries of its own row's table nearest to each place; ties go to the larger entry."""
-    last = tables.shape[1] - 1
-    backwards = last - arrays.numbers(tables, last + 1)  # so that the first of equal patterns is sorted last
-    flipped = tables[:, backwards]
-    if dtypes.is_tensor(tables):
-        ordered, index = flipped.sort(dim=1, stable=True)
-    else:
-        index = flipped.argsort(axis=1, kind="stable")
-        ordered = np.take_along_axis(flipped, index, axis=1)
-    middles = (ordered[:, 1:] + ordered[:, :-1]) / 2
-    count = arrays.zeros(places, tuple(places.shape), dtypes.i64)
-    for i in range(last):
-        count += places >= middles[:, i : i + 1]
-    patterns = arrays.cast(last - index, dtypes.u8).reshape(-1)
-    return patterns[count + (arrays.numbers(tables, tables.shape[0]) * (last + 1))[:, None]]
-
-
-def _ends(members: Array, include_zero: bool) -> tuple[Array, Array]:
-    """Smallest and largest of each row, 0 for rows without members; with 0 counted as a member if `include_zero`."""
-    if not members.shape[1]:
-        empty = arrays.zeros(members, (members.shape[0],), dtypes.f64)
-        return empty, empty
-    if dtypes.is_tensor(members):
-        lo, hi = members.aminmax(dim=1)
-    else:
-        lo, hi = members.min(axis=1), members.max(axis=1)
-    return (lo.clip(max=0), hi.clip(min=0)) if include_zero else (lo, hi)
-
-
-def _reach(lo: Array, hi: Array, fmt: Format, grid: _Grid) -> Array:
-    """The scales before rounding."""
-    if fmt.zero is not None:
-        return (hi - lo) / arrays.where(grid.top > grid.bottom, grid.top - grid.bottom, math.inf)
-    up = hi / arrays.where(grid.top > 0, grid.top, math.inf)  # an end that the values do not have counts for nothing
-    return up.clip(min=abs(lo) / arrays.where(grid.bottom < 0, -grid.bottom, math.inf))
+    return [Grid(fmt.code, bottom[which], top[which], wide, rows)]
 
 
 def _second_level(
-    fmt: Format, shape: tuple[int, int], grid: _Grid, lo: Array, hi: Array
+    fmt: Format, shape: tuple[int, int], grid: Grid, lo: Array, hi: Array
 ) -> tuple[Array | None, Array | None]:
     """The second level of scales and of offsets, f32 of the format's outer_shape."""
     if fmt.outer is None:
         return None, None
-    reach = _reach(lo, hi, fmt, grid)
+    reach = reach_of(lo, hi, fmt, grid)
     rows, blocks = fmt.outer_shape(*shape)
 
     def level(values: Array) -> Array:
         by_block = values.reshape(rows, blocks, values.shape[0] // max(1, rows * blocks))
-        _, largest = _ends(by_block.reshape(rows * blocks, by_block.shape[2]), include_zero=True)
-        return _rounded("second level", largest / LARGEST_SCALE[fmt.scale], dtypes.f32).reshape(rows, blocks)
+        _, largest = ends_of(by_block.reshape(rows * blocks, by_block.shape[2]))
+        return rounded_to("second level", largest.clip(min=0) / LARGEST_SCALE[fmt.scale], dtypes.f32).reshape(
+            rows, blocks
+        )
 
     return level(reach), level(abs(lo - grid.bottom * reach))
 
@@ -411,137 +393,3 @@ def _by_scale(level: Array | None, scales_shape: tuple[int, int]) -> Array | Non
     each = arrays.zeros(level, (rows, level.shape[1], groups // max(1, level.shape[1])), dtypes.f64)
     each[...] = arrays.cast(level, dtypes.f64)[:, :, None]
     return each.reshape(rows * groups)
-
-
-def _best(
-    members: Array, lo: Array, hi: Array, fmt: Format, grids: list[_Grid], levels: list[Array | None], method: str
-) -> _Fit:
-    """The rounding with the least error for each group."""
-    chosen = len(grids) > 1 or (fmt.table == "group" and grids[0].rows is None)
-    compare = method == "mse" or chosen
-    middle = (lo + hi) / 2 if fmt.zero == "offset" else 0.0
-
-    def fit(grid: _Grid, shrink: Array | float) -> _Fit:
-        ends = middle + (lo - middle) * shrink, middle + (hi - middle) * shrink
-        return _fit(members, *ends, fmt, grid, levels, shrink, compare)
-
-    best: _Fit | None = None
-    for which, grid in enumerate(grids):
-        found = fit(grid, 1.0)
-        if method == "mse":
-            for shrink in (E8M0_COARSE if fmt.scale == "e8m0" else COARSE)[1:]:
-                found = _better(found, fit(grid, shrink))
-            coarse = found.shrink
-            for factor in () if fmt.scale == "e8m0" else FINE:
-                found = _better(found, fit(grid, (coarse * factor).clip(max=1.0)))
-        if chosen:
-            found = replace(found, grid=arrays.numbers(lo, lo.shape[0]) * 0 + which)
-        best = found if best is None else _better(best, found)
-    assert best is not None
-    return best
-
-
-def _better(a: _Fit, b: _Fit) -> _Fit:
-    """For each group the rounding with the smaller error, `a` of equals; its arrays are those of `a`, changed."""
-    assert a.error is not None and b.error is not None
-    better = b.error < a.error
-    shrink = arrays.where(better, b.shrink, a.shrink)
-    for ours, theirs in ((a.patterns, b.patterns), (a.scales, b.scales), (a.zeros, b.zeros), (a.error, b.error)):
-        if ours is not None and theirs is not None:
-            arrays.bits(ours)[better] = arrays.bits(theirs)[better]
-    if a.grid is not None and b.grid is not None:
-        a.grid[better] = b.grid[better]
-    return replace(a, shrink=shrink)
-
-
-def _fit(
-    members: Array,
-    lo: Array,
-    hi: Array,
-    fmt: Format,
-    grid: _Grid,
-    levels: list[Array | None],
-    shrink: Array | float,
-    compare: bool,
-) -> _Fit:
-    """Rounds scales, then zero points, then weights, for the ends lo and hi of the groups."""
-    scales = _scales(lo, hi, fmt, grid, levels[0])
-    s = _widened(scales, levels[0])
-    steps = s + (s == 0)  # a divisor: 1 where the scale is 0
-    zeros: Array | None = None
-    places = members / steps[:, None]
-    if fmt.zero == "int":
-        zeros = (grid.bottom - lo / steps).round().clip(fmt.code.low, fmt.code.high)
-        places = places + zeros[:, None]
-        zeros = arrays.cast(zeros, fmt.code)
-    elif fmt.zero == "float":
-        zeros = _rounded("zero point", grid.bottom - lo / steps, fmt.scale_dtype)
-        places = places + arrays.cast(zeros, dtypes.f64)[:, None]
-    elif fmt.zero == "offset":
-        zeros = _narrowed("offset", lo - grid.bottom * s, fmt, levels[1])
-        places = (members - _widened(zeros, levels[1])[:, None]) / steps[:, None]
-    patterns = grid.nearest(places)
-    error = None
-    if compare:
-        off = grid.values(patterns) * s[:, None] - members
-        if fmt.zero is not None and zeros is not None:
-            z = _widened(zeros, levels[1] if fmt.zero == "offset" else None)
-            off = off + (z if fmt.zero == "offset" else -z * s)[:, None]
-        error = (off * off).sum(1)
-    return _Fit(patterns, scales, zeros, shrink, error)
-
-
-def _scales(lo: Array, hi: Array, fmt: Format, grid: _Grid, level: Array | None) -> Array:
-    """The stored scales."""
-    if fmt.scale != "e8m0":
-        return _narrowed("scale", _reach(lo, hi, fmt, grid), fmt, level)
-    if fmt.zero is None:
-        largest = hi.clip(min=-lo)
-        exponent = arrays.frexp(largest)[1] - arrays.frexp(grid.top)[1]
-    else:
-        largest = _reach(lo, hi, fmt, grid)
-        mantissa, exponent = arrays.frexp(largest)
-        exponent = exponent - 1 * (mantissa == 0.5)
-    exponent = arrays.where(largest > 0, exponent, -127)
-    at = arrays.first(exponent > 127)
-    if at is not None:
-        _refuse_overflow("scale", 2.0 ** float(exponent[at]), dtypes.e8m0)
-    patterns = arrays.cast(exponent.clip(min=-127) + 127, dtypes.u8)
-    return patterns.view(arrays.native(patterns, dtypes.e8m0))
-
-
-def _narrowed(name: str, values: Array, fmt: Format, level: Array | None) -> Array:
-    """Scales or offsets over their second level, in the scale's dtype: the nearest, no more than the largest."""
-    if fmt.scale not in LARGEST_SCALE:
-        return _rounded(name, values, fmt.scale_dtype)
-    inner = values if level is None else values / (level + (level == 0))
-    if fmt.scale == "i8":
-        return arrays.cast(inner.round().clip(-127, 127), dtypes.i8)
-    at = arrays.first(abs(inner) >= E4M3_LIMIT) if level is None else None
-    if at is not None:
-        _refuse_overflow(name, float(values[at]), fmt.scale_dtype)
-    patterns = CODE_TYPES["e4m3"].encode(inner)
-    return patterns.view(arrays.native(patterns, fmt.scale_dtype))
-
-
-def _widened(stored: Array, level: Array | None) -> Array:
-    """Stored scales or offsets in float64, times their second level; exact."""
-    wide = arrays.cast(arrays.cast(stored, dtypes.f32), dtypes.f64)
-    return wide if level is None else wide * level
-
-
-def _rounded(name: str, values: Array, dtype: DType) -> Array:
-    """`values` in `dtype`, through float32, as torch converts. Raises ARGUMENT_INVALID where they overflow it."""
-    rounded = arrays.cast(arrays.cast(values, dtypes.f32), dtype)
-    at = arrays.first(~(abs(arrays.cast(rounded, dtypes.f32)) < math.inf))
-    if at is not None:
-        _refuse_overflow(name, float(values[at]), dtype)
-    return rounded
-
-
-def _refuse_overflow(name: str, value: float, dtype: DType) -> None:
-    raise LowbitvmError(
-        "ARGUMENT_INVALID",
-        f"the weights need a {name} of {value:.6g}, beyond {dtype}",
-        'use scale="f32", or scale the weights down',
-    )

@@ -10,6 +10,12 @@ from lowbitvm.layout import Layout
 
 KIB = 1024
 LATENCY_NS = 800  # of DRAM
+L2_BYTES = 64  # a clock and SM, between the L2 cache and an SM. Source: NVIDIA A100 whitepaper, 2020
+# Of 261 to 273 cycles on A100, H100 and RTX 4090. Source: Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU
+# Architecture, arXiv 2402.13499, section 4
+L2_LATENCY_NS = 200
+LAUNCH_US = 2.0  # from the end of one kernel to the first instruction of the next on a stream, of any size
+OVERHEAD_US = LAUNCH_US + 2 * LATENCY_NS / 1e3  # and the first load and the last store
 
 
 @dataclass(frozen=True)

@@ -122,12 +122,6 @@ def joined_bytes(tile: Tile, fmt: Format, weights: int) -> int:
     return 2 * UNIT_K * (16 * tile.bm + weights * tile.bn * (fmt.bits + 1)) // 8
 
 
-def joins(tile: Tile, fmt: Format, target: Target | None) -> bool:
-    """Whether shared memory has room for two units of UNIT_K, and codebooks where there are any."""
-    room = SMALLEST_SHARED if target is None else target.shared_per_block
-    return joined_bytes(tile, fmt, 1) + TABLE_BYTES * (fmt.code.kind == "table") <= room
-
-
 def staged_bytes(tile: Tile, fmt: Format, weights: int = 1) -> int:
     """Shared memory of all stages, scales and zero points included, at most; those of 8 bits also lie there as f32."""
     stored = [dtype.bits for dtype in (fmt.scale_dtype, fmt.zero_dtype) if dtype is not None]
@@ -203,11 +197,15 @@ def keeps_busy(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> boo
 
 def bytes_ahead(tile: Tile, fmt: Format, weights: int = 1) -> int:
     """Bytes of codes of one block that are on their way while it multiplies others."""
+    return weights * tile.bn * k_ahead(tile, fmt) * fmt.bits // 8
+
+
+def k_ahead(tile: Tile, fmt: Format) -> int:
+    """k whose codes are on their way while a block multiplies others."""
     unit = unit_k(tile, fmt)
     slots = max(2, -(-tile.stages * tile.bk // unit))
     staged = slots - (2 if unit > tile.bk and slots >= 4 else 1)  # units, of which two may share a wait
-    ahead = tile.direct or staged * unit
-    return weights * tile.bn * ahead * fmt.bits // 8
+    return tile.direct or staged * unit
 
 
 def blocks_per_sm(tile: Tile, fmt: Format, target: Target, weights: int = 1) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbitvm import arrays, dtypes, targets
+from lowbitvm.digitplan import token_format
 from lowbitvm.digits import BASES
 from lowbitvm.dtypes import Array, DType, bf16, f16, f32, i32
 from lowbitvm.errors import LowbitvmError
@@ -155,7 +156,7 @@ def compile_matmul(
     m, k: rows of activations, and in_features, that the tile is chosen for; n: out_features, for which blocks share out
     k where there are too few of them (None: they do not); `parts` of the tile (see
     `lowbitvm.plan.DigitTile`) replace the chosen ones. scaled: both sides have scales, and the output is in f16.
-    activations: their format, by default one with a scale for each token, or none where not scaled.
+    activations: their format, by default that of `lb.linear`, or one without scales where not scaled.
     dependent: launches start while the kernel before them still runs, on sm_90 and later; see `Kernel.compile`.
     Raises FORMAT_INVALID, TARGET_UNKNOWN, KERNEL_UNSUPPORTED, TILE_INVALID, SHARED_MEMORY_EXCEEDED.
     """
@@ -164,8 +165,7 @@ def compile_matmul(
     if act is None:
         raise LowbitvmError("FORMAT_INVALID", f"{fmt} does not say what it is multiplied with", 'add act, as "i8"')
     fmt = fmt.in_digits
-    of_token = Format(act, "channel", scale="f32", digits=fmt.digits)
-    sides = (activations or (of_token if scaled else Format(act, digits=fmt.digits)), fmt)
+    sides = (activations or (token_format(fmt) if scaled else Format(act, digits=fmt.digits)), fmt)
     groups = tuple(side.group for side in sides if scaled and isinstance(side.group, int))
     tile = replace(tile_for((m, n, k), sides, targets.get(target), groups), **parts)
     variant = Variant(
@@ -353,7 +353,8 @@ def rank_one(a: PackedDigits, w: PackedDigits, gate: PackedDigits | None = None)
     """The kernel's arguments of numbers for each row of a matrix, (rows, groups), and sums of the smallest group."""
     group = smallest_group(a, w)
     sides = {"a": a, "w": w} | ({} if gate is None else {"gate": gate})
-    found = {f"{name}_sums": sums_for(side, group) for name, side in sides.items()}
+    whole = {name: side for name, side in sides.items() if group is None or group % max(1, side.summed) == 0}
+    found = {f"{name}_sums": sums_for(side, group) for name, side in whole.items()}  # of others none are needed
     for name, side in sides.items():
         for part, array in (("zeros", side.zeros), ("scales", side.scales)):
             if array is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lowbitvm import targets
+from lowbitvm.digitplan import token_format
 from lowbitvm.digits import COLUMNS, columns_per_row
 from lowbitvm.dtypes import get
 from lowbitvm.formats import Format
@@ -19,7 +20,7 @@ from lowbitvm.quantize import quantize
 from lowbitvm.runtime import model
 from lowbitvm.runtime.integer import run_matmul, tile_for
 from lowbitvm.runtime.model import Work
-from lowbitvm.runtime.quantise import Steps, empty_activations, run_quantise, token_format, variant_of
+from lowbitvm.runtime.quantise import Steps, empty_activations, run_quantise, variant_of
 
 QUANTISER, PRODUCT = "quantiser", "product"
 

@@ -17,7 +17,7 @@ from lowbitvm import targets
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.runtime.pipes import PIPES, SUB_CORES, cycles, kind_of
 from lowbitvm.runtime.together import Machine, assemble_together
-from lowbitvm.targets import LATENCY_NS, Gpu, Target
+from lowbitvm.targets import L2_BYTES, L2_LATENCY_NS, LATENCY_NS, OVERHEAD_US, Gpu, Target
 
 if TYPE_CHECKING:
     from lowbitvm.runtime.emulator import Report
@@ -245,13 +245,6 @@ def _copies(blocks: list[SassBlock], came_from: dict[int, PtxBlock]) -> dict[int
 
 # -- how long it takes -------------------------------------------------------------------------------------------------
 
-L2_BYTES = 64  # a clock and SM, between the L2 cache and an SM. Source: NVIDIA A100 whitepaper, 2020
-# Of 261 to 273 cycles on A100, H100 and RTX 4090. Source: Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU
-# Architecture, arXiv 2402.13499, section 4
-L2_LATENCY_NS = 200
-LAUNCH_US = 2.0  # from the end of one kernel to the first instruction of the next on a stream, of any size
-OVERHEAD_US = LAUNCH_US + 2 * LATENCY_NS / 1e3  # and the first load and the last store
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -300,7 +293,7 @@ def predict(work: Work, gpu: Gpu | None = None) -> Prediction:
     busy |= {name: total / SUB_CORES for name, total in pipes.items() if name != "shared"}
     limits = {name: total * share / clock for name, total in busy.items()}
     limits["chain"] = work.waits / warps * -(-most // resident) / clock
-    flying = min(most, resident) * work.in_flight * min(gpu.sms, work.blocks) / LATENCY_NS  # GB/s
+    flying = min(work.blocks, resident * gpu.sms) * work.in_flight / LATENCY_NS  # GB/s
     traffic = work.traffic - (work.exchanged if work.exchanged <= 1e6 * gpu.l2_mb else 0)
     reached = gpu.dram_gbs * gpu.dram_share
     limits["memory"] = traffic / (1e3 * (min(reached, flying) if flying else reached))  # 0: nothing is loaded

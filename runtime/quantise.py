@@ -175,13 +175,6 @@ def _quantised(x: Array, fmt: Format, sums: int | None, steps: Steps) -> PackedD
     return made
 
 
-def token_format(weights: Format) -> Format:
-    """What `lb.linear` rounds activations to, unless told otherwise, before it multiplies them with integer weights."""
-    assert weights.act is not None
-    fmt = Format(weights.act, "channel", scale="f32", digits=weights.in_digits.digits)
-    return replace(fmt, zero="int" if fmt.code.kind == "uint" else None)
-
-
 def empty_activations(x: Array, fmt: Format, sums: int | None = None) -> PackedDigits:
     """Activations in the shape of x (m, in_features), for a kernel to fill, with sums of so many in_features."""
     rows, columns = map(int, x.shape)

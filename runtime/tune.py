@@ -23,7 +23,7 @@ from lowbitvm.runtime.search import MARGIN, MEASURED, MODEL_SHARE, Config, searc
 from lowbitvm.runtime.trials import TOLERANCE, mismatch
 from lowbitvm.runtime.tuned import Record
 from lowbitvm.runtime.work import assemble_all, linear_work
-from lowbitvm.targets import Gpu
+from lowbitvm.targets import OVERHEAD_US, Gpu
 from lowbitvm.tile import MOST_SPLITS, SHORTEST_STREAM, Tile, direct_k
 
 LONGEST_S = 0.5  # of measuring one tile
@@ -111,7 +111,7 @@ def predicted_us(layer: Layer, tile: Tile, gpu: Gpu) -> float | None:
 def least_us(layer: Layer, gpu: Gpu) -> float:
     """What no tile can be faster than: the weights' way through the memory."""
     weights = (1 + layer.gate) * sum(stored_bytes(layer.format, layer.n, layer.k).values())
-    return model.OVERHEAD_US + weights / (1e3 * gpu.dram_gbs * gpu.dram_share)
+    return OVERHEAD_US + weights / (1e3 * gpu.dram_gbs * gpu.dram_share)
 
 
 def model_linear(layer: Layer, gpu: Gpu, budget_s: float | None = None) -> Record:

@@ -24,7 +24,7 @@ from lowbitvm.runtime.launch import launch
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.linear import compile_linear
 from lowbitvm.runtime.model import Work
-from lowbitvm.tile import SPLIT_K, Tile
+from lowbitvm.tile import SPLIT_K, Tile, k_ahead
 
 SHORT_K = 6 * SPLIT_K  # of a block: whole turns of loops over 2, 3, 4, 6 and 8 stages of 64 or 128
 
@@ -62,10 +62,13 @@ def linear_work(layer: Layer, tile: Tile) -> Work:
     tiles, size = -(-m // tile.bm) * -(-n // tile.bn), get(layer.act).bits // 8
     weights = (1 + layer.gate) * sum(stored_bytes(layer.format, n, k).values()) + (4 * k if layer.permuted else 0)
     partials = 4 * (1 + layer.gate) * tile.splits * tiles * tile.bm * tile.bn if tile.splits > 1 else 0
+    traffic, blocks = weights + size * m * (k + n) + 2 * partials, tiles * tile.splits
+    part = -(-k // (SPLIT_K * tile.splits)) * SPLIT_K if tile.splits > 1 else k
     return replace(
         _combined((tiles, work)),
-        blocks=tiles * tile.splits,
-        traffic=weights + size * m * (k + n) + 2 * partials,
+        blocks=blocks,
+        traffic=traffic,
+        in_flight=traffic / blocks * min(1, k_ahead(tile, layer.format) / part),  # of memory's bytes: the rest is L2's
         exchanged=partials,
         round_trips=2 + tile.splits if tile.splits > 1 else 0,  # the sums' way out, the counter, each split's way back
     )

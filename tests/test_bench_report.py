@@ -193,6 +193,16 @@ def test_a_file_that_holds_no_run_is_an_error(tmp_path: Path) -> None:
     assert "say what to write" in invoke("report", file).output
 
 
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="plots need matplotlib")
+@pytest.mark.parametrize("run", [{"static": [1]}, {"static": {"rows": 3}}, {"compile": [1]}, {"model": [{"gpu": 1}]}])
+def test_a_file_that_holds_other_rows_than_those_of_bench_is_an_error(tmp_path: Path, run: dict[str, Any]) -> None:
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(run))
+    assert "ARGUMENT_INVALID" in invoke("report", file, "--html", tmp_path / "page.html").output
+    file.write_text('"text"')
+    assert "ARGUMENT_INVALID" in invoke("diff", file, file).output
+
+
 def test_packing_is_measured_for_floats_codebooks_and_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("N", "K"):
         monkeypatch.setattr(packing, name, 256)

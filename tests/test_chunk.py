@@ -38,17 +38,14 @@ def test_the_search_finds_the_layout_in_the_table(shape):
 
 
 @pytest.mark.parametrize("shape", sorted(synthesis.ANNEALED))
-def test_layouts_by_annealing_come_nearer_to_the_aims_than_what_the_search_finds(shape):
+def test_layouts_by_annealing_come_nearer_to_the_aim_than_what_the_search_finds_or_take_less_in_all(shape):
     code = SHAPES[shape]
     found, annealed = (
-        sum(
-            max(0, sum(cost(layout_decoder(code, act, layout)).values()) - aim)
-            for act, aim in (("f16", 50), ("bf16", 66))
-            if held_by(code, act)
-        )
+        {act: sum(cost(layout_decoder(code, act, layout)).values()) for act in ("f16", "bf16") if held_by(code, act)}
         for layout in (synthesis.layout(code), chunk.layouts(shape, code.bits))
     )
-    assert annealed < found
+    first, second = ((max(0, costs.get("f16", 0) - 49), sum(costs.values())) for costs in (annealed, found))
+    assert first < second
 
 
 @pytest.mark.parametrize("shape", [shape for shape, code in SHAPES.items() if code.kind == "float"])

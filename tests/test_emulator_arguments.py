@@ -82,6 +82,42 @@ def test_a_pointer_into_an_array_is_an_argument_too() -> None:
     assert report.counters.arrays[0].size == 32
 
 
+SUMS = f"""{HEADER}.visible .entry k(.param .u64 table, .param .u64 y)  // y[i] = sum over n of table[n][i]
+{{
+    .reg .pred %p; .reg .b32 %r<6>; .reg .b64 %d<6>;
+    ld.param.u64 %d1, [table]; ld.param.u64 %d2, [y]; mov.u32 %r1, %tid.x; mul.wide.u32 %d3, %r1, 4;
+    mov.u32 %r2, 0; mov.u32 %r3, 0;
+NEXT:
+    ld.global.u64 %d4, [%d1]; add.s64 %d4, %d4, %d3; ld.global.u32 %r4, [%d4]; add.u32 %r3, %r3, %r4;
+    add.s64 %d1, %d1, 8; add.u32 %r2, %r2, 1; setp.lt.u32 %p, %r2, 3;
+    @%p bra NEXT;
+    add.s64 %d2, %d2, %d3; st.global.u32 [%d2], %r3;
+    ret;
+}}
+"""
+
+
+def test_a_table_of_addresses_lies_in_memory() -> None:
+    x, y = np.arange(96, dtype=np.uint32).reshape(3, 32), np.zeros(32, np.uint32)
+    rows = {8 * n: row for n, row in enumerate(x)}
+    module = emulator.load(SUMS)
+    report = module.launch("k", (1,), (32,), [emulator.pointer(emulator.struct(bytes(24), rows)), emulator.output(y)])
+    np.testing.assert_array_equal(y, x.sum(0))
+    assert [(key, array.read) for key, array in report.counters.arrays.items() if key != 1] == [
+        ((0, 0), 128),
+        ((0, 8), 128),
+        ((0, 16), 128),
+        (0, 32 * 24),
+    ]
+    with pytest.raises(emulator.EmulatorError) as short:
+        module.launch("k", (1,), (32,), [emulator.pointer(emulator.struct(bytes(16), {0: x[0], 8: x[1]})), y])
+    assert short.value.finding.kind == "out_of_bounds_global"
+    tables = [emulator.pointer(emulator.struct(bytes(size), rows)) for size in (24, 128)]
+    with pytest.raises(emulator.EmulatorError) as written:
+        module.launch("k", (1,), (32,), tables)
+    assert written.value.finding.kind == "read_only"
+
+
 def test_an_overrun_of_a_module_variable_is_said_to_be_one() -> None:
     text = f"""{HEADER}.global .align 4 .u32 table[4];\n.visible .entry k()
     {{ .reg .b32 %r; .reg .b64 %d; mov.u64 %d, table; ld.global.u32 %r, [%d+16]; ret; }}"""
@@ -98,6 +134,7 @@ X = np.zeros(8, np.uint32)
         (lambda: emulator.pointer(X, 33), "byte 33 of an array of 32"),
         (lambda: emulator.pointer(X, -1), "byte -1 of an array of 32"),
         (lambda: emulator.pointer("x"), "a pointer is to a str"),
+        (lambda: emulator.pointer(emulator.struct(bytes(16), {}), 17), "byte 17 of an array of 16"),
         (lambda: emulator.struct(bytes(24), {17: X}), "byte 17 of a struct of 24 bytes"),
         (lambda: emulator.struct(bytes(24), {-8: X}), "byte -8 of a struct of 24 bytes"),
         (lambda: emulator.struct(bytes(24), {0: X, 4: X}), "bytes 0 and 4 of a struct"),
@@ -118,3 +155,11 @@ def test_what_does_not_fit_is_refused(make, problem: str) -> None:
 
 def launch(argument: object) -> None:
     emulator.load(ADD).launch("k", (1,), (32,), [argument])
+
+
+@pytest.mark.parametrize("shared", [-1, 227 * 1024 - 63, 1 << 50])
+def test_more_shared_memory_than_any_gpu_has_is_refused(shared: int) -> None:
+    text = f"{HEADER}.visible .entry k()\n{{ .shared .b8 own[64]; ret; }}\n"
+    emulator.load(text).launch("k", (1,), (32,), [], shared=227 * 1024 - 64)
+    with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID.*use 232448 in all"):
+        emulator.load(text).launch("k", (1,), (32,), [], shared=shared)

@@ -755,16 +755,35 @@ def test_codes_of_few_bits_follow_the_exact_model(arch: str, kind: str, bits: in
     )
 
 
-def chain_kernel(length: int) -> str:
-    """Block t adds `length` products of m16n8k16 of f16 to tile t of C, one after another."""
+def chain_kernel(length: int, one_b: bool) -> str:
+    """Block t adds `length` products of m16n8k16 of f16 to tile t of C, by the same B or each by its own."""
     name, a, b, c = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", range(4), range(2), braces("c", 4)
     text = kernel("PRODUCT", (4 * length, 2 * length, 4), target="sm_80").replace(".version 9.1", ".version 8.0")
     text = text.replace("%a<9>", f"%a<{4 * length}>").replace("%b<5>", f"%b<{2 * length}>")
     products = [
-        f"{name} {c}, {{{', '.join(f'%a{4 * j + n}' for n in a)}}}, {{{', '.join(f'%b{2 * j + n}' for n in b)}}}, {c};"
+        f"{name} {c}, {{{', '.join(f'%a{4 * j + n}' for n in a)}}}, "
+        f"{{{', '.join(f'%b{n if one_b else 2 * j + n}' for n in b)}}}, {c};"
         for j in range(length)
     ]
     return re.sub("PRODUCT.*;", "\n".join(products), text)
+
+
+def check_chain(a: Array, b: Array, c: Array, one_b: bool = False, **options: Any) -> None:
+    """Products of a (tile, j, 16, 16) and b (tile, j, 8, 16) added to c one after another, against the exact model."""
+    tiles, length = a.shape[:2]
+    parts = [fragments(a[:, j], b[:, j], c, ("f16", "f16")) for j in range(length)]
+    d, scales = parts[0][2].copy(), np.zeros((tiles, 32, 2), np.uint32)
+    arguments = [*(np.concatenate([part[n] for part in parts], axis=2) for n in range(2)), d, scales]
+    emulator.load(chain_kernel(length, one_b)).launch("k", (tiles,), (32,), arguments, **options)
+    unit = unit_of("sm_80", "f16", 16)
+
+    def expected(t: int, m: int, n: int) -> float:
+        value = float(c[t, m, n])
+        for j in range(length):
+            value = edge_model(a[t, j, m], b[t, j, n], value, "f16", unit, "f32")
+        return value
+
+    check(matrix_of(d.view(np.float32)), 150, expected)
 
 
 @pytest.mark.parametrize(("checks", "schedule"), [("none", "random"), ("none", "round_robin"), ("all", "random")])
@@ -778,21 +797,29 @@ def test_chains_of_codes_follow_the_exact_model(checks: str, schedule: str, spre
     c[0], c[1] = 0, c[1] * 2.0**30
     c[2, 9, 1], c[6], b[6] = np.inf, c[6] * 2.0**-100, 0
     a[3, 2, 7, 5], a[4, 3, 12, 9], b[5, 4, 6, 11], b[7, 1] = 2.0**-13, -(2.0**-20), np.inf, 0
-    parts = [fragments(a[:, j], b[:, j], c, ("f16", "f16")) for j in range(length)]
-    d = parts[0][2].copy()
-    arguments = [*(np.concatenate([part[n] for part in parts], axis=2) for n in range(2)), d]
-    module = emulator.load(chain_kernel(length))
-    scales = np.zeros((tiles, 32, 2), np.uint32)
-    module.launch("k", (tiles,), (32,), [*arguments, scales], checks=checks, schedule=schedule)
-    unit = unit_of("sm_80", "f16", 16)
+    check_chain(a, b, c, checks=checks, schedule=schedule)
 
-    def expected(t: int, m: int, n: int) -> float:
-        value = float(c[t, m, n])
-        for j in range(length):
-            value = edge_model(a[t, j, m], b[t, j, n], value, "f16", unit, "f32")
-        return value
 
-    check(matrix_of(d.view(np.float32)), 150, expected)
+@pytest.mark.parametrize("extreme", [2.0**39, 2.0**41, 2.0**127, 2.0**-59, 2.0**-61, np.inf, np.nan])
+def test_codes_are_added_to_extreme_sums(extreme: float) -> None:
+    """Rows of zeros, where nothing is cut, are among them."""
+    rng, tiles, length = np.random.default_rng(0), 2, 3
+    a = (rng.integers(0, 16, (tiles, length, 16, 16)) * 2.0**-21 * (np.arange(16) % 4 > 0)[:, None]).astype(np.float16)
+    c = np.full((tiles, 16, 8), extreme, np.float32) * rng.choice([-1, 1], (tiles, 16, 8)).astype(np.float32)
+    c[1, ::3] = 0
+    check_chain(a, draw(rng, (tiles, length, 8, 16), "f16", 0), c, checks="none")
+
+
+@pytest.mark.parametrize("one_b", [True, False])
+@pytest.mark.parametrize("spread", [0, 4, 8])
+def test_chains_that_add_up_rows_follow_the_exact_model(spread: int, one_b: bool) -> None:
+    """Also where not all are by ones, C differs by column, or something is infinite, next to nothing or huge."""
+    rng, tiles, length = np.random.default_rng(spread), 7, 4
+    a, b = draw(rng, (tiles, length, 16, 16), "f16", spread), np.ones((tiles, length, 8, 16), np.float16)
+    c = np.repeat(draw(rng, (tiles, 16, 1), "f32", spread), 8, axis=2)
+    c[0], c[1, 4], c[2, 5, 3], c[3, 7], c[4, 2] = 0, 2.0**-110, 1, np.inf, 2.0**110
+    b[5, slice(None) if one_b else 2, 4, 9], a[6, 1, 3, 3], a[6, 2, 8] = 2, np.inf, 0
+    check_chain(a, b, c, one_b, checks="none")
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

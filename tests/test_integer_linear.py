@@ -144,6 +144,17 @@ def test_a_layer_rounds_x_and_multiplies_integers(
         )
 
 
+@pytest.mark.parametrize("target", ["sm_75", "sm_90a"])
+def test_groups_of_x_may_be_shorter_than_the_weights(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16. Where neither zero points nor offsets need the weight's sums, it has none of such groups."""
+    w = lb.quantize(torch.randn(40, 256), lb.Format("i4", group=128, act="i8"))
+    x, found = torch.randn(5, 256).bfloat16(), []
+    for device in ("", f"emulator:{target}"):
+        monkeypatch.setenv("LOWBITVM_DEVICE", device)
+        found.append(lb.linear(x, w, x_format="i8,group=32"))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("shape", [(0, 64), (3, 0, 64), (64,)])
 def test_any_shape_of_x_goes_through_a_layer(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     weight = layer("i4,group=channel,act=i8", 16, 64)[0]

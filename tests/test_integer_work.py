@@ -5,10 +5,11 @@ import pytest
 
 import lowbitvm as lb
 from lowbitvm import targets
+from lowbitvm.digitplan import token_format
 from lowbitvm.runtime import model
 from lowbitvm.runtime.integer import run_matmul
 from lowbitvm.runtime.integer_work import PRODUCT, QUANTISER, integer_works
-from lowbitvm.runtime.quantise import empty_activations, run_quantise, token_format
+from lowbitvm.runtime.quantise import empty_activations, run_quantise
 
 
 @pytest.mark.parametrize(

@@ -646,10 +646,26 @@ def test_every_cast_assembles_for_every_target(target):
         tiles = {tensor.dtype: lb.load(tensor, (0,), (32,)) for tensor in (a, b, c, d)}
         for tensor in (a, b, d):
             lb.store(c, (0,), tiles[tensor.dtype].to(lb.f32))
-            if target != "sm_75" or tensor.dtype != lb.bf16:  # sm_75 rounds to no bf16
-                lb.store(tensor, (0,), tiles[lb.f32].to(tensor.dtype))
+            lb.store(tensor, (0,), tiles[lb.f32].to(tensor.dtype))
 
     assert compile_program(casts.trace(), target, 1).cubin
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+def test_floats_are_rounded_to_bf16_to_nearest_even(target):
+    @lb.kernel(x=("n", lb.f32), y=("n", lb.bf16))
+    def rounded(x, y):
+        lb.store(y, (0,), lb.load(x, (0,), (4096,)).to(lb.bf16))
+
+    bits = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
+    bits[:1024] = bits[:1024] & 0xFFFF0000 | 0x8000  # halves
+    bits[:8] = 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001, 0x80000000
+    x, y = bits.view(np.float32), np.zeros(4096, ml_dtypes.bfloat16)
+    report = lb.launch(compile_program(rounded.trace(), target, 4), (1,), {"x": x, "y": y}, checks="all")
+    numbers = ~np.isnan(x)
+    expected = np.where(numbers, x, 0).astype(ml_dtypes.bfloat16)
+    assert not report.findings and np.isnan(y[~numbers]).all()
+    assert np.array_equal(y[numbers].view(np.uint16), expected[numbers].view(np.uint16))
 
 
 def test_the_interpreter_refuses_arrays_of_another_dtype():

@@ -72,8 +72,8 @@ def problems(draw):
 @given(problems())
 def test_splits_and_epilogues_agree_with_float64(problem):
     m, n, k, act, out = (problem[name] for name in ("m", "n", "k", "act", "out"))
-    if problem["target"] == "sm_75":  # has no bf16
-        act, out = "f16", "f16" if out == "bf16" else out
+    if problem["target"] == "sm_75":  # multiplies no bf16
+        act = "f16"
     rng = np.random.default_rng(problem["seed"])
     w, gate = weight_of(rng, n, k), weight_of(rng, n, k) if problem["gated"] else None
     x = rng.standard_normal((m, k)).astype(FLOATS[act])
@@ -103,8 +103,7 @@ def test_functions_keep_what_is_not_finite_out_of_the_finite():
 def test_a_long_k_is_shared_out_where_its_tiles_leave_sms_without_work(target):
     tile = linear_plan(8, 4096, 8192, FMT, target)
     blocks = 4096 // tile.bn * tile.splits
-    assert blocks >= 0.75 * target.gpu.sms
-    # each SM has the bytes on their way that keep the memory busy, as far as k is long enough
+    # the bytes on their way keep the memory busy, as far as k is long enough
     busy = blocks / target.gpu.sms * bytes_ahead(tile, FMT) >= 0.7 * target.bytes_in_flight
     assert busy or tile.splits == MOST_SPLITS
     assert linear_plan(8, 4096, SHORTEST_STREAM, FMT, target).splits == 1
@@ -154,10 +153,9 @@ def test_what_the_kernel_does_not_take_is_named(code, arguments):
     assert caught.value.code == code
 
 
-def test_bf16_is_refused_before_sm_80():
-    for options in ({"act": "bf16"}, {"out": "bf16"}):
-        with pytest.raises(lb.LowbitvmError, match=r"KERNEL_UNSUPPORTED.*bf16 on sm_75.*Fix: use f16"):
-            lb.compile_linear("u4", target="sm_75", cache=False, **options)
+def test_bf16_is_not_multiplied_before_sm_80():
+    with pytest.raises(lb.LowbitvmError, match=r"KERNEL_UNSUPPORTED.*bf16.* on sm_75"):
+        lb.compile_linear("u4", target="sm_75", cache=False, act="bf16")
 
 
 @pytest.mark.parametrize("fmt", ["u8,group=channel,zero=float", "u3,group=64,zero=int", "f6e3m2,group=32", "bp1"])

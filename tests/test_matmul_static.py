@@ -77,7 +77,7 @@ def test_large_tiles_do_many_products_per_instruction(weights: str, act: str, ba
     ],
 )
 def test_groups_take_few_instructions_and_no_spills(weights: str, act: str, m: int, most: float, target: str) -> None:
-    fmt = lb.Format.parse(weights)
+    fmt = lb.Format.parse(weights).in_digits
     activations = lb.Format.parse(f"{act},digits=s8")
     kernel = lb.compile_matmul(fmt, target=target, m=m, scaled=True, activations=activations, cache=False)
     assert kernel.spills == 0

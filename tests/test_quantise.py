@@ -89,6 +89,11 @@ def test_any_format_and_shape_is_the_rule_s(code, base, zero, scale, dtype, shap
     all_agree(activations(*shape, dtype), fmt, interpreted=False)
 
 
+@pytest.mark.parametrize("fmt", ["i8,zero=int", "i2,zero=int,digits=s4", "u3", "bp2,zero=int,digits=b1"])
+def test_activations_without_in_features_have_sums_of_zero(fmt: str) -> None:
+    assert not all_agree(activations(3, 0), f"{fmt},group=channel").sums.any()
+
+
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_every_target_follows_the_rule(target: str) -> None:
     for dtype in DTYPES:

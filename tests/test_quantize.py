@@ -189,6 +189,28 @@ def test_every_float_dtype_quantizes_like_its_float64_values(name: str, library:
         )
 
 
+@pytest.mark.parametrize("scale", ["f16", "f32", "e8m0"])
+@pytest.mark.parametrize("name", dtypes.CODE_TYPES)
+def test_float32_rounds_every_code_type_as_float64_does_ties_and_subnormals_included(name: str, scale: str) -> None:
+    rng = np.random.default_rng(len(name))
+    code = dtypes.CODE_TYPES[name]
+    values = np.arange(-8.0, 8) if code.values is None else code.values[np.isfinite(code.values)]
+    values = values / abs(values).max()
+    middles = (np.sort(values)[1:] + np.sort(values)[:-1]) / 2
+    weight = np.ldexp(rng.standard_normal((16, 128)), rng.integers(-24, 3, (16, 128)))
+    size = np.ldexp(rng.choice([1, rng.uniform(1, 2)], (8, 1)), rng.integers(-9, 0, (8, 1)))
+    weight[:8] = rng.choice(np.concatenate([values, middles, -middles]), (8, 128)) * size.astype(np.float32)
+    table = rng.choice(np.arange(-64, 64), (1, 1 << code.bits)).astype(np.float16) / 64 if code.values is None else None
+    for zero in (None, "int") if code.is_linear else (None,):
+        fmt = Format(name, 32, zero, scale, table=None if table is None else "tensor")
+        for dtype in (np.float16, ml_dtypes.bfloat16, np.float32):
+            rounded = weight.astype(dtype)
+            rounded = abs(rounded) if code.kind == "uint" and zero is None else rounded
+            ours = quantize(rounded, fmt, table=table).arrays
+            theirs = quantize(rounded.astype(np.float64), fmt, table=table).arrays
+            assert all(same_bits(array, theirs[part]) for part, array in ours.items()), (fmt, dtype)
+
+
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_an_all_zero_group_stays_zero_beside_others(fmt: Format) -> None:
     weight = weights(fmt, 3, 256, "normal", 0, seed=3)

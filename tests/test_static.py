@@ -483,7 +483,15 @@ def test_mistakes_of_usage_are_explained(tmp_path):
     assert "FORMAT_INVALID: Format dtype 'u9'" in run("--weights", "u9").output
     options = ["--quick", "--weights", "u4", "--tile", "8", "--no-peers"]
     result = run(*options, "--json", str(tmp_path / "none" / "file.json"))
-    assert result.exit_code == 1 and "cannot be written" in result.output
+    assert result.exit_code == 2 and "cannot be written" in result.output
+    assert "FORMAT_INVALID: Format group 'many'" in run(*options, "--group", "many").output
+
+
+@pytest.mark.parametrize("command", [["tune", "--export"], ["selftest", "--out"], ["bench", "--static", "--html"]])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, command):
+    for file, reason in ((tmp_path / "none" / "file", "there is no directory"), (tmp_path, "is a directory")):
+        result = CliRunner().invoke(main, [*command, str(file)])
+        assert result.exit_code == 2 and reason in result.output
 
 
 def test_the_script_is_the_command():

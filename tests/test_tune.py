@@ -19,7 +19,8 @@ from lowbitvm.runtime import linear, model, tune, tuned, work
 from lowbitvm.runtime.layer import Layer
 from lowbitvm.runtime.tuned import Database, Record, gpu_device
 from lowbitvm.runtime.work import linear_work
-from lowbitvm.tile import Tile
+from lowbitvm.targets import L2_LATENCY_NS, LATENCY_NS, OVERHEAD_US
+from lowbitvm.tile import Tile, k_ahead
 
 U4 = Format.parse("u4,group=128,zero=int")
 A100 = targets.gpu("a100")[1]
@@ -52,13 +53,25 @@ def test_two_short_k_give_the_counts_of_a_long_one(fmt: str, m: int, splits: int
     with call.shared(y) as shared:
         report = linear.launch(call.kernel, call.grid, arguments | shared, checks="none")
     whole = model.count(report)
-    for name in ("blocks", "threads", "shared", "in_flight"):
+    for name in ("blocks", "threads", "shared"):
         assert getattr(found, name) == getattr(whole, name), name
     for name in ("waits", "wavefronts", "sectors", "traffic"):
         assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=0.01), name
     assert found.instructions.total() == pytest.approx(whole.instructions.total(), rel=0.01)
     assert found.registers == pytest.approx(whole.registers, abs=2)  # the code of two splits stands for that of all
     assert (found.exchanged, found.round_trips) == ((4 * splits * tile.bm * 128, 2 + splits) if splits > 1 else (0, 0))
+
+
+@pytest.mark.parametrize(("m", "n", "splits"), [(3, 128, 1), (16, 128, 4), (16, 28672, 1)])
+def test_a_layer_takes_the_latency_of_its_memory_as_often_as_a_block_loads_ahead(m: int, n: int, splits: int) -> None:
+    layer = Layer(U4, m, n, 8192, "sm_80")
+    for tile in (replace(layer.plan, bm=8, bn=128, splits=splits, direct=direct) for direct in (128, 0)):
+        found = linear_work(layer, tile)
+        resident = found.target.blocks_per_sm(found.threads, found.registers, found.shared)
+        waves = max(1, found.blocks / (resident * found.target.gpu.sms))
+        latency = 8192 / splits / k_ahead(tile, layer.format) * waves * LATENCY_NS / 1e3
+        rates = replace(found.target.gpu, dram_gbs=10**6, l2_mb=0)
+        assert model.predict(found, rates).limits["memory"] == pytest.approx(latency)
 
 
 def test_what_blocks_exchange_is_read_from_l2_where_it_fits_and_takes_round_trips() -> None:
@@ -69,7 +82,7 @@ def test_what_blocks_exchange_is_read_from_l2_where_it_fits_and_takes_round_trip
     assert memory[0] / memory[1] == pytest.approx(1 - split.exchanged / split.traffic)
     assert 0.01 < split.exchanged / split.traffic < 0.1
     trips = model.predict(split, A100).overhead - model.predict(alone, A100).overhead
-    assert trips == pytest.approx((2 + 2) * model.L2_LATENCY_NS / 1e3)
+    assert trips == pytest.approx((2 + 2) * L2_LATENCY_NS / 1e3)
     little = replace(A100, l2_mb=0)
     assert model.predict(split, little).limits["memory"] == model.predict(alone, little).limits["memory"]
 
@@ -287,7 +300,7 @@ def test_every_record_that_ships_is_modelled_and_holds_a_legal_tile(file: Path) 
     for entry in table["entries"]:
         layer = Layer.of(entry["problem"], target.name)
         record = Record(**entry["record"])
-        assert entry["kind"] == "linear" and record.how == "modelled" and record.time_us > model.OVERHEAD_US
+        assert entry["kind"] == "linear" and record.how == "modelled" and record.time_us > OVERHEAD_US
         assert (layer.n, layer.k) in shapes and layer.problem == entry["problem"]
         assert layer.tile(record.config) is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 from lowbitvm import targets
 from lowbitvm.bench.modelled import least_us
 from lowbitvm.pack import as_format, stored_bytes
-from lowbitvm.runtime.model import LAUNCH_US
+from lowbitvm.targets import OVERHEAD_US
 
 INK, GRID, PAPER = "#010203", "#040506", "#070809"  # text, grid and background; see plots.ON_PAGE
 PALETTE = ("#3f83d0", "#e5832a", "#2e9f74", "#c25fb0", "#8b8f99", "#c9a21f", "#d1495b", "#5a6bd8")
@@ -196,7 +196,7 @@ def _lines(values: dict[int, float]) -> tuple[list[int], list[float]]:
 
 def _f16_us(row: dict[str, Any]) -> float:
     """The roofline's time of the layer with f16 weights, and a launch's."""
-    return LAUNCH_US + 2 * targets.LATENCY_NS / 1e3 + least_us(row["gpu"], None, row["m"], row["n"], row["k"])
+    return OVERHEAD_US + least_us(row["gpu"], None, row["m"], row["n"], row["k"])
 
 
 def _roofline(rows: Sequence[dict[str, Any]]) -> Drawing:

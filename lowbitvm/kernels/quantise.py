@@ -125,7 +125,8 @@ class _Rows:
         """What `put` has counted for in_features beyond x: they are zeros, `a` has no digits of their codes."""
         bk, k = self.shape[1], self.x.shape[1]
         blank = dsl.zeros((self.shape[0], 1)) if self.factor is None else self.factor * 0.0
-        return (_codes(blank, r, z, self.a.format.code) - self.a.offset) * ((k + (bk - 1)) // bk * bk - k)
+        counted = bk if self.whole else (k + (bk - 1)) // bk * bk  # the whole row even where x has no in_features
+        return (_codes(blank, r, z, self.a.format.code) - self.a.offset) * (counted - k)
 
     def _once(self, name: str, make: Callable[[], Value]) -> Value:
         """What is made of a chunk; of a whole row, which stays in registers, only the first time."""

@@ -39,21 +39,23 @@ def output(array: Array) -> Output:
 class Pointer:
     """The address of a device buffer's byte `offset`."""
 
-    target: Array | Output
+    target: "Array | Output | Struct"
     offset: int
 
 
-def pointer(array: Array | Output, offset: int = 0) -> Pointer:
+def pointer(array: "Array | Output | Struct", offset: int = 0) -> Pointer:
     """The address of byte `offset` of an array or `output(array)`, from 0 to its size.
 
-    The kernel may reach the whole array from there; a view of it would be a buffer that begins there. Raises
+    The kernel may reach the whole array from there; a view of it would be a buffer that begins there. The address of a
+    `struct(...)` is that of memory that holds it, which the kernel must not write: tables of addresses. Raises
     ARGUMENT_INVALID.
     """
     target = array.array if isinstance(array, Output) else array
-    if not isinstance(target, np.ndarray):
-        raise invalid(f"a pointer is to a {type(array).__name__}", "give it an array or output(array)")
-    if not 0 <= offset <= target.nbytes:
-        raise invalid(f"a pointer is to byte {offset} of an array of {target.nbytes}", "stay within the array")
+    if not isinstance(target, np.ndarray | Struct):
+        raise invalid(f"a pointer is to a {type(array).__name__}", "give it an array, output(array) or struct(...)")
+    size = len(target.data) if isinstance(target, Struct) else target.nbytes
+    if not 0 <= offset <= size:
+        raise invalid(f"a pointer is to byte {offset} of an array of {size}", "stay within the array")
     return Pointer(array, int(offset))
 
 
@@ -68,7 +70,7 @@ class Struct:
 def struct(
     template: bytes | bytearray | np.void | Array, pointers: Mapping[int | str, Array | Output | Pointer]
 ) -> Struct:
-    """A struct that a kernel takes by value, with addresses of device buffers in it.
+    """A struct that a kernel takes by value, or behind a `pointer`, with addresses of device buffers in it.
 
     `template`: its bytes, or a numpy scalar of a structured type with the layout of the struct; where the addresses
     stand, it may hold anything. `pointers`: by the byte offset or the name of the field ("outer.inner" of nested
@@ -169,8 +171,20 @@ class _Memory:
         buffer.stored |= stored
         return buffer.base + pointer.offset
 
-    def buffer(self, target: Array | Output, origin: Origin) -> Buffer:
-        array = target.array if isinstance(target, Output) else target
+    def contents(self, given: Struct, origin: Origin, stored: bool) -> bytearray:
+        """A struct's bytes, with the addresses in it."""
+        data = bytearray(given.data)
+        for place, (label, target) in given.pointers.items():
+            address = self.address(target, Origin(origin.number, origin.name + label, place), stored)
+            data[place : place + POINTER_BYTES] = address.to_bytes(POINTER_BYTES, "little")
+        return data
+
+    def buffer(self, target: Array | Output | Struct, origin: Origin) -> Buffer:
+        if isinstance(target, Struct):
+            array = np.array(self.contents(target, origin, True), np.uint8)
+            array.flags.writeable = False
+        else:
+            array = target.array if isinstance(target, Output) else target
         if not array.flags.c_contiguous:
             raise invalid(f"{origin} is not contiguous", "pass a contiguous copy")
         start = array.__array_interface__["data"][0]
@@ -200,10 +214,7 @@ def bind(
     for number, (arg, (variable, offset)) in enumerate(zip(args, program.params, strict=True)):
         value, stored = arg, number in program.stored
         if isinstance(arg, Struct):
-            value = bytearray(arg.data)
-            for place, (label, target) in arg.pointers.items():
-                address = memory.address(target, Origin(number, variable.name + label, place), stored)
-                value[place : place + POINTER_BYTES] = address.to_bytes(POINTER_BYTES, "little")
+            value = memory.contents(arg, Origin(number, variable.name), stored)
         elif isinstance(arg, Pointer | Output) or (isinstance(arg, np.ndarray) and arg.ndim):
             if variable.size != POINTER_BYTES:
                 problem = f"argument {number} is an array, {variable.name} a .{variable.type}"

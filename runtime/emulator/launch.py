@@ -27,6 +27,7 @@ except ImportError:
     CORE = None
 
 STEP_LIMIT = 1 << 40
+MOST_SHARED = 227 << 10  # bytes per block, of any GPU. Source: CUDA C++ Programming Guide, compute capabilities
 SCHEDULES = {"random": 0, "round_robin": 1, "adversarial": 2}
 COPIES = {"late": 0, "early": 1, "random": 2}
 NUMERICS = {"hw": 0, "bound": 1, "permute": 2}
@@ -92,6 +93,7 @@ class Module:
         variables = [(v.name, array) for v, array in zip(self.syntax.globals, self.globals, strict=True)]
         buffers, params = bind(program, args, variables)
         mask = _check_mask(checks)
+        _check_shared(program, shared)
         shared += program.static_shared
         config = [*grid3, *block3, shared, mask, on_finding == "collect"]
         config += [_choice(numerics, NUMERICS, "numerics"), _capability(self.syntax.target, arch or self.syntax.target)]
@@ -194,6 +196,13 @@ def _check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
         raise invalid(f"{kernel.name} has .maxntid {most}, the block is {block}", "launch it with fewer threads")
     if kernel.required_block not in (None, block):
         raise invalid(f"{kernel.name} requires a block of {kernel.required_block}, not {block}", "launch it with that")
+
+
+def _check_shared(program: Program, dynamic: int) -> None:
+    """Raises ARGUMENT_INVALID beyond MOST_SHARED: what a kernel does with more says nothing about any GPU."""
+    if not 0 <= dynamic <= MOST_SHARED - program.static_shared:
+        asked = f"{dynamic} bytes of dynamic shared memory beside {program.static_shared} of the kernel's own"
+        raise invalid(asked, f"use {MOST_SHARED} in all at most, which is what the largest GPUs give a block")
 
 
 def _check_mask(checks: str | set[str]) -> int:

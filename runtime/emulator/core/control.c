@@ -200,8 +200,9 @@ static void nanosleep(Warp *w, const Insn *i, u32 active) {
 static bool uniform(const u32 *values, u32 active) {
     const u32 first = values[__builtin_ctz(active)];
     u32 different = 0;
-    for (u32 l = 0; l < LANES; l++) different |= (u32)(values[l] != first) << l;
-    return !(different & active);
+    if (active == FULL) for (u32 l = 0; l < LANES; l++) different |= values[l] ^ first;
+    else EACH(active, l) different |= values[l] ^ first;
+    return !different;
 }
 
 /* Of the active lanes those of one group, and whom the group consists of. */

@@ -496,6 +496,7 @@ typedef struct {
 } Access;
 /* One access of `size` bytes per lane: at the addresses in register `operand` plus i->offset, or those in `a`. */
 void resolve(Warp *w, const Insn *i, u32 active, u32 operand, u32 size, u32 space, u32 access, Access *a);
+void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size);
 void resolve_addresses(Warp *w, const Insn *i, u32 active, u32 size, u32 space, u32 access, Access *a);
 void taint(Block *b, const u8 *bytes, u32 size, bool undefined);
 u32 unset_bytes(const Warp *w, u32 lane, const u8 *bytes, u32 size);

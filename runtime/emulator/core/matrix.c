@@ -81,22 +81,31 @@ static void ldmatrix(Warp *w, const Insn *i, u32 active) {
     }
 }
 
+/* The rows of one matrix as the lanes' registers hold them. */
+static void store_rows(const u32 *x, u32 form, u8 (*row)[32]) {
+    for (u32 l = 0; l < LANES; l++) {
+        const u32 g = l / 4, q = l % 4;
+        if (form == M8N8) memcpy(row[g] + 4 * q, x + l, 4);
+        else if (form == M8N8_TRANSPOSED) for (u32 h = 0; h < 2; h++) memcpy(row[2 * q + h] + 2 * g, (const u16 *)(x + l) + h, 2);
+        else for (u32 b = 0; b < 4; b++) row[2 * q + (b & 1)][g + 8 * (b >> 1)] = (u8)(x[l] >> 8 * b);
+    }
+}
+
 /* mod: number of matrices, form, space. Operands: address, registers. */
 static void stmatrix(Warp *w, const Insn *i, u32 active) {
     const u32 count = i->mod[0], form = i->mod[1], wanted = address_lanes(count, 8);
     Access a;
+    u8 data[LANES][32];
     if (active != FULL) report(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 0, active);
+    for (u32 n = 0; n < count; n++) store_rows(SLOT(1 + n), form, data + 8 * n);
+    w->storing = (const u8(*)[32])data;
     resolve(w, i, active & wanted, 0, ROW_BYTES, i->mod[2], WRITE, &a);
+    if (w->m->checks & CHECK_RACE) check_collisions(w, i, &a, ROW_BYTES);
+    w->storing = NULL;
     if (a.lanes != wanted || w->m->stop) return;
+    EACH(a.lanes, l) memcpy(a.bytes[l], data[l], ROW_BYTES);
     for (u32 n = 0; n < count; n++) {
-        const u32 *x = SLOT(1 + n);
         u8 **row = a.bytes + 8 * n;
-        for (u32 l = 0; l < LANES; l++) {
-            const u32 g = l / 4, q = l % 4;
-            if (form == M8N8) memcpy(row[g] + 4 * q, x + l, 4);
-            else if (form == M8N8_TRANSPOSED) for (u32 h = 0; h < 2; h++) memcpy(row[2 * q + h] + 2 * g, (const u16 *)(x + l) + h, 2);
-            else for (u32 b = 0; b < 4; b++) row[2 * q + (b & 1)][g + 8 * (b >> 1)] = (u8)(x[l] >> 8 * b);
-        }
         if (w->undefined[i->operand[1 + n]])
             doubt(w, i, F_UNDEFINED_STORE, (u32)__builtin_ctz(w->undefined[i->operand[1 + n]]), 0, ROW_BYTES);
         if (w->b->tainted || w->undefined[i->operand[1 + n]])

@@ -277,7 +277,7 @@ static void load(Warp *w, const Insn *i, u32 active) {
 }
 
 /* Lanes that store different values to one place in one instruction: which of them stays is not defined. */
-static void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) {
+void check_collisions(Warp *w, const Insn *i, const Access *a, u32 size) {
     u32 lanes = a->shared | a->global, ascending = 1, before = LANES;
     u8 table[64];
     EACH(lanes, l) {

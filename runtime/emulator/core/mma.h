@@ -74,6 +74,8 @@ typedef struct {
 bool fused_step(const Step *s);
 /* mma_columns.c: type, k, registers and fragments count: all of k by sums of 8; false where the operands need another way */
 bool multiply_columns(const Step *s);
-/* mma_codes.c: of `count` instructions, each of which adds to the sums of the one before, how many are done, from the first on */
+/* Of `count` instructions, each of which adds to the sums of the one before, how many are done, from the first on.
+ * mma_ones.c: pieces of 16 bytes; mma_codes.c: m16n8k16 of f16 */
+u32 multiply_by_ones(const struct Fragments *f, u8 *slots, const Insn *i, u32 type, u32 pieces, u32 count);
 u32 multiply_chain(struct Fragments *f, u8 *slots, const Insn *i, u32 count);
 #endif

@@ -56,17 +56,6 @@ INLINE __m512i exponents(__m512i pairs, u32 type) {
     return _mm512_mask_max_epi16(_mm512_set1_epi16(-16384), _mm512_test_epi16_mask(magnitude, magnitude), field, _mm512_set1_epi16(64));
 }
 
-/* Whether a register's lanes 4n + q are the same for all n. */
-INLINE __m512i unlike_columns(const u32 *lanes) {
-    const __m512i x = _mm512_loadu_si512(lanes), y = _mm512_loadu_si512(lanes + ROWS), first = _mm512_shuffle_i32x4(x, x, 0);
-    return _mm512_or_si512(_mm512_xor_si512(x, first), _mm512_xor_si512(y, first));
-}
-INLINE bool same_columns(const u32 *const *registers, u32 count) {
-    __m512i different = unlike_columns(registers[0]);
-    if (count > 1) different = _mm512_or_si512(different, unlike_columns(registers[1]));
-    return !_mm512_test_epi32_mask(different, different);
-}
-
 INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
     __m512i columns[GROUP / 2];
     __m512 sum = _mm512_setzero_ps(), low;
@@ -76,8 +65,6 @@ INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
         memcpy(to->registers[p], s->b[p], sizeof to->registers[p]);
         for (u32 n = 0; n < COLUMNS * GROUP; n += ROWS) /* a column's values lie one after another */
             _mm512_store_ps(to->value[p][0] + n, value(_mm256_loadu_si256((const __m256i *)(s->b[p] + n / 2)), type));
-        for (u32 n = 0; n < COLUMNS * GROUP / 2; n += ROWS)
-            _mm512_store_si512(to->exponent[p][0] + n, exponents(_mm512_loadu_si512(s->b[p] + n), type));
     }
     transpose_pairs(s->b[0], s->b[s->k - 1], columns);
     to->fits = measure(columns, type, &e);
@@ -90,7 +77,6 @@ INLINE void convert_columns(const Step *s, u32 type, Columns *to) {
     }
     e.low = _mm512_and_si512(AS_INTS(low), ALL(0x7F800000)); /* of a power of two, half of it at least */
     to->sums = _mm512_mul_ps(sum, AS_FLOATS(_mm512_sub_epi32(ALL(254u << 23), e.low)));
-    to->alike = same_columns(s->b, s->k);
     to->span = _mm512_sub_epi32(e.top, e.low);
     _mm512_storeu_si512(to->scale, _mm512_sub_epi32(ALL(254u << 23), e.top));
     _mm512_storeu_si512(to->limit, _mm512_sub_epi32(e.low, ALL(EXPONENT(0))));
@@ -131,7 +117,7 @@ INLINE void load_rows(const Step *s, u32 type, u32 piece, __m512i *rows, __m512 
 }
 
 /* Some columns, aligned and cut product by product; false where C is infinite, NaN or next to nothing. */
-INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, u32 columns, const __m512 *c, __m512 *d) {
+INLINE bool cut_products(const Step *s, u32 type, u32 piece, u32 columns, const __m512 *c, __m512 *d) {
     const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
                                                 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const i32 bias = type == F16 ? 15 : 127;
@@ -141,13 +127,15 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
     for (u32 n = 0; n < GROUP / 2; n++) exponent[n] = _mm512_permutexvar_epi16(interleave, exponents(rows[n], type));
     EACH(columns, column) {
         const __m512i magnitude = _mm512_and_si512(AS_INTS(c[column]), ALL(0x7FFFFFFF)), own = _mm512_and_si512(magnitude, ALL(0x7F800000));
-        const float *values = b->value[piece][column];
+        const __m512i pairs = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)(s->b[piece] + GROUP / 2 * column)));
+        const __m512 values = value(lower(pairs), type);
+        const __m512i fields = exponents(pairs, type);
         __m512i top = _mm512_set1_epi16(-32768), sum;
         __m512 scale;
         if (_mm512_cmpge_epi32_mask(magnitude, ALL(EXPONENT(128))) |
             _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, ALL(1)), ALL(EXPONENT(-100) - 1))) return false;
         for (u32 n = 0; n < GROUP / 2; n++)
-            top = _mm512_max_epi16(top, _mm512_add_epi16(exponent[n], ALL(b->exponent[piece][column][n])));
+            top = _mm512_max_epi16(top, _mm512_add_epi16(exponent[n], _mm512_permutexvar_epi32(ALL(n), fields)));
         top = _mm512_srai_epi32(_mm512_max_epi16(top, _mm512_rol_epi32(top, 16)), 22);
         top = _mm512_max_epi32(_mm512_add_epi32(top, ALL(127 - 2 * bias)), _mm512_setzero_si512()); /* zeros have less */
         top = _mm512_slli_epi32(top, 23);
@@ -155,7 +143,7 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
         scale = AS_FLOATS(_mm512_sub_epi32(ALL(EXPONENT(F) + EXPONENT(0)), top));
         sum = _mm512_cvttps_epi32(_mm512_mul_ps(c[column], scale));
         UNROLL for (u32 k = 0; k < GROUP; k++) {
-            const __m512 product = _mm512_mul_ps(a[k], _mm512_set1_ps(values[k]));
+            const __m512 product = _mm512_mul_ps(a[k], _mm512_permutexvar_ps(ALL(k), values));
             sum = _mm512_add_epi32(sum, _mm512_cvttps_epi32(_mm512_mul_ps(product, scale)));
         }
         d[column] = _mm512_mul_ps(_mm512_cvt_roundepi32_ps(sum, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC),
@@ -163,16 +151,15 @@ INLINE bool add_with_cuts(const Step *s, u32 type, u32 piece, const Columns *b, 
     }
     return true;
 }
-#define WITH_CUTS(type, TYPE)                                                                                               \
-    __attribute__((noinline)) static bool add_with_cuts_##type(const Step *s, u32 piece, const Columns *b, u32 columns,     \
-                                                               const __m512 *c, __m512 *d) {                                \
-        return add_with_cuts(s, TYPE, piece, b, columns, c, d);                                                             \
-    }
-WITH_CUTS(f16, F16)
-WITH_CUTS(bf16, BF16)
+__attribute__((noinline)) static bool cut_columns_f16(const Step *s, u32 piece, u32 columns, const __m512 *c, __m512 *d) {
+    return cut_products(s, F16, piece, columns, c, d);
+}
+__attribute__((noinline)) static bool cut_columns_bf16(const Step *s, u32 piece, u32 columns, const __m512 *c, __m512 *d) {
+    return cut_products(s, BF16, piece, columns, c, d);
+}
 
-/* A piece of k in the first columns, as if nothing were cut; those of which that is not certain again. */
-INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 piece, const __m512 *c, __m512 *d) {
+/* A piece of k, as if nothing were cut; columns of which that is not certain again. */
+INLINE bool add_piece(const Step *s, u32 type, const Columns *b, u32 piece, const __m512 *c, __m512 *d) {
     const float *values = b->value[piece][0];
     __mmask16 certain, whole[4] = {0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF};
     __m512i rows[GROUP / 2];
@@ -184,9 +171,9 @@ INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 
     if (!measure(rows, type, &e)) return false;
     certain = _mm512_cmp_ps_mask(_mm512_mul_ps(b->sums, _mm512_set1_ps(_mm512_reduce_max_ps(e.most))), _mm512_set1_ps(0x1p24f), _CMP_LE_OQ);
     certain &= _mm512_cmple_epi32_mask(b->span, ALL((F << 23) - _mm512_reduce_max_epi32(_mm512_sub_epi32(e.top, e.low))));
-    uncertain = ~(u32)certain >> COLUMNS * piece & ((1u << count) - 1);
+    uncertain = ~(u32)certain >> COLUMNS * piece & 0xFF;
     p.scale = _mm512_sub_epi32(ALL(EXPONENT(F)), e.top), p.limit = _mm512_add_epi32(ALL((F + 1) << 23), e.low);
-    UNROLL for (u32 column = 0; column < count; column++) {
+    UNROLL for (u32 column = 0; column < COLUMNS; column++) {
         __m512 sum = _mm512_setzero_ps();
         whole[column % 4] = is_whole_sum(&p, column, c[column], whole[column % 4]);
         UNROLL for (u32 k = 0; k < GROUP; k++) sum = _mm512_fmadd_ps(a[k], _mm512_set1_ps(values[GROUP * column + k]), sum);
@@ -195,65 +182,27 @@ INLINE bool add_piece(const Step *s, u32 type, u32 count, const Columns *b, u32 
     if ((whole[0] & whole[1] & whole[2] & whole[3]) != 0xFFFF) {
         const Piece again = p;
         for (u32 n = 0; n < 4; n++) if (whole[n] != 0xFFFF) suspects |= 0x11u << n;
-        uncertain |= cut_by_c(&again, suspects & ((1u << count) - 1), c);
+        uncertain |= cut_by_c(&again, suspects, c);
     }
-    return !uncertain || (type == F16 ? add_with_cuts_f16 : add_with_cuts_bf16)(s, piece, b, uncertain, c, d);
-}
-
-INLINE bool add_pieces(const Step *s, u32 type, u32 count, const Columns *b, __m512 (*sum)[COLUMNS]) {
-    if (!add_piece(s, type, count, b, 0, sum[0], sum[1])) return false;
-    return s->k == 1 || add_piece(s, type, count, b, 1, sum[1], sum[0]);
-}
-
-/* Whether C's columns are all the same: lanes 4n + q and 4n of two registers. */
-INLINE bool same_sums(const Step *s) {
-    __m512i different = _mm512_setzero_si512();
-    for (u32 r = 0; r < 4; r += 2)
-        for (u32 l = 0; l < LANES; l += ROWS) {
-            const __m512i x = _mm512_loadu_si512((const u32 *)s->c[r] + l), y = _mm512_loadu_si512((const u32 *)s->c[r + 1] + l);
-            different = _mm512_ternarylogic_epi32(different, x, _mm512_shuffle_epi32(x, 0), 0xF6);
-            different = _mm512_ternarylogic_epi32(different, x, y, 0xF6);
-        }
-    return !_mm512_test_epi32_mask(different, different);
-}
-
-/* One column for all. */
-INLINE bool multiply_alike(const Step *s, u32 type, const Columns *b) {
-    const __m512i rows = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    __m512 sum[2][COLUMNS]; /* C and what is added to it, in turns */
-    __m512i c[4];
-    transpose(s->c[0], s->c[2], c);
-    sum[0][0] = AS_FLOATS(c[0]);
-    if (!add_pieces(s, type, 1, b, sum)) return false;
-    for (u32 n = 0; n < 4; n++) {
-        const __m512 four = _mm512_permutexvar_ps(_mm512_add_epi32(rows, ALL(4 * n)), sum[s->k % 2][0]);
-        for (u32 r = 0; r < 2; r++) _mm512_storeu_ps((u32 *)s->d[n / 2 * 2 + r] + n % 2 * ROWS, four);
-    }
-    return true;
+    return !uncertain || (type == F16 ? cut_columns_f16 : cut_columns_bf16)(s, piece, uncertain, c, d);
 }
 
 INLINE bool multiply(const Step *s, u32 type) {
     const Columns *b = columns_of(s, type);
     __m512 sum[2][COLUMNS], half[4];
     if (!b->fits) return false;
-    if (b->alike && same_sums(s)) return multiply_alike(s, type, b);
     for (u32 parity = 0; parity < 2; parity++) {
         __m512i c[4];
         transpose(s->c[parity], s->c[parity + 2], c);
         for (u32 q = 0; q < 4; q++) sum[0][2 * q + parity] = AS_FLOATS(c[q]);
     }
-    if (!add_pieces(s, type, COLUMNS, b, sum)) return false;
+    if (!add_piece(s, type, b, 0, sum[0], sum[1])) return false;
+    if (s->k == 2 && !add_piece(s, type, b, 1, sum[1], sum[0])) return false;
     for (u32 parity = 0; parity < 2; parity++) {
         for (u32 q = 0; q < 4; q++) half[q] = sum[s->k % 2][2 * q + parity];
         transpose_back(half, s->d[parity], s->d[parity + 2]);
     }
     return true;
-}
-
-bool add_to_columns(const Step *s, const __m512 *c, __m512 *d) {
-    const Columns *b = columns_of(s, F16);
-    __m512 half[COLUMNS];
-    return b->fits && add_piece(s, F16, COLUMNS, b, 0, c, half) && add_piece(s, F16, COLUMNS, b, 1, half, d);
 }
 
 static bool multiply_f16(const Step *s) { return multiply(s, F16); }

@@ -64,13 +64,11 @@ INLINE __m256i lower(__m512i x) { return _mm512_castsi512_si256(x); }
 typedef struct {
     _Alignas(CACHE_LINE) u32 registers[PIECES][LANES];
     float value[PIECES][COLUMNS][GROUP];
-    u32 exponent[PIECES][COLUMNS][GROUP / 2]; /* of two k each */
     u32 scale[PIECES][COLUMNS], limit[PIECES][COLUMNS]; /* exponents, to be added to those of rows */
     __m512 sums;  /* of magnitudes, in units of the least */
     __m512i span;
     u32 type, k;  /* k: 0 where there is nothing */
     bool fits;    /* the numbers are what this is for */
-    bool alike;   /* all columns are the same, as those of ones are, by which rows are added up */
 } Columns;
 
 struct Fragments {
@@ -91,7 +89,5 @@ INLINE bool same_registers(const u32 (*kept)[LANES], const Step *s) {
 }
 
 struct Numbers *new_numbers(void);
-/* m16n8k16 of f16 on C by columns; false where an operand is infinite, NaN or C next to nothing. */
-bool add_to_columns(const Step *s, const __m512 *c, __m512 *d);
 #endif
 #endif

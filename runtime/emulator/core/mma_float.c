@@ -411,7 +411,7 @@ void multiply_floats(Warp *w, const Insn *i, const Product *p, u32 *const *d) {
 u32 multiply_plainly(Warp *w, const Insn *i, u32 count) {
     const u32 type = i->mod[1] & 255, k = i->mod[0] & 0xFFFF, pieces = k / 8, *undefined = w->undefined;
     const u16 *a = i->operand + i->dsts, *b = a + 2 * pieces, *c = b + pieces;
-    u32 done = 0;
+    u32 done;
     Step s; /* its arrays are filled as far as they are used */
     if (i->mod[0] >> 16 != 16 || i->mod[1] >> 16 != (F32 << 8 | F32) || type != (i->mod[1] >> 8 & 255)) return 0;
     if (type > BF16 || w->m->arch >= 90 || w->m->numerics != HW || pieces < 1 || pieces > 2) return 0;
@@ -420,7 +420,8 @@ u32 multiply_plainly(Warp *w, const Insn *i, u32 count) {
         for (u32 n = i->dsts; n < (u32)i->dsts + i->srcs; n++) any |= undefined[i->operand[n]];
         if (any) return 0;
     }
-    if (count > 1 && type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
+    done = multiply_by_ones(w->m->fragments, w->slots, i, type, pieces, count);
+    if (!done && count > 1 && type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
     s.type = type, s.k = pieces, s.fragments = w->m->fragments, s.a_slot = a[0], s.b_slot = b[0];
     for (u32 r = 0; r < 2 * pieces; r++) s.a[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * a[r]);
     for (u32 r = 0; r < pieces; r++) s.b[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * b[r]);
