@@ -113,7 +113,7 @@ def test_row_sums_are_shared_by_the_warps_of_a_block(name, group, rest, act, ste
     [
         "u4,group=32,zero=float",
         "u4,group=32,zero=offset,scale=i8,outer=256",
-        "u5,group=16,zero=offset,scale=i8,outer=256",
+        "u2,group=16,zero=offset,scale=i8,outer=256",
     ],
 )
 def test_row_sums_take_a_sixteenth_of_the_products(name, target):
