@@ -15,6 +15,8 @@ from lowbitvm.errors import LowbitvmError
 # what f16, shifted to where f32 has its fields, keeps, and what it is then to be multiplied with
 F16_FIELDS, F16_RAISED = np.int32(-0x70002000), np.float32(2.0**112)
 
+STRIP = 16  # columns of a matrix that is turned
+
 
 def device(array: Array) -> str:
     """Where an array lies: "numpy", "cpu", "cuda:0", ... Raises DTYPE_MISMATCH for what is no array."""
@@ -79,18 +81,19 @@ def cast(array: Array, dtype: DType) -> Array:
 
 
 def single(array: Array) -> Array:
-    """f32 of f16, bf16 or f32, in memory of its own; of f16 what is not finite becomes numbers from 65536 on."""
+    """f32 of floats of 8 to 32 bits, in memory of its own; of f16 what is not finite becomes numbers from 65536 on."""
     if is_tensor(array):
-        return array.float() if array.dtype.itemsize == 2 else array.clone()
-    if array.dtype == np.float32:
-        return array.copy()
+        return array.float() if array.dtype.itemsize < 4 else array.clone()
+    if array.dtype.itemsize != 2:
+        return array.astype(np.float32)
     words: Array = bits(np.ascontiguousarray(array)).astype(np.int32)  # numpy's own casts take several times as long
-    words <<= 13 if array.dtype == np.float16 else 16
-    if array.dtype == np.float16:
-        words &= F16_FIELDS
+    if array.dtype != np.float16:
+        words <<= 16
+        return words.view(np.float32)
+    words <<= 13
+    words &= F16_FIELDS
     numbers = words.view(np.float32)
-    if array.dtype == np.float16:
-        numbers *= F16_RAISED
+    numbers *= F16_RAISED
     return numbers
 
 
@@ -123,6 +126,16 @@ def numbers(like: Array, count: int) -> Array:
 
 def gather(values: Array, index: Array) -> Array:
     return values[index.long()] if is_tensor(index) else values[index]
+
+
+def row_major(matrix: Array) -> Array:
+    """The matrix; one of numpy with contiguous columns as a copy, made strip by strip, which a cache holds."""
+    if is_tensor(matrix) or matrix.shape[0] < STRIP or not 0 < matrix.strides[0] < matrix.strides[1]:
+        return matrix
+    rows = np.empty(matrix.shape, matrix.dtype)
+    for start in range(0, matrix.shape[1], STRIP):
+        rows[:, start : start + STRIP] = matrix[:, start : start + STRIP]
+    return rows
 
 
 def columns(matrix: Array, index: Array) -> Array:

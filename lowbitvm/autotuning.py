@@ -68,16 +68,25 @@ def autotune(
         arrays by name. It gets numpy arrays and packed matrices of such, with any numbers in what is stored to and not
         read. By default the interpreter says what blocks in the corners of the grid store.
     tolerance: how far a float may be from it, relative to the largest of its array, beside one rounding.
-    Raises ARGUMENT_INVALID for names that the kernel does not have, and an empty space.
+    Raises ARGUMENT_INVALID for names that the kernel does not have, an empty space, and values of other types.
     """
+    for name, function in (("prune", prune), ("reference", reference)):
+        if function is not None and not callable(function):
+            raise LowbitvmError("ARGUMENT_INVALID", f"{name} is {function!r}", "give a function, or leave it out")
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise LowbitvmError("ARGUMENT_INVALID", f"the tolerance is {tolerance!r}", "give a number from 0 on")
     return lambda kernel: Autotuned(kernel, _combinations(space), key, prune, reference, tolerance)
 
 
 def _combinations(space: Mapping[str, Sequence[Any]] | Sequence[Config]) -> list[Config]:
-    if isinstance(space, Mapping):
-        found = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
-    else:
-        found = [dict(config) for config in space]
+    try:
+        if isinstance(space, Mapping):
+            found = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+        else:
+            found = [dict(config) for config in space]
+    except (TypeError, ValueError) as error:
+        fix = "give a dict of lists of values, or a list of dicts"
+        raise LowbitvmError("ARGUMENT_INVALID", f"the space is {space!r} ({error})", fix) from error
     if not found or not all(found):
         raise LowbitvmError("ARGUMENT_INVALID", f"the space {space!r} has no configurations", "give values to try")
     return found
@@ -437,7 +446,10 @@ def _fastest(
 
 
 def _blocks(grid: Grid, names: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(grid(names) if callable(grid) else grid)
+    blocks = grid(names) if callable(grid) else grid
+    if not isinstance(blocks, list | tuple):
+        raise LowbitvmError("ARGUMENT_INVALID", f"the grid is {blocks!r}", "give one to three ints, none below 0")
+    return tuple(blocks)
 
 
 def _parts(value: Any) -> list[Any]:
@@ -486,8 +498,8 @@ def _check_names(kernel: Any, configs: Sequence[Config], key: Sequence[str] | No
         raise LowbitvmError("ARGUMENT_INVALID", problem, f"name the same of {sorted(known)} in every configuration")
     dims = {dim for spec in kernel.specs.values() for dim in spec.dims}
     choices = {*dims, *kernel.specs, *kernel.constants} - names
-    if key is not None and not set(key) <= choices:
-        problem = f"the key of {kernel.__name__} is {list(key)}"
+    if key is not None and not (isinstance(key, list | tuple) and choices.issuperset(key)):
+        problem = f"the key of {kernel.__name__} is {key!r}"
         raise LowbitvmError("ARGUMENT_INVALID", problem, f"name some of {sorted(choices)}")
     if "stream" in kernel.constants:
         problem = f"{kernel.__name__} has a constant called stream"

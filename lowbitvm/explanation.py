@@ -1,6 +1,6 @@
 """`lb.explain`: what a linear layer costs on a GPU, and what limits it, as far as it can be said without one."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from lowbitvm import targets
@@ -8,7 +8,7 @@ from lowbitvm.bench.measure import bytes_needed, measure, turn
 from lowbitvm.bench.ours import Exactly, build
 from lowbitvm.candidates import DigitPlan, plan_digits
 from lowbitvm.codegen.convert import PIPES as DECODE_PIPES
-from lowbitvm.codegen.convert import cost, decoder
+from lowbitvm.codegen.convert import Decoder, cost, decoder, multiplications
 from lowbitvm.dtypes import get
 from lowbitvm.errors import LowbitvmError
 from lowbitvm.formats import Format
@@ -146,7 +146,7 @@ def explain(
         traffic,
         of_sm,
         bytes_needed(target),
-        _decode(fmt, act),
+        _decode(fmt, act, tile),
         _by_pipe(loop, loop_weights),
         limits,
         2 * m * n * k / peak / next(iter(limits.values())),
@@ -184,12 +184,16 @@ def _limits(target: Target, loop: "Counter[str]", weights: float, tile: Tile, k:
     return {name: time * scale for name, time in {ISSUE: float(loop.total()), **pipes}.items() if time}
 
 
-def _decode(fmt: Format, act: str) -> dict[str, float]:
-    """The decode's instructions per weight and thread, by pipe."""
+def _decode(fmt: Format, act: str, tile: Tile) -> dict[str, float]:
+    """The decode's instructions per weight and thread, by pipe, with the products with a power of two that it needs."""
+    used = decoder(fmt.code, act)
     pipe_of = dict(DECODE_PIPES.values())
-    pipes: Counter[str] = Counter()
-    for name, count in cost(decoder(fmt.code, act)).items():
+    pipes: dict[str, float] = defaultdict(float)
+    for name, count in cost(used.plain if isinstance(used, Decoder) else used).items():
         pipes[pipe_of[name]] += count
+    products = multiplications(used, tile.bm // 8, max(1, tile.bn // 16 // tile.warps))
+    if products:
+        pipes["half"] += products * CHUNK / 8
     return {name: count / CHUNK for name, count in pipes.items()}
 
 

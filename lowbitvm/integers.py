@@ -229,10 +229,11 @@ def _pack(codes: Array, fmt: Format, scales: Array | None, zeros: Array | None, 
 
     def block(tiles: tuple[slice, slice]) -> None:
         some = slice(tiles[0].start * size, tiles[0].stop * size)
-        check_codes("codes", values[some], fmt.code, fmt.code.step, within=values)
-        stored = _stored(values[some], decomposition)
+        part = arrays.row_major(values[some])
+        check_codes("codes", part, fmt.code, fmt.code.step, within=values)
+        stored = _stored(part, decomposition)
         words[tiles[0]] = _packed(stored, fmt)
-        counted = values[some].astype(np.int8) if decomposition.signed else stored
+        counted = part.astype(np.int8) if decomposition.signed else stored
         sums[some] = sums_of(counted, each) * (1 if decomposition.signed else decomposition.factor)
 
     arrays.for_each_block(values, (words.shape[0], 1), max(1, BLOCK_CODES // max(1, size * columns)), block)
@@ -326,7 +327,7 @@ def check_group(fmt: Format) -> None:
 
 
 def _host(array: Array) -> NumpyArray:
-    host: NumpyArray = np.ascontiguousarray(arrays.host(array.cpu() if dtypes.is_tensor(array) else array))
+    host: NumpyArray = arrays.host(array.cpu() if dtypes.is_tensor(array) else array)
     return host
 
 
@@ -388,6 +389,7 @@ def _packed(stored: NumpyArray, fmt: Format) -> NumpyArray:
     whole = shape[0] * _rows_per_tile(fmt), shape[1] * tile_k(fmt)
     if stored.shape != whole:
         stored = np.pad(stored, ((0, whole[0] - rows), (0, whole[1] - k)))
+    stored = np.ascontiguousarray(stored)
     parts, base = format_digits(fmt).digits, BASES[fmt.digits]
     cut = [_cut(stored, digit, base) for digit in parts]
     if fmt.act is None:

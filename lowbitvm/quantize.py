@@ -223,7 +223,7 @@ class _Job:
 
     def _numbers(self, rows: slice) -> Array:
         """Weights, times the input_scale: f32 where that will do, else f64."""
-        weight = arrays.detached(self.weight)[rows]
+        weight = arrays.row_major(arrays.detached(self.weight)[rows])
         numbers = arrays.cast(weight, dtypes.f64) if dtypes.of(weight) == dtypes.f64 else arrays.single(weight)
         if not self.in_single:
             numbers = arrays.cast(numbers, dtypes.f64)

@@ -120,7 +120,7 @@ def _pack_block(codes: Array, words: Array, code: CodeType, tiles: tuple[slice, 
     words = words[tiles]
     tiles_n, tiles_k = words.shape[:2]
     rows, columns = (slice(s.start * size, s.stop * size) for s, size in zip(tiles, (TILE_N, TILE_K), strict=True))
-    part = codes[rows, columns]
+    part = arrays.row_major(codes[rows, columns])
     check_codes("codes", part, code, code.step, within=codes)
     halves = _empty(codes, (tiles_n * TILE_N, tiles_k * TILE_K), dtypes.u16)
     if tuple(part.shape) != tuple(halves.shape):

@@ -241,7 +241,7 @@ def tuning(mode: Mode, budget_s: float | None = None, group: Any = None) -> Iter
     takes where it is None. group: a torch.distributed process group, of which rank 0 decides for all; its ranks then
     have to meet the same problems in the same order. Contexts nest; the innermost holds. Raises ARGUMENT_INVALID.
     """
-    if budget_s is not None and not budget_s > 0:
+    if budget_s is not None and not (isinstance(budget_s, int | float) and budget_s > 0):
         raise LowbitvmError("ARGUMENT_INVALID", f"a budget of {budget_s!r} s for tuning", "give seconds above 0")
     token = _active.set(Tuning(_mode(mode, "the tuning mode"), budget_s, group))
     try:
@@ -279,60 +279,57 @@ def decided(
     search: called with the seconds that it may take where the problem is to be tuned; None if nothing was found.
     capturing: whether launches are captured into a CUDA graph, so that nothing can be measured or agreed upon.
     """
-    chosen = current()
-    if chosen.mode == "off":
+    asked = _Asked(current(), kind, problem, device, search, capturing)
+    if asked.chosen.mode == "off":
         return None
-    if chosen.group is not None:
-        return _agreed(chosen, kind, problem, device, search, capturing)
-    return _own(chosen, kind, problem, device, search, capturing)
+    return asked.own() if asked.chosen.group is None else asked.agreed()
 
 
-def _own(
-    chosen: Tuning,
-    kind: str,
-    problem: Problem,
-    device: Device,
-    search: Callable[[float | None], Record | None],
-    capturing: bool,
-) -> Record | None:
-    found = database().get(kind, problem, device)
-    better = found is None or (found.how == "modelled" and device.driver is not None)
-    if chosen.mode == "tune" and better and not capturing:
-        tuned = search(chosen.budget_s)
-        if tuned is not None:
-            database().put(kind, problem, device, tuned)
-            return tuned
-    return found
+@dataclass(frozen=True)
+class _Asked:
+    """What `decided` was asked, under the `tuning` that holds."""
 
+    chosen: Tuning
+    kind: str
+    problem: Problem
+    device: Device
+    search: Callable[[float | None], Record | None]
+    capturing: bool
 
-def _agreed(
-    chosen: Tuning,
-    kind: str,
-    problem: Problem,
-    device: Device,
-    search: Callable[[float | None], Record | None],
-    capturing: bool,
-) -> Record | None:
-    """Rank 0's record. All ranks ask for it when they first meet the problem; an error of rank 0 is everybody's."""
-    text = json.dumps([kind, dict(problem), asdict(device)], sort_keys=True)
-    if text not in chosen.agreed and not capturing:
-        distributed = sys.modules["torch.distributed"]
+    def own(self) -> Record | None:
+        """The record of this process's database, after a search where one is due."""
+        found = database().get(self.kind, self.problem, self.device)
+        better = found is None or (found.how == "modelled" and self.device.driver is not None)
+        if self.chosen.mode == "tune" and better and not self.capturing:
+            tuned = self.search(self.chosen.budget_s)
+            if tuned is not None:
+                database().put(self.kind, self.problem, self.device, tuned)
+                return tuned
+        return found
+
+    def agreed(self) -> Record | None:
+        """Rank 0's record. All ranks ask for it when they first meet the problem; an error of rank 0 is everybody's."""
+        agreed = self.chosen.agreed
+        text = json.dumps([self.kind, dict(self.problem), asdict(self.device)], sort_keys=True)
+        if text not in agreed and not self.capturing:
+            record = agreed[text] = self._of_rank_0()
+            if record is not None and database().get(self.kind, self.problem, self.device) != record:
+                database().put(self.kind, self.problem, self.device, record)
+        return agreed.get(text)
+
+    def _of_rank_0(self) -> Record | None:
+        group, distributed = self.chosen.group, sys.modules["torch.distributed"]
         said: list[Any] = [None]
         failure: BaseException | None = None
-        if distributed.get_rank(chosen.group) == 0:
+        if distributed.get_rank(group) == 0:
             try:
-                record = _own(chosen, kind, problem, device, search, capturing)
+                record = self.own()
                 said = [json.dumps(None if record is None else asdict(record))]
             except BaseException as error:  # the other ranks must not wait for ever
                 failure = error
-        source = distributed.get_global_rank(chosen.group, 0)
-        distributed.broadcast_object_list(said, src=source, group=chosen.group)
+        distributed.broadcast_object_list(said, src=distributed.get_global_rank(group, 0), group=group)
         if failure is not None:
             raise failure
         if said[0] is None:
-            raise LowbitvmError("TUNING_FAILED", f"rank 0 failed to tune {kind}", "look at rank 0's error")
-        record = Record.read(json.loads(said[0]))
-        chosen.agreed[text] = record
-        if record is not None and database().get(kind, problem, device) != record:
-            database().put(kind, problem, device, record)
-    return chosen.agreed.get(text)
+            raise LowbitvmError("TUNING_FAILED", f"rank 0 failed to tune {self.kind}", "look at rank 0's error")
+        return Record.read(json.loads(said[0]))

@@ -1,6 +1,5 @@
 """The linear kernel on both executors, and its exact result with what may follow the product, and the bound."""
 
-import math
 from dataclasses import dataclass, replace
 
 import ml_dtypes
@@ -8,23 +7,12 @@ import numpy as np
 
 import lowbitvm as lb
 from lowbitvm import dtypes
-from lowbitvm.bounds import linear_bound, linear_exact
 from lowbitvm.runtime.compiled import launch_grid
 from lowbitvm.runtime.linear import Variant, run_linear
+from lowbitvm.selftest.problems import bounded
 from lowbitvm.tile import Tile
 
 FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
-FUNCTIONS = {
-    None: lambda v: v,
-    "relu": lambda v: np.maximum(v, 0),
-    "silu": lambda v: v / (1 + np.exp(-v)),
-    "gelu": lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
-}
-# |f'| <= 1.13 (gelu; silu 1.1), and what exp, the division and the polynomial add, relative to |v| (kernels/linear.py,
-# dsl.exp): 2^-22 + |v| 2^-23 of an exponential that is at most 1 / |v| of the result where |v| is large.
-SLOPE, FUNCTION_LOSS = 1.13, 2.0**-20
-ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24}
-LARGEST = {"f16": 65504.0, "bf16": 3.38e38, "f32": 3.4e38}
 
 
 @dataclass(frozen=True)
@@ -73,19 +61,4 @@ class Layer:
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """(result in float64, bound of the kernel's error)."""
-        with np.errstate(all="ignore"):
-            function = FUNCTIONS[self.activation]
-            product, loss = linear_exact(self.x, self.w, self.bias), linear_bound(self.x, self.w, self.bias)
-            gated = self.gate is not None
-            inner, inner_loss = (
-                (linear_exact(self.x, self.gate), linear_bound(self.x, self.gate)) if gated else (product, loss)
-            )
-            exact, bound = function(inner), SLOPE * inner_loss + FUNCTION_LOSS * np.abs(inner)
-            if gated:
-                bound = np.abs(exact) * loss + np.abs(product) * bound + loss * bound
-                exact = exact * product
-            if self.residual is not None:
-                exact = exact + self.residual.astype(np.float64)
-            size = np.abs(exact) + bound
-            bound = bound + 2 * ROUNDING["f32"] * (np.abs(exact) + 1) + ROUNDING[self.out] * size + 2.0**-24
-            return exact, np.where(size * (1 + ROUNDING[self.out]) <= LARGEST[self.out], bound, np.inf)
+        return bounded(self.x, self.w, self.gate, self.bias, self.residual, self.activation, self.out)

@@ -388,6 +388,14 @@ def test_a_budget_ends_the_search_after_the_first_that_is_right(quick: None, dat
         ({"space": {"block": []}}, "no configurations"),
         ({"space": []}, "no configurations"),
         ({"space": {}}, "no configurations"),
+        ({"space": {"block": 128}}, "a dict of lists of values"),
+        ({"space": [128, 256]}, "a list of dicts"),
+        ({"space": None}, "the space is None"),
+        ({"key": "n"}, "key of add_scaled is 'n'"),
+        ({"key": 5}, "key of add_scaled is 5"),
+        ({"prune": 3}, "prune is 3"),
+        ({"reference": 4}, "reference is 4"),
+        ({"tolerance": "small"}, "the tolerance is 'small'"),
         ({"key": ["m"]}, r"key of add_scaled is \['m'\].*'alpha', 'n', 'stride', 'x', 'y'"),
         ({"key": ["block"]}, "key of add_scaled"),
     ],
@@ -412,6 +420,12 @@ def test_what_is_no_kernel_is_refused() -> None:
 def test_a_call_that_gives_what_is_tuned_is_refused() -> None:
     with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID.*\['block'\], which are tuned"):
         tunable().best(blocks, arrays(), block=256)
+
+
+@pytest.mark.parametrize("grid", [None, 3, lambda c: 3])
+def test_a_grid_that_is_no_tuple_is_refused(grid: Any) -> None:
+    with pytest.raises(LowbitvmError, match=r"ARGUMENT_INVALID: the grid is (None|3)"):
+        tunable().best(grid, arrays())
 
 
 def test_a_call_without_an_array_is_refused() -> None:

@@ -98,6 +98,18 @@ def test_unpack_inverts_pack(name: str, base: str, weight: bool, shape: tuple[in
 
 
 @pytest.mark.parametrize("base", digits.BASES)
+@pytest.mark.parametrize("weight", [False, True])
+def test_codes_may_have_any_strides(base: str, weight: bool) -> None:
+    codes = drawn("i3", (40, 512)).astype(np.int8)
+    fmt = lb.Format("i3", "channel", act="i8" if weight else None, digits=base)
+    pack = lb.pack_weights if weight else lb.pack_activations
+    for strided in (codes.T, np.asfortranarray(codes), codes[::-2, ::-1], np.broadcast_to(codes[:1], (40, 512))):
+        packed, plain = pack(strided, fmt), pack(strided.copy(order="C"), fmt)
+        assert np.array_equal(packed.words, plain.words) and np.array_equal(packed.sums, plain.sums)
+        assert np.array_equal(packed.unpack(), strided)
+
+
+@pytest.mark.parametrize("base", digits.BASES)
 def test_weights_of_whole_tiles_take_no_more_bytes_than_their_bits(base: str) -> None:
     for name in CODES:
         packed = lb.pack_weights(drawn(name, (32, 512)), lb.Format(name, act="u8", digits=base))

@@ -21,10 +21,19 @@ START = """
 
 
 def kinds(
-    body: str, *, block: int = 64, grid: int = 1, array: object = None, seed: int = 0, **options: object
+    body: str,
+    *,
+    block: int = 64,
+    grid: int = 1,
+    array: object = None,
+    seed: int = 0,
+    target: str = "sm_80",
+    **options: object,
 ) -> list[str]:
     """The kinds of findings of a kernel over one array, 4096 words of zeros unless given."""
-    text = f"{HEADER}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}{START}\n{body}\nret;\n}}\n"
+    text = (
+        f"{HEADER.replace('sm_80', target)}.visible .entry k(.param .u64 x)\n{{\n{REGISTERS}{START}\n{body}\nret;\n}}\n"
+    )
     if array is None:
         array = np.zeros(4096, np.uint32)
     report = emulator.load(text).launch("k", (grid,), (block,), [array], on_finding="collect", seed=seed, **options)
@@ -123,6 +132,31 @@ def test_an_undefined_register_matters_only_where_it_reaches_memory_or_control()
     assert kinds("setp.eq.u32 %p1, %r10, 0; @%p1 bra END; END:") == ["undefined_predicate"]
     assert kinds("setp.eq.u32 %p1, %r1, 0; selp.b32 %r10, %r1, %r11, %p1; @%p1 st.shared.u32 [%r4], %r10;") == []
     assert kinds("shfl.sync.idx.b32 %r10, %r11, 0, 31, -1; st.global.u32 [%d2], %r10;") == ["undefined_store"]
+
+
+def test_matrices_that_warps_store_to_one_place_race_unless_they_are_equal() -> None:
+    store = "and.b32 %r12, %r1, 31; shl.b32 %r12, %r12, 4; add.u32 %r12, %r12, %r2; mov.b32 %r11, {0}; {1}"
+    store += "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r12], {{%r11, %r11, %r11, %r11}};"
+
+    def found(value: str, bend: str = "", block: int = 64) -> list[str]:
+        return kinds(store.format(value, bend), block=block, target="sm_90")
+
+    assert found("7") == [] and found("%r1") == ["race_shared"]
+    bend = "min.u32 %r12, %r12, %r2; "  # all rows of the warp at the first one's place
+    assert found("7", bend, 32) == [] and found("%r1", bend, 32) == ["race_shared"]
+
+
+def test_a_barrier_that_some_threads_came_to_before_they_left_is_diverged() -> None:
+    loop = """setp.ge.u32 %p1, %r1, {first}; selp.b32 %r10, {rounds}, 3, %p1;
+    NEXT: {barrier} sub.u32 %r10, %r10, 1; setp.ne.u32 %p2, %r10, 0; @%p2 bra NEXT;"""
+    for barrier in ("bar.sync 0;", "barrier.sync 0;"):
+        assert caught(loop.format(first=32, rounds=3, barrier=barrier)) == []
+        assert caught(loop.format(first=32, rounds=2, barrier=barrier)) == ["barrier_diverged"]
+        assert caught(loop.format(first=48, rounds=2, barrier=barrier)) == ["barrier_diverged"]
+    leave = (
+        "setp.ge.u32 %p1, %r1, {0}; @%p1 exit; bar.sync 0; bar.sync 0;"  # as kernels begin whose last block is short
+    )
+    assert caught(leave.format(32)) == [] and caught(leave.format(40)) == []
 
 
 def test_an_undefined_predicate_matters_only_where_the_other_leaves_the_result_to_it() -> None:

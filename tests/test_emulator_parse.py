@@ -987,6 +987,17 @@ def test_a_finding_names_the_source_line_of_the_loc_before_it():
     assert [finding.source for finding in report.findings] == ["b.h:17", "a.cu:18"]
 
 
+def test_a_finding_in_an_inlined_function_names_the_line_of_the_kernel_too():
+    deep = ".loc 2 3 1, function_name $L, inlined_at 2 9 4\nst.global.u64 [%rd0], 1;\n"
+    outer = ".loc 2 9 4, function_name $L+8, inlined_at 1 {0} 5\nst.global.u64 [%rd0+{0}], 1;\n"
+    body = deep + outer.format(16) + deep.replace("[%rd0]", "[%rd0+8]") + outer.format(32)
+    text = module(body, '.file 1 "a.cu"\n.file 2 "b.h"')
+    report = emulator.load(text).launch("k", (1,), (1,), [np.zeros(0, np.uint64)], on_finding="collect")
+    inner = ["b.h:3", "b.h:9", "b.h:3", "b.h:9"]
+    expected = [f"{at}, inlined at a.cu:{line}" for at, line in zip(inner, (16, 16, 32, 32), strict=True)]
+    assert [finding.source for finding in report.findings] == expected
+
+
 def test_a_loc_does_not_reach_into_the_next_function():
     first = '.file 1 "a.cu"\n.visible .entry j() {\n.loc 1 5 1\nret;\n}'
     programs = emulator.load(module("", first)).programs

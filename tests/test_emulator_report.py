@@ -3,6 +3,7 @@
 import html.parser
 import io
 import json
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 from lowbitvm.runtime import emulator
 from lowbitvm.runtime.emulator import launch as launching
 from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
+from lowbitvm.runtime.emulator.results import TALLY
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 REGISTERS = ".reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<40>; .reg .f32 %f<16>; .reg .b64 %d<16>;"
@@ -178,7 +180,8 @@ def test_a_product_beyond_its_bound_is_a_finding(monkeypatch: pytest.MonkeyPatch
 
     def run(*args: object) -> object:
         counts, *rest = core.run(*args)
-        return [(*row[:9], 1.5 * (row[10] > 0), *row[10:12], 1, 37) for row in counts], *rest
+        rows = struct.iter_unpack(TALLY, counts)
+        return b"".join(struct.pack(TALLY, *row[:9], 1.5 * (row[10] > 0), *row[10:12], 1, 37) for row in rows), *rest
 
     broken = SimpleNamespace(run=run, opcodes=core.opcodes, instruction_bytes=core.instruction_bytes)
     monkeypatch.setattr(launching, "CORE", broken)

@@ -70,6 +70,12 @@ def test_the_issue_slots_are_those_of_the_instructions_that_are_listed():
     assert 0 < sum(told.decode.values()) < sum(told.instructions.values())
 
 
+@pytest.mark.parametrize(("m", "products"), [(1, 0.125), (64, 0.5)])
+def test_bf16_activations_of_few_rows_are_multiplied_in_place_of_the_weights(m, products):
+    """One product for two weights of a lane; a warp has one register of 8 activations for four of 32 weights."""
+    assert lb.explain("f6e3m2", m, 4096, 4096, act="bf16", target="sm_80").decode["half"] == products
+
+
 def test_too_few_bytes_in_flight_stretch_the_time_of_the_memory():
     told = lb.explain("u1", 1, 4096, 4096, target="sm_90a")
     blocks = math.prod(told.grid)

@@ -242,7 +242,7 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("LOWBITVM_DEVICE", "")
     page = Path(__file__).parent.parent / "docs" / "integers.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 13
+    assert len(blocks) == 14
     file = tmp_path / "example.py"
     file.write_text("\n".join(blocks))
     exec(compile(file.read_text(), str(file), "exec"), {"__name__": "example"})

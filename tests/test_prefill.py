@@ -89,6 +89,45 @@ def test_scales_of_8_bits_are_applied_once_per_block(name, act, steps, m, n, kin
         check(fmt, act, m=m + ROWS // 2, n=n, k=k, target=target, kind=kind)
 
 
+@settings(max_examples=12)
+@given(
+    st.sampled_from(["u1", "i3", "u4", "bp7", "u8", "f4e2m1", "e4m3"]),
+    st.sampled_from([16, 32, 64, 256, "channel", "tensor"]),
+    st.sampled_from(["float,scale=f32", "offset", "offset,scale=i8"]),
+    st.sampled_from(["f16", "bf16"]),
+    st.integers(1, 3),
+    st.integers(33, 140),
+    st.integers(1, 140),
+    st.sampled_from(["sm_75", "sm_80", "sm_89", "sm_120f"]),
+)
+def test_row_sums_are_shared_by_the_warps_of_a_block(name, group, rest, act, steps, m, n, target):
+    outer = f",outer={256 if isinstance(group, int) and m % 2 else 'tensor'}" * ("i8" in rest)
+    fmt = lb.Format.parse(f"{name},group={group},zero={rest}{outer}")
+    act, k = "f16" if target == "sm_75" else act, (256 if 256 in (fmt.outer, group) else 64) * steps
+    every_format.check(every_format.layer(fmt, m, n, k, act, steps, out="f32"), target)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_89"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "u4,group=32,zero=float",
+        "u4,group=32,zero=offset,scale=i8,outer=256",
+        "u2,group=16,zero=offset,scale=i8,outer=256",
+    ],
+)
+def test_row_sums_take_a_sixteenth_of_the_products(name, target):
+    fmt, depth = lb.Format.parse(name), 8 if target == "sm_75" else 16
+    rng = np.random.default_rng(0)
+    weight, x = random_weight(rng, fmt, 128, 512), random_activations(rng, "f16", 64, 512, "normal", fmt)
+    kernel = lb.compile_linear(fmt, target=target, cache=False, bm=64, stages=3, warps=8)
+    report = lb.launch(kernel, (1, 1), {"x": x, "w": weight, "y": np.zeros((64, 128), np.float16)})
+    products, units = 64 * 128 * 512 // (16 * 8 * depth), 512 // 64
+    each = 2 if fmt.group == 16 else 1  # an ldmatrix brings two groups then, each of which is summed
+    assert report.findings == [] and kernel.spills == 0 and report.counters.bank_conflicts == 0
+    assert report.counters.mma == products + each * products // 16 * (units + 1) // units  # one is summed in vain
+
+
 @settings(max_examples=15)
 @given(
     st.sampled_from(["u4,zero=int", "i6,group=channel,zero=float", "mxfp4", "nf4,group=64", "f6e3m2,group=32"]),

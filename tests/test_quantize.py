@@ -203,7 +203,7 @@ def test_float32_rounds_every_code_type_as_float64_does_ties_and_subnormals_incl
     table = rng.choice(np.arange(-64, 64), (1, 1 << code.bits)).astype(np.float16) / 64 if code.values is None else None
     for zero in (None, "int") if code.is_linear else (None,):
         fmt = Format(name, 32, zero, scale, table=None if table is None else "tensor")
-        for dtype in (np.float16, ml_dtypes.bfloat16, np.float32):
+        for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, ml_dtypes.float8_e4m3fn):
             rounded = weight.astype(dtype)
             rounded = abs(rounded) if code.kind == "uint" and zero is None else rounded
             ours = quantize(rounded, fmt, table=table).arrays

@@ -1,11 +1,12 @@
-"""The README's examples run as they stand."""
+"""The examples of the README and of docs/formats.md run as they stand; other pages have tests of their own."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+PAGES = {page: (Path(__file__).parent.parent / page).read_text() for page in ("README.md", "docs/formats.md")}
+BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -17,4 +18,4 @@ def test_the_examples_run(number, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4

@@ -248,7 +248,9 @@ def test_replay_is_the_default_and_the_variable_changes_it(monkeypatch: pytest.M
         current()
 
 
-@pytest.mark.parametrize("arguments", [{"mode": "always"}, {"mode": "tune", "budget_s": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"mode": "always"}, {"mode": "tune", "budget_s": 0}, {"mode": "tune", "budget_s": "1"}]
+)
 def test_a_mode_or_budget_that_is_none_is_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(LowbitvmError, match="ARGUMENT_INVALID"), tuning(**arguments):
         pass

@@ -82,10 +82,10 @@ class Layer:
 
         def expected() -> Sequence[tuple[NumpyArray, NumpyArray | None]]:
             if order is None:
-                return [_bounded(x, w, gate, bias, residual, self.activation, out)]
+                return [bounded(x, w, gate, bias, residual, self.activation, out)]
             plain = [one and replace(one, permutation=None) for one in (w, gate)]
             assert plain[0] is not None
-            return [_bounded(x[:, order], plain[0], plain[1], bias, residual, self.activation, out)]
+            return [bounded(x[:, order], plain[0], plain[1], bias, residual, self.activation, out)]
 
         return Problem(run, expected, self.activation in ("silu", "gelu"))
 
@@ -121,7 +121,7 @@ def _weight(rng: np.random.Generator, fmt: Format, n: int, k: int, order: NumpyA
     return packed
 
 
-def _bounded(
+def bounded(
     x: NumpyArray,
     w: PackedWeight,
     gate: PackedWeight | None,
@@ -130,7 +130,7 @@ def _bounded(
     activation: str | None,
     out: str,
 ) -> tuple[NumpyArray, NumpyArray]:
-    """The layer in float64, and the bound of the kernel's error."""
+    """The layer of weights without a permutation in float64, and the bound of the kernel's error."""
     with np.errstate(all="ignore"):
         function = FUNCTIONS[activation]
         product, loss = linear_exact(x, w, bias), linear_bound(x, w, bias)

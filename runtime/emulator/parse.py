@@ -44,7 +44,8 @@ SIMPLE = re.compile(
 )
 NESTED = re.compile(r"(?:[^,{}()\[\]]+|\{[^{}]*\}|\[[^\[\]{}]*\])+")  # an operand that may hold commas in braces
 LOCATION = re.compile(
-    rf"\s*(\d{{1,9}})\s+(\d{{1,9}})\s+\d+(?:\s*,\s*(?:function_name\s+{NAME}(?:\s*\+\s*\d+)?|inlined_at\s+\d+\s+\d+\s+\d+))*",
+    rf"\s*(\d{{1,9}})\s+(\d{{1,9}})\s+(\d{{1,9}})"
+    rf"(?:\s*,\s*(?:function_name\s+{NAME}(?:\s*\+\s*\d+)?|inlined_at\s+(\d{{1,9}})\s+(\d{{1,9}})\s+(\d{{1,9}})))*",
     re.ASCII,
 )
 VERSION = re.compile(r"\d{1,4}\.\d{1,4}", re.ASCII)
@@ -467,7 +468,10 @@ class _Body:
             match = LOCATION.match(self.text, position)
             if match is None:
                 raise Malformed("expected .loc file line column", start)
-            self.syntax.locations.append((start, int(match[1]), int(match[2])))
+            file, line, column, *caller = (int(group) for group in match.groups() if group is not None)
+            self.syntax.locations.append((start, file, line))
+            if caller:
+                self.syntax.callers[start] = (file, line, column), (caller[0], caller[1], caller[2])
             return match.end()
         reader = Reader(self.text, position)
         if name == ".reg":

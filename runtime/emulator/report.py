@@ -31,7 +31,7 @@ KINDS = (
                   "thread's wait, to other threads after a barrier too"),
     ("race_global", "{size} bytes at {where}: another thread accesses them too, one of the two writes, and nothing "
                     "orders them"),
-    ("barrier_diverged", "a warp-wide or block-wide instruction is executed by the lanes {context:#010x} alone"),
+    ("barrier_diverged", "{diverged}"),
     ("barrier_deadlock", "warps {context:#x} wait {waiting} for what never comes"),
     ("copy_source_size", "the source size {size} is above the copy size {context}, which is undefined"),
     ("copy_never_awaited", "exit with a cp.async of {size} bytes to shared address {address:#x} in flight"),
@@ -53,6 +53,10 @@ WAITING = {16: "in a loop", 17: "at the cluster's barrier"}  # barriers are 0 to
 ENDLESS = (
     "the emulator's limit of {size} is reached (an endless loop?)",
     "the loop waits for what no other thread will do: all of them wait",
+)
+DIVERGED = (
+    "a warp-wide or block-wide instruction is executed by the lanes {context:#010x} alone",
+    "threads that were at this barrier before have exited; the others are there once more",
 )
 INVALID_BARRIER = (
     "barrier {address}: there are 16 barriers, 0 to 15",

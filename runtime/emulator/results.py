@@ -1,5 +1,6 @@
 """From the core's raw results to a report."""
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from lowbitvm.runtime.emulator.classes import CLASSES, class_of, matrix_form
 from lowbitvm.runtime.emulator.decode import Program
 from lowbitvm.runtime.emulator.report import (
     COLUMNS,
+    DIVERGED,
     ENDLESS,
     INVALID_BARRIER,
     INVALID_MBARRIER,
@@ -36,6 +38,7 @@ from lowbitvm.runtime.emulator.variables import REGION_SHIFT
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Tally = np.ndarray[Any, np.dtype[np.uint64]]
+TALLY = "7Q3d2Q2I"  # of each instruction, in core.h: COLUMNS, then a Rounding's fields
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def build_report(
     seconds: float,
 ) -> Report:
     counts, traffic, findings, printed, assertion = raw
-    tally = np.array([row[: len(COLUMNS)] for row in counts], np.uint64)
+    tally = np.frombuffer(counts, np.uint64).reshape(-1, struct.calcsize(TALLY) // 8)[:, : len(COLUMNS)]
     by_line = _grouped(tally, outline.line, len(outline.places))
     rounding = _roundings(counts, launch) if launch.options["numerics"] == "bound" else {}
     total = _worst(rounding.values()) if launch.options["numerics"] == "bound" else None
@@ -101,10 +104,10 @@ def build_report(
     return report
 
 
-def _roundings(counts: list[tuple[Any, ...]], launch: Launch) -> dict[int, Rounding]:
+def _roundings(counts: bytes, launch: Launch) -> dict[int, Rounding]:
     """The rest of a tally's columns, by row, of the rows that computed outputs."""
     made = {}
-    for pc, row in enumerate(counts):
+    for pc, row in enumerate(struct.iter_unpack(TALLY, counts)):
         bound, distance, share, outputs, unbounded, block, thread = row[len(COLUMNS) :]
         if outputs:
             place = _index(block, launch.grid), _index(thread, launch.block)
@@ -189,6 +192,7 @@ def _finding(
     facts["waiting"] = WAITING.get(address, f"at barrier {address}")
     if name == "limit":
         facts["endless"] = ENDLESS[context].format(size=size)
+    facts["diverged"] = DIVERGED[bool(size)].format(context=context)
     if name == "barrier_invalid":
         facts["invalid_barrier"] = INVALID_BARRIER[context].format(address=address, size=size)
     if name == "trap":

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+Location = tuple[int, int, int]  # file, line, column
+MOST_INLINED = 64  # calls within calls
 TYPE_BITS = {f"{kind}{bits}": bits for kind in "bus" for bits in (8, 16, 32, 64)}
 TYPE_BITS |= {"f16": 16, "bf16": 16, "f16x2": 32, "bf16x2": 32, "f32": 32, "f64": 64, "pred": 1, "b128": 128}
 
@@ -210,6 +212,9 @@ class Syntax:
     names: dict[str, Variable] = field(default_factory=dict)  # the module's variables
     files: dict[int, str] = field(default_factory=dict)  # .file
     locations: list[tuple[int, int, int]] = field(default_factory=list)  # .loc: position, file (-1: none), line
+    callers: dict[int, tuple[Location, Location]] = field(
+        default_factory=dict
+    )  # of inlined code: where, and from where
 
     def place(self, position: int) -> tuple[int, int, str]:
         """Line, column (from 1) and source line of a character position."""
@@ -226,13 +231,35 @@ class Syntax:
         return PtxError(problem, *self.place(position))
 
     def sources(self, positions: list[int]) -> list[str | None]:
-        """ "file:line" of the .loc before each position, None where there is none."""
+        """ "file:line" of the .loc before each position, None where there is none.
+
+        Of inlined code: "file:line, inlined at file:line", of the call in the function that the kernel begins with.
+        """
         if not self.locations:
             return [None] * len(positions)
         starts = [start for start, _, _ in self.locations]
+        calls: dict[Location, list[tuple[int, Location]]] = {}
+        for start, (inlined, caller) in self.callers.items():
+            calls.setdefault(inlined, []).append((start, caller))
         result: list[str | None] = []
         for position in positions:
             n = bisect.bisect_right(starts, position) - 1
-            _, file, line = self.locations[n] if n >= 0 else (0, -1, 0)
-            result.append(f"{self.files[file]}:{line}" if file in self.files else None)
+            start, file, line = self.locations[n] if n >= 0 else (0, -1, 0)
+            source = f"{self.files[file]}:{line}" if file in self.files else None
+            if source and start in self.callers:
+                file, line = self._outermost(start, calls)
+                source += f", inlined at {self.files[file]}:{line}" if file in self.files else ""
+            result.append(source)
         return result
+
+    def _outermost(self, start: int, calls: dict[Location, list[tuple[int, Location]]]) -> tuple[int, int]:
+        """Where the code of the .loc at `start` was inlined in the end: call by call, as the nearest .loc has it."""
+        caller = self.callers[start][1]
+        for _ in range(MOST_INLINED):
+            if caller not in calls:
+                break
+            found = calls[caller]
+            n = bisect.bisect_left(found, start, key=lambda one: one[0])
+            near = found[max(n - 1, 0) : n + 1]
+            caller = min(near, key=lambda one: abs(one[0] - start))[1]
+        return caller[:2]

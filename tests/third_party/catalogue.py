@@ -233,6 +233,10 @@ def cuda(name: str, arch: str) -> CudaSource:
     return CudaSource(f"cuda/{name}.cu", arch)
 
 
+def mistakes(clean: bool) -> CudaSource:
+    return CudaSource("cuda/mistakes.cu", "sm_80", ("CLEAN",) if clean else ())
+
+
 SPARSE = ("f16", "tf32", "s8", "s4")
 
 
@@ -245,7 +249,7 @@ BY_VALUE = CudaSource("cuda/by_value.cu", "sm_80", cutlass=True)
 
 def everything() -> list[CudaSource | TritonKernel]:
     found: list[CudaSource | TritonKernel] = [atoms(arch) for arch in reversed(ATOMS)]
-    found.append(BY_VALUE)
+    found += [BY_VALUE, mistakes(False), mistakes(True)]
     found += [sparse(config) for config in SPARSE]
     found += [gemm(config) for configs in GEMMS.values() for config in configs]
     found += [cuda(name, arch) for name, targets in CUDA_TARGETS.items() for arch in targets]

@@ -77,6 +77,26 @@ static bool same_in_all(const Warp *w, const Insn *i, u32 operand, u32 active) {
     return true;
 }
 
+/* A barrier of the whole block, at which threads have been that have exited since: those that left a loop sooner than the
+ * others. Who leaves before his first barrier, as many kernels begin, is not missed. */
+static void check_meeting(Warp *w, const Insn *i, u32 active) {
+    u32 n = 0;
+    for (u32 k = 0; k < w->m->warps; k++) {
+        const Warp *other = w->b->warp + k;
+        const u32 threads = warp_threads(w->m, k), gone = (threads == LANES ? FULL : (1u << threads) - 1) & ~other->live;
+        for (u32 at = 0; gone && at < other->meetings; at++) if (other->met_at[at] == i && other->met[at] & gone) {
+            const u32 lane = (u32)__builtin_ctz(other->met[at] & gone);
+            report_other(w, i, F_BARRIER_DIVERGED, (u32)__builtin_ctz(active), 0, 1,
+                         (Party){(i32)(i - w->m->code), w->b->index, k * LANES + lane});
+            return;
+        }
+    }
+    while (n < w->meetings && w->met_at[n] != i) n++;
+    if (n == MEETINGS) return;
+    if (n == w->meetings) w->met_at[w->meetings] = i, w->met[w->meetings++] = 0;
+    w->met[n] |= active;
+}
+
 /* Operands: [result], barrier, [threads], [predicate]; mod: what, whether there are threads, whether the predicate is
  * negated. All live lanes of the warp have arrived. */
 static void barrier(Warp *w, const Insn *i, u32 active) {
@@ -94,6 +114,7 @@ static void barrier(Warp *w, const Insn *i, u32 active) {
         report(w, i, F_BARRIER_INVALID, lane, given, expected, 1);
         expected = expected / LANES * LANES;
     }
+    if (!expected && kind != ARRIVE && m->checks & CHECK_BARRIER) check_meeting(w, i, active);
     if (!expected) expected = all_threads(m);
     if (bar->arrived && bar->expected != expected) report(w, i, F_BARRIER_INVALID, lane, given, expected, 2);
     if (m->stop) return;

@@ -295,7 +295,7 @@ void start_warp(Warp *w, u32 lanes) {
     w->live = w->mask = lanes;
     w->pc = 0, w->reconverge = -1, w->state = RUNNING;
     w->path[0] = (Path){.pc = 0, .reconverge = -1, .mask = lanes, .join = NO_JOIN};
-    w->paths = 1, w->current = 0, w->converged = 0;
+    w->paths = 1, w->current = 0, w->converged = 0, w->meetings = 0;
     w->yields = false, w->polled_at = w->loaded_at = NULL, w->since_look = 0, w->polled[0] = w->polled[1] = 0;
     for (u32 n = 0; n < JOINS; n++) w->join[n].pc = -2;
 }

@@ -30,6 +30,7 @@ typedef int64_t i64;
 #define MAX_WARPS 32
 #define MAX_WORKERS 256
 #define BARRIERS 16
+#define MEETINGS 16 /* barrier instructions of which a warp keeps who was there */
 
 /* Hot loops are built twice where the compiler can choose at load time, which is before a sanitizer's runtime starts. */
 #if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
@@ -134,6 +135,8 @@ struct Warp {
     u8 state, barrier;
     const u8 (*storing)[32];   /* what the present store writes, per lane; NULL: not known */
     const Insn *loaded_at; /* its last load */
+    const Insn *met_at[MEETINGS]; /* barriers of the whole block, */
+    u32 met[MEETINGS], meetings;  /* and the lanes that have been at each */
     const Insn *waiting_at, *polled_at; /* its barrier; where it last looked for others' doing */
     u64 polled[2]; /* and at which two addresses */
     u64 since_look; /* instructions */
@@ -228,7 +231,7 @@ typedef struct {
 #define MAX_FINDINGS 1024
 #define MAX_DOUBTS 256
 
-/* What one instruction did so far. */
+/* What one instruction did so far; results.py reads it as it is. */
 typedef struct {
     u64 executed, lanes; /* warp instructions issued; the lanes that were active in them, summed */
     u64 wavefronts, least_wavefronts; /* of shared memory; the fewest possible */

@@ -8,7 +8,6 @@
 #include "mma_columns.h"
 
 #ifdef HAS_COLUMNS
-#define CODE 0x1p-24f /* the least f16 */
 #define NO_CODES ALL(0xF800F800) /* bits that they have not */
 /* Exponents between which a C is that can be counted in the units of no products, in which it is not cut. */
 #define TINY (-60)
@@ -24,7 +23,7 @@ typedef struct {
 typedef struct Numbers {
     _Alignas(CACHE_LINE) u32 registers[PIECES][LANES];
     u8 scale[PIECES][2][COLUMNS][16];    /* exponents of 2^F / the largest products with codes: of which of the first or last four k */
-    float value[PIECES][COLUMNS][GROUP]; /* in units of codes */
+    float value[PIECES][COLUMNS][GROUP];
     __m512i products, sums;              /* of each column: its limits, */
     __m512 ratio;
     Limits all[PIECES], but_one[PIECES]; /* those of all columns of a piece, and of all but the finest */
@@ -101,8 +100,7 @@ __attribute__((noinline)) static void make_ready(const Step *s, Numbers *to) {
         memcpy(to->registers[p], s->b[p], sizeof to->registers[p]);
         note_scales(to->registers[p], to->scale[p]);
         for (u32 n = 0; n < COLUMNS; n += ROWS / GROUP) /* a column's numbers lie one after another */
-            _mm512_store_ps(to->value[p][n], _mm512_mul_ps(value(_mm256_load_si256((const __m256i *)(to->registers[p] + n * GROUP / 2)), F16),
-                                                           _mm512_set1_ps(CODE)));
+            _mm512_store_ps(to->value[p][n], value(_mm256_load_si256((const __m256i *)(to->registers[p] + n * GROUP / 2)), F16));
     }
     measure_columns(to);
     to->made = true;
@@ -123,20 +121,21 @@ typedef struct {
 } Codes;
 
 INLINE void load_codes(const u32 *x, const u32 *y, Codes *restrict c) {
-    __m512i rows[GROUP / 2], used = _mm512_setzero_si512(), any = used, bits;
-    transpose(x, y, rows);
+    __m512i pairs[GROUP / 2], used = _mm512_setzero_si512(), any = used, bits;
+    __m256i bytes;
+    transpose_pairs(x, y, pairs);
     UNROLL for (u32 n = 0; n < GROUP / 2; n++) {
-        any = _mm512_or_si512(any, rows[n]);
-        used = _mm512_mask_add_epi16(used, _mm512_test_epi16_mask(rows[n], rows[n]), used, _mm512_set1_epi16((i16)(1 << 2 * n)));
-        _mm512_store_ps(c->value[2 * n], _mm512_cvtepi32_ps(_mm512_and_si512(rows[n], ALL(0xFFFF))));
-        _mm512_store_ps(c->value[2 * n + 1], _mm512_cvtepi32_ps(_mm512_srli_epi32(rows[n], 16)));
+        any = _mm512_or_si512(any, pairs[n]);
+        used = _mm512_mask_add_epi16(used, _mm512_test_epi16_mask(pairs[n], pairs[n]), used, _mm512_set1_epi16((i16)(1 << 2 * n)));
+        _mm512_store_ps(c->value[2 * n], value(lower(pairs[n]), F16));
+        _mm512_store_ps(c->value[2 * n + 1], value(upper(pairs[n]), F16));
     }
-    used = _mm512_or_si512(used, _mm512_srli_epi32(used, 15));
-    used = _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(used));
+    bytes = _mm256_or_si256(lower(used), _mm256_slli_epi16(upper(used), 1));
+    used = _mm512_broadcast_i32x4(_mm256_cvtepi16_epi8(bytes));
     c->first = _mm512_and_si512(used, _mm512_set1_epi8(15));
     c->last = _mm512_and_si512(_mm512_srli_epi16(used, 4), _mm512_set1_epi8(15));
     c->good = !_mm512_test_epi32_mask(any, NO_CODES);
-    bits = _mm512_or_si512(_mm512_and_si512(any, ALL(0xFFFF)), _mm512_srli_epi32(any, 16));
+    bits = _mm512_cvtepu16_epi32(_mm256_or_si256(lower(any), upper(any)));
     any = _mm512_and_si512(bits, _mm512_sub_epi32(_mm512_setzero_si512(), bits));
     c->unit = AS_INTS(_mm512_mask_cvtepi32_ps(AS_FLOATS(ALL(EXPONENT(11))), _mm512_test_epi32_mask(bits, bits), any));
     c->ratio = AS_FLOATS(_mm512_sub_epi32(AS_INTS(_mm512_cvtepi32_ps(bits)), _mm512_sub_epi32(c->unit, ALL(EXPONENT(0)))));

@@ -421,7 +421,7 @@ u32 multiply_plainly(Warp *w, const Insn *i, u32 count) {
         if (any) return 0;
     }
     done = multiply_by_ones(w->m->fragments, w->slots, i, type, pieces, count);
-    if (!done && count > 1 && type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
+    if (!done && type == F16 && pieces == 2) done = multiply_chain(w->m->fragments, w->slots, i, count);
     s.type = type, s.k = pieces, s.fragments = w->m->fragments, s.a_slot = a[0], s.b_slot = b[0];
     for (u32 r = 0; r < 2 * pieces; r++) s.a[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * a[r]);
     for (u32 r = 0; r < pieces; r++) s.b[r] = (const u32 *)(w->slots + (size_t)SLOT_BYTES * b[r]);

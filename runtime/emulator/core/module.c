@@ -161,18 +161,8 @@ static int take_arrays(Run *r, PyObject *list) {
 }
 
 static PyObject *results(const Machine *m) {
-    PyObject *tally = PyList_New(0), *traffic = PyList_New(0), *findings = PyList_New(0), *printed = PyList_New(0), *item;
-    for (u32 n = 0; n < m->count; n++) {
-        const Tally *t = m->tally + n;
-        item = Py_BuildValue("KKKKKKKdddKKII", (unsigned long long)t->executed, (unsigned long long)t->lanes,
-                             (unsigned long long)t->wavefronts, (unsigned long long)t->least_wavefronts,
-                             (unsigned long long)t->sectors, (unsigned long long)t->least_sectors,
-                             (unsigned long long)t->worst_conflict, t->bound, t->distance, t->worst_share,
-                             (unsigned long long)t->outputs, (unsigned long long)t->unbounded, t->worst_block,
-                             t->worst_thread);
-        PyList_Append(tally, item);
-        Py_DECREF(item);
-    }
+    PyObject *traffic = PyList_New(0), *findings = PyList_New(0), *printed = PyList_New(0), *item;
+    PyObject *tally = PyBytes_FromStringAndSize((const char *)m->tally, (Py_ssize_t)(m->count * sizeof *m->tally));
     for (u32 n = 0; n < m->array_count; n++) {
         item = Py_BuildValue("KKKK", (unsigned long long)m->traffic[n].read, (unsigned long long)m->traffic[n].written,
                              (unsigned long long)traffic_distinct(m, n, false),
