@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from lowbitvm.formats import Format
 from lowbitvm.targets import L2_BYTES, L2_LATENCY_NS, LATENCY_NS, OVERHEAD_US, Target
-from lowbitvm.tile import SMALL_ROWS, SPLIT_K, Tile, blocks_per_sm, k_ahead
+from lowbitvm.tile import SMALL_ROWS, SPLIT_K, SUMMED, Tile, blocks_per_sm, k_ahead, shares_sums
 
 START = 400  # cycles of a block before its loop and after it
 FEATURES, ROWS = 16, 8  # of x's and the weights' share of an mma.sync
@@ -36,7 +36,7 @@ def predicted_us(
     pipes = max(  # cycles of an SM for one k of a block
         2 * weights * tile.bm * tile.bn / (gpu.f16 * (gpu.sync_share or 1)),
         weights * tile.bn * DECODE.get(fmt.code.kind, DECODE_INTEGERS) / LANES,
-        _wavefronts(tile, fmt, weights),
+        _wavefronts(tile, fmt, target, weights),
     )
     loaded, chain, ahead = stored * tile.bn + 2 * tile.bm, _chain(tile, fmt, weights), k_ahead(tile, fmt)
     times = []
@@ -54,14 +54,14 @@ def predicted_us(
     return times
 
 
-def _wavefronts(tile: Tile, fmt: Format, weights: int) -> float:
+def _wavefronts(tile: Tile, fmt: Format, target: Target, weights: int) -> float:
     """Passes over the banks of shared memory for one k of a block: x is read by all warps, and codes once.
 
     Where warps share decoded weights, each of them reads half of x. A look-up gives two weights of a lane; what is
     looked up for several warps goes there and back once more.
     """
     codes = 0.0 if tile.direct else 2 * fmt.bits / 8
-    shares = tile.bm > SMALL_ROWS
+    shares = tile.bm > SMALL_ROWS or (tile in SUMMED and shares_sums(tile, fmt, target))
     found = (6 if shares else 2) if fmt.code.kind == "table" else 0
     readers = tile.warps / 2 if shares else tile.warps
     return (weights * tile.bn * (codes + found) + 2 * tile.bm * (1 + readers)) / WAVEFRONT

@@ -35,8 +35,8 @@ from lowbitvm.tile import (
 ACCUMULATORS = 64  # f32 per thread; twice as many spill
 DECODE_ROWS = 16  # up to which the bytes of the weights are the limit
 MOST_REGISTERS = {8: 128, 16: 168}  # by bm, of a thread that streams codes: more leave too few warps to hide latencies
-LITTLE = 0.02  # of a layer's time: more splits must gain more than that
-UNLIKE = 0.03  # the same of another tile than the one for the rows
+LITTLE = 0.01  # of a layer's time: more splits must gain more than that
+UNLIKE = 0.02  # the same of another tile than the one for the rows
 DEEP_STAGES = 6  # that few blocks hide the latency with
 GATHERED_ROWS = 4  # that half of a block's threads with gathers take
 GATHER_REGISTERS = 24  # that gathering takes beside the rest
@@ -92,11 +92,12 @@ def _others(tile: Tile, fmt: Format, target: Target, weights: int) -> Iterator[T
     deep = replace(tile, direct=0) if tile.direct else replace(tile, stages=max(tile.stages, DEEP_STAGES))
     free = target.shared_per_block - TABLE_BYTES * (fmt.code.kind == "table")
     deeper = tile.bm <= SMALL_ROWS and target.has_async_copies and k_ahead(deep, fmt) > k_ahead(tile, fmt)
-    if deeper and staged_bytes(deep, fmt, weights) <= free:
+    sharing = tile in SUMMED  # whose shared memory is full
+    if deeper and not sharing and staged_bytes(deep, fmt, weights) <= free:
         yield deep
-    if tile.direct:
-        narrow = replace(tile, bn=tile.bn // 2)
-        yield replace(narrow, direct=direct_k(narrow, fmt, target, weights))
+    if tile.bm <= SMALL_ROWS and not sharing and fmt.group not in (16, 32):
+        narrow = replace(tile, bn=tile.bn // 2, warps=min(tile.warps, tile.bn // (2 * BLOCK)))
+        yield replace(narrow, direct=direct_k(narrow, fmt, target, weights) if tile.direct else 0)
     if tile.bm >= SMALL_ROWS and tile.warps == 8:
         yield linear_tile(tile.bm // 2, fmt, target, False, weights)
 

@@ -296,7 +296,7 @@ def test_every_record_that_ships_is_modelled_and_holds_a_legal_tile(file: Path) 
     target, _ = targets.gpu(file.stem)
     assert (table["gpu"], table["target"], table["version"]) == (file.stem, target.name, lb.__version__)
     shapes = {shape for layers in SHAPES.values() for shape in layers.values()}
-    assert len(table["entries"]) > 20
+    assert table["entries"]
     for entry in table["entries"]:
         layer = Layer.of(entry["problem"], target.name)
         record = Record(**entry["record"])
