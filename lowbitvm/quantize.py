@@ -81,9 +81,8 @@ def quantize(
     input_scale: floats (K). What is rounded is the weight that multiplies x as this one multiplies x * input_scale.
     permutation: as `pack` takes it; weight keeps its own order.
     A format with `act` gives integers in digits; `lb.linear` and `lb.matmul` multiply them with integers. Where it does
-    not say which digits, the plan chooses them, as for `lb.best_digits`, for m rows of activations (None: those that
-    lose least at any number of rows) on a target (None: the GPU that the weight is on, or LOWBITVM_DEVICE's; without
-    one the digits that every GPU has).
+    not say which digits, they are s8, as those of activations, which every GPU has; for a target the plan chooses them,
+    as for `lb.best_digits`, for m rows of activations (None: those that lose least at any number of rows).
 
     Raises ARGUMENT_INVALID for non-finite weights, negative ones with unsigned codes and zero=None, ranges that
     overflow the scale dtype, an unknown method, and a table missing or not wanted; SHAPE_MISMATCH, DTYPE_MISMATCH,
@@ -93,16 +92,9 @@ def quantize(
     shape = tuple(getattr(weight, "shape", ()))
     if fmt.act is not None and fmt.digits is None and len(shape) == 2 and 0 not in shape:
         n, k = map(int, shape)
-        fmt = digits_for(fmt, m, n, k, _device_target(weight) if target is None else target)
+        fmt = digits_for(fmt, m, n, k, target)
     parts = _parts(weight, fmt, method, table, input_scale, permutation)
     return pack(**parts, fmt=fmt, permutation=permutation)
-
-
-def _device_target(weight: Array) -> str | None:
-    # Weights are rounded below the runtime, and planned for where it would run them.
-    from lowbitvm.runtime.launch import device_target_of
-
-    return device_target_of(weight)
 
 
 def quantize_weights(weight: Array, fmt: Format | str) -> PackedDigits:

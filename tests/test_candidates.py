@@ -119,10 +119,11 @@ def test_digits_without_rows_lose_little_at_any_number_of_them() -> None:
     assert lb.quantize(weight[:16], fmt).format.digits == "s8"
 
 
-def test_weights_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_without_a_target_are_those_of_activations_wherever_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWBITVM_DEVICE", "emulator:sm_80")
-    packed = lb.quantize(np.ones((64, 512), np.float32), lb.Format("i4", act="i4"), m=64)
-    assert packed.format.digits == "s4"
+    weight, x = np.ones((8, 512), np.float32), np.ones((3, 512), np.float16)
+    packed, codes = lb.quantize(weight, lb.Format("i2", act="i8")), lb.quantize_activations(x, lb.Format("i8"))
+    assert packed.format.digits == codes.format.digits == "s8"
 
 
 def test_planning_the_digits_of_a_layer_takes_a_few_milliseconds() -> None:

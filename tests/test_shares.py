@@ -59,7 +59,7 @@ def test_finish_times_of_w4a4_and_w4a8_are_within_five_percent(n: int, k: int, m
     narrow = "s4" if "s4" in found.digits else "s8"
     wide = k // 4 // 128 * 128
     formats = [(lb.Format("i8", digits="s8"), wide), (lb.Format("i4", digits=narrow), k - wide)]
-    mixed = [[lb.Format("i4", act="i8")], [lb.Format("i4", act="i4", digits=narrow)]]
+    mixed = [[lb.Format("i4", act="i8", digits="s8")], [lb.Format("i4", act="i4", digits=narrow)]]
     tile = shared_tile(mixture_tile(m, formats, [mixed], [0, 0], False, found), 2)
     tiles = -(-m // tile.bm) * -(-n // tile.bn)
     steps = tuple(-(-size // bk) for (_, size), bk in zip(formats, tile.bk, strict=True))

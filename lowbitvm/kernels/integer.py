@@ -1,7 +1,7 @@
 """The product of two matrices of integer codes, exact or scaled, with what may follow it in the same kernel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lowbitvm import dsl
@@ -223,18 +223,16 @@ def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Valu
 
 def corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
     """The sums of products over k of the values, less their zeros, from those without the offsets."""
-    return (total * w.factor if w.factor > 1 else total) + _correction(a, w, k)
+    return sum(_corrections(a, w, k), total * w.factor if w.factor > 1 else total)
 
 
-def _correction(a: Numbers, w: Numbers, k: Value | int) -> Value | int:
+def _corrections(a: Numbers, w: Numbers, k: Value | int) -> Iterator[Value]:
     """What sums over k of products without the offsets lack of those of the values, less their zeros."""
-    total: Value | int = 0
     if a.sums is not None:
-        total = a.sums * w.offset
+        yield a.sums * w.offset
     if w.sums is not None:
         of_w = w.sums * w.factor if w.factor > 1 else w.sums
-        total = (of_w if a.sums is None else of_w + k * w.offset) * a.offset + total
-    return total
+        yield (of_w if a.sums is None else of_w + k * w.offset) * a.offset
 
 
 def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Value:
@@ -244,7 +242,7 @@ def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Valu
     """
     if most >= 1 << 22 or w.factor > 1:
         return corrected(product, a, w, k).to(f32)
-    start = dsl.full(product.shape, PATTERN, i32) + _correction(a, w, k)
+    start = sum(_corrections(a, w, k), dsl.full(product.shape, PATTERN, i32))
     return dsl.bitcast(start + product, f32) - 1.5 * 2**23
 
 
