@@ -222,8 +222,11 @@ def grouped(a: Side, weights: Sequence[Side], bk: int, stages: int) -> list[Valu
 
 
 def corrected(total: Value, a: Numbers, w: Numbers, k: Value | int) -> Value:
-    """The sums of products over k of the values, less their zeros, from those without the offsets."""
-    return sum(_corrections(a, w, k), total * w.factor if w.factor > 1 else total)
+    """The sums of products over k of the values, less their zeros, from those without the offsets.
+
+    Term by term, each of which needs the registers of only one more row of numbers.
+    """
+    return sum(_corrections(a, w, k), _times(total, w.factor))
 
 
 def _corrections(a: Numbers, w: Numbers, k: Value | int) -> Iterator[Value]:
@@ -231,18 +234,24 @@ def _corrections(a: Numbers, w: Numbers, k: Value | int) -> Iterator[Value]:
     if a.sums is not None:
         yield a.sums * w.offset
     if w.sums is not None:
-        of_w = w.sums * w.factor if w.factor > 1 else w.sums
+        of_w = _times(w.sums, w.factor)
         yield (of_w if a.sums is None else of_w + k * w.offset) * a.offset
+
+
+def _times(value: Value, factor: int) -> Value:
+    return value * factor if factor > 1 else value
 
 
 def _to_float(product: Value, a: Numbers, w: Numbers, k: int, most: int) -> Value:
     """`corrected` in f32, for integers up to `most`: where that is below 2^22, by two additions.
 
     Integers from -2^22 on are added to the pattern of 1.5 * 2^23, whose last bit is 1: the pattern of their sum.
+    What is added does not wait for the product.
     """
+    correction = sum(_corrections(a, w, k))
     if most >= 1 << 22 or w.factor > 1:
-        return corrected(product, a, w, k).to(f32)
-    start = sum(_corrections(a, w, k), dsl.full(product.shape, PATTERN, i32))
+        return (_times(product, w.factor) + correction).to(f32)
+    start = dsl.full(product.shape, PATTERN, i32) + correction
     return dsl.bitcast(start + product, f32) - 1.5 * 2**23
 
 
