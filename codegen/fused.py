@@ -140,8 +140,8 @@ def chosen_fused(fmt: Format, act: str, columns: int, row_tiles: int) -> Fused |
     """`fused_scales` where a format has them and where they take no more instructions than scaling the sums.
 
     Per group and row tile: four products for 16 of k, less those with a power of two that they take the place of,
-    against four of each n8 tile of activations; codes with a bias
-    take one more, against four and the sums of the activations, and so do offsets, but a matrix product each 16 of k.
+    against four of each n8 tile of activations; codes with a bias take one more, against four and the sums of the
+    activations, and so do offsets, but a matrix product each 16 of k.
     """
     if fmt.zero not in (None, "offset") or isinstance(fmt.group, str) or fmt.group > LONGEST_FUSED:
         return None
